@@ -1,0 +1,52 @@
+"""flaxresnet: residual networks for image classification in JAX and Flax."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flaxresnet.classifier import Classifier, Prediction
+    from flaxresnet.config import TrainConfig
+    from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+    from flaxresnet.errors import UserError
+    from flaxresnet.evaluation import Evaluation, evaluate
+    from flaxresnet.models.batch_stats import measure_batch_stats
+    from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
+    from flaxresnet.models.conv import Conv
+    from flaxresnet.models.resnet import ResNet, ResNet50
+    from flaxresnet.training.loop import Run, fit
+
+# Each name is imported when it is first asked for, so that `import flaxresnet` costs what is used of it.
+_HOME = {
+    "Classifier": "flaxresnet.classifier",
+    "Conv": "flaxresnet.models.conv",
+    "ConvolutionalBlock": "flaxresnet.models.blocks",
+    "Dataset": "flaxresnet.data.dataset",
+    "Evaluation": "flaxresnet.evaluation",
+    "IdentityBlock": "flaxresnet.models.blocks",
+    "Prediction": "flaxresnet.classifier",
+    "ResNet": "flaxresnet.models.resnet",
+    "ResNet50": "flaxresnet.models.resnet",
+    "Run": "flaxresnet.training.loop",
+    "Splits": "flaxresnet.data.dataset",
+    "TrainConfig": "flaxresnet.config",
+    "UserError": "flaxresnet.errors",
+    "evaluate": "flaxresnet.evaluation",
+    "fit": "flaxresnet.training.loop",
+    "measure_batch_stats": "flaxresnet.models.batch_stats",
+    "open_dataset": "flaxresnet.data.dataset",
+}
+
+__all__ = list(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'flaxresnet' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

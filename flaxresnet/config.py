@@ -1,0 +1,181 @@
+"""Every option of a training run, once: its type, default, help text and check; to and from JSON."""
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from flaxresnet.errors import UserError
+
+Check = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it after "must be"
+
+# What an option left at None becomes. `tutorial` is what the two Keras tutorials do; `robust` is made for photos
+# that other people take: light label smoothing, augmentation, and a learning rate that rises and then falls.
+RECIPES: dict[str, dict[str, Any]] = {
+    "tutorial": {
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+        "label_smoothing": 0.0,
+        "augment": 0.0,
+        "momentum": 0.99,
+    },
+    "robust": {
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "label_smoothing": 0.05,
+        "augment": 1.0,
+        "momentum": 0.9,
+    },
+}
+
+
+def at_least(low: float) -> Check:
+    return (lambda value: value >= low), f"at least {low}"
+
+
+def between(low: float, high: float) -> Check:
+    return (lambda value: low <= value <= high), f"between {low} and {high}"
+
+
+def one_of(*choices: str) -> Check:
+    return (lambda value: value in choices), " or ".join(map(repr, choices))
+
+
+POSITIVE: Check = (lambda value: value > 0), "above 0"
+FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
+
+
+def option(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained. Options whose default is None take the recipe's value.
+
+    Raises UserError (a ValueError), naming the option and its value, where a value is of the wrong type or out of
+    range.
+    """
+
+    data: str | None = None
+    """HDF5 file, or a folder with a train and a test HDF5 file, in the tutorials' layout. Left out: `datasets/` if it
+    holds such files, else hand signs drawn by the program."""
+
+    workdir: str = "runs/default"
+    """Folder of the run: configuration, metrics and checkpoints. A run found there goes on where it stopped."""
+
+    epochs: int = option(20, at_least(1))
+    """Passes over the training images, counted from the beginning of the run."""
+
+    batch_size: int = option(32, at_least(1))
+    """Images in a training step, over all devices together."""
+
+    seed: int = option(0, between(0, 2**32 - 1))
+    """Start of every random number: initial weights, order of the images, augmentation, drawn hand signs."""
+
+    recipe: Literal["robust", "tutorial"] = option("robust", one_of(*RECIPES))
+    """`robust`: warm-up and cosine learning rate, label smoothing, augmentation. `tutorial`: what the Keras tutorials
+    do, plain Adam."""
+
+    model: Literal["resnet14", "resnet26", "resnet50"] = option("resnet50", one_of("resnet14", "resnet26", "resnet50"))
+    """Depth of the network."""
+
+    width: int = option(64, at_least(1))
+    """Features of the first convolution; every other layer's width is a multiple of it."""
+
+    stem_relu: bool = True
+    """A ReLU after `bn_conv1`. One of the two tutorials leaves it out."""
+
+    learning_rate: float | None = option(None, POSITIVE)
+    """Adam's step size, the highest one where the schedule changes it."""
+
+    schedule: Literal["constant", "cosine"] | None = option(None, one_of("constant", "cosine"))
+    """Course of the learning rate after the warm-up: constant, or falling to zero along a half cosine."""
+
+    warmup_epochs: float | None = option(None, at_least(0))
+    """Epochs in which the learning rate rises from zero."""
+
+    label_smoothing: float | None = option(None, FRACTION)
+    """Share of the target probability that is spread evenly over all classes."""
+
+    augment: float | None = option(None, between(0, 2))
+    """Strength of random rotation, scale, shift, contrast, brightness and colour; 0 turns all augmentation off."""
+
+    flip: bool = True
+    """Augmentation mirrors half of the images; turn it off where left and right differ in meaning."""
+
+    momentum: float | None = option(None, FRACTION)
+    """Momentum of batch norm's running statistics."""
+
+    recalibrate: int = option(512, at_least(0))
+    """Training images from which batch norm's statistics are measured before each evaluation; 0 uses the running
+    averages."""
+
+    resume: bool = True
+    """Go on with the run found in the workdir; otherwise start anew and keep the old run beside it, renamed."""
+
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is faster."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "workdir"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            check_value(f.name, getattr(self, f.name), hints[f.name], f.metadata.get("check"))
+
+    def resolve(self) -> Self:
+        """The same configuration with every option that was left to the recipe filled in."""
+        left = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **left)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_json`. Raises UserError for a name that is no option, or a value that does not fit."""
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(f"unknown options {unknown}; the options are those of `python train.py --help`")
+        return cls(**values)
+
+
+def flag(name: str) -> str:
+    """How an option is written on the command line: `batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_value(name: str, value: Any, hint: Any, check: Check | None) -> None:
+    """Raises UserError unless `value` is of the type `hint` and passes `check`."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union \
+        else (hint,)
+    if value is None and type(None) in allowed:
+        return
+    if not any(_is_of_type(value, kind) for kind in allowed):
+        expected = " or ".join(_type_name(kind) for kind in allowed if kind is not type(None))
+        raise UserError(f"{flag(name)} must be {expected}, not {value!r}")
+    if check is not None and not check[0](value):
+        raise UserError(f"{flag(name)} must be {check[1]}, not {value!r}")
+
+
+def _is_of_type(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]

@@ -1,0 +1,132 @@
+"""The tutorials' HDF5 layout: `train_set_x`, `train_set_y`, `test_set_x`, `test_set_y` and `list_classes`.
+
+`*_set_x` is (n, height, width, 3) uint8; `*_set_y` is (n,) integers or (n, classes) one-hot; `list_classes` names the
+classes. The splits may be in one file or in two. Files are opened read-only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.errors import UserError
+
+
+def read_hdf5(files: Sequence[Path], source: str) -> Splits:
+    """Reads the training and the test split from one or more files.
+
+    Raises:
+      UserError: a file cannot be read, a split is there twice, none is there, a split is malformed, or the two
+        differ in image size or class names.
+    """
+    found: dict[str, tuple[Path, Dataset]] = {}
+    for path in files:
+        for name, split in _read_file(path).items():
+            if name in found:
+                raise UserError(
+                    f"{name}_set_x is in both {found[name][0]} and {path}; give one file, or a folder with one of each"
+                )
+            found[name] = path, split
+    if not found:
+        raise UserError(
+            f"{source} has neither train_set_x nor test_set_x; the tutorials' layout keeps images there "
+            "and labels in train_set_y and test_set_y"
+        )
+    splits = {name: split for name, (_, split) in found.items()}
+    if len(splits) == 2:
+        _check_agreement(source, splits)
+    return Splits(train=splits.get("train"), test=splits.get("test"), source=source)
+
+
+def write_hdf5(path: Path, name: str, split: Dataset) -> None:
+    """Writes one split (`name` is "train" or "test") as a file in the tutorials' layout."""
+    with h5py.File(path, "w") as file:
+        file[f"{name}_set_x"] = split.images
+        file[f"{name}_set_y"] = split.labels.astype(np.int64)
+        file["list_classes"] = np.array([c.encode() for c in split.class_names])
+
+
+def _read_file(path: Path) -> dict[str, Dataset]:
+    try:
+        with h5py.File(path, "r") as file:
+            return {name: _read_split(path, file, name) for name in ("train", "test") if f"{name}_set_x" in file}
+    except UserError:
+        raise
+    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for foreign, truncated and damaged files
+        raise UserError(f"{path} cannot be read as HDF5 ({_first_line(error)}); is it whole, and an HDF5 file?") from error
+
+
+def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
+    where = f"{path}: {name}_set_x"
+    x = _array(path, file, f"{name}_set_x")
+    if x.ndim != 4 or x.shape[-1] != 3:
+        raise UserError(f"{where} has shape {x.shape}, not (images, height, width, 3); store RGB images in that order")
+    if x.dtype != np.uint8:
+        raise UserError(f"{where} holds {x.dtype}, not uint8; store pixels as whole numbers from 0 to 255")
+    if 0 in x.shape:
+        raise UserError(f"{where} is empty (shape {x.shape}); give at least one image")
+    if f"{name}_set_y" not in file:
+        raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
+    names = _class_names(path, file)
+    labels = _labels(f"{path}: {name}_set_y", _array(path, file, f"{name}_set_y"), len(x), names)
+    given = names is not None
+    return Dataset(x, labels, names or tuple(str(i) for i in range(int(labels.max()) + 1)), given)
+
+
+def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
+    item = file[key]
+    if not isinstance(item, h5py.Dataset):
+        raise UserError(f"{path}: {key} is a group, not an array")
+    return np.asarray(item[()])
+
+
+def _labels(where: str, y: np.ndarray, count: int, names: tuple[str, ...] | None) -> np.ndarray:
+    """Integer or one-hot labels as (n,) int32, checked."""
+    if y.ndim not in (1, 2) or len(y) != count:
+        raise UserError(f"{where} has shape {y.shape} for {count} images; give one label an image")
+    if y.dtype.kind not in "iuf" or not np.all(np.isfinite(y)) or np.any(y != np.floor(y)):
+        raise UserError(f"{where} holds labels that are not whole numbers ({y.dtype}); number the classes from 0")
+    if y.ndim == 2 and y.shape[1] > 1:
+        if not (np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1)):
+            raise UserError(f"{where} has shape {y.shape} but its rows are not one-hot; set one 1 in each row")
+        if names is not None and y.shape[1] != len(names):
+            raise UserError(f"{where} is one-hot over {y.shape[1]} classes, but list_classes names {len(names)}")
+        y = y.argmax(axis=1)
+    y = y.reshape(-1)
+    top = len(names) - 1 if names is not None else np.iinfo(np.int32).max
+    wrong = y[(y < 0) | (y > top)]
+    if wrong.size:
+        classes = f"the {len(names)} classes are 0 to {top}" if names is not None else "number the classes from 0"
+        raise UserError(f"{where} holds the label {int(wrong[0])}; {classes}")
+    return y.astype(np.int32)
+
+
+def _class_names(path: Path, file: h5py.File) -> tuple[str, ...] | None:
+    if "list_classes" not in file:
+        return None
+    values = _array(path, file, "list_classes").reshape(-1).tolist()
+    return tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
+
+
+def _check_agreement(source: str, splits: dict[str, Dataset]) -> None:
+    train, test = splits["train"], splits["test"]
+    if train.image_size != test.image_size:
+        raise UserError(
+            f"{source}: training images are {train.image_size} pixels (height, width) but test images are "
+            f"{test.image_size}; store both in one size"
+        )
+    if train.class_names != test.class_names and train.names_given and test.names_given:
+        raise UserError(f"{source}: list_classes is {train.class_names} for training but {test.class_names} for test")
+    if not train.names_given or not test.names_given:
+        longest = max(train, test, key=lambda s: (s.names_given, len(s.class_names))).class_names
+        for name, split in splits.items():
+            if int(split.labels.max()) >= len(longest):
+                raise UserError(f"{source}: {name}_set_y holds the label {int(split.labels.max())}; "
+                                f"the {len(longest)} classes are 0 to {len(longest) - 1}")
+            splits[name] = Dataset(split.images, split.labels, longest, train.names_given or test.names_given)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__

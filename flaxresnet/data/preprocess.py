@@ -1,0 +1,84 @@
+"""From a picture file to what the network takes: decode, resize, scale. Training and prediction share this file."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxresnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photo becomes the network's input; stored with the weights.
+
+    Attributes:
+      height, width: pixels of the network's input.
+      resize: the filter with which a photo is brought to that size, sides independently, as the tutorials' `load_img`
+        does: a filter of Pillow's, by name.
+      scale: what pixel values 0–255 are multiplied by.
+    """
+
+    height: int
+    width: int
+    resize: str = "bicubic"
+    scale: float = 1 / 255
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(**values)
+
+    def load(self, photo: str | Path | IO[bytes] | np.ndarray) -> np.ndarray:
+        """A photo in the network's size: (height, width, 3), uint8. See `decode` for what is read and raised."""
+        from PIL import Image
+
+        image = photo if isinstance(photo, np.ndarray) else decode(photo)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        resample = Image.Resampling[self.resize.upper()]
+        return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample))
+
+    def scaled(self, images: jax.Array) -> jax.Array:
+        """uint8 images (…, height, width, 3) as the float32 that the network takes."""
+        return images.astype(jnp.float32) * self.scale
+
+
+def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
+    """Reads any picture that Pillow reads as (height, width, 3) uint8 RGB.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is brought to 8 bits; of an animation the
+    first frame is taken.
+
+    Raises:
+      UserError: there is no such file, or it is no picture that can be decoded.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(photo) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith(("I", "F")):
+                return _from_wide_grey(np.asarray(image, np.float64))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{photo} does not exist; give the path of a picture") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{photo} cannot be read as a picture ({reason}); give a JPEG, PNG or the like") from error
+
+
+def _from_wide_grey(image: np.ndarray) -> np.ndarray:
+    """Grey of more than 8 bits, (height, width), as RGB: 16-bit values keep their upper byte, 8-bit values stay."""
+    grey = image / 257 if image.max(initial=0) > 255 else image
+    return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)

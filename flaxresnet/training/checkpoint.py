@@ -1,0 +1,99 @@
+"""Checkpoints of a run: the latest and the best one, written by Orbax in the background.
+
+A checkpoint holds three items, so that each reader loads no more than it needs: `params`, `eval_stats` (the batch-norm
+statistics measured for these parameters) and `training` (running averages, optimiser state, step).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from flaxresnet.errors import UserError
+from flaxresnet.training.state import TrainState
+
+# Orbax tells every save's stages as warnings and information; a run prints one line an epoch.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def rank(metrics: dict[str, float]) -> tuple[float, float]:
+    """What makes a checkpoint the best: test accuracy, then the lower test loss."""
+    return metrics["test_accuracy"], -metrics["test_loss"]
+
+
+class Checkpoints:
+    """The checkpoints in a folder. A context manager: leaving it waits for what is being written."""
+
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        keep = [policies.LatestN(n=1), policies.BestN(get_metric_fn=rank, n=1)]
+        options = ocp.CheckpointManagerOptions(
+            best_fn=rank,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, eval_stats: Any, metrics: dict[str, float]) -> None:
+        """Starts writing a checkpoint; `metrics` hold `test_accuracy` and `test_loss`."""
+        training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                eval_stats=ocp.args.StandardSave(eval_stats),
+                training=ocp.args.StandardSave(training),
+            ),
+            metrics=metrics,
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings)."""
+        training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
+        found = self._restore(self.latest_step(), params=state.params, training=training)
+        return state.replace(params=found["params"], **found["training"])
+
+    def restore_variables(self, variables: Any, which: str = "latest") -> Any:
+        """Parameters and measured statistics for prediction.
+
+        Args:
+          variables: {"params", "batch_stats"} of arrays or shapes, which says what is expected and where it goes.
+          which: "latest" or "best".
+
+        Raises:
+          UserError: there is no checkpoint, or it does not fit.
+        """
+        step = {"latest": self._manager.latest_step, "best": self._manager.best_step}[which]()
+        found = self._restore(step, params=variables["params"], eval_stats=variables["batch_stats"])
+        return {"params": found["params"], "batch_stats": found["eval_stats"]}
+
+    def _restore(self, step: int | None, **expected: Any) -> Any:
+        if step is None:
+            raise UserError(f"{self._folder} holds no finished checkpoint; train for at least one epoch first")
+        shapes = jax.tree.map(_abstract, expected)
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()})
+        try:
+            return self._manager.restore(step, args=args)
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"checkpoint {self._folder / str(step)} cannot be restored: {reason}") from error
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """An array's shape, dtype and placement; without a placement, the first local device's."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

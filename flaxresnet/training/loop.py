@@ -1,0 +1,284 @@
+"""`fit`: the training run, and the only place with side effects."""
+
+import os
+import sys
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flaxresnet.config import TrainConfig
+from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+from flaxresnet.data.loader import DeviceLoader
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.errors import UserError
+from flaxresnet.models.batch_stats import measure_batch_stats
+from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training.metrics import NO_STEP, Metrics
+from flaxresnet.training.optimizer import make_optimizer, make_schedule
+from flaxresnet.training.progress import Reporter
+from flaxresnet.training.run_folder import RunFolder, RunInfo
+from flaxresnet.training.state import TrainState
+from flaxresnet.training.step import make_eval_step, make_train_step
+
+# Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
+STEPS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+      workdir: its folder.
+      history: the rows of `metrics.jsonl`, one an epoch.
+      test_loss, test_accuracy: of the last epoch, on all test images.
+    """
+
+    workdir: Path
+    history: list[dict[str, Any]]
+
+    @property
+    def test_loss(self) -> float:
+        return self.history[-1]["test_loss"]
+
+    @property
+    def test_accuracy(self) -> float:
+        return self.history[-1]["test_accuracy"]
+
+
+def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
+    """Trains a network, or goes on with the run found in `config.workdir`.
+
+    Args:
+      config: see `TrainConfig`; options left at None take the recipe's value.
+      verbose: print what is loaded, a progress bar and a line an epoch.
+
+    Returns:
+      The run. Its folder holds `config.json`, `metrics.jsonl` and `checkpoints/`.
+
+    Raises:
+      UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
+    """
+    config = config.resolve()
+    if config.compilation_cache:
+        use_compilation_cache()
+    reporter = Reporter(verbose, config.epochs, config.batch_size)
+    splits = open_dataset(config.data, config.seed)
+    for line in splits.describe():
+        reporter.note(line)
+    train, test = check_splits(splits, config)
+
+    info = describe_run(config, splits.source, train)
+    folder = prepare_folder(info, reporter)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        return Trainer(info, train, test, folder, checkpoints, reporter).run()
+
+
+class Trainer:
+    """One run's compiled functions and the loop over epochs."""
+
+    def __init__(
+        self,
+        info: RunInfo,
+        train: Dataset,
+        test: Dataset,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        reporter: Reporter,
+    ) -> None:
+        self.config, self.folder, self.checkpoints, self.reporter = info.config, folder, checkpoints, reporter
+        mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        self.train = DeviceLoader(train, self.config.batch_size, self.replicated, split)
+        self.test = DeviceLoader(test, self.config.batch_size, self.replicated, split)
+        reporter.steps_per_epoch = self.train.steps_per_epoch
+
+        self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
+        self._compile(info, train.image_size)
+
+    def _compile(self, info: RunInfo, image_size: tuple[int, int]) -> None:
+        """Compiles every function of the loop, once, before the first step."""
+        start = time.perf_counter()
+        config, model, preprocessing = self.config, info.model(), info.preprocessing
+        optimizer = make_optimizer(self.schedule)
+        create = partial(TrainState.create, model, optimizer, jax.random.key(config.seed), image_size)
+        # From here on `state` is only shapes; `run` fills it, from a checkpoint or afresh.
+        self.state = _with_sharding(jax.eval_shape(create), self.replicated)
+        self.zero = jax.device_put(Metrics.zero(), self.replicated)
+        self.sample = self.train.sample(config.recalibrate, config.seed)
+        batch = next(self.test.in_order())
+        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+        def measure(params: Any, images: jax.Array) -> Any:
+            return measure_batch_stats(model, params, preprocessing.scaled(images))
+
+        jit = partial(jax.jit, out_shardings=self.replicated)
+        lowered = [
+            jit(make_train_step(model, optimizer, preprocessing, config), donate_argnums=0).lower(
+                self.state, self.zero, batch
+            ),
+            jit(make_eval_step(model, preprocessing)).lower(variables, self.zero, batch),
+            jit(measure).lower(self.state.params, self.sample),
+        ]
+        with ThreadPoolExecutor() as threads:
+            self.train_step, self.eval_step, self.measure = threads.map(lambda program: program.compile(), lowered)
+        self._create = jit(create)
+        devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+        self.reporter.note(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
+
+    def run(self) -> Run:
+        """Trains the epochs that are left, with a row and a checkpoint for each."""
+        rows = self._begin()
+        for epoch in range(len(rows) + 1, self.config.epochs + 1):
+            row, eval_stats = self._epoch(epoch)
+            rows.append(row)
+            # The row comes first: a checkpoint without its row could not be told from one of another run.
+            self.folder.append_metrics(row)
+            self.checkpoints.save(self.state, eval_stats, {k: row[k] for k in ("test_loss", "test_accuracy")})
+            self.reporter.row(row)
+        return Run(self.folder.path, rows)
+
+    def _begin(self) -> list[dict[str, Any]]:
+        """Fills the state, from the latest checkpoint or afresh; returns the rows of the epochs that it has seen."""
+        rows: list[dict[str, Any]] = []
+        if (step := self.checkpoints.latest_step()) is None:
+            # Run once: thorough compilation of all the random draws would take longer than the draws themselves.
+            self.state = self._create.lower().compile({"xla_backend_optimization_level": 0})()
+        else:
+            self.state = self.checkpoints.restore(self.state)
+            rows = self.folder.read_metrics()[: step // self.train.steps_per_epoch]
+            self.reporter.note(f"going on after epoch {len(rows)} of {self.config.epochs} with {self.folder.path}")
+        self.folder.write_metrics(rows)
+        return rows
+
+    def _epoch(self, epoch: int) -> tuple[dict[str, Any], Any]:
+        """Trains and evaluates for one epoch: its row, and the statistics that it was evaluated with."""
+        start = time.perf_counter()
+        train_loss, train_accuracy = self._train(epoch)
+        trained = time.perf_counter()
+        eval_stats = self._eval_stats()
+        measured = time.perf_counter()
+        test_loss, test_accuracy = self._evaluate(eval_stats)
+        images = self.train.steps_per_epoch * self.config.batch_size
+        row = {
+            "epoch": epoch,
+            "step": int(self.state.step),
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "learning_rate": float(self.schedule(int(self.state.step) - 1)),
+            "seconds": trained - start,
+            "images_per_second": images / (trained - start),
+            "recalibrate_seconds": measured - trained,
+            "evaluate_seconds": time.perf_counter() - measured,
+        }
+        return row, eval_stats
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        metrics, under_way = self.zero, deque[tuple[int, Metrics]]()
+        with self.reporter.epoch(epoch) as update:
+            for done, batch in enumerate(self.train.epoch(self.config.seed, epoch), start=1):
+                self.state, metrics = self.train_step(self.state, metrics, batch)
+                under_way.append((done, metrics))
+                if len(under_way) > STEPS_AHEAD:
+                    done, oldest = under_way.popleft()
+                    update(done, *self._checked(oldest))
+            return self._checked(metrics)
+
+    def _checked(self, metrics: Metrics) -> tuple[float, float]:
+        """Mean loss and accuracy; raises UserError where a step's loss was not finite."""
+        if (step := int(metrics.bad_step)) != NO_STEP:
+            kept = self.checkpoints.latest_step()
+            after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
+            raise UserError(
+                f"the loss was not finite at step {step} ({after}); try a --learning-rate below "
+                f"{self.config.learning_rate}, and look at the data with `python -m flaxresnet check-data`"
+            )
+        return metrics.means()
+
+    def _eval_stats(self) -> Any:
+        if not self.config.recalibrate:
+            return self.state.batch_stats
+        return jax.block_until_ready(self.measure(self.state.params, self.sample))
+
+    def _evaluate(self, eval_stats: Any) -> tuple[float, float]:
+        variables = {"params": self.state.params, "batch_stats": eval_stats}
+        metrics = self.zero
+        for batch in self.test.in_order():
+            metrics = self.eval_step(variables, metrics, batch)
+        return metrics.means()
+
+
+def _with_sharding(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """Both splits, or UserError where training cannot begin with them."""
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        if split is None:
+            raise UserError(f"{splits.source} has no {name} split; give a file or folder with both")
+    train, test = splits.train, splits.test
+    if len(train.class_names) < 2:
+        raise UserError(f"{splits.source} has one class ({train.class_names[0]}); a classifier needs two or more")
+    if min(train.image_size) < SMALLEST_IMAGE:
+        height, width = train.image_size
+        raise UserError(f"{splits.source} has images of {height}×{width} pixels; the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more")
+    if config.batch_size > len(train):
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
+    if config.batch_size % jax.device_count():
+        raise UserError(f"--batch-size {config.batch_size} cannot be divided over {jax.device_count()} devices; give a multiple of {jax.device_count()}")
+    return train, test
+
+
+def describe_run(config: TrainConfig, source: str, train: Dataset) -> RunInfo:
+    packages = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return RunInfo(
+        config=config,
+        class_names=train.class_names,
+        preprocessing=Preprocessing(*train.image_size),
+        data={"source": source, "train_images": len(train), "fingerprint": train.fingerprint()},
+        versions={"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:  # importlib.metadata's PackageNotFoundError: a checkout that is not installed
+        return "not installed"
+
+
+def prepare_folder(info: RunInfo, reporter: Reporter) -> RunFolder:
+    """The run's folder, its `config.json` written; raises UserError where it holds a different run."""
+    folder = RunFolder(info.config.workdir)
+    if folder.exists():
+        if not info.config.resume:
+            reporter.note(f"the run in {folder.path} is kept as {folder.set_aside()}")
+        elif difference := info.difference(folder.read_info()):
+            raise UserError(
+                f"--workdir {folder.path} holds a run with {difference}; give another --workdir, "
+                "or --no-resume to start anew"
+            )
+    folder.write_info(info)
+    return folder
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX has been told of another one."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "flaxresnet" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,68 @@
+"""Sums that become a loss and an accuracy, and what can be said of an accuracy honestly."""
+
+import math
+from typing import Self
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NO_STEP = -1
+
+
+class Metrics(flax.struct.PyTreeNode):
+    """Sums over images, added up on the device so that the host need not wait for a step.
+
+    Attributes:
+      loss: summed cross-entropy, float32 scalar, nats.
+      correct: images whose largest logit is their label's, float32 scalar.
+      count: images, float32 scalar.
+      bad_step: the first step whose objective was not finite, else `NO_STEP`; int32 scalar.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+    bad_step: jax.Array
+
+    @classmethod
+    def zero(cls) -> Self:
+        return cls(*(jnp.zeros(()) for _ in range(3)), jnp.full((), NO_STEP, jnp.int32))
+
+    def add(self, losses: jax.Array, correct: jax.Array, mask: jax.Array) -> Self:
+        """Adds (batch,) losses and hits where `mask`, (batch,) 0 or 1, is 1."""
+        return self.replace(
+            loss=self.loss + jnp.sum(losses * mask),
+            correct=self.correct + jnp.sum(correct * mask),
+            count=self.count + jnp.sum(mask),
+        )
+
+    def mark(self, objective: jax.Array, step: jax.Array) -> Self:
+        """Remembers `step` if it is the first whose objective is not finite."""
+        first = (self.bad_step == NO_STEP) & ~jnp.isfinite(objective)
+        return self.replace(bad_step=jnp.where(first, step, self.bad_step))
+
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy an image; waits for the device."""
+        count = max(float(self.count), 1.0)
+        return float(self.loss) / count, float(self.correct) / count
+
+
+def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a proportion, 95% by default (Wilson 1927, JASA 22:209–212).
+
+    Returns:
+      Lower and upper bound, within [0, 1]; (0, 1) where `count` is 0.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    share, weight = correct / count, z * z / count
+    centre = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes), int: row = true class, column = predicted class."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

@@ -1,0 +1,145 @@
+"""A run's folder on disk: `config.json`, which makes it describe itself, and `metrics.jsonl`, one row an epoch."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from flaxresnet.config import TrainConfig, flag
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.errors import UserError
+from flaxresnet.models.resnet import STAGE_SIZES, ResNet
+
+FORMAT = 1
+
+# Options that may differ between a run and its continuation: they do not change what a step computes.
+MAY_CHANGE = {"data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"}
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What `config.json` holds: everything needed to rebuild the network and to feed it.
+
+    Attributes:
+      config: the resolved options.
+      class_names: one a class, in the order of the logits.
+      preprocessing: from a photo to the network's input.
+      data: where the training data came from, how many images, and their fingerprint.
+      versions: of the packages that the run was made with.
+    """
+
+    config: TrainConfig
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+    def model(self) -> ResNet:
+        c = self.config.resolve()
+        return ResNet(
+            num_classes=len(self.class_names),
+            stage_sizes=STAGE_SIZES[c.model],
+            width=c.width,
+            stem_relu=c.stem_relu,
+            momentum=c.momentum,
+        )
+
+    def difference(self, other: Self) -> str | None:
+        """How `other`, a stored run, differs in what training computes, as words; None where it does not."""
+        mine, theirs = self.config.to_json(), other.config.to_json()
+        for name, value in mine.items():
+            if name not in MAY_CHANGE and value != theirs[name]:
+                return f"{flag(name)} {theirs[name]}, not {value}"
+        if self.class_names != other.class_names:
+            return f"classes {', '.join(other.class_names)}, not {', '.join(self.class_names)}"
+        if self.data["fingerprint"] != other.data["fingerprint"]:
+            return f"other training data ({other.data['source']}, fingerprint {other.data['fingerprint'][:12]})"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "config": self.config.to_json(),
+            "class_names": list(self.class_names),
+            "preprocessing": self.preprocessing.to_json(),
+            "data": self.data,
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(
+            config=TrainConfig.from_json(values["config"]),
+            class_names=tuple(values["class_names"]),
+            preprocessing=Preprocessing.from_json(values["preprocessing"]),
+            data=values["data"],
+            versions=values["versions"],
+        )
+
+
+class RunFolder:
+    """Reads and writes the files of a run, other than its checkpoints."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+
+    def exists(self) -> bool:
+        return self._config.exists()
+
+    def read_info(self) -> RunInfo:
+        """Raises UserError where there is no run, or its `config.json` is damaged or of a newer format."""
+        if not self.exists():
+            raise UserError(f"{self.path} holds no run (no config.json); give the --workdir of a finished training")
+        try:
+            values = json.loads(self._config.read_text())
+            if values["format"] > FORMAT:
+                raise UserError(f"{self._config} has format {values['format']}; this version reads up to {FORMAT}")
+            return RunInfo.from_json(values)
+        except UserError as error:
+            raise UserError(f"{self._config}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._config} is damaged ({type(error).__name__}: {error}); restore it") from error
+
+    def write_info(self, info: RunInfo) -> None:
+        """Raises UserError where the folder cannot be made or written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(self._config, json.dumps(info.to_json(), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--workdir {self.path} cannot be written: {error.strerror}") from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of finished epochs; a last line that was cut off is left out."""
+        rows = []
+        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        _replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def set_aside(self) -> Path:
+        """Renames the folder to the first free `NAME.1`, `NAME.2`, … and says which."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

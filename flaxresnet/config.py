@@ -63,11 +63,10 @@ class TrainConfig:
     """
 
     data: str | None = None
-    """HDF5 file, or a folder with a train and a test HDF5 file, in the tutorials' layout. Left out: `datasets/` if it
-    holds such files, else hand signs drawn by the program."""
+    """HDF5 file, or folder with a train and a test one. Left out: `datasets/` if it has some, else drawn hand signs."""
 
     workdir: str = "runs/default"
-    """Folder of the run: configuration, metrics and checkpoints. A run found there goes on where it stopped."""
+    """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
 
     epochs: int = option(20, at_least(1))
     """Passes over the training images, counted from the beginning of the run."""
@@ -76,11 +75,10 @@ class TrainConfig:
     """Images in a training step, over all devices together."""
 
     seed: int = option(0, between(0, 2**32 - 1))
-    """Start of every random number: initial weights, order of the images, augmentation, drawn hand signs."""
+    """Start of all random numbers: first weights, order of the images, augmentation, drawn hand signs."""
 
     recipe: Literal["robust", "tutorial"] = option("robust", one_of(*RECIPES))
-    """`robust`: warm-up and cosine learning rate, label smoothing, augmentation. `tutorial`: what the Keras tutorials
-    do, plain Adam."""
+    """robust: augmentation, label smoothing, rising and falling learning rate. tutorial: Adam, as the tutorials do."""
 
     model: Literal["resnet14", "resnet26", "resnet50"] = option("resnet50", one_of("resnet14", "resnet26", "resnet50"))
     """Depth of the network."""
@@ -89,13 +87,13 @@ class TrainConfig:
     """Features of the first convolution; every other layer's width is a multiple of it."""
 
     stem_relu: bool = True
-    """A ReLU after `bn_conv1`. One of the two tutorials leaves it out."""
+    """A ReLU after bn_conv1. One of the two tutorials leaves it out."""
 
     learning_rate: float | None = option(None, POSITIVE)
-    """Adam's step size, the highest one where the schedule changes it."""
+    """Adam's step size; where the schedule changes it, the highest. Left out: the recipe's."""
 
     schedule: Literal["constant", "cosine"] | None = option(None, one_of("constant", "cosine"))
-    """Course of the learning rate after the warm-up: constant, or falling to zero along a half cosine."""
+    """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""
 
     warmup_epochs: float | None = option(None, at_least(0))
     """Epochs in which the learning rate rises from zero."""
@@ -110,14 +108,13 @@ class TrainConfig:
     """Augmentation mirrors half of the images; turn it off where left and right differ in meaning."""
 
     momentum: float | None = option(None, FRACTION)
-    """Momentum of batch norm's running statistics."""
+    """Momentum of batch norm's running averages."""
 
     recalibrate: int = option(512, at_least(0))
-    """Training images from which batch norm's statistics are measured before each evaluation; 0 uses the running
-    averages."""
+    """Training images that batch norm's statistics are measured on before an evaluation; 0: the running averages."""
 
     resume: bool = True
-    """Go on with the run found in the workdir; otherwise start anew and keep the old run beside it, renamed."""
+    """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""
 
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is faster."""

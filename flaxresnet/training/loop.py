@@ -1,6 +1,5 @@
 """`fit`: the training run, and the only place with side effects."""
 
-import os
 import sys
 import time
 from collections import deque
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.loader import DeviceLoader
@@ -274,11 +274,3 @@ def prepare_folder(info: RunInfo, reporter: Reporter) -> RunFolder:
             )
     folder.write_info(info)
     return folder
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX has been told of another one."""
-    if not jax.config.jax_compilation_cache_dir:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "flaxresnet" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,104 @@
+"""A saved run that answers: `Classifier`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.errors import UserError
+from flaxresnet.models.resnet import ResNet
+from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training.run_folder import RunFolder
+
+BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
+
+Which = Literal["latest", "best"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one photo.
+
+    Attributes:
+      label: name of the most probable class.
+      probability: its probability, in [0, 1].
+      probabilities: of every class, by name, in the order of the classes.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Classifier:
+    """A trained network with all that it needs to classify photos.
+
+    Attributes:
+      class_names: one a class, in the order of the logits.
+      preprocessing: from a photo to the network's input.
+    """
+
+    def __init__(
+        self, model: ResNet, variables: Any, class_names: tuple[str, ...], preprocessing: Preprocessing
+    ) -> None:
+        self.model = model
+        self.variables = variables
+        self.class_names = class_names
+        self.preprocessing = preprocessing
+        self._apply = jax.jit(lambda v, images: model.apply(v, preprocessing.scaled(images), train=False))
+
+    @classmethod
+    def load(cls, run: str | Path, checkpoint: Which = "latest") -> Self:
+        """Loads a run's latest checkpoint, or the one that was best on the test images.
+
+        Raises:
+          UserError: the folder holds no run, no finished checkpoint, or a damaged one.
+        """
+        folder = RunFolder(run)
+        info = folder.read_info()
+        model, preprocessing = info.model(), info.preprocessing
+        images = jax.ShapeDtypeStruct((1, preprocessing.height, preprocessing.width, 3), jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+        if not folder.checkpoints.is_dir():
+            raise UserError(f"{folder.path} holds no checkpoint yet; train for at least one epoch first")
+        with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+            variables = checkpoints.restore_variables(shapes, checkpoint)
+        return cls(model, variables, info.class_names, preprocessing)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.
+
+        Raises UserError for another shape or dtype.
+        """
+        expected = (self.preprocessing.height, self.preprocessing.width, 3)
+        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
+            raise UserError(
+                f"images are {images.shape} {images.dtype}, but this network takes (n, {', '.join(map(str, expected))}) "
+                "uint8; `preprocessing.load` brings a photo to that size"
+            )
+        batch = 1 if len(images) == 1 else BATCH
+        chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
+        outputs = [np.asarray(self._apply(self.variables, _pad(chunk, batch)))[: len(chunk)] for chunk in chunks]
+        return np.concatenate(outputs) if outputs else np.zeros((0, len(self.class_names)), np.float32)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(n, height, width, 3) uint8 → (n, classes) float32, each row summing to 1. Raises as `logits` does."""
+        return np.asarray(jax.nn.softmax(self.logits(images), axis=-1))
+
+    def predict(self, photo: str | Path | IO[bytes] | np.ndarray) -> Prediction:
+        """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
+
+        Raises:
+          UserError: the photo cannot be read.
+        """
+        row = self.probabilities(self.preprocessing.load(photo)[None])[0]
+        best = int(row.argmax())
+        return Prediction(self.class_names[best], float(row[best]), dict(zip(self.class_names, row.tolist(), strict=True)))
+
+
+def _pad(images: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), images.dtype)])

@@ -1,0 +1,83 @@
+"""`python -m flaxresnet evaluate RUN --data PATH`."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.evaluation import Evaluation, evaluate
+
+WIDEST_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and is in --json
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluates a trained run on labelled images.
+
+    Example: python -m flaxresnet evaluate runs/default --data datasets/test_signs.h5
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of the run (train.py's --workdir)."""
+
+    data: str | None = None
+    """HDF5 file or folder with a test split. Left out: what the run was trained with."""
+
+    checkpoint: Literal["latest", "best"] = "latest"
+    """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
+
+    split: Literal["test", "train"] = "test"
+    """Which split of the data."""
+
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def main(arguments: Arguments) -> int:
+    use_compilation_cache()
+    result = evaluate(arguments.run, arguments.data, checkpoint=arguments.checkpoint, split=arguments.split)
+    if arguments.json:
+        print(json.dumps(result.to_json()))
+    else:
+        show(result, Console())
+    return 0
+
+
+def show(result: Evaluation, console: Console) -> None:
+    low, high = result.accuracy_interval
+    console.print(f"Loss = {result.loss:.4f}", highlight=False)
+    console.print(
+        f"Test Accuracy = {result.accuracy:.4f}  (95% interval {low:.4f} to {high:.4f}, {result.count} images)",
+        highlight=False,
+    )
+    console.print(per_class_table(result))
+    if len(result.class_names) <= WIDEST_CONFUSION:
+        console.print(confusion_table(result))
+
+
+def per_class_table(result: Evaluation) -> Table:
+    table = Table("class", title="per class (recall with its 95% interval)")
+    for name in ("images", "precision", "recall", "interval", "F1"):
+        table.add_column(name, justify="right")
+    for row in result.per_class:
+        low, high = row["recall_interval"]
+        figures = [_figure(row[key]) for key in ("precision", "recall")]
+        table.add_row(row["class"], str(row["images"]), *figures, f"{low:.3f}–{high:.3f}", _figure(row["f1"]))
+    return table
+
+
+def confusion_table(result: Evaluation) -> Table:
+    table = Table("true \\ predicted", title="confusion matrix (images)")
+    for name in result.class_names:
+        table.add_column(name, justify="right")
+    for name, row in zip(result.class_names, result.confusion.tolist(), strict=True):
+        table.add_row(name, *(str(count) if count else "·" for count in row))
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,54 @@
+"""`python -m flaxresnet make-data FOLDER`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draws hand signs, 0 to 5, and writes train_signs.h5 and test_signs.h5 in the tutorials' layout.
+
+    Example: python -m flaxresnet make-data datasets
+    """
+
+    folder: Annotated[str, tyro.conf.Positional] = "datasets"
+    """Where the two files go; files that are there already are not overwritten."""
+
+    train: int = 1080
+    """Training images."""
+
+    test: int = 120
+    """Test images."""
+
+    image_size: int = 64
+    """Height and width in pixels."""
+
+    seed: int = 0
+    """Which hands are drawn."""
+
+
+def main(arguments: Arguments) -> int:
+    for name in ("train", "test", "image_size"):
+        if (value := getattr(arguments, name)) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    folder = Path(arguments.folder)
+    paths = {name: folder / f"{name}_signs.h5" for name in ("train", "test")}
+    for path in paths.values():
+        if path.exists():
+            raise UserError(f"{path} exists and is not overwritten; move it away, or name another folder")
+    splits = drawn_signs(arguments.seed, arguments.train, arguments.test, arguments.image_size)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in paths.items():
+            write_hdf5(path, name, getattr(splits, name))
+            print(f"{path}: {len(getattr(splits, name))} images")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return 0

@@ -1,0 +1,122 @@
+"""How good a saved run is on labelled images, and how sure one can be of that."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from flaxresnet.classifier import Classifier, Which
+from flaxresnet.data.dataset import Dataset, open_dataset
+from flaxresnet.errors import UserError
+from flaxresnet.training.metrics import confusion_matrix, wilson_interval
+from flaxresnet.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a classifier on labelled images.
+
+    Attributes:
+      loss: mean cross-entropy an image, nats.
+      confusion: (classes, classes), images; row = true class, column = predicted class.
+      class_names: of rows and columns.
+    """
+
+    loss: float
+    confusion: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable class is their label."""
+        return float(np.trace(self.confusion) / self.count)
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """95% Wilson interval of the accuracy."""
+        return wilson_interval(int(np.trace(self.confusion)), self.count)
+
+    @cached_property
+    def per_class(self) -> list[dict[str, Any]]:
+        """A row a class: name, images, precision, recall with its 95% interval, F1; None where undefined."""
+        rows = []
+        for index, name in enumerate(self.class_names):
+            hits = int(self.confusion[index, index])
+            truly, predicted = int(self.confusion[index].sum()), int(self.confusion[:, index].sum())
+            rows.append(
+                {
+                    "class": name,
+                    "images": truly,
+                    "precision": hits / predicted if predicted else None,
+                    "recall": hits / truly if truly else None,
+                    "recall_interval": list(wilson_interval(hits, truly)),
+                    "f1": 2 * hits / (truly + predicted) if truly + predicted else None,
+                }
+            )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "images": self.count,
+            "class_names": list(self.class_names),
+            "per_class": self.per_class,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    checkpoint: Which = "latest",
+    split: Literal["test", "train"] = "test",
+) -> Evaluation:
+    """Evaluates a run on labelled images.
+
+    Args:
+      run: the run's folder.
+      data: as for `open_dataset`; None takes what the run was trained with.
+      checkpoint: the latest, or the one that was best on the test images.
+      split: which of the data's splits.
+
+    Raises:
+      UserError: the run or the data cannot be read, or they do not fit each other.
+    """
+    config = RunFolder(run).read_info().config
+    splits = open_dataset(config.data if data is None else data, config.seed)
+    dataset = {"test": splits.test, "train": splits.train}[split]
+    if dataset is None:
+        other = "train" if split == "test" else "test"
+        raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
+    classifier = Classifier.load(run, checkpoint)
+    check_fit(classifier, dataset, splits.source)
+    return evaluate_classifier(classifier, dataset)
+
+
+def evaluate_classifier(classifier: Classifier, dataset: Dataset) -> Evaluation:
+    logits = classifier.logits(dataset.images)
+    log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(dataset)), dataset.labels]
+    confusion = confusion_matrix(dataset.labels, logits.argmax(axis=1), len(classifier.class_names))
+    return Evaluation(float(-log_likelihoods.mean()), confusion, classifier.class_names)
+
+
+def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:
+    """Raises UserError where the images or classes of the data are not those of the network."""
+    size = (classifier.preprocessing.height, classifier.preprocessing.width)
+    if dataset.image_size != size:
+        raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
+    mine, theirs = classifier.class_names, dataset.class_names
+    if dataset.names_given and mine != theirs:
+        raise UserError(f"{source} has the classes {', '.join(theirs)}, but the network's are {', '.join(mine)}")
+    if len(theirs) > len(mine):
+        raise UserError(f"{source} holds the label {len(theirs) - 1}; the network's {len(mine)} classes are 0 to {len(mine) - 1}")

@@ -1,0 +1,20 @@
+"""Trains a residual network: `python train.py --epochs 20`. Every option of `flaxresnet.TrainConfig` is a flag."""
+
+import sys
+
+from flaxresnet import cli
+from flaxresnet.config import TrainConfig
+
+
+def main() -> int:
+    config = cli.parse(TrainConfig, sys.argv[1:], prog="python train.py")
+    from flaxresnet import fit
+
+    run = fit(config)
+    print(f"Loss = {run.test_loss:.4f}")
+    print(f"Test Accuracy = {run.test_accuracy:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -13,9 +13,11 @@ COMMANDS = {
     "make-data": "write the drawn hand signs as HDF5 files",
 }
 
-USAGE = "usage: python -m flaxresnet COMMAND …\n\n" + "".join(
-    f"  {name:<12} {what}\n" for name, what in COMMANDS.items()
-) + "\n`python -m flaxresnet COMMAND --help` tells more; `python train.py --help` trains.\n"
+USAGE = (
+    "usage: python -m flaxresnet COMMAND …\n\n"
+    + "".join(f"  {name:<12} {what}\n" for name, what in COMMANDS.items())
+    + "\n`python -m flaxresnet COMMAND --help` tells more; `python train.py --help` trains.\n"
+)
 
 
 def main() -> int:

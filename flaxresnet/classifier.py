@@ -97,7 +97,9 @@ class Classifier:
         """
         row = self.probabilities(self.preprocessing.load(photo)[None])[0]
         best = int(row.argmax())
-        return Prediction(self.class_names[best], float(row[best]), dict(zip(self.class_names, row.tolist(), strict=True)))
+        return Prediction(
+            self.class_names[best], float(row[best]), dict(zip(self.class_names, row.tolist(), strict=True))
+        )
 
 
 def _pad(images: np.ndarray, count: int) -> np.ndarray:

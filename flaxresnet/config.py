@@ -75,7 +75,7 @@ class TrainConfig:
     """Images in a training step, over all devices together."""
 
     seed: int = option(0, between(0, 2**32 - 1))
-    """Start of all random numbers: first weights, order of the images, augmentation, drawn hand signs."""
+    """Start of all random numbers: first weights, order of the images, augmentation."""
 
     recipe: Literal["robust", "tutorial"] = option("robust", one_of(*RECIPES))
     """robust: augmentation, label smoothing, rising and falling learning rate. tutorial: Adam, as the tutorials do."""
@@ -151,8 +151,11 @@ def flag(name: str) -> str:
 
 def check_value(name: str, value: Any, hint: Any, check: Check | None) -> None:
     """Raises UserError unless `value` is of the type `hint` and passes `check`."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union \
+    allowed = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
         else (hint,)
+    )
     if value is None and type(None) in allowed:
         return
     if not any(_is_of_type(value, kind) for kind in allowed):

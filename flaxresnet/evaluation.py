@@ -93,7 +93,7 @@ def evaluate(
       UserError: the run or the data cannot be read, or they do not fit each other.
     """
     config = RunFolder(run).read_info().config
-    splits = open_dataset(config.data if data is None else data, config.seed)
+    splits = open_dataset(config.data if data is None else data)
     dataset = {"test": splits.test, "train": splits.train}[split]
     if dataset is None:
         other = "train" if split == "test" else "test"
@@ -119,4 +119,6 @@ def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:
     if dataset.names_given and mine != theirs:
         raise UserError(f"{source} has the classes {', '.join(theirs)}, but the network's are {', '.join(mine)}")
     if len(theirs) > len(mine):
-        raise UserError(f"{source} holds the label {len(theirs) - 1}; the network's {len(mine)} classes are 0 to {len(mine) - 1}")
+        raise UserError(
+            f"{source} holds the label {len(theirs) - 1}; the network's {len(mine)} classes are 0 to {len(mine) - 1}"
+        )

@@ -71,14 +71,13 @@ class Splits:
             yield f"{name} images a class: {', '.join(map(str, split.class_counts()))}"
 
 
-def open_dataset(path: str | Path | None = None, seed: int = 0) -> Splits:
+def open_dataset(path: str | Path | None = None) -> Splits:
     """Opens labelled images, reading files only, never writing.
 
     Args:
       path: an HDF5 file with a training split, a test split or both, or a folder with one HDF5 file for each, in the
         tutorials' layout (see `flaxresnet.data.hdf5`). None: the folder `datasets` if it holds HDF5 files, else drawn
         hand signs.
-      seed: which drawn hand signs, where they are drawn.
 
     Returns:
       The splits found, wholly in memory.
@@ -90,7 +89,7 @@ def open_dataset(path: str | Path | None = None, seed: int = 0) -> Splits:
         if not hdf5_files(DEFAULT_FOLDER):
             from flaxresnet.data.synthetic import drawn_signs
 
-            return drawn_signs(seed)
+            return drawn_signs()
         path = DEFAULT_FOLDER
     path = Path(path)
     if path.is_dir():

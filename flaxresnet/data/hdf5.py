@@ -55,7 +55,9 @@ def _read_file(path: Path) -> dict[str, Dataset]:
     except UserError:
         raise
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for foreign, truncated and damaged files
-        raise UserError(f"{path} cannot be read as HDF5 ({_first_line(error)}); is it whole, and an HDF5 file?") from error
+        raise UserError(
+            f"{path} cannot be read as HDF5 ({_first_line(error)}); is it whole, and an HDF5 file?"
+        ) from error
 
 
 def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
@@ -123,8 +125,10 @@ def _check_agreement(source: str, splits: dict[str, Dataset]) -> None:
         longest = max(train, test, key=lambda s: (s.names_given, len(s.class_names))).class_names
         for name, split in splits.items():
             if int(split.labels.max()) >= len(longest):
-                raise UserError(f"{source}: {name}_set_y holds the label {int(split.labels.max())}; "
-                                f"the {len(longest)} classes are 0 to {len(longest) - 1}")
+                raise UserError(
+                    f"{source}: {name}_set_y holds the label {int(split.labels.max())}; "
+                    f"the {len(longest)} classes are 0 to {len(longest) - 1}"
+                )
             splits[name] = Dataset(split.images, split.labels, longest, train.names_given or test.names_given)
 
 

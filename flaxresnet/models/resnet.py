@@ -69,9 +69,7 @@ class ResNet(nn.Module):
         window = (min(2, x.shape[1]), min(2, x.shape[2]))
         x = nn.avg_pool(x, window, strides=window)
         x = x.reshape(x.shape[0], -1)  # rows, then columns, then channels, as Keras flattens
-        head = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}"
-        )
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
         return head(x).astype(jnp.float32)
 
 

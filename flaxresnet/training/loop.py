@@ -73,7 +73,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     if config.compilation_cache:
         use_compilation_cache()
     reporter = Reporter(verbose, config.epochs, config.batch_size)
-    splits = open_dataset(config.data, config.seed)
+    splits = open_dataset(config.data)
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
@@ -235,11 +235,15 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
         raise UserError(f"{splits.source} has one class ({train.class_names[0]}); a classifier needs two or more")
     if min(train.image_size) < SMALLEST_IMAGE:
         height, width = train.image_size
-        raise UserError(f"{splits.source} has images of {height}×{width} pixels; the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more")
+        raise UserError(
+            f"{splits.source} has images of {height}×{width} pixels; the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
+        )
     if config.batch_size > len(train):
         raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
     if config.batch_size % jax.device_count():
-        raise UserError(f"--batch-size {config.batch_size} cannot be divided over {jax.device_count()} devices; give a multiple of {jax.device_count()}")
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be divided over {jax.device_count()} devices; give a multiple of {jax.device_count()}"
+        )
     return train, test
 
 

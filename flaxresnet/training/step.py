@@ -15,7 +15,6 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.state import TrainState
 
-
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Metrics, Batch], Metrics]
 

@@ -1,0 +1,59 @@
+"""What tests share: small data, a small network, and compiled programs kept from test to test."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
+os.environ.setdefault("TERM", "dumb")
+
+import jax
+import numpy as np
+import pytest
+
+import flaxresnet as fr
+from flaxresnet.data.hdf5 import write_hdf5
+
+SMALL = {"model": "resnet14", "width": 4, "batch_size": 8}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Programs compiled by one test serve the others; the user's own cache is neither read nor written."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:
+    """Three classes that a small network learns in an epoch or two: noise with one colour channel raised."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % 3
+    images = rng.integers(0, 120, (count, size, size, 3))
+    images[np.arange(count), :, :, labels] += 100
+    return fr.Dataset(images.astype(np.uint8), labels, ("red", "green", "blue"))
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """A folder with a training file of 44 and a test file of 19 images, 32×32, three classes."""
+    folder = tmp_path_factory.mktemp("data")
+    write_hdf5(folder / "train.h5", "train", blobs(44, seed=1))
+    write_hdf5(folder / "test.h5", "test", blobs(19, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, data_folder):
+    """The folder of a small run of three epochs. Read it; do not train in it."""
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, augment=0.0, **SMALL), verbose=False)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def small_init():
+    """Initial variables of a model for 32×32 images, compiled in one piece: faster than layer by layer."""
+
+    def init(model, seed: int = 0, size: int = 32):
+        return jax.jit(lambda key: model.init(key, np.zeros((1, size, size, 3), np.float32)))(jax.random.key(seed))
+
+    return init

@@ -1,0 +1,304 @@
+"""Reading and writing the tutorials' HDF5 layout, and every way in which a file can be wrong."""
+
+import h5py
+import numpy as np
+import pytest
+
+from flaxresnet.data.dataset import Dataset, open_dataset
+from flaxresnet.data.hdf5 import read_hdf5, write_hdf5
+from flaxresnet.errors import UserError
+
+X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
+Y = np.array([0, 2, 1, 2])
+X_TEST, Y_TEST = 255 - X[:2], np.array([1, 0])
+NAMES = np.array([b"fist", b"palm", b"thumb"])
+TRAIN = {"train_set_x": X, "train_set_y": Y, "list_classes": NAMES}
+TEST = {"test_set_x": X_TEST, "test_set_y": Y_TEST, "list_classes": NAMES}
+
+
+def make(path, content):
+    """Writes a file: HDF5 from a dict of arrays, raw bytes as they are, anything else by calling it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, dict):
+        with h5py.File(path, "w") as file:
+            for key, value in content.items():
+                file[key] = value
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    return path
+
+
+def without(content, *keys):
+    return {key: value for key, value in content.items() if key not in keys}
+
+
+def check(split, images, labels, names):
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, labels)
+    assert split.images.dtype == np.uint8
+    assert split.labels.dtype == np.int32
+    assert split.class_names == names
+
+
+def test_two_files_in_a_folder_are_the_two_splits(tmp_path):
+    make(tmp_path / "train_signs.h5", TRAIN)
+    make(tmp_path / "test_signs.h5", TEST)
+    (tmp_path / "notes.txt").write_text("not data")
+    splits = open_dataset(tmp_path)
+    check(splits.train, X, Y, ("fist", "palm", "thumb"))
+    check(splits.test, X_TEST, Y_TEST, ("fist", "palm", "thumb"))
+    assert splits.source == str(tmp_path)
+
+
+def test_one_file_may_hold_both_splits(tmp_path):
+    splits = open_dataset(make(tmp_path / "signs.h5", TRAIN | TEST))
+    check(splits.train, X, Y, ("fist", "palm", "thumb"))
+    check(splits.test, X_TEST, Y_TEST, ("fist", "palm", "thumb"))
+
+
+@pytest.mark.parametrize(("content", "present", "missing"), [(TRAIN, "train", "test"), (TEST, "test", "train")])
+def test_a_file_with_one_split_leaves_the_other_none(tmp_path, content, present, missing):
+    splits = open_dataset(make(tmp_path / "signs.h5", content))
+    check(getattr(splits, present), content[f"{present}_set_x"], content[f"{present}_set_y"], ("fist", "palm", "thumb"))
+    assert getattr(splits, missing) is None
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [Y, Y.astype(np.uint8), Y.astype(np.float32), Y[:, None], np.eye(3)[Y], np.eye(3, dtype=np.int8)[Y]],
+    ids=["int64", "uint8", "whole floats", "(n, 1)", "one-hot floats", "one-hot integers"],
+)
+def test_labels_in_any_of_the_layouts_become_int32_class_numbers(tmp_path, labels):
+    content = TRAIN | {"train_set_y": labels}
+    check(open_dataset(make(tmp_path / "signs.h5", content)).train, X, Y, ("fist", "palm", "thumb"))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (NAMES, ("fist", "palm", "thumb")),
+        (["Fäuste", "五", "c"], ("Fäuste", "五", "c")),
+        (np.array(["Fäuste".encode(), b"b", b"c"]), ("Fäuste", "b", "c")),
+        (np.arange(5, 9), ("5", "6", "7", "8")),
+        (NAMES[:, None], ("fist", "palm", "thumb")),
+    ],
+    ids=["bytes", "text", "UTF-8 bytes", "integers", "(classes, 1)"],
+)
+def test_class_names_are_read_from_list_classes(tmp_path, names, expected):
+    split = open_dataset(make(tmp_path / "signs.h5", TRAIN | {"list_classes": names})).train
+    assert split.class_names == expected
+    assert split.names_given
+
+
+def test_without_list_classes_the_classes_are_numbered_to_the_largest_label(tmp_path):
+    split = open_dataset(make(tmp_path / "signs.h5", without(TRAIN, "list_classes"))).train
+    assert split.class_names == ("0", "1", "2")
+    assert not split.names_given
+
+
+def test_without_list_classes_one_hot_labels_have_as_many_classes_as_columns(tmp_path):
+    content = {"train_set_x": X, "train_set_y": np.eye(6)[Y]}  # classes 3, 4 and 5 have no picture
+    assert open_dataset(make(tmp_path / "signs.h5", content)).train.class_names == ("0", "1", "2", "3", "4", "5")
+
+
+@pytest.mark.parametrize("named", ["train", "test"])
+def test_names_in_one_file_serve_the_split_in_the_other(tmp_path, named):
+    for name, content in (("train", TRAIN), ("test", TEST)):
+        make(tmp_path / f"{name}.h5", content if name == named else without(content, "list_classes"))
+    splits = open_dataset(tmp_path)
+    for split in (splits.train, splits.test):
+        assert split.class_names == ("fist", "palm", "thumb")
+        assert split.names_given
+
+
+def test_without_any_names_both_splits_have_the_classes_of_the_one_with_more(tmp_path):
+    splits = open_dataset(make(tmp_path / "signs.h5", without(TRAIN | TEST, "list_classes")))
+    assert splits.train.class_names == splits.test.class_names == ("0", "1", "2")
+    assert not splits.train.names_given
+    assert not splits.test.names_given
+
+
+def test_reading_leaves_a_write_protected_file_as_it_was(tmp_path):
+    path = make(tmp_path / "signs.h5", TRAIN)
+    path.chmod(0o444)
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    check(open_dataset(path).train, X, Y, ("fist", "palm", "thumb"))
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_file_can_be_read_while_somebody_else_reads_it(tmp_path):
+    path = make(tmp_path / "signs.h5", TRAIN)
+    with h5py.File(path, "r"):  # HDF5 refuses to open for writing what is open for reading
+        check(open_dataset(path).train, X, Y, ("fist", "palm", "thumb"))
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_what_write_hdf5_writes_read_hdf5_reads(tmp_path, name):
+    split = Dataset(X, Y.astype(np.int32), ("Fäuste", "五", "c"))
+    write_hdf5(tmp_path / "signs.h5", name, split)
+    splits = read_hdf5([tmp_path / "signs.h5"], source="here")
+    check(getattr(splits, name), X, Y, ("Fäuste", "五", "c"))
+    assert splits.source == "here"
+
+
+def test_write_hdf5_writes_the_tutorials_layout(tmp_path):
+    write_hdf5(tmp_path / "signs.h5", "train", Dataset(X, Y.astype(np.int32), ("fist", "palm", "thumb")))
+    with h5py.File(tmp_path / "signs.h5", "r") as file:
+        assert set(file) == {"train_set_x", "train_set_y", "list_classes"}
+        assert file["train_set_x"].dtype == np.uint8
+        assert file["train_set_y"].dtype == np.int64
+        assert list(file["list_classes"]) == [b"fist", b"palm", b"thumb"]
+
+
+def truncated(path):
+    make(path, TRAIN)
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+# What is wrong → (the files in the folder, what the error says). The data set is the folder.
+MISTAKES = {
+    "no files": ({}, r"data holds no HDF5 file \(\*\.h5\); give the folder or the file that does"),
+    "no HDF5 files": ({"a.txt": b"text"}, r"data holds no HDF5 file"),
+    "neither key": ({"a.h5": {"x": X, "y": Y}}, r"data has neither train_set_x nor test_set_x; the tutorials' layout"),
+    "split twice": (
+        {"a.h5": TRAIN, "b.h5": TRAIN},
+        r"train_set_x is in both .*a\.h5 and .*b\.h5; give one file, or a folder with one of each",
+    ),
+    "text": ({"a.h5": b"hello\n" * 400}, r"a\.h5 cannot be read as HDF5 \(.*file signature not found.*\); is it whole"),
+    "empty file": ({"a.h5": b""}, r"a\.h5 cannot be read as HDF5 \(.+\); is it whole, and an HDF5 file\?"),
+    "truncated": ({"a.h5": truncated}, r"a\.h5 cannot be read as HDF5 \(.*truncated file.*\); is it whole"),
+    "one broken among two": ({"a.h5": TRAIN, "b.h5": b"?"}, r"b\.h5 cannot be read as HDF5"),
+    "dangling link": (
+        {"a.h5": TRAIN | {"train_set_y": h5py.SoftLink("/nowhere")}},
+        r"a\.h5 cannot be read as HDF5 \(.*component not found.*\)",
+    ),
+    "images are a group": (
+        {"a.h5": without(TRAIN, "train_set_x") | {"train_set_x/part": X}},
+        r"a\.h5: train_set_x is a group, not an array",
+    ),
+    "labels are a group": (
+        {"a.h5": without(TRAIN, "train_set_y") | {"train_set_y/part": Y}},
+        r"a\.h5: train_set_y is a group, not an array",
+    ),
+    "names are a group": (
+        {"a.h5": without(TRAIN, "list_classes") | {"list_classes/part": NAMES}},
+        r"a\.h5: list_classes is a group, not an array",
+    ),
+    "rank 3": (
+        {"a.h5": TRAIN | {"train_set_x": X[..., 0]}},
+        r"a\.h5: train_set_x has shape \(4, 5, 6\), not \(images, height, width, 3\)",
+    ),
+    "scalar": ({"a.h5": TRAIN | {"train_set_x": 7}}, r"a\.h5: train_set_x has shape \(\), not \(images, height"),
+    "one channel": ({"a.h5": TRAIN | {"train_set_x": X[..., :1]}}, r"train_set_x has shape \(4, 5, 6, 1\), not"),
+    "four channels": (
+        {"a.h5": TEST | {"test_set_x": np.zeros((2, 5, 6, 4), np.uint8)}},
+        r"a\.h5: test_set_x has shape \(2, 5, 6, 4\), not \(images, height, width, 3\); store RGB",
+    ),
+    "channels first": ({"a.h5": TRAIN | {"train_set_x": np.moveaxis(X, -1, 1)}}, r"has shape \(4, 3, 5, 6\), not"),
+    "float images": (
+        {"a.h5": TRAIN | {"train_set_x": X / 255}},
+        r"a\.h5: train_set_x holds float64, not uint8; store pixels as whole numbers from 0 to 255",
+    ),
+    "wide integers": ({"a.h5": TRAIN | {"train_set_x": X.astype(np.int32)}}, r"train_set_x holds int32, not uint8"),
+    "no images": (
+        {"a.h5": TRAIN | {"train_set_x": X[:0], "train_set_y": Y[:0]}},
+        r"a\.h5: train_set_x is empty \(shape \(0, 5, 6, 3\)\); give at least one image",
+    ),
+    "no rows": ({"a.h5": TRAIN | {"train_set_x": X[:, :0]}}, r"train_set_x is empty \(shape \(4, 0, 6, 3\)\)"),
+    "no labels": (
+        {"a.h5": without(TEST, "test_set_y")},
+        r"a\.h5 has test_set_x but not test_set_y; store the labels there",
+    ),
+    "too few labels": (
+        {"a.h5": TRAIN | {"train_set_y": Y[:3]}},
+        r"a\.h5: train_set_y has shape \(3,\) for 4 images; give one label an image",
+    ),
+    "too many labels": ({"a.h5": TRAIN | {"train_set_y": np.tile(Y, 2)}}, r"train_set_y has shape \(8,\) for 4 images"),
+    "a row of labels": ({"a.h5": TRAIN | {"train_set_y": Y[None]}}, r"train_set_y has shape \(1, 4\) for 4 images"),
+    "a scalar label": ({"a.h5": TRAIN | {"train_set_y": 3}}, r"train_set_y has shape \(\) for 4 images"),
+    "labels of rank 3": ({"a.h5": TRAIN | {"train_set_y": Y.reshape(4, 1, 1)}}, r"has shape \(4, 1, 1\) for 4 images"),
+    "labels of no width": (
+        {"a.h5": without(TRAIN, "list_classes") | {"train_set_y": np.zeros((4, 0))}},
+        r"train_set_y has shape \(4, 0\)",
+    ),
+    "halves": (
+        {"a.h5": TRAIN | {"train_set_y": Y + 0.5}},
+        r"a\.h5: train_set_y holds labels that are not whole numbers \(float64\); number the classes from 0",
+    ),
+    "text labels": (
+        {"a.h5": TRAIN | {"train_set_y": NAMES[Y]}},
+        r"train_set_y holds labels that are not whole numbers \(\|S5\)",
+    ),
+    "text labels of any length": (
+        {"a.h5": TRAIN | {"train_set_y": ["fist", "thumb", "palm", "thumb"]}},
+        r"train_set_y holds labels that are not whole numbers \(object\)",
+    ),
+    "NaN": (
+        {"a.h5": TRAIN | {"train_set_y": np.array([0, np.nan, 1, 2])}},
+        r"train_set_y holds labels that are not whole numbers \(float64\)",
+    ),
+    "infinity": (
+        {"a.h5": TRAIN | {"train_set_y": np.array([0, np.inf, 1, 2])}},
+        r"train_set_y holds labels that are not whole numbers \(float64\)",
+    ),
+    "negative": (
+        {"a.h5": TRAIN | {"train_set_y": Y - 1}},
+        r"a\.h5: train_set_y holds the label -1; the 3 classes are 0 to 2",
+    ),
+    "negative without names": (
+        {"a.h5": without(TRAIN, "list_classes") | {"train_set_y": Y - 2}},
+        r"a\.h5: train_set_y holds the label -2; number the classes from 0",
+    ),
+    "counted from one": ({"a.h5": TRAIN | {"train_set_y": Y + 1}}, r"holds the label 3; the 3 classes are 0 to 2"),
+    "more than int32 holds": (
+        {"a.h5": without(TRAIN, "list_classes") | {"train_set_y": Y + 2**31}},
+        r"holds the label 2147483648; number the classes from 0",
+    ),
+    "two ones in a row": (
+        {"a.h5": TRAIN | {"train_set_y": np.maximum(np.eye(3)[Y], np.eye(3)[0])}},
+        r"a\.h5: train_set_y has shape \(4, 3\) but its rows are not one-hot; set one 1 in each row",
+    ),
+    "no one in a row": ({"a.h5": TRAIN | {"train_set_y": np.eye(3)[Y] * 0}}, r"but its rows are not one-hot"),
+    "a two in a row": ({"a.h5": TRAIN | {"train_set_y": np.eye(3)[Y] * 2}}, r"but its rows are not one-hot"),
+    "minus one and two": ({"a.h5": TRAIN | {"train_set_y": np.tile([2, -1, 0], (4, 1))}}, r"rows are not one-hot"),
+    "one-hot of another width": (
+        {"a.h5": TRAIN | {"train_set_y": np.eye(4)[Y]}},
+        r"a\.h5: train_set_y is one-hot over 4 classes, but list_classes names 3",
+    ),
+    "sizes differ": (
+        {"a.h5": TRAIN, "b.h5": TEST | {"test_set_x": X_TEST.transpose(0, 2, 1, 3)}},
+        r"data: training images are \(5, 6\) pixels \(height, width\) but test images are \(6, 5\); store both in one",
+    ),
+    "names differ": (
+        {"a.h5": TRAIN, "b.h5": TEST | {"list_classes": NAMES[::-1]}},
+        r"data: list_classes is \('fist', 'palm', 'thumb'\) for training but \('thumb', 'palm', 'fist'\) for test",
+    ),
+    "a label beyond the other file's names": (
+        {"a.h5": TRAIN, "b.h5": without(TEST, "list_classes") | {"test_set_y": [0, 5]}},
+        r"data: test_set_y holds the label 5; the 3 classes are 0 to 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_in_the_data_is_named(tmp_path, files, message):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, content in files.items():
+        make(folder / name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_dataset(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.h5 does not exist; give an HDF5 file or a folder with HDF5 files"):
+        open_dataset(tmp_path / "nowhere.h5")
+
+
+def test_a_single_file_that_is_not_hdf5_is_named_whatever_its_suffix(tmp_path):
+    with pytest.raises(UserError, match=r"photo\.jpg cannot be read as HDF5"):
+        open_dataset(make(tmp_path / "photo.jpg", b"\xff\xd8\xff\xe0 no picture either"))

@@ -1,0 +1,106 @@
+"""The two blocks against the rows that the tutorials print, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxresnet as fr
+
+# TensorFlow's default graph seed, which becomes the generator's key where only an operation seed is given.
+TENSORFLOW_GRAPH_SEED = 87654321
+
+
+def philox(counters: np.ndarray, key: int) -> np.ndarray:
+    """Philox 4×32-10 (Salmon et al. 2011): (n,) counters, first word only → (n, 4) uint32."""
+    words = np.zeros((len(counters), 4), np.uint64)
+    words[:, 0] = counters
+    keys = np.array([key & 0xFFFFFFFF, key >> 32], np.uint64)
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        first, second = words[:, 0] * np.uint64(0xD2511F53), words[:, 2] * np.uint64(0xCD9E8D57)
+        shift = np.uint64(32)
+        words = np.stack(
+            [
+                (second >> shift) ^ words[:, 1] ^ keys[0],
+                second & low,
+                (first >> shift) ^ words[:, 3] ^ keys[1],
+                first & low,
+            ],
+            axis=1,
+        )
+        keys = (keys + np.array([0x9E3779B9, 0xBB67AE85], np.uint64)) & low
+    return words.astype(np.uint32)
+
+
+def tensorflow_glorot_uniform(shape: tuple[int, ...]) -> np.ndarray:
+    """TensorFlow's `glorot_uniform(seed=0)` for a convolution kernel (height, width, in, out)."""
+    size, area = int(np.prod(shape)), shape[0] * shape[1]
+    bits = philox(np.arange(-(-size // 4)), TENSORFLOW_GRAPH_SEED).ravel()[:size]
+    uniform = ((bits & 0x7FFFFF) | 0x3F800000).astype(np.uint32).view(np.float32) - np.float32(1)
+    limit = np.sqrt(6 / (area * (shape[2] + shape[3])))
+    return (uniform * 2 * limit - limit).reshape(shape).astype(np.float32)
+
+
+def with_tensorflow_kernels(variables):
+    def fill(path, leaf):
+        return tensorflow_glorot_uniform(leaf.shape) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected", "shape"),
+    [
+        (
+            fr.IdentityBlock(filters=(2, 4, 6), kernel_size=2),
+            [0.94822997, 0.0, 1.1610144, 2.747859, 0.0, 1.36677],
+            (3, 4, 4, 6),
+        ),
+        (
+            fr.ConvolutionalBlock(filters=(2, 4, 6), kernel_size=2),
+            [0.09018463, 1.2348979, 0.46822023, 0.03671762, 0.0, 0.65516603],
+            (3, 2, 2, 6),
+        ),
+    ],
+    ids=["identity", "convolutional"],
+)
+def test_the_row_that_the_tutorials_print_is_reproduced(block, expected, shape):
+    x = np.random.RandomState(1).randn(3, 4, 4, 6).astype(np.float32)
+    variables = with_tensorflow_kernels(block.init(jax.random.key(0), x))
+    out = block.apply(variables, x, train=False)
+    assert out.shape == shape
+    np.testing.assert_allclose(out[1, 1, 0], expected, atol=1e-6)
+
+
+def test_layers_carry_the_tutorials_names():
+    x = jnp.zeros((1, 8, 8, 16))
+    block = fr.ConvolutionalBlock(filters=(4, 4, 16), label="3a")
+    names = set(block.init(jax.random.key(0), x)["params"])
+    assert names == {f"{kind}3a_branch{branch}" for kind in ("res", "bn") for branch in ("2a", "2b", "2c", "1")}
+    names = set(fr.IdentityBlock(filters=(4, 4, 16), label="3b").init(jax.random.key(0), x)["params"])
+    assert names == {f"{kind}3b_branch{branch}" for kind in ("res", "bn") for branch in ("2a", "2b", "2c")}
+
+
+@pytest.mark.parametrize(("strides", "side"), [(1, 7), (2, 4), (3, 3)])
+def test_strides_of_the_convolutional_block_shrink_the_image(strides, side):
+    x = jnp.ones((2, 7, 7, 4))
+    out, _ = fr.ConvolutionalBlock(filters=(2, 2, 8), strides=strides).init_with_output(jax.random.key(0), x)
+    assert out.shape == (2, side, side, 8)
+
+
+def test_training_mode_updates_the_running_statistics_by_one_step_of_the_average():
+    x = jax.random.normal(jax.random.key(1), (8, 6, 6, 4)) * 3 + 1
+    block = fr.IdentityBlock(filters=(4, 4, 4))
+    variables = block.init(jax.random.key(0), x)
+    _, updated = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    first = variables["params"]["res_branch2a"]
+    y = np.asarray(x, np.float64) @ np.asarray(first["kernel"][0, 0], np.float64) + np.asarray(first["bias"])
+    got = updated["batch_stats"]["bn_branch2a"]
+    np.testing.assert_allclose(got["mean"], 0.01 * y.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got["var"], 0.99 + 0.01 * y.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_an_identity_block_refuses_another_number_of_channels():
+    with pytest.raises(ValueError, match=r"input's 3 channels must equal filters\[2\] = 8; use ConvolutionalBlock"):
+        fr.IdentityBlock(filters=(2, 2, 8)).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))

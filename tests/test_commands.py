@@ -1,0 +1,159 @@
+"""The commands as a user types them: what they print, and how they end."""
+
+import json
+import sys
+
+import pytest
+from conftest import SMALL, blobs
+from PIL import Image
+
+import train
+from flaxresnet import __main__ as commands
+from flaxresnet import cli
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Runs `python -m flaxresnet …` or `python train.py …`: (exit status, standard output, standard error)."""
+
+    def run(*words):
+        program, *arguments = map(str, words)
+        main = train.main if program == "train.py" else commands.main
+        monkeypatch.setattr(sys, "argv", [program, *(arguments if program == "train.py" else words_of(words))])
+        try:
+            status = cli.run(main)
+        except SystemExit as stop:
+            status = stop.code or 0
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    def words_of(words):
+        return [str(word) for word in words]
+
+    return run
+
+
+def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    status, out, _ = shell(
+        "train.py",
+        "--data",
+        data_folder,
+        "--workdir",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--no-compilation-cache",
+        *flags,
+    )
+    loss, accuracy = out.splitlines()[-2:]
+    assert status == 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert loss == f"Loss = {last['test_loss']:.4f}"
+    assert accuracy == f"Test Accuracy = {last['test_accuracy']:.4f}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train.py", "--epoch", "3"), "--epoch"),
+        (("train.py", "--recipe", "fast"), "'fast'"),
+        (("train.py", "--epochs", "many"), "'many'"),
+        (("train.py", "--batch-size", "0"), "--batch-size must be at least 1, not 0"),
+        (("train.py", "--data", "nowhere.h5"), "nowhere.h5 does not exist"),
+        (("evaluate", "nowhere"), "nowhere holds no run"),
+        (("evaluate",), "run"),
+        (("predict", "nowhere"), "no photo given"),
+        (("predict", "nowhere", "photo.jpg"), "nowhere holds no run"),
+        (("check-data", "nowhere.h5"), "nowhere.h5 does not exist"),
+        (("make-data", "out", "--train", "0"), "--train must be at least 1, not 0"),
+        (("explode",), "no command 'explode'; the commands are evaluate, predict"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_status_2(words, message, shell):
+    status, out, err = shell(*words)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("command", [*commands.COMMANDS, "train.py"])
+def test_help_says_what_a_command_does(command, shell):
+    status, out, _ = shell(command, "--help")
+    assert status == 0
+    assert f"usage: python {'train.py' if command == 'train.py' else '-m flaxresnet ' + command}" in out
+
+
+def test_the_overview_names_every_command(shell):
+    status, out, _ = shell("--help")
+    assert status == 0
+    assert all(name in out for name in commands.COMMANDS)
+
+
+def test_evaluate_prints_loss_accuracy_interval_and_tables(shell, finished_run, data_folder):
+    status, out, _ = shell("evaluate", finished_run, "--data", data_folder / "test.h5")
+    assert status == 0
+    assert out.startswith("Loss = ")
+    assert "Test Accuracy = " in out
+    assert "95% interval" in out
+    assert "confusion matrix" in out
+    status, out, _ = shell("evaluate", finished_run, "--data", data_folder / "test.h5", "--json")
+    figures = json.loads(out)
+    assert status == 0
+    assert {"loss", "accuracy", "accuracy_interval", "per_class", "confusion"} <= set(figures)
+    assert figures["images"] == 19
+
+
+def test_predict_prints_a_line_a_photo(shell, finished_run, tmp_path, monkeypatch):
+    for index, name in enumerate(("red", "green")):
+        Image.fromarray(blobs(3, seed=8).images[index]).save(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = shell("predict", finished_run, "red.png", "green.png")
+    assert status == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["red.png", "red"], ["green.png", "green"]]
+    status, out, _ = shell("predict", finished_run, "red.png", "--json")
+    row = json.loads(out)
+    assert (row["file"], row["label"]) == ("red.png", "red")
+    assert row["probability"] == max(row["probabilities"].values())
+
+
+def test_photos_that_cannot_be_read_are_named_and_the_rest_answered(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(blobs(3, seed=8).images[0]).save("red.png")
+    (tmp_path / "junk.jpg").write_text("no picture")
+    status, out, err = shell("predict", finished_run, "junk.jpg", "red.png")
+    assert status == 1
+    assert out.startswith("red.png  red")
+    assert "junk.jpg cannot be read as a picture" in err
+    assert shell("predict", finished_run, "junk.jpg")[0] == 2
+
+
+def test_check_data_says_what_a_data_set_holds(shell, data_folder):
+    status, out, _ = shell("check-data", data_folder)
+    assert status == 0
+    assert "number of training examples = 44" in out
+    assert "3 classes: red, green, blue" in out
+    assert "test images a class: 7, 6, 6" in out
+
+
+def test_make_data_writes_files_that_training_reads_and_overwrites_none(shell, tmp_path):
+    folder = tmp_path / "made"
+    status, _, _ = shell("make-data", folder, "--train", 12, "--test", 6)
+    assert status == 0
+    before = (folder / "train_signs.h5").read_bytes()
+    status, out, _ = shell("check-data", folder)
+    assert status == 0
+    assert "X_train shape: (12, 64, 64, 3)  Y_train shape: (12,)" in out
+    status, _, err = shell("make-data", folder)
+    assert status == 2
+    assert "train_signs.h5 exists and is not overwritten" in err
+    assert (folder / "train_signs.h5").read_bytes() == before
+
+
+def test_ctrl_c_ends_with_a_sentence():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130

@@ -1,0 +1,370 @@
+"""Options: defaults, recipes, checks, JSON, help texts and flags."""
+
+import ast
+import dataclasses
+import io
+import itertools
+import json
+import pathlib
+import sys
+
+import pytest
+
+from flaxresnet import cli, config
+from flaxresnet.config import RECIPES, TrainConfig
+from flaxresnet.errors import UserError
+
+NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
+
+# A value of each option that is not its default, as flags and as Python has it.
+FLAGS = {
+    "data": (["--data", "some/file.h5"], "some/file.h5"),
+    "workdir": (["--workdir", "runs/signs"], "runs/signs"),
+    "epochs": (["--epochs", "3"], 3),
+    "batch_size": (["--batch-size", "8"], 8),
+    "seed": (["--seed", "4294967295"], 2**32 - 1),
+    "recipe": (["--recipe", "tutorial"], "tutorial"),
+    "model": (["--model", "resnet14"], "resnet14"),
+    "width": (["--width", "16"], 16),
+    "stem_relu": (["--no-stem-relu"], False),
+    "learning_rate": (["--learning-rate", "3e-4"], 3e-4),
+    "schedule": (["--schedule", "constant"], "constant"),
+    "warmup_epochs": (["--warmup-epochs", "0.5"], 0.5),
+    "label_smoothing": (["--label-smoothing", "0.2"], 0.2),
+    "augment": (["--augment", "0"], 0.0),
+    "flip": (["--no-flip"], False),
+    "momentum": (["--momentum", "0.95"], 0.95),
+    "recalibrate": (["--recalibrate", "0"], 0),
+    "resume": (["--no-resume"], False),
+    "compilation_cache": (["--no-compilation-cache"], False),
+}
+
+
+def parse(*argv):
+    return cli.parse(TrainConfig, argv, prog="python train.py")
+
+
+def test_defaults_are_those_of_the_help():
+    assert TrainConfig().to_json() == {
+        "data": None,
+        "workdir": "runs/default",
+        "epochs": 20,
+        "batch_size": 32,
+        "seed": 0,
+        "recipe": "robust",
+        "model": "resnet50",
+        "width": 64,
+        "stem_relu": True,
+        "learning_rate": None,
+        "schedule": None,
+        "warmup_epochs": None,
+        "label_smoothing": None,
+        "augment": None,
+        "flip": True,
+        "momentum": None,
+        "recalibrate": 512,
+        "resume": True,
+        "compilation_cache": True,
+    }
+
+
+RESOLVED = {
+    "tutorial": {
+        "learning_rate": 0.001,
+        "schedule": "constant",
+        "warmup_epochs": 0,
+        "label_smoothing": 0,
+        "augment": 0,
+        "momentum": 0.99,
+    },
+    "robust": {
+        "learning_rate": 0.001,
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "label_smoothing": 0.05,
+        "augment": 1,
+        "momentum": 0.9,
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fills_in_what_was_left_to_it_and_nothing_else(recipe):
+    given = TrainConfig(recipe=recipe, epochs=3, seed=9)
+    resolved = given.resolve()
+    assert resolved.to_json() == given.to_json() | RESOLVED[recipe]
+    assert resolved.resolve() == resolved
+    assert [name for name, value in resolved.to_json().items() if value is None] == ["data"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", RESOLVED["robust"])
+def test_an_explicit_value_goes_before_the_recipe(recipe, name):
+    value = FLAGS[name][1]
+    expected = TrainConfig(recipe=recipe).resolve().to_json() | {name: value}
+    assert TrainConfig(recipe=recipe, **{name: value}).resolve().to_json() == expected
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "warmup_epochs", "label_smoothing", "augment", "momentum"])
+def test_an_explicit_value_equal_to_zero_or_one_recipe_is_still_explicit(name):
+    value = RESOLVED["tutorial"][name]
+    assert getattr(TrainConfig(recipe="robust", **{name: value}).resolve(), name) == value
+
+
+@pytest.mark.parametrize(
+    "given",
+    [TrainConfig(), TrainConfig().resolve(), TrainConfig(**{name: value for name, (_, value) in FLAGS.items()})],
+    ids=["defaults", "resolved", "all different"],
+)
+def test_a_configuration_survives_json(given):
+    assert TrainConfig.from_json(json.loads(json.dumps(given.to_json()))) == given
+
+
+def test_options_that_json_leaves_out_have_their_default():
+    assert TrainConfig.from_json({"epochs": 3}) == TrainConfig(epochs=3)
+
+
+def test_an_unknown_option_in_json_is_named():
+    message = r"^unknown options \['colour', 'epoch'\]; the options are those of `python train.py --help`$"
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_json({"epoch": 3, "epochs": 3, "colour": "red"})
+
+
+def test_json_values_are_checked():
+    with pytest.raises(UserError, match="--epochs must be at least 1, not 0"):
+        TrainConfig.from_json({"epochs": 0})
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+MISTAKES = [
+    ("data", 3, "--data must be text, not 3"),
+    ("data", b"a.h5", "--data must be text, not b'a.h5'"),
+    ("workdir", None, "--workdir must be text, not None"),
+    ("epochs", 0, "--epochs must be at least 1, not 0"),
+    ("epochs", -2, "--epochs must be at least 1, not -2"),
+    ("epochs", 2.0, "--epochs must be a whole number, not 2.0"),
+    ("epochs", "2", "--epochs must be a whole number, not '2'"),
+    ("epochs", True, "--epochs must be a whole number, not True"),
+    ("epochs", None, "--epochs must be a whole number, not None"),
+    ("batch_size", 0, "--batch-size must be at least 1, not 0"),
+    ("batch_size", True, "--batch-size must be a whole number, not True"),
+    ("seed", -1, "--seed must be between 0 and 4294967295, not -1"),
+    ("seed", 2**32, "--seed must be between 0 and 4294967295, not 4294967296"),
+    ("seed", 0.5, "--seed must be a whole number, not 0.5"),
+    ("recipe", "fancy", "--recipe must be 'robust' or 'tutorial', not 'fancy'"),
+    ("recipe", None, "--recipe must be 'robust' or 'tutorial', not None"),
+    ("model", "resnet18", "--model must be 'resnet14' or 'resnet26' or 'resnet50', not 'resnet18'"),
+    ("model", 50, "--model must be 'resnet14' or 'resnet26' or 'resnet50', not 50"),
+    ("width", 0, "--width must be at least 1, not 0"),
+    ("width", 64.0, "--width must be a whole number, not 64.0"),
+    ("stem_relu", 1, "--stem-relu must be true or false, not 1"),
+    ("learning_rate", 0, "--learning-rate must be above 0, not 0"),
+    ("learning_rate", -1e-3, "--learning-rate must be above 0, not -0.001"),
+    ("learning_rate", NAN, "--learning-rate must be above 0, not nan"),
+    ("learning_rate", "1e-3", "--learning-rate must be a number, not '1e-3'"),
+    ("learning_rate", True, "--learning-rate must be a number, not True"),
+    ("schedule", "linear", "--schedule must be 'constant' or 'cosine', not 'linear'"),
+    ("warmup_epochs", -0.5, "--warmup-epochs must be at least 0, not -0.5"),
+    ("warmup_epochs", NAN, "--warmup-epochs must be at least 0, not nan"),
+    ("warmup_epochs", False, "--warmup-epochs must be a number, not False"),
+    ("label_smoothing", -0.1, "--label-smoothing must be at least 0 and below 1, not -0.1"),
+    ("label_smoothing", 1, "--label-smoothing must be at least 0 and below 1, not 1"),
+    ("label_smoothing", NAN, "--label-smoothing must be at least 0 and below 1, not nan"),
+    ("augment", -1, "--augment must be between 0 and 2, not -1"),
+    ("augment", 2.5, "--augment must be between 0 and 2, not 2.5"),
+    ("augment", NAN, "--augment must be between 0 and 2, not nan"),
+    ("augment", INFINITY, "--augment must be between 0 and 2, not inf"),
+    ("augment", True, "--augment must be a number, not True"),
+    ("flip", None, "--flip must be true or false, not None"),
+    ("flip", "no", "--flip must be true or false, not 'no'"),
+    ("momentum", 1.0, "--momentum must be at least 0 and below 1, not 1.0"),
+    ("momentum", -0.1, "--momentum must be at least 0 and below 1, not -0.1"),
+    ("momentum", NAN, "--momentum must be at least 0 and below 1, not nan"),
+    ("recalibrate", -1, "--recalibrate must be at least 0, not -1"),
+    ("recalibrate", False, "--recalibrate must be a whole number, not False"),
+    ("resume", 0, "--resume must be true or false, not 0"),
+    ("compilation_cache", "yes", "--compilation-cache must be true or false, not 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), MISTAKES)
+def test_a_wrong_value_is_named_with_its_option(name, value, message):
+    with pytest.raises(UserError) as caught:
+        TrainConfig(**{name: value})
+    assert str(caught.value) == message
+
+
+def test_every_option_has_a_mistake_in_the_table_above():
+    assert {name for name, _, _ in MISTAKES} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "warmup_epochs"])
+def test_infinity_is_refused(name):
+    with pytest.raises(UserError, match=f"^{config.flag(name)} must be .*, not inf$"):
+        TrainConfig(**{name: INFINITY})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 1),
+        ("seed", 2**32 - 1),
+        ("label_smoothing", 0),
+        ("label_smoothing", 0.999),
+        ("augment", 0),
+        ("augment", 2),
+        ("momentum", 0),
+        ("warmup_epochs", 0),
+        ("learning_rate", 1),
+        ("recalibrate", 0),
+    ],
+)
+def test_the_ends_of_a_range_are_allowed(name, value):
+    assert getattr(TrainConfig(**{name: value}), name) == value
+
+
+def test_a_user_error_is_a_value_error():
+    with pytest.raises(ValueError, match="--epochs"):
+        TrainConfig(epochs=0)
+
+
+@pytest.mark.parametrize("name", ["data", "workdir"])
+def test_path_objects_become_text(name):
+    assert getattr(TrainConfig(**{name: pathlib.Path("some") / "where"}), name) == "some/where"
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3
+
+
+def docstrings():
+    """The string under each field of TrainConfig, from the source."""
+    tree = ast.parse(pathlib.Path(config.__file__).read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainConfig")
+    return {
+        field.target.id: below.value.value
+        for field, below in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_help_text_of_one_line(name):
+    text = docstrings().get(name, "")
+    assert text.strip() == text != ""
+    assert "\n" not in text
+    assert text.endswith(".")
+
+
+def test_no_flags_give_the_defaults():
+    assert parse() == TrainConfig()
+
+
+def test_every_option_is_in_the_table_of_flags():
+    assert list(FLAGS) == NAMES
+
+
+@pytest.mark.parametrize(("name", "argv", "value"), [(name, *pair) for name, pair in FLAGS.items()], ids=FLAGS)
+def test_every_option_is_a_flag(name, argv, value):
+    assert value != getattr(TrainConfig(), name)
+    assert parse(*argv) == dataclasses.replace(TrainConfig(), **{name: value})
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainConfig) if f.default is True])
+def test_a_switch_can_be_given_both_ways(name):
+    assert getattr(parse(config.flag(name)), name) is True
+    assert getattr(parse("--no-" + config.flag(name)[2:]), name) is False
+
+
+def test_all_flags_can_be_given_together():
+    argv = [argument for arguments, _ in FLAGS.values() for argument in arguments]
+    assert parse(*argv) == TrainConfig(**{name: value for name, (_, value) in FLAGS.items()})
+
+
+# Flags with a mistake → what the sentence must hold.
+WRONG_FLAGS = {
+    "unknown flag": (["--bogus", "3"], ["--bogus", "3"]),
+    "misspelt flag": (["--bach-size", "3"], ["--bach-size"]),
+    "stray word": (["stray"], ["stray"]),
+    "text for a number": (["--batch-size", "many"], ["--batch-size", "'many'"]),
+    "fraction for a whole number": (["--epochs", "2.5"], ["--epochs", "'2.5'"]),
+    "text for a real number": (["--learning-rate", "slow"], ["--learning-rate", "'slow'"]),
+    "bad recipe": (["--recipe", "fancy"], ["--recipe", "'fancy'", "'robust'", "'tutorial'"]),
+    "bad model": (["--model", "vgg"], ["--model", "'vgg'", "'resnet50'"]),
+    "no value": (["--epochs"], ["--epochs"]),
+    "too small": (["--batch-size", "0"], ["--batch-size must be at least 1, not 0"]),
+    "too large": (["--seed", "4294967296"], ["--seed must be between 0 and 4294967295, not 4294967296"]),
+    "negative": (["--learning-rate", "-1"], ["--learning-rate must be above 0, not -1"]),
+    "NaN": (["--momentum", "nan"], ["--momentum must be at least 0 and below 1, not nan"]),
+    "value for a switch": (["--flip", "maybe"], ["maybe"]),
+}
+
+
+def sentence(*argv):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    said = str(caught.value)
+    assert not set(said) & set("\n\r\t\x1b│─╭╮╰╯")
+    assert said.endswith("; see `python train.py --help`")
+    assert len(said) > len("; see `python train.py --help`")
+    return said
+
+
+@pytest.mark.parametrize(("argv", "parts"), WRONG_FLAGS.values(), ids=WRONG_FLAGS.keys())
+def test_a_mistake_in_the_flags_is_one_sentence_that_names_it(argv, parts):
+    said = sentence(*argv)
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "ascii", "cp1252"])
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_the_sentence_does_not_depend_on_the_terminal(monkeypatch, encoding, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    said = sentence("--recipe", "fancy")
+    assert "--recipe" in said
+    assert "'fancy'" in said
+    assert not set(said) & set("|+")  # boxes are drawn with these where the terminal has no others
+
+
+@pytest.mark.parametrize(
+    "argv", [("--batch-size", "many"), ("--epochs", "2.5"), ("--learning-rate", "slow"), ("--augment", "1,5")]
+)
+def test_a_value_of_the_wrong_type_is_refused_in_the_users_words(argv):
+    said = sentence(*argv)
+    for jargon in ("literal", "int()", "base 10", "FLOAT", "{None}", "instantiated", "Error parsing"):
+        assert jargon not in said
+
+
+def test_a_long_value_is_named_whole():
+    value = "/home/somebody/" + "photographs/" * 10 + "train_signs.h5"
+    assert value in sentence("--data", "a.h5", value)
+
+
+def test_nothing_is_printed_beside_the_sentence(capsys):
+    with pytest.raises(UserError):
+        parse("--bogus")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_names_every_flag_and_exits_with_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "python train.py" in out
+    for name in NAMES:
+        assert config.flag(name) in out
+
+
+def test_help_shows_the_help_texts(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    out = " ".join(capsys.readouterr().out.split())
+    for name, text in docstrings().items():
+        assert text.replace("`", "") in out.replace("`", ""), name

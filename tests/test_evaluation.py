@@ -1,0 +1,68 @@
+"""Figures of a saved run on labelled images."""
+
+import numpy as np
+import pytest
+from conftest import blobs
+
+import flaxresnet as fr
+from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.training.run_folder import RunFolder
+
+
+def test_an_evaluation_gives_the_figures_that_training_ended_with(finished_run):
+    last = RunFolder(finished_run).read_metrics()[-1]
+    result = fr.evaluate(finished_run)
+    assert result.accuracy == pytest.approx(last["test_accuracy"])
+    assert result.loss == pytest.approx(last["test_loss"], rel=1e-4)
+    assert result.count == 19
+
+
+def test_the_tables_follow_from_the_confusion_matrix():
+    confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    result = fr.Evaluation(loss=0.5, confusion=confusion, class_names=("a", "b", "c"))
+    assert result.accuracy == pytest.approx(17 / 20)
+    a, b, c = result.per_class
+    assert (a["images"], a["precision"], a["recall"]) == (10, pytest.approx(8 / 9), pytest.approx(0.8))
+    assert a["f1"] == pytest.approx(2 * (8 / 9) * 0.8 / (8 / 9 + 0.8))
+    assert b["precision"] == pytest.approx(9 / 11)
+    assert (c["images"], c["precision"], c["recall"], c["f1"]) == (0, None, None, None)
+    stored = result.to_json()
+    assert stored["confusion"] == confusion.tolist()
+    low, high = stored["accuracy_interval"]
+    assert 0 < low < 0.85 < high < 1
+
+
+def test_the_training_split_can_be_evaluated(finished_run):
+    assert fr.evaluate(finished_run, split="train").count == 44
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (blobs(6, 1, size=40), r"images of \(40, 40\) pixels, but the network takes \(32, 32\)"),
+        (
+            fr.Dataset(blobs(6, 1).images, blobs(6, 1).labels, ("green", "red", "blue")),
+            "classes green, red, blue, but the network's are red, green, blue",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_the_network_are_refused(dataset, message, finished_run, tmp_path):
+    write_hdf5(tmp_path / "test.h5", "test", dataset)
+    with pytest.raises(fr.UserError, match=message):
+        fr.evaluate(finished_run, tmp_path / "test.h5")
+
+
+def test_labels_beyond_the_networks_classes_are_refused_where_classes_have_no_names(finished_run, tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "test.h5", "w") as file:
+        file["test_set_x"] = blobs(4, 1).images
+        file["test_set_y"] = np.array([0, 1, 2, 3])
+    with pytest.raises(fr.UserError, match="holds the label 3; the network's 3 classes are 0 to 2"):
+        fr.evaluate(finished_run, tmp_path / "test.h5")
+
+
+def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):
+    write_hdf5(tmp_path / "train.h5", "train", blobs(6, 1))
+    with pytest.raises(fr.UserError, match="has no test split; give other --data, or --split train"):
+        fr.evaluate(finished_run, tmp_path / "train.h5")

@@ -1,0 +1,65 @@
+"""Who may import whom, and what `import flaxresnet` must not pull in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flaxresnet as fr
+
+PACKAGE = Path(fr.__file__).parent
+
+# Part of the package → the parts that it may import, besides `errors`, which says what a user's mistake is.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": set(),
+    "compilation_cache": set(),
+    "cli": set(),
+    "models": {"models"},
+    "data": {"data"},
+    "training": {"training", "models", "data", "config", "compilation_cache"},
+    "classifier": {"models", "data", "training.checkpoint", "training.run_folder"},
+    "evaluation": {"classifier", "data", "training.metrics", "training.run_folder"},
+}
+HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this package that a file imports, anywhere in it, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+        found |= {name.removeprefix("flaxresnet.") for name in names if name and name.startswith("flaxresnet.")}
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_what_it_may(part):
+    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+    assert files
+    allowed = MAY_IMPORT[part] | {"errors"}
+    for path in files:
+        for name in imports_of(path):
+            assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path.name} imports {name}"
+
+
+def test_every_part_is_accounted_for():
+    parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))}
+    assert parts - {"__init__", "__main__", "__pycache__", "commands"} == set(MAY_IMPORT)
+
+
+def test_importing_the_package_is_light():
+    program = f"import sys, flaxresnet; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in fr.__all__:
+        value = getattr(fr, name)
+        assert (value.func if name == "ResNet50" else value).__doc__, name
+    with pytest.raises(AttributeError, match="module 'flaxresnet' has no attribute 'ResNet51'"):
+        fr.ResNet51  # noqa: B018

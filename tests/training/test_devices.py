@@ -1,0 +1,61 @@
+"""The same run on one device and on eight, and a checkpoint carried from one to the other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys, json, jax
+sys.path.insert(0, sys.argv[1])
+import flaxresnet as fr
+options = json.loads(sys.argv[2])
+try:
+    run = fr.fit(fr.TrainConfig(**options), verbose=False)
+    print(json.dumps([jax.device_count(), run.history]))
+except fr.UserError as error:
+    print(json.dumps([jax.device_count(), str(error)]))
+"""
+ROOT = str(Path(__file__).parents[2])
+
+
+def fit_on(devices: int, cache, **options):
+    """`fit` in a process of its own that sees this many CPU devices: (devices, history or the error's text)."""
+    options = {"model": "resnet14", "width": 4, "batch_size": 8, "epochs": 2} | options
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "XDG_CACHE_HOME": str(cache),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ROOT, json.dumps(options)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_eight_devices_give_the_losses_of_one_and_continue_its_checkpoint(data_folder, tmp_path, cache):
+    data = str(data_folder)
+    one, history = fit_on(1, cache, data=data, workdir=str(tmp_path / "one"))
+    eight, same = fit_on(8, cache, data=data, workdir=str(tmp_path / "eight"))
+    assert (one, eight) == (1, 8)
+    for mine, theirs in zip(history, same, strict=True):
+        for name in ("train_loss", "test_loss"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3)
+
+    _, continued = fit_on(8, cache, data=data, workdir=str(tmp_path / "one"), epochs=3)
+    assert [row["epoch"] for row in continued] == [1, 2, 3]
+    assert continued[:2] == history
+
+
+def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(data_folder, tmp_path, cache):
+    _, message = fit_on(8, cache, data=str(data_folder), workdir=str(tmp_path / "run"), batch_size=12)
+    assert "--batch-size 12 cannot be divided over 8 devices" in message

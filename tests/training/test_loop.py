@@ -1,0 +1,229 @@
+"""`fit`: what a run leaves behind, how it goes on, and when it refuses."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SMALL, blobs
+
+import flaxresnet as fr
+from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.training import loop
+from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training.run_folder import RunFolder
+
+ROW = {
+    "epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds",
+    "images_per_second", "recalibrate_seconds", "evaluate_seconds",
+}  # fmt: skip
+MEASURED_TIMES = {"seconds", "images_per_second", "recalibrate_seconds", "evaluate_seconds"}
+
+
+def config(data, workdir, **options):
+    return fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 2, **SMALL} | options)
+
+
+def saved_bytes(workdir) -> list[bytes]:
+    """Everything in the latest checkpoint, as bytes."""
+    info = RunFolder(workdir).read_info()
+    state = loop.TrainState.create
+    from flaxresnet.training.optimizer import make_optimizer, make_schedule
+
+    optimizer = make_optimizer(make_schedule(info.config, 5))
+    size = (info.preprocessing.height, info.preprocessing.width)
+    shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(shapes)
+        variables = checkpoints.restore_variables({"params": shapes.params, "batch_stats": shapes.batch_stats})
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((restored, variables))]
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k not in MEASURED_TIMES} for row in rows]
+
+
+def test_a_run_leaves_a_row_an_epoch_and_a_folder_that_describes_itself(finished_run):
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [5, 10, 15]  # 44 images make 5 full batches of 8
+    assert all(set(row) == ROW for row in rows)
+    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"] == pytest.approx(1e-3)
+    stored = json.loads((finished_run / "config.json").read_text())
+    assert stored["class_names"] == ["red", "green", "blue"]
+    assert stored["preprocessing"] == {"height": 32, "width": 32, "resize": "bicubic", "scale": 1 / 255}
+    assert stored["config"]["learning_rate"] == 1e-3
+    assert stored["versions"]["jax"] == jax.__version__
+
+
+def test_the_network_learns(finished_run):
+    rows = RunFolder(finished_run).read_metrics()
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["test_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("recipe", ["tutorial", "robust"])
+def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(recipe, data_folder, tmp_path, monkeypatch):
+    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=4, recipe=recipe), verbose=False)
+
+    class Killed(Exception):
+        pass
+
+    def killed_in_the_third_epoch(self, epoch, train=loop.Trainer._train):
+        if epoch == 3:
+            raise Killed
+        return train(self, epoch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Trainer, "_train", killed_in_the_third_epoch)
+        fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
+    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
+
+    assert without_times(resumed.history) == without_times(whole.history)
+    assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
+
+
+def test_a_finished_run_goes_on_when_more_epochs_are_asked_for(data_folder, tmp_path):
+    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, recipe="tutorial"), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "two", epochs=2, recipe="tutorial"), verbose=False)
+    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, recipe="tutorial"), verbose=False)
+    assert without_times(resumed.history) == without_times(whole.history)
+    assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
+
+
+def test_a_finished_run_started_again_trains_nothing_and_answers(finished_run, data_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    before = (copy / "metrics.jsonl").read_bytes()
+    run = fr.fit(config(data_folder, copy, epochs=3, augment=0.0), verbose=False)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+    assert run.test_accuracy == RunFolder(finished_run).read_metrics()[-1]["test_accuracy"]
+
+
+def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run, data_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "test_accuracy": 1.0}\n{"epoch": 5, "te')
+    run = fr.fit(config(data_folder, copy, epochs=4, augment=0.0), verbose=False)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
+    assert set(run.history[-1]) == ROW
+    assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "holds a run with --seed 0, not 1; give another --workdir, or --no-resume"),
+        ({"width": 8}, "--width 4, not 8"),
+        ({"augment": 0.5}, "--augment 0.0, not 0.5"),
+        ({"recipe": "tutorial"}, "--recipe robust, not tutorial"),
+    ],
+)
+def test_a_workdir_with_a_different_run_is_refused(change, message, finished_run, data_folder):
+    before = (finished_run / "config.json").read_bytes()
+    with pytest.raises(fr.UserError, match=message):
+        fr.fit(config(data_folder, finished_run, **{"augment": 0.0} | change), verbose=False)
+    assert (finished_run / "config.json").read_bytes() == before
+
+
+def test_a_workdir_with_a_run_on_other_data_is_refused(finished_run, tmp_path):
+    write_hdf5(tmp_path / "train.h5", "train", blobs(44, seed=3))
+    write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=2))
+    with pytest.raises(fr.UserError, match="holds a run with other training data"):
+        fr.fit(config(tmp_path, finished_run, augment=0.0), verbose=False)
+
+
+def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), verbose=False)
+    assert len(run.history) == 1
+    assert len(RunFolder(tmp_path / "copy.1").read_metrics()) == 3
+    assert (tmp_path / "copy.1" / "checkpoints").is_dir()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data_folder, tmp_path, monkeypatch):
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
+
+    def with_a_nan_in_step_8(*arguments, make=loop.make_train_step):
+        step = make(*arguments)
+
+        def broken(state, metrics, batch):
+            poison = jnp.where(state.step == 7, jnp.nan, 0.0)
+            return step(state.replace(params=jax.tree.map(lambda p: p + poison, state.params)), metrics, batch)
+
+        return broken
+
+    monkeypatch.setattr(loop, "make_train_step", with_a_nan_in_step_8)
+    with pytest.raises(fr.UserError, match=r"not finite at step 8 \(the checkpoint after step 5 is kept\)"):
+        fr.fit(config(data_folder, tmp_path / "run", epochs=2, augment=0.0), verbose=False)
+    assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
+    assert fr.evaluate(tmp_path / "run").count == 19
+
+
+def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder, tmp_path):
+    measured, running = (
+        fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", recalibrate=n), verbose=False)
+        for n in (40, 0)
+    )
+    # The same training, step for step; only the statistics of the evaluation differ.
+    assert [r["train_loss"] for r in measured.history] == [r["train_loss"] for r in running.history]
+    assert measured.test_loss < running.test_loss
+    assert measured.history[-1]["recalibrate_seconds"] > running.history[-1]["recalibrate_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 45}, "--batch-size 45 is more than the 44 training images"),
+        ({"workdir": "/dev/null/run"}, "--workdir /dev/null/run cannot be written"),
+    ],
+)
+def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, message, data_folder, tmp_path):
+    with pytest.raises(fr.UserError, match=message):
+        fr.fit(config(data_folder, **{"workdir": tmp_path / "run"} | options), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (blobs(9, 1), None, "has no test split"),
+        (None, blobs(9, 1), "has no training split"),
+        (blobs(9, 1, size=20), blobs(9, 2, size=20), "images of 20×20 pixels; the network needs 32×32 or more"),
+        (
+            fr.Dataset(blobs(9, 1).images, np.zeros(9, np.int32), ("only",)),
+            fr.Dataset(blobs(9, 1).images, np.zeros(9, np.int32), ("only",)),
+            r"one class \(only\)",
+        ),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_path):
+    for name, split in (("train", train), ("test", test)):
+        if split is not None:
+            write_hdf5(tmp_path / f"{name}.h5", name, split)
+    with pytest.raises(fr.UserError, match=message):
+        fr.fit(config(tmp_path, tmp_path / "run"), verbose=False)
+
+
+def test_nothing_is_compiled_after_the_first_step(data_folder, tmp_path, monkeypatch):
+    compiled, at_update = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    monkeypatch.setattr(
+        loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1]
+    )
+    fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
+    assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
+    assert 0 < at_update[0] == at_update[3]  # the first epoch's steps
+    assert at_update[4] == at_update[-1]  # all of the second epoch
+
+
+def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_path, capsys):
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert "number of training examples = 44" in lines
+    assert "X_train shape: (44, 32, 32, 3)  Y_train shape: (44,)" in lines
+    assert any(line.startswith("compiled for 1 ") for line in lines)
+    assert lines[-1].startswith("epoch 1/1  train loss ")
+    assert not any("\x1b" in line or "\r" in line for line in lines)

@@ -1,0 +1,112 @@
+"""The learning rate by a formula, and Adam written out in NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxresnet.config import TrainConfig
+from flaxresnet.training.optimizer import make_optimizer, make_schedule
+
+
+def rates(config, steps_per_epoch):
+    schedule = make_schedule(config, steps_per_epoch)
+    return np.array([schedule(step) for step in range(config.epochs * steps_per_epoch)], np.float64)
+
+
+def expected_rate(step, peak, warmup, total):
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+def test_the_tutorials_rate_is_constant_without_warm_up():
+    np.testing.assert_allclose(rates(TrainConfig(recipe="tutorial", epochs=3), 4), np.full(12, 1e-3), rtol=1e-6)
+
+
+def test_the_robust_rate_climbs_for_an_epoch_and_then_falls_along_half_a_cosine():
+    found = rates(TrainConfig(recipe="robust", epochs=4), 5)
+    np.testing.assert_allclose(found, [expected_rate(s, 1e-3, 5, 20) for s in range(20)], rtol=1e-5)
+    np.testing.assert_allclose(found[:5], [2e-4, 4e-4, 6e-4, 8e-4, 1e-3], rtol=1e-6)
+    assert found.max() == pytest.approx(1e-3, rel=1e-6)
+    assert 0 < found[-1] < 0.02e-3
+
+
+def test_the_cosine_is_at_zero_once_all_steps_are_done_and_stays_there():
+    schedule = make_schedule(TrainConfig(epochs=4), 5)
+    np.testing.assert_allclose([schedule(20), schedule(25)], 0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps_per_epoch", "warmup"),
+    [
+        ({"learning_rate": 0.3}, 5, 5),
+        ({"warmup_epochs": 0.4}, 5, 2),
+        ({"warmup_epochs": 0.2}, 5, 1),
+        ({"warmup_epochs": 0}, 5, 0),
+        ({"warmup_epochs": 2.5}, 4, 10),
+        ({"recipe": "tutorial", "schedule": "cosine"}, 6, 0),
+    ],
+)
+def test_peak_and_warm_up_are_those_of_the_configuration(options, steps_per_epoch, warmup):
+    config, total = TrainConfig(epochs=4, **options), 4 * steps_per_epoch
+    peak = options.get("learning_rate", 1e-3)
+    expected = [expected_rate(step, peak, warmup, total) for step in range(total)]
+    np.testing.assert_allclose(rates(config, steps_per_epoch), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_constant_rate_after_a_warm_up_stays_at_the_peak():
+    found = rates(TrainConfig(schedule="constant", warmup_epochs=1, learning_rate=0.4, epochs=3), 4)
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, *[0.4] * 9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup_epochs", [2, 5])
+def test_a_warm_up_as_long_as_the_run_or_longer_only_climbs(warmup_epochs):
+    found = rates(TrainConfig(warmup_epochs=warmup_epochs, epochs=2), 5)
+    np.testing.assert_allclose(found, 1e-3 * np.arange(1, 11) / (5 * warmup_epochs), rtol=1e-5)
+
+
+def test_the_rate_can_be_had_inside_jit():
+    schedule = make_schedule(TrainConfig(epochs=4), 5)
+    found = jax.jit(jax.vmap(schedule))(jnp.arange(20))
+    np.testing.assert_allclose(found, [expected_rate(s, 1e-3, 5, 20) for s in range(20)], rtol=1e-5, atol=1e-9)
+
+
+# Large, ordinary and so small that epsilon matters.
+GRADIENTS = np.array([[3.0, -0.2, 1e-7, 0.0], [-1.0, -0.2, -3e-7, 1e-6], [2.5, 0.7, 2e-7, 0.0]])
+
+
+def adam(gradients, rate, b1=0.9, b2=0.999, epsilon=1e-7):
+    """Kingma & Ba 2015, algorithm 1, in float64: the update of each step."""
+    m = v = np.zeros_like(gradients[0])
+    updates = []
+    for t, g in enumerate(gradients, start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        updates.append(-rate(t - 1) * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon))
+    return np.array(updates)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rate"),
+    [
+        (optax.constant_schedule(1e-3), lambda step: 1e-3),
+        (make_schedule(TrainConfig(epochs=4), 5), lambda step: 2e-4 * (step + 1)),
+    ],
+    ids=["constant", "climbing"],
+)
+def test_the_first_three_updates_are_those_of_adam(schedule, rate):
+    optimizer = make_optimizer(schedule)
+    parameters = {"kernel": jnp.ones(4)}
+    state, updates = optimizer.init(parameters), []
+    for gradient in GRADIENTS:
+        update, state = optimizer.update({"kernel": jnp.asarray(gradient, jnp.float32)}, state, parameters)
+        updates.append(np.asarray(update["kernel"]))
+    np.testing.assert_allclose(updates, adam(GRADIENTS, rate), rtol=3e-5, atol=1e-12)
+
+
+def test_the_check_above_would_see_another_epsilon():
+    ours, other = adam(GRADIENTS, lambda step: 1e-3), adam(GRADIENTS, lambda step: 1e-3, epsilon=1e-8)
+    assert np.abs(ours / np.where(other == 0, 1, other) - 1)[:, 2].max() > 0.1

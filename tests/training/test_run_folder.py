@@ -1,0 +1,281 @@
+"""A run's folder: config.json, metrics.jsonl, and what is said when they are not as they should be."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from flaxresnet.config import TrainConfig
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.errors import UserError
+from flaxresnet.models.resnet import STAGE_SIZES
+from flaxresnet.training.run_folder import FORMAT, MAY_CHANGE, RunFolder, RunInfo
+
+INFO = RunInfo(
+    config=TrainConfig(model="resnet26", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
+    class_names=("Fäuste", "五", "palm"),
+    preprocessing=Preprocessing(64, 48, resize="lanczos", scale=0.1),
+    data={"source": "signs.h5", "train_images": 7, "fingerprint": "0123456789abcdef"},
+    versions={"python": "3.12.1", "jax": "0.7.0"},
+)
+ROWS = [{"epoch": 1, "step": 8, "train_loss": 1.5}, {"epoch": 2, "step": 16, "train_loss": 0.25}]
+
+# Another value of each option.
+OTHER = {
+    "data": "other.h5",
+    "workdir": "elsewhere",
+    "epochs": 9,
+    "batch_size": 4,
+    "seed": 5,
+    "recipe": "tutorial",
+    "model": "resnet14",
+    "width": 16,
+    "stem_relu": True,
+    "learning_rate": 0.5,
+    "schedule": "constant",
+    "warmup_epochs": 2.5,
+    "label_smoothing": 0.3,
+    "augment": 0.25,
+    "flip": False,
+    "momentum": 0.7,
+    "recalibrate": 0,
+    "resume": False,
+    "compilation_cache": False,
+}
+
+
+def written(tmp_path, info=INFO):
+    folder = RunFolder(tmp_path / "runs" / "signs")
+    folder.write_info(info)
+    return folder
+
+
+def changed(**options):
+    return dataclasses.replace(INFO, config=dataclasses.replace(INFO.config, **options))
+
+
+def test_what_write_info_writes_read_info_reads(tmp_path):
+    folder = written(tmp_path)
+    assert folder.exists()
+    assert RunFolder(str(folder.path)).read_info() == INFO
+
+
+def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
+    values = json.loads((written(tmp_path).path / "config.json").read_text())
+    assert values == {
+        "format": FORMAT,
+        "config": INFO.config.to_json(),
+        "class_names": ["Fäuste", "五", "palm"],
+        "preprocessing": {"height": 64, "width": 48, "resize": "lanczos", "scale": 0.1},
+        "data": {"source": "signs.h5", "train_images": 7, "fingerprint": "0123456789abcdef"},
+        "versions": {"python": "3.12.1", "jax": "0.7.0"},
+    }
+
+
+def test_write_info_replaces_the_old_text_and_leaves_no_other_file(tmp_path):
+    folder = written(tmp_path)
+    folder.write_info(changed(epochs=9))
+    assert folder.read_info().config.epochs == 9
+    assert [path.name for path in folder.path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_without_config_json_holds_no_run(tmp_path):
+    assert not RunFolder(tmp_path).exists()
+    message = r"holds no run \(no config\.json\); give the --workdir of a finished training"
+    with pytest.raises(UserError, match=message) as caught:
+        RunFolder(tmp_path).read_info()
+    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(UserError, match=r"nowhere holds no run"):
+        RunFolder(tmp_path / "nowhere").read_info()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
+        with pytest.raises(UserError) as caught:
+            RunFolder(path).write_info(INFO)
+        assert str(caught.value) == f"--workdir {path} cannot be written: {reason}"
+
+
+def test_the_model_is_that_of_the_configuration():
+    model = INFO.model()
+    assert model.num_classes == 3
+    assert model.stage_sizes == STAGE_SIZES["resnet26"] == (2, 2, 2, 2)
+    assert model.width == 8
+    assert model.stem_relu is False
+    assert model.momentum == 0.8
+
+
+def test_the_model_of_options_left_to_the_recipe_has_the_recipes_momentum():
+    info = dataclasses.replace(INFO, config=TrainConfig(recipe="tutorial"))
+    assert info.model().momentum == 0.99
+
+
+def test_a_run_does_not_differ_from_itself_read_back(tmp_path):
+    assert INFO.difference(INFO) is None
+    assert INFO.difference(written(tmp_path).read_info()) is None
+
+
+def test_the_other_value_of_each_option_is_another():
+    assert set(OTHER) == set(INFO.config.to_json())
+    assert all(value != getattr(INFO.config, name) for name, value in OTHER.items())
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHER) - MAY_CHANGE))
+def test_an_option_that_changes_training_is_a_difference(name):
+    stored = getattr(INFO.config, name)
+    assert changed(**{name: OTHER[name]}).difference(INFO) == f"--{name.replace('_', '-')} {stored}, not {OTHER[name]}"
+
+
+@pytest.mark.parametrize("name", ["data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"])
+def test_an_option_that_does_not_change_training_is_no_difference(name):
+    assert changed(**{name: OTHER[name]}).difference(INFO) is None
+
+
+def test_other_classes_are_a_difference():
+    new = dataclasses.replace(INFO, class_names=("palm", "五", "Fäuste"))
+    assert new.difference(INFO) == "classes Fäuste, 五, palm, not palm, 五, Fäuste"
+
+
+def test_other_training_data_are_a_difference_wherever_they_lie():
+    new = dataclasses.replace(INFO, data=INFO.data | {"fingerprint": "f" * 64})
+    assert new.difference(INFO) == "other training data (signs.h5, fingerprint 0123456789ab)"
+    moved = dataclasses.replace(INFO, data=INFO.data | {"source": "moved.h5"})
+    assert moved.difference(INFO) is None
+
+
+def test_other_versions_are_no_difference():
+    assert dataclasses.replace(INFO, versions={"python": "3.13.0"}).difference(INFO) is None
+
+
+def edited(**changes):
+    return json.dumps(INFO.to_json() | changes)
+
+
+def lacking(key):
+    return json.dumps({name: value for name, value in INFO.to_json().items() if name != key})
+
+
+DAMAGED = {
+    "empty": ("", r"is damaged \(JSONDecodeError: .+\); restore it$"),
+    "cut off": (edited()[:100], r"is damaged \(JSONDecodeError: .+\); restore it$"),
+    "a list": ("[]", r"is damaged \(TypeError: .+\); restore it$"),
+    "no format": (lacking("format"), r"is damaged \(KeyError: 'format'\); restore it$"),
+    "format of another type": (edited(format="1"), r"is damaged \(TypeError: .+\); restore it$"),
+    "no options": (lacking("config"), r"is damaged \(KeyError: 'config'\); restore it$"),
+    "no class names": (lacking("class_names"), r"is damaged \(KeyError: 'class_names'\); restore it$"),
+    "no preprocessing": (lacking("preprocessing"), r"is damaged \(KeyError: 'preprocessing'\); restore it$"),
+    "no data": (lacking("data"), r"is damaged \(KeyError: 'data'\); restore it$"),
+    "no versions": (lacking("versions"), r"is damaged \(KeyError: 'versions'\); restore it$"),
+    "options null": (edited(config=None), r"is damaged \(TypeError: .+\); restore it$"),
+    "unknown preprocessing": (edited(preprocessing={"crop": 1}), r"is damaged \(TypeError: .+\); restore it$"),
+    "unknown option": (edited(config={"epoch": 3}), r": unknown options \['epoch'\]; the options are those of"),
+    "wrong option": (edited(config={"epochs": 0}), r": --epochs must be at least 1, not 0$"),
+    "newer": (edited(format=FORMAT + 1), rf"has format {FORMAT + 1}; this version reads up to {FORMAT}$"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_config_json_that_cannot_be_used_is_named_once_with_the_reason(tmp_path, text, message):
+    folder = written(tmp_path)
+    (folder.path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        folder.read_info()
+    assert str(caught.value).startswith(str(folder.path / "config.json"))
+    assert str(caught.value).count("config.json") == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_json_that_is_no_text_is_damaged(tmp_path):
+    folder = written(tmp_path)
+    (folder.path / "config.json").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match=r"config\.json is damaged \(UnicodeDecodeError: "):
+        folder.read_info()
+
+
+def test_metrics_are_read_as_they_were_written_and_appended(tmp_path):
+    folder = written(tmp_path)
+    assert folder.read_metrics() == []
+    folder.write_metrics(ROWS[:1])
+    folder.append_metrics(ROWS[1])
+    assert folder.read_metrics() == ROWS
+    assert [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()] == ROWS
+
+
+def test_metrics_can_be_appended_to_a_file_that_is_not_there(tmp_path):
+    folder = written(tmp_path)
+    folder.append_metrics(ROWS[0])
+    assert folder.read_metrics() == ROWS[:1]
+
+
+def test_write_metrics_replaces_the_rows(tmp_path):
+    folder = written(tmp_path)
+    folder.write_metrics(ROWS)
+    folder.write_metrics(ROWS[:1])
+    assert folder.read_metrics() == ROWS[:1]
+    folder.write_metrics([])
+    assert folder.read_metrics() == []
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.json", "metrics.jsonl"]
+
+
+def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
+    folder = written(tmp_path)
+    folder.write_metrics(ROWS)
+    path = folder.path / "metrics.jsonl"
+    whole = path.read_text()
+    start = len(whole.splitlines()[0]) + 1
+    for end in range(start, len(whole) - 1):  # the end of the line is the row's last mark
+        path.write_text(whole[:end])
+        assert folder.read_metrics() == ROWS[:1]
+    path.write_text(whole[:-1])
+    assert folder.read_metrics() == ROWS
+
+
+def test_a_torn_last_line_is_gone_once_the_rows_are_written_back(tmp_path):
+    folder = written(tmp_path)
+    folder.write_metrics(ROWS)
+    path = folder.path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-9])
+    folder.write_metrics(folder.read_metrics())
+    folder.append_metrics(ROWS[1])
+    assert folder.read_metrics() == ROWS
+
+
+def test_set_aside_takes_the_first_free_number(tmp_path):
+    for expected in ("signs.1", "signs.2"):
+        folder = written(tmp_path)
+        folder.append_metrics(ROWS[0])
+        aside = folder.set_aside()
+        assert aside == folder.path.with_name(expected)
+        assert not folder.path.exists()
+        assert RunFolder(aside).read_info() == INFO
+        assert RunFolder(aside).read_metrics() == ROWS[:1]
+    (tmp_path / "runs" / "signs.1").rename(tmp_path / "runs" / "kept")
+    assert written(tmp_path).set_aside().name == "signs.1"
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["kept", "signs.1", "signs.2"]
+
+
+def test_set_aside_keeps_a_name_with_dots_and_a_file_in_the_way(tmp_path):
+    folder = RunFolder(tmp_path / "lr.0.1")
+    folder.write_info(INFO)
+    (tmp_path / "lr.0.1.1").write_text("a file")
+    assert folder.set_aside() == tmp_path / "lr.0.1.2"
+    assert (tmp_path / "lr.0.1.1").read_text() == "a file"
+
+
+def test_set_aside_of_the_current_directory_renames_it_or_refuses_in_words(tmp_path, monkeypatch):
+    folder = written(tmp_path)
+    monkeypatch.chdir(folder.path)
+    with contextlib.suppress(UserError):
+        RunFolder(".").set_aside()
+    kept = [path for path in (folder.path, folder.path.with_name("signs.1")) if path.exists()]
+    assert len(kept) == 1
+    assert RunFolder(kept[0]).read_info() == INFO
+
+
+def test_paths_of_a_run_lie_in_its_folder():
+    folder = RunFolder("runs/signs")
+    assert folder.path == pathlib.Path("runs/signs")
+    assert folder.checkpoints == pathlib.Path("runs/signs/checkpoints")

@@ -77,7 +77,7 @@ class Classifier:
         expected = (self.preprocessing.height, self.preprocessing.width, 3)
         if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
             raise UserError(
-                f"images are {images.shape} {images.dtype}, but this network takes (n, {', '.join(map(str, expected))}) "
+                f"images are {images.shape} {images.dtype}; this network takes (n, {expected[0]}, {expected[1]}, 3) "
                 "uint8; `preprocessing.load` brings a photo to that size"
             )
         batch = 1 if len(images) == 1 else BATCH
@@ -97,9 +97,8 @@ class Classifier:
         """
         row = self.probabilities(self.preprocessing.load(photo)[None])[0]
         best = int(row.argmax())
-        return Prediction(
-            self.class_names[best], float(row[best]), dict(zip(self.class_names, row.tolist(), strict=True))
-        )
+        probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
+        return Prediction(self.class_names[best], probabilities[self.class_names[best]], probabilities)
 
 
 def _pad(images: np.ndarray, count: int) -> np.ndarray:

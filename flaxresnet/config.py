@@ -12,25 +12,24 @@ from flaxresnet.errors import UserError
 
 Check = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it after "must be"
 
-# What an option left at None becomes. `tutorial` is what the two Keras tutorials do; `robust` is made for photos
-# that other people take: light label smoothing, augmentation, and a learning rate that rises and then falls.
-RECIPES: dict[str, dict[str, Any]] = {
-    "tutorial": {
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "warmup_epochs": 0.0,
-        "label_smoothing": 0.0,
-        "augment": 0.0,
-        "momentum": 0.99,
-    },
-    "robust": {
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "warmup_epochs": 1.0,
-        "label_smoothing": 0.05,
-        "augment": 1.0,
-        "momentum": 0.9,
-    },
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the options become that are left at None; `TrainConfig` says what each means."""
+
+    learning_rate: float
+    schedule: Literal["constant", "cosine"]
+    warmup_epochs: float
+    label_smoothing: float
+    augment: float
+    momentum: float
+
+
+RECIPES = {
+    # What the two Keras tutorials do.
+    "tutorial": Recipe(1e-3, "constant", warmup_epochs=0.0, label_smoothing=0.0, augment=0.0, momentum=0.99),
+    # Made for photos that other people take.
+    "robust": Recipe(1e-3, "cosine", warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, momentum=0.9),
 }
 
 
@@ -127,10 +126,16 @@ class TrainConfig:
         for f in dataclasses.fields(self):
             check_value(f.name, getattr(self, f.name), hints[f.name], f.metadata.get("check"))
 
+    @property
+    def settings(self) -> Recipe:
+        """The recipe's options, with those given explicitly in place of the recipe's."""
+        recipe = RECIPES[self.recipe]
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(recipe) if getattr(self, f.name) is not None}
+        return dataclasses.replace(recipe, **given)
+
     def resolve(self) -> Self:
         """The same configuration with every option that was left to the recipe filled in."""
-        left = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **left)
+        return dataclasses.replace(self, **dataclasses.asdict(self.settings))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

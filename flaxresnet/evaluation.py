@@ -119,6 +119,5 @@ def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:
     if dataset.names_given and mine != theirs:
         raise UserError(f"{source} has the classes {', '.join(theirs)}, but the network's are {', '.join(mine)}")
     if len(theirs) > len(mine):
-        raise UserError(
-            f"{source} holds the label {len(theirs) - 1}; the network's {len(mine)} classes are 0 to {len(mine) - 1}"
-        )
+        known = f"the network's {len(mine)} classes are 0 to {len(mine) - 1}"
+        raise UserError(f"{source} holds the label {len(theirs) - 1}; {known}")

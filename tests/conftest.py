@@ -27,8 +27,8 @@ def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:
     """Three classes that a small network learns in an epoch or two: noise with one colour channel raised."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int32) % 3
-    images = rng.integers(0, 120, (count, size, size, 3))
-    images[np.arange(count), :, :, labels] += 100
+    images = rng.integers(0, 80, (count, size, size, 3))
+    images[np.arange(count), :, :, labels] += 160
     return fr.Dataset(images.astype(np.uint8), labels, ("red", "green", "blue"))
 
 

@@ -124,7 +124,7 @@ def pose_hand(gesture: Gesture, skin: np.ndarray, nails: np.ndarray, rng: np.ran
     bones = palm(joints, skin, width)
     radii = np.vstack([np.linspace(sizes[:, 6], sizes[:, 7], 4, axis=1), THUMB_RADII]) * width
     tints = skin * BONE_TINTS
-    for at, back, thick in zip(joints, backs, radii.tolist()):
+    for at, back, thick in zip(joints, backs, radii.tolist(), strict=True):
         bones += [Bone(at[i], at[i + 1], (thick[i], thick[i + 1]), tints[i], crease) for i in range(3)]
         tip, along = thick[3], (at[3] - at[2]) / np.linalg.norm(at[3] - at[2])
         nail = at[3] + 0.42 * tip * back

@@ -55,9 +55,8 @@ def _read_file(path: Path) -> dict[str, Dataset]:
     except UserError:
         raise
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for foreign, truncated and damaged files
-        raise UserError(
-            f"{path} cannot be read as HDF5 ({_first_line(error)}); is it whole, and an HDF5 file?"
-        ) from error
+        reason = _first_line(error)
+        raise UserError(f"{path} cannot be read as HDF5 ({reason}); is it whole, and an HDF5 file?") from error
 
 
 def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:

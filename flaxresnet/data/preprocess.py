@@ -63,8 +63,8 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(photo) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(photo) as file:
+            image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
                 return _from_wide_grey(np.asarray(image, np.float64))
             if image.has_transparency_data:

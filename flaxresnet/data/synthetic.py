@@ -45,7 +45,7 @@ def rotation(*turns: tuple[float, int, int]) -> np.ndarray:
 
 def place(bones: list[Bone], yaw: float, size: int, rng: np.random.Generator) -> Scene:
     """The bones as the camera sees them in a picture of size x size pixels."""
-    start, end, radii, colour, crease, tube, limb = (np.array(field) for field in zip(*bones))
+    start, end, radii, colour, crease, tube, limb = (np.array(field) for field in zip(*bones, strict=True))
     roll = np.clip(rng.normal(0, 12), -25, 25)
     stretch = (rng.choice([-1, 1]) * rng.uniform(0.9, 1.1), -1.0, 1.0)  # left and right hands alike
     view = np.diag(stretch) @ rotation((yaw, 2, 0), (rng.normal(0, 10), 1, 2), (roll, 0, 1))
@@ -264,5 +264,7 @@ def draw_signs(count: int, seed: int | tuple[int, ...], image_size: int = 64) ->
 def drawn_signs(seed: int = DEFAULT_SEED, train: int = 1080, test: int = 120, image_size: int = 64) -> Splits:
     """The drawn data set: as many pictures, as large, as the tutorials' SIGNS data have, with classes "0" to "5"."""
     names = tuple(str(sign) for sign in range(len(GESTURES)))
-    splits = [Dataset(*draw_signs(count, (seed, n), image_size), names) for n, count in enumerate((train, test))]
-    return Splits(*splits, source=f"hand signs drawn by the program (seed {seed})")
+    first, second = (
+        Dataset(*draw_signs(count, (seed, stream), image_size), names) for stream, count in enumerate((train, test))
+    )
+    return Splits(first, second, source=f"hand signs drawn by the program (seed {seed})")

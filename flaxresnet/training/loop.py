@@ -1,12 +1,10 @@
 """`fit`: the training run, and the only place with side effects."""
 
-import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import TrainConfig
-from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.loader import DeviceLoader
-from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.batch_stats import measure_batch_stats
-from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_optimizer, make_schedule
+from flaxresnet.training.preparation import check_splits, describe_run, prepare_folder
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState
@@ -79,7 +76,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     train, test = check_splits(splits, config)
 
     info = describe_run(config, splits.source, train)
-    folder = prepare_folder(info, reporter)
+    folder = prepare_folder(info, reporter.note)
     with Checkpoints(folder.checkpoints) as checkpoints:
         return Trainer(info, train, test, folder, checkpoints, reporter).run()
 
@@ -145,7 +142,8 @@ class Trainer:
             rows.append(row)
             # The row comes first: a checkpoint without its row could not be told from one of another run.
             self.folder.append_metrics(row)
-            self.checkpoints.save(self.state, eval_stats, {k: row[k] for k in ("test_loss", "test_accuracy")})
+            scores = {name: float(row[name]) for name in ("test_loss", "test_accuracy")}
+            self.checkpoints.save(self.state, eval_stats, scores)
             self.reporter.row(row)
         return Run(self.folder.path, rows)
 
@@ -154,7 +152,7 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         if (step := self.checkpoints.latest_step()) is None:
             # Run once: thorough compilation of all the random draws would take longer than the draws themselves.
-            self.state = self._create.lower().compile({"xla_backend_optimization_level": 0})()
+            self.state = self._create.lower().compile({"xla_backend_optimization_level": "0"})()
         else:
             self.state = self.checkpoints.restore(self.state)
             rows = self.folder.read_metrics()[: step // self.train.steps_per_epoch]
@@ -171,7 +169,7 @@ class Trainer:
         measured = time.perf_counter()
         test_loss, test_accuracy = self._evaluate(eval_stats)
         images = self.train.steps_per_epoch * self.config.batch_size
-        row = {
+        row: dict[str, Any] = {
             "epoch": epoch,
             "step": int(self.state.step),
             "train_loss": train_loss,
@@ -223,58 +221,3 @@ class Trainer:
 
 def _with_sharding(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-
-def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Both splits, or UserError where training cannot begin with them."""
-    for name, split in (("training", splits.train), ("test", splits.test)):
-        if split is None:
-            raise UserError(f"{splits.source} has no {name} split; give a file or folder with both")
-    train, test = splits.train, splits.test
-    if len(train.class_names) < 2:
-        raise UserError(f"{splits.source} has one class ({train.class_names[0]}); a classifier needs two or more")
-    if min(train.image_size) < SMALLEST_IMAGE:
-        height, width = train.image_size
-        raise UserError(
-            f"{splits.source} has images of {height}×{width} pixels; the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
-        )
-    if config.batch_size > len(train):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
-    if config.batch_size % jax.device_count():
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided over {jax.device_count()} devices; give a multiple of {jax.device_count()}"
-        )
-    return train, test
-
-
-def describe_run(config: TrainConfig, source: str, train: Dataset) -> RunInfo:
-    packages = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return RunInfo(
-        config=config,
-        class_names=train.class_names,
-        preprocessing=Preprocessing(*train.image_size),
-        data={"source": source, "train_images": len(train), "fingerprint": train.fingerprint()},
-        versions={"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ModuleNotFoundError:  # importlib.metadata's PackageNotFoundError: a checkout that is not installed
-        return "not installed"
-
-
-def prepare_folder(info: RunInfo, reporter: Reporter) -> RunFolder:
-    """The run's folder, its `config.json` written; raises UserError where it holds a different run."""
-    folder = RunFolder(info.config.workdir)
-    if folder.exists():
-        if not info.config.resume:
-            reporter.note(f"the run in {folder.path} is kept as {folder.set_aside()}")
-        elif difference := info.difference(folder.read_info()):
-            raise UserError(
-                f"--workdir {folder.path} holds a run with {difference}; give another --workdir, "
-                "or --no-resume to start anew"
-            )
-    folder.write_info(info)
-    return folder

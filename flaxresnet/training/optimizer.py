@@ -11,7 +11,7 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     The cosine ends with the last step of `config.epochs`
     (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts).
     """
-    settings = config.resolve()
+    settings = config.settings
     peak, warmup = settings.learning_rate, round(settings.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
     after = {

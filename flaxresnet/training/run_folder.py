@@ -1,7 +1,6 @@
 """A run's folder on disk: `config.json`, which makes it describe itself, and `metrics.jsonl`, one row an epoch."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,13 +35,13 @@ class RunInfo:
     versions: dict[str, str]
 
     def model(self) -> ResNet:
-        c = self.config.resolve()
+        c = self.config
         return ResNet(
             num_classes=len(self.class_names),
             stage_sizes=STAGE_SIZES[c.model],
             width=c.width,
             stem_relu=c.stem_relu,
-            momentum=c.momentum,
+            momentum=c.settings.momentum,
         )
 
     def difference(self, other: Self) -> str | None:
@@ -142,4 +141,4 @@ def _replace(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -28,18 +28,18 @@ def make_train_step(
     so that training and test losses compare. Augmentation is keyed by (seed, step) alone: a resumed run repeats it.
     A training batch is full, so its mask is not looked at.
     """
-    config = config.resolve()
+    settings = config.settings
     seed_key = jax.random.key(config.seed)
 
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
         images = preprocessing.scaled(batch.images)
-        if config.augment:
-            images = augment(jax.random.fold_in(seed_key, state.step), images, config.augment, config.flip)
+        if settings.augment:
+            images = augment(jax.random.fold_in(seed_key, state.step), images, settings.augment, config.flip)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), config.label_smoothing)
+            targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), settings.label_smoothing)
             return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
 
         (value, (logits, batch_stats)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)

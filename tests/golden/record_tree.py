@@ -1,4 +1,4 @@
-"""Records the parameter tree of ResNet-50: `python tests/golden/record_tree.py`. Read the difference before committing."""
+"""Records ResNet-50's parameter tree: `python tests/golden/record_tree.py`. Read the difference, then commit."""
 
 import json
 from pathlib import Path

@@ -52,8 +52,8 @@ def test_the_parameter_tree_is_the_recorded_one():
     flat = flatten_dict(shapes_of(fr.ResNet50(num_classes=6)), sep="/")
     found = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in sorted(flat.items())}
     assert found == json.loads(GOLDEN.read_text()), (
-        "the parameter tree changed, so checkpoints of earlier versions no longer load; if that is meant, record it anew "
-        "with `python tests/golden/record_tree.py`"
+        "the parameter tree changed, so checkpoints of earlier versions no longer load; "
+        "if that is meant, record it anew with `python tests/golden/record_tree.py`"
     )
 
 

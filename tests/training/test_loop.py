@@ -68,17 +68,18 @@ def test_the_network_learns(finished_run):
 def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(recipe, data_folder, tmp_path, monkeypatch):
     whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=4, recipe=recipe), verbose=False)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def killed_in_the_third_epoch(self, epoch, train=loop.Trainer._train):
         if epoch == 3:
-            raise Killed
+            raise KilledError
         return train(self, epoch)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_train", killed_in_the_third_epoch)
-        fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
+        with pytest.raises(KilledError):
+            fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
     resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
 
     assert without_times(resumed.history) == without_times(whole.history)
@@ -187,7 +188,7 @@ def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, messag
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (blobs(9, 1), None, "has no test split"),
+        (blobs(9, 1), None, "has no test split; give both"),
         (None, blobs(9, 1), "has no training split"),
         (blobs(9, 1, size=20), blobs(9, 2, size=20), "images of 20×20 pixels; the network needs 32×32 or more"),
         (

@@ -1,0 +1,70 @@
+"""What must hold before the first step: fitting data, and a folder that takes this run."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import jax
+
+from flaxresnet.config import TrainConfig
+from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.errors import UserError
+from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.training.run_folder import RunFolder, RunInfo
+
+PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The training and the test split; raises UserError where training cannot begin with them."""
+    source, train, test = splits.source, splits.train, splits.test
+    if train is None or test is None:
+        missing = "training" if train is None else "test"
+        raise UserError(f"{source} has no {missing} split; give both, in one file or in a folder of two")
+    if len(train.class_names) < 2:
+        raise UserError(f"{source} has one class ({train.class_names[0]}); a classifier needs two or more")
+    if min(train.image_size) < SMALLEST_IMAGE:
+        height, width = train.image_size
+        needed = f"the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
+        raise UserError(f"{source} has images of {height}×{width} pixels; {needed}")
+    if config.batch_size > len(train):
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
+    if config.batch_size % (devices := jax.device_count()):
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be divided over {devices} devices; give a multiple of {devices}"
+        )
+    return train, test
+
+
+def describe_run(config: TrainConfig, source: str, train: Dataset) -> RunInfo:
+    """The run's description, for `config.json`."""
+    return RunInfo(
+        config=config,
+        class_names=train.class_names,
+        preprocessing=Preprocessing(*train.image_size),
+        data={"source": source, "train_images": len(train), "fingerprint": train.fingerprint()},
+        versions={"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "not installed"
+
+
+def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:
+    """The run's folder, its `config.json` written; raises UserError where it holds a different run."""
+    folder = RunFolder(info.config.workdir)
+    if folder.exists():
+        if not info.config.resume:
+            note(f"the run in {folder.path} is kept as {folder.set_aside()}")
+        elif difference := info.difference(folder.read_info()):
+            raise UserError(
+                f"--workdir {folder.path} holds a run with {difference}; give another --workdir, "
+                "or --no-resume to start anew"
+            )
+    folder.write_info(info)
+    return folder

@@ -10,7 +10,10 @@ from flaxresnet.data import augment as augmentation
 from flaxresnet.data.augment import augment, random_maps, recolour, sample_bilinear
 
 KEY = jax.random.key(7)
-compiled = jax.jit(augment, static_argnames=("strength", "flip"))
+# Compiled whole: an operation at a time, each shape takes seconds.
+compiled = jax.jit(augment, static_argnames="flip")
+compiled_maps = jax.jit(random_maps, static_argnames=("count", "flip"))
+compiled_recolour = jax.jit(recolour)
 
 
 def random_images(*shape, seed=0):
@@ -73,7 +76,7 @@ def test_strength_0_without_flip_changes_nothing(shape):
 
 def test_recolouring_with_strength_0_changes_nothing():
     images = random_images(4, 6, 5, 3)
-    np.testing.assert_allclose(recolour(KEY, images, 0.0), images, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(compiled_recolour(KEY, images, 0.0), images, rtol=0, atol=1e-6)
 
 
 def test_flip_mirrors_about_half_of_the_images_left_to_right():
@@ -86,13 +89,13 @@ def test_flip_mirrors_about_half_of_the_images_left_to_right():
 
 
 def test_without_flip_no_image_is_mirrored():
-    matrices, _ = random_maps(KEY, 1000, 1.0, flip=False)
+    matrices, _ = compiled_maps(KEY, 1000, 1.0, flip=False)
     assert np.all(np.linalg.det(matrices) > 0)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
 def test_random_maps_fill_their_ranges_and_stay_within(strength):
-    matrices, shifts = (np.asarray(x, np.float64) for x in random_maps(KEY, 4000, strength, flip=False))
+    matrices, shifts = (np.asarray(x, np.float64) for x in compiled_maps(KEY, 4000, strength, flip=False))
     rows, columns = np.linalg.norm(matrices[:, 0], axis=1), np.linalg.norm(matrices[:, 1], axis=1)
     drawn = {
         "rotation": np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 1, 1])),
@@ -113,7 +116,7 @@ def test_random_maps_fill_their_ranges_and_stay_within(strength):
 
 def test_brightness_and_channel_gains_fill_their_ranges_and_stay_within():
     grey = jnp.full((4000, 1, 1, 3), 0.5)  # contrast and saturation leave it as it is
-    pixels = np.asarray(recolour(KEY, grey, 1.0), np.float64)[:, 0, 0]
+    pixels = np.asarray(compiled_recolour(KEY, grey, 1.0), np.float64)[:, 0, 0]
     between_channels = np.log(pixels[:, 0] / pixels[:, 1]) / (2 * augmentation.LOG_COLOUR)
     assert 0.9 < np.abs(between_channels).max() <= 1.001
     low = (0.5 - augmentation.BRIGHTNESS) * np.exp(-augmentation.LOG_COLOUR)
@@ -124,7 +127,7 @@ def test_brightness_and_channel_gains_fill_their_ranges_and_stay_within():
 
 def test_contrast_spreads_grey_levels_about_their_mean():
     image = jnp.broadcast_to(jnp.array([0.48, 0.52])[:, None], (1, 1, 2, 3))
-    images = np.asarray(recolour(KEY, image.repeat(4000, axis=0), 1.0), np.float64)
+    images = np.asarray(compiled_recolour(KEY, image.repeat(4000, axis=0), 1.0), np.float64)
     # The middle is the brightness times a channel's gain, the spread the contrast times the same gain.
     spread, middle = np.diff(images, axis=2)[:, 0, 0] / 0.04, images.mean(axis=2)[:, 0]
     np.testing.assert_allclose(spread / spread[:, :1], middle / middle[:, :1], rtol=1e-3)

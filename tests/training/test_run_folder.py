@@ -11,7 +11,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import STAGE_SIZES
-from flaxresnet.training.run_folder import FORMAT, MAY_CHANGE, RunFolder, RunInfo
+from flaxresnet.training.run_folder import FORMAT, RunFolder, RunInfo
 
 INFO = RunInfo(
     config=TrainConfig(model="resnet26", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
@@ -44,6 +44,8 @@ OTHER = {
     "resume": False,
     "compilation_cache": False,
 }
+
+HARMLESS = ["data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"]
 
 
 def written(tmp_path, info=INFO):
@@ -123,13 +125,13 @@ def test_the_other_value_of_each_option_is_another():
     assert all(value != getattr(INFO.config, name) for name, value in OTHER.items())
 
 
-@pytest.mark.parametrize("name", sorted(set(OTHER) - MAY_CHANGE))
+@pytest.mark.parametrize("name", sorted(set(OTHER) - set(HARMLESS)))
 def test_an_option_that_changes_training_is_a_difference(name):
     stored = getattr(INFO.config, name)
     assert changed(**{name: OTHER[name]}).difference(INFO) == f"--{name.replace('_', '-')} {stored}, not {OTHER[name]}"
 
 
-@pytest.mark.parametrize("name", ["data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"])
+@pytest.mark.parametrize("name", HARMLESS)
 def test_an_option_that_does_not_change_training_is_no_difference(name):
     assert changed(**{name: OTHER[name]}).difference(INFO) is None
 
@@ -231,6 +233,13 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
         assert folder.read_metrics() == ROWS[:1]
     path.write_text(whole[:-1])
     assert folder.read_metrics() == ROWS
+
+
+def test_rows_after_a_damaged_line_are_left_out_so_that_row_n_is_of_epoch_n(tmp_path):
+    folder = written(tmp_path)
+    first, second = (json.dumps(row) for row in ROWS)
+    (folder.path / "metrics.jsonl").write_text(f"{first}\n{second[:10]}\n{second}\n")
+    assert folder.read_metrics() == ROWS[:1]
 
 
 def test_a_torn_last_line_is_gone_once_the_rows_are_written_back(tmp_path):

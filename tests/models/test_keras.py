@@ -1,0 +1,122 @@
+"""The whole network against Keras itself: logits, and in training mode loss, gradients and running statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import flaxresnet as fr
+
+keras = pytest.importorskip("keras", reason="install keras (the `test` extra) to compare with it")
+
+# Where Keras keeps what linen calls otherwise.
+NAMES = {"gamma": ("params", "scale"), "beta": ("params", "bias"), "kernel": ("params", "kernel"),
+         "bias": ("params", "bias"), "moving_mean": ("batch_stats", "mean"),
+         "moving_variance": ("batch_stats", "var")}  # fmt: skip
+
+
+def conv_bn(x, filters, size, label, branch, strides=1, padding="valid"):
+    x = keras.layers.Conv2D(filters, size, strides=strides, padding=padding, name=f"res{label}_branch{branch}")(x)
+    return keras.layers.BatchNormalization(name=f"bn{label}_branch{branch}")(x)
+
+
+def keras_block(x, inner, label, strides, project):
+    y = keras.layers.ReLU()(conv_bn(x, inner, 1, label, "2a", strides))
+    y = keras.layers.ReLU()(conv_bn(y, inner, 3, label, "2b", padding="same"))
+    y = conv_bn(y, 4 * inner, 1, label, "2c")
+    shortcut = conv_bn(x, 4 * inner, 1, label, "1", strides) if project else x
+    return keras.layers.ReLU()(keras.layers.Add()([y, shortcut]))
+
+
+def keras_resnet50(classes=6, size=64):
+    """The tutorials' network in Keras, up to the logits."""
+    inputs = keras.Input((size, size, 3))
+    x = keras.layers.ZeroPadding2D(3)(inputs)
+    x = keras.layers.Conv2D(64, 7, strides=2, name="conv1")(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="bn_conv1")(x))
+    x = keras.layers.MaxPooling2D(3, strides=2)(x)
+    for stage, blocks in zip((2, 3, 4, 5), ("abc", "abcd", "abcdef", "abc"), strict=True):
+        for letter in blocks:
+            strides = 2 if letter == "a" and stage > 2 else 1
+            x = keras_block(x, 64 * 2 ** (stage - 2), f"{stage}{letter}", strides, project=letter == "a")
+    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(2)(x))
+    return keras.Model(inputs, keras.layers.Dense(classes, name=f"fc{classes}")(x))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).random((4, 64, 64, 3), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Keras's network, its parameters moved away from their start so that every one of them matters.
+
+    The residual branches end with a small scale, as in a trained network. At their start the blocks amplify rounding
+    so much that float32 gradients of any two programs differ by two percent.
+    """
+    keras.utils.set_random_seed(0)
+    model, rng = keras_resnet50(), np.random.default_rng(2)
+    for layer in model.layers:
+        for variable in layer.variables:
+            if variable.name != "kernel":
+                spread = rng.normal(scale=0.1, size=variable.shape)
+                centre = 1 if variable.name in ("gamma", "moving_variance") else 0
+                damping = 0.1 if variable.name == "gamma" and layer.name.endswith("branch2c") else 1
+                variable.assign(damping * (np.abs(centre + spread) if centre else spread))
+    return model
+
+
+def from_keras(model, values) -> dict:
+    """Keras's values, in the order of `values`' variables, as linen variables: {"params", "batch_stats"}."""
+    owner = {id(v): layer.name for layer in model.layers for v in layer.variables}
+    tree: dict = {"params": {}, "batch_stats": {}}
+    for variable, value in values:
+        layer = owner[id(variable)]
+        label = layer.removeprefix("res").removeprefix("bn").split("_")[0]
+        place = tree[NAMES[variable.name][0]]
+        if layer not in ("conv1", "bn_conv1", "fc6"):
+            place = place.setdefault(f"res{label}", {})
+        place.setdefault(layer, {})[NAMES[variable.name][1]] = jnp.asarray(value)
+    return tree
+
+
+def test_logits_in_inference_are_keras_logits(model, images):
+    ours = fr.ResNet50(num_classes=6)
+    variables = from_keras(model, [(v, v.value) for v in model.variables])
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    expected = np.asarray(model(images, training=False))
+    got = jax.jit(ours.apply)(variables, images)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_loss_gradients_and_statistics_in_training_are_keras(model, images):
+    labels = np.array([0, 5, 2, 3])
+    trainable, rest = ([v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables))
+
+    def keras_loss(trainable):
+        logits, updated = model.stateless_call(trainable, rest, images, training=True)
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits), updated
+
+    (expected, updated), gradients = jax.jit(jax.value_and_grad(keras_loss, has_aux=True))(trainable)
+    stats = from_keras(model, zip(model.non_trainable_variables, updated, strict=True))["batch_stats"]
+    slopes = from_keras(model, zip(model.trainable_variables, gradients, strict=True))["params"]
+
+    ours = fr.ResNet50(num_classes=6)
+    variables = from_keras(model, [(v, v.value) for v in model.variables])
+
+    def our_loss(params):
+        logits, new = ours.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]
+
+    (loss, new_stats), got = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(variables["params"])
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new_stats, stats)
+    # A bias in front of batch norm has no gradient but rounding noise, so the scale is that of the whole network.
+    scale = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(slopes)))
+    paths = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: np.linalg.norm(a - b), got, slopes))
+    norms = jax.tree.leaves(jax.tree.map(np.linalg.norm, slopes))
+    for (path, difference), norm in zip(paths, norms, strict=True):
+        assert difference <= 1e-3 * norm + 1e-6 * scale, (jax.tree_util.keystr(path), difference, norm)

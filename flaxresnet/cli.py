@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from flaxresnet.config import words_for
 from flaxresnet.errors import UserError
 
 T = TypeVar("T")
@@ -24,15 +27,17 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
     """
     import tyro
 
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(io.StringIO()):
             return tyro.cli(arguments, args=list(argv), prog=prog)
     except SystemExit as stop:
-        if stop.code == MISTAKE:
-            raise UserError(f"{_sentence(said.getvalue())}; see `{prog} --help`") from None
-        sys.stderr.write(said.getvalue())
-        raise
+        if stop.code != MISTAKE:
+            raise
+    said = io.StringIO()
+    # Again, for the words: tyro wraps them into a box as wide as the terminal, which would break a long path.
+    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit), _columns(100_000):
+        tyro.cli(arguments, args=list(argv), prog=prog)
+    raise UserError(f"{_sentence(said.getvalue(), arguments, argv)}; see `{prog} --help`")
 
 
 def run(main: Callable[[], int]) -> int:
@@ -47,12 +52,37 @@ def run(main: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def _sentence(box: str) -> str:
-    """The first paragraph of the box that tyro draws around an error, on one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    paragraph = []
-    for line in lines:
-        if set(line) <= {"─"}:
-            break
-        paragraph.append(line)
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(paragraph)).rstrip(". ")
+@contextlib.contextmanager
+def _columns(count: int) -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _sentence(box: str, arguments: type, argv: Sequence[str]) -> str:
+    """The first paragraph of the box that tyro draws around an error, on one line and in the user's words."""
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    # The first rule is the box's upper edge, or without Unicode the line under its title.
+    rules = [i for i, line in enumerate(lines) if line.startswith("╭") or (line and set(line) <= set("─-╰╯"))]
+    start, end = (*rules, len(lines), len(lines))[:2]
+    text = re.sub(r"\s+", " ", " ".join(lines[start + 1 : end])).strip().rstrip(".")
+    if wrong := re.match(r"Error parsing (--[\w-]+)", text):
+        name = wrong[1].removeprefix("--")
+        hint = typing.get_type_hints(arguments)[name.removeprefix("no-").replace("-", "_")]
+        return f"--{name} must be {words_for(hint)}, not {_value_of(wrong[1], argv)!r}"
+    return re.sub(r"^Error parsing \w+: ", "", text)
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """What the command line gives after a flag, as `--flag value` or `--flag=value`."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            return value if equals else following
+    return ""

@@ -1,12 +1,16 @@
 """Every option of a training run, once: its type, default, help text and check; to and from JSON."""
 
 import dataclasses
+import math
+import numbers
 import os
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
+
+import numpy as np
 
 from flaxresnet.errors import UserError
 
@@ -34,7 +38,7 @@ RECIPES = {
 
 
 def at_least(low: float) -> Check:
-    return (lambda value: value >= low), f"at least {low}"
+    return (lambda value: low <= value < math.inf), f"at least {low}"
 
 
 def between(low: float, high: float) -> Check:
@@ -45,8 +49,11 @@ def one_of(*choices: str) -> Check:
     return (lambda value: value in choices), " or ".join(map(repr, choices))
 
 
-POSITIVE: Check = (lambda value: value > 0), "above 0"
+POSITIVE: Check = (lambda value: 0 < value < math.inf), "above 0"
 FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
+
+
+NOT_EMPTY: Check = (lambda value: value != ""), "the name of a folder"
 
 
 def option(default: Any, check: Check) -> Any:
@@ -64,7 +71,7 @@ class TrainConfig:
     data: str | None = None
     """HDF5 file, or folder with a train and a test one. Left out: `datasets/` if it has some, else drawn hand signs."""
 
-    workdir: str = "runs/default"
+    workdir: str = option("runs/default", NOT_EMPTY)
     """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
 
     epochs: int = option(20, at_least(1))
@@ -124,7 +131,9 @@ class TrainConfig:
                 object.__setattr__(self, name, os.fspath(value))
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            check_value(f.name, getattr(self, f.name), hints[f.name], f.metadata.get("check"))
+            check_value(f.name, value := getattr(self, f.name), hints[f.name], f.metadata.get("check"))
+            if isinstance(value, np.generic):
+                object.__setattr__(self, f.name, value.item())
 
     @property
     def settings(self) -> Recipe:
@@ -156,31 +165,35 @@ def flag(name: str) -> str:
 
 def check_value(name: str, value: Any, hint: Any, check: Check | None) -> None:
     """Raises UserError unless `value` is of the type `hint` and passes `check`."""
-    allowed = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    if value is None and type(None) in allowed:
+    kinds = _kinds(hint)
+    if value is None and type(None) in kinds:
         return
-    if not any(_is_of_type(value, kind) for kind in allowed):
-        expected = " or ".join(_type_name(kind) for kind in allowed if kind is not type(None))
-        raise UserError(f"{flag(name)} must be {expected}, not {value!r}")
+    if not any(_is_of_type(value, kind) for kind in kinds):
+        raise UserError(f"{flag(name)} must be {words_for(hint)}, not {value!r}")
     if check is not None and not check[0](value):
         raise UserError(f"{flag(name)} must be {check[1]}, not {value!r}")
+
+
+def words_for(hint: Any) -> str:
+    """A type as a user would say it: `int | None` → "a whole number"."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return " or ".join(
+        " or ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else words[kind]
+        for kind in _kinds(hint)
+        if kind is not type(None)
+    )
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (int, float):
+        accepted = numbers.Integral if kind is int else numbers.Real  # NumPy's scalars among them
+        return isinstance(value, accepted) and not isinstance(value, bool)
     return isinstance(value, kind)
-
-
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(repr, typing.get_args(kind)))
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]

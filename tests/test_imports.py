@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "compilation_cache": set(),
-    "cli": set(),
+    "cli": {"config"},
     "models": {"models"},
     "data": {"data"},
     "training": {"training", "models", "data", "config", "compilation_cache"},

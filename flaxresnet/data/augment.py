@@ -31,8 +31,9 @@ def augment(key: jax.Array, images: jax.Array, strength: float = 1.0, flip: bool
       Images of the same shape and dtype, in [0, 1].
     """
     geometry, colour = jax.random.split(key)
-    images = sample_bilinear(images, *random_maps(geometry, images.shape[0], strength, flip))
-    return recolour(colour, images, strength)
+    # float32 throughout: half precision would round positions to whole pixels.
+    changed = sample_bilinear(images.astype(jnp.float32), *random_maps(geometry, images.shape[0], strength, flip))
+    return recolour(colour, changed, strength).astype(images.dtype)
 
 
 def random_maps(key: jax.Array, count: int, strength: float, flip: bool) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,8 @@ import numpy as np
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.errors import UserError
 
+MOST_CLASSES = 100_000  # where list_classes does not say how many there are
+
 
 def read_hdf5(files: Sequence[Path], source: str) -> Splits:
     """Reads the training and the test split from one or more files.
@@ -71,9 +73,10 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
     if f"{name}_set_y" not in file:
         raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
     names = _class_names(path, file)
-    labels = _labels(f"{path}: {name}_set_y", _array(path, file, f"{name}_set_y"), len(x), names)
-    given = names is not None
-    return Dataset(x, labels, names or tuple(str(i) for i in range(int(labels.max()) + 1)), given)
+    y = _array(path, file, f"{name}_set_y")
+    labels = _labels(f"{path}: {name}_set_y", y, len(x), names)
+    classes = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else int(labels.max()) + 1
+    return Dataset(x, labels, names or tuple(map(str, range(classes))), names is not None)
 
 
 def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
@@ -85,8 +88,9 @@ def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
 
 def _labels(where: str, y: np.ndarray, count: int, names: tuple[str, ...] | None) -> np.ndarray:
     """Integer or one-hot labels as (n,) int32, checked."""
-    if y.ndim not in (1, 2) or len(y) != count:
+    if y.ndim not in (1, 2) or len(y) != count or 0 in y.shape:
         raise UserError(f"{where} has shape {y.shape} for {count} images; give one label an image")
+    y = y.astype(np.int64) if y.dtype.kind == "b" else y
     if y.dtype.kind not in "iuf" or not np.all(np.isfinite(y)) or np.any(y != np.floor(y)):
         raise UserError(f"{where} holds labels that are not whole numbers ({y.dtype}); number the classes from 0")
     if y.ndim == 2 and y.shape[1] > 1:
@@ -96,10 +100,14 @@ def _labels(where: str, y: np.ndarray, count: int, names: tuple[str, ...] | None
             raise UserError(f"{where} is one-hot over {y.shape[1]} classes, but list_classes names {len(names)}")
         y = y.argmax(axis=1)
     y = y.reshape(-1)
-    top = len(names) - 1 if names is not None else np.iinfo(np.int32).max
-    wrong = y[(y < 0) | (y > top)]
+    top = len(names) - 1 if names is not None else MOST_CLASSES - 1
+    wrong = y[(y < 0) | (y > top)]  # before any conversion, which could wrap
     if wrong.size:
-        classes = f"the {len(names)} classes are 0 to {top}" if names is not None else "number the classes from 0"
+        classes = (
+            f"the {len(names)} classes are 0 to {top}"
+            if names is not None
+            else f"number the classes from 0 to at most {top}"
+        )
         raise UserError(f"{where} holds the label {int(wrong[0])}; {classes}")
     return y.astype(np.int32)
 
@@ -108,7 +116,10 @@ def _class_names(path: Path, file: h5py.File) -> tuple[str, ...] | None:
     if "list_classes" not in file:
         return None
     values = _array(path, file, "list_classes").reshape(-1).tolist()
-    return tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
+    names = tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: list_classes is {names}; name every class once")
+    return names
 
 
 def _check_agreement(source: str, splits: dict[str, Dataset]) -> None:

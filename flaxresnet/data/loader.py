@@ -52,7 +52,8 @@ class DeviceLoader:
     def sample(self, count: int, seed: int) -> jax.Array:
         """Images for measuring statistics: (k, batch, height, width, 3) uint8, the same ones at each call.
 
-        k is such that k · batch is `count` or the next multiple below it, at least one batch, at most the whole set.
+        k · batch is the largest multiple of the batch that is neither above `count` nor above the whole set, but at
+        least one batch; the set must hold one.
         """
         batches = max(1, min(count, self.count) // self.batch_size)
         order = np.random.default_rng((ORDER_STREAM, seed)).permutation(self.count)[: batches * self.batch_size]

@@ -39,7 +39,7 @@ class Preprocessing:
         from PIL import Image
 
         image = photo if isinstance(photo, np.ndarray) else decode(photo)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
             raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
         if image.shape[:2] == (self.height, self.width):
             return image
@@ -66,7 +66,7 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
         with Image.open(photo) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
-                return _from_wide_grey(np.asarray(image, np.float64))
+                return _from_wide_grey(np.asarray(image))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -79,6 +79,14 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
 
 
 def _from_wide_grey(image: np.ndarray) -> np.ndarray:
-    """Grey of more than 8 bits, (height, width), as RGB: 16-bit values keep their upper byte, 8-bit values stay."""
-    grey = image / 257 if image.max(initial=0) > 255 else image
-    return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+    """Grey of more than 8 bits, (height, width), as RGB: 16 bits are brought to 8, floats in [0, 1] to 0–255.
+
+    Pillow gives 16-bit grey as 32-bit integers at times, so the values, not the type, tell 8 bits from 16.
+    """
+    values = image.astype(np.float64)
+    if image.dtype.kind == "f":
+        full = 1.0 if values.max(initial=0) <= 1 else 255.0
+    else:
+        full = 65535.0 if image.dtype.itemsize == 2 or values.max(initial=0) > 255 else 255.0
+    grey = np.clip(np.rint(np.nan_to_num(values) * (255 / full)), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)

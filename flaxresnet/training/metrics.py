@@ -33,8 +33,8 @@ class Metrics(flax.struct.PyTreeNode):
     def add(self, losses: jax.Array, correct: jax.Array, mask: jax.Array) -> Self:
         """Adds (batch,) losses and hits where `mask`, (batch,) 0 or 1, is 1."""
         return self.replace(
-            loss=self.loss + jnp.sum(losses * mask),
-            correct=self.correct + jnp.sum(correct * mask),
+            loss=self.loss + jnp.sum(jnp.where(mask > 0, losses, 0)),
+            correct=self.correct + jnp.sum(jnp.where(mask > 0, correct, 0)),
             count=self.count + jnp.sum(mask),
         )
 
@@ -60,7 +60,8 @@ def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[floa
     share, weight = correct / count, z * z / count
     centre = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the bounds are the ends exactly, which rounding would miss.
+    return 0.0 if correct == 0 else centre - half, 1.0 if correct == count else centre + half
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -68,12 +68,14 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
+        if not isinstance(values["class_names"], list):
+            raise TypeError(f"class_names is {values['class_names']!r}, not a list")
         return cls(
             config=TrainConfig.from_json(values["config"]),
             class_names=tuple(values["class_names"]),
             preprocessing=Preprocessing.from_json(values["preprocessing"]),
-            data=values["data"],
-            versions=values["versions"],
+            data=dict(values["data"]),
+            versions=dict(values["versions"]),
         )
 
 
@@ -96,11 +98,12 @@ class RunFolder:
         try:
             values = json.loads(self._config.read_text())
             if values["format"] > FORMAT:
-                raise UserError(f"{self._config} has format {values['format']}; this version reads up to {FORMAT}")
+                newer = f"has format {values['format']}; this version reads up to {FORMAT}"
+                raise UserError(newer)
             return RunInfo.from_json(values)
         except UserError as error:
             raise UserError(f"{self._config}: {error}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self._config} is damaged ({type(error).__name__}: {error}); restore it") from error
 
     def write_info(self, info: RunInfo) -> None:
@@ -130,10 +133,14 @@ class RunFolder:
 
     def set_aside(self) -> Path:
         """Renames the folder to the first free `NAME.1`, `NAME.2`, … and says which."""
+        path = self.path.absolute().resolve()  # "." has no name of its own
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        while (aside := path.with_name(f"{path.name}.{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise UserError(f"--workdir {self.path} cannot be renamed: {error.strerror}") from error
         return aside
 
 

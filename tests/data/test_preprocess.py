@@ -65,8 +65,14 @@ def test_grey_of_16_bits_spans_black_to_white(tmp_path):
     )
 
 
-def test_grey_of_16_bits_that_holds_8_bit_values_is_not_darkened(tmp_path):
-    check(decode(save(tmp_path / "a.png", GREY.astype(np.uint16))), as_rgb(GREY))
+def test_grey_of_16_bits_stays_dark_where_all_of_it_is_dark(tmp_path):
+    dark = np.array([[0, 100, 255]], np.uint16)
+    check(decode(save(tmp_path / "a.png", dark)), as_rgb(np.array([[0, 0, 1]], np.uint8)))
+
+
+def test_floats_in_0_to_1_span_black_to_white(tmp_path):
+    grey = np.array([[0.0, 0.5, 1.0]], np.float32)
+    check(decode(save(tmp_path / "a.tiff", grey)), as_rgb(np.array([[0, 128, 255]], np.uint8)), tolerance=1)
 
 
 def test_bilevel_becomes_black_and_white(tmp_path):

@@ -22,7 +22,7 @@ def test_probabilities_are_the_softmax_of_the_networks_logits(classifier):
     probabilities = classifier.probabilities(images)
     assert probabilities.shape == (5, 3)
     assert probabilities.dtype == np.float32
-    logits = np.asarray(classifier.model.apply(classifier.variables, images / np.float32(255)), np.float64)
+    logits = np.asarray(jax.jit(classifier.model.apply)(classifier.variables, images / np.float32(255)), np.float64)
     exponentials = np.exp(logits)
     np.testing.assert_allclose(probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), rtol=1e-4)
 

@@ -19,7 +19,7 @@ from flaxresnet.training.state import TrainState
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def rank(metrics: dict[str, float]) -> tuple[float, float]:
+def rank(metrics: dict[str, Any]) -> tuple[float, float]:
     """What makes a checkpoint the best: test accuracy, then the lower test loss."""
     return metrics["test_accuracy"], -metrics["test_loss"]
 
@@ -45,8 +45,8 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState, eval_stats: Any, metrics: dict[str, float]) -> None:
-        """Starts writing a checkpoint; `metrics` hold `test_accuracy` and `test_loss`."""
+    def save(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
+        """Starts writing a checkpoint, with the epoch's row of metrics, `test_accuracy` and `test_loss` among them."""
         training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
         self._manager.save(
             int(state.step),
@@ -55,17 +55,18 @@ class Checkpoints:
                 eval_stats=ocp.args.StandardSave(eval_stats),
                 training=ocp.args.StandardSave(training),
             ),
-            metrics=metrics,
+            metrics=row,
         )
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def restore(self, state: TrainState) -> TrainState:
-        """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings)."""
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings), and its row."""
         training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
-        found = self._restore(self.latest_step(), params=state.params, training=training)
-        return state.replace(params=found["params"], **found["training"])
+        step = self.latest_step()
+        found = self._restore(step, params=state.params, training=training)
+        return state.replace(params=found["params"], **found["training"]), self._manager.metrics(step)
 
     def restore_variables(self, variables: Any, which: str = "latest") -> Any:
         """Parameters and measured statistics for prediction.

@@ -137,26 +137,27 @@ class Trainer:
     def run(self) -> Run:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
         rows = self._begin()
-        for epoch in range(len(rows) + 1, self.config.epochs + 1):
+        done = rows[-1]["epoch"] if rows else 0
+        for epoch in range(done + 1, self.config.epochs + 1):
             row, eval_stats = self._epoch(epoch)
             rows.append(row)
-            # The row comes first: a checkpoint without its row could not be told from one of another run.
+            self.checkpoints.save(self.state, eval_stats, row)
             self.folder.append_metrics(row)
-            scores = {name: float(row[name]) for name in ("test_loss", "test_accuracy")}
-            self.checkpoints.save(self.state, eval_stats, scores)
             self.reporter.row(row)
         return Run(self.folder.path, rows)
 
     def _begin(self) -> list[dict[str, Any]]:
         """Fills the state, from the latest checkpoint or afresh; returns the rows of the epochs that it has seen."""
         rows: list[dict[str, Any]] = []
-        if (step := self.checkpoints.latest_step()) is None:
+        if self.checkpoints.latest_step() is None:
             # Run once: thorough compilation of all the random draws would take longer than the draws themselves.
             self.state = self._create.lower().compile({"xla_backend_optimization_level": "0"})()
         else:
-            self.state = self.checkpoints.restore(self.state)
-            rows = self.folder.read_metrics()[: step // self.train.steps_per_epoch]
-            self.reporter.note(f"going on after epoch {len(rows)} of {self.config.epochs} with {self.folder.path}")
+            # The checkpoint has its row too, so that the two agree wherever the run was cut off.
+            self.state, last = self.checkpoints.restore(self.state)
+            rows = [*(row for row in self.folder.read_metrics() if row["epoch"] < last["epoch"]), last]
+            what = "going on after" if last["epoch"] < self.config.epochs else "nothing left to train after"
+            self.reporter.note(f"{what} epoch {last['epoch']} of {self.config.epochs} in {self.folder.path}")
         self.folder.write_metrics(rows)
         return rows
 

@@ -178,9 +178,7 @@ def test_exif_orientation_is_applied_to_png(tmp_path, orientation):
 def test_exif_orientation_is_applied_to_jpeg(tmp_path, orientation):
     colours = np.random.default_rng(3).integers(0, 256, (2, 3, 3), np.uint8)
     upright = colours.repeat(8, axis=0).repeat(8, axis=1)  # flat 8×8 blocks, which JPEG keeps
-    path = save(
-        tmp_path / "a.jpg", stored_as(upright, orientation), exif=exif(orientation), quality=100, subsampling=0
-    )
+    path = save(tmp_path / "a.jpg", stored_as(upright, orientation), exif=exif(orientation), quality=100, subsampling=0)
     check(decode(path), upright, tolerance=3)
 
 

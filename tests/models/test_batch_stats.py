@@ -1,11 +1,16 @@
 """Measured batch-norm statistics against NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import flaxresnet as fr
 from flaxresnet.models.batch_stats import pool_batch_stats
+
+MODEL = fr.ResNet(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4)
+measure = jax.jit(fr.measure_batch_stats, static_argnums=0)
 
 
 def test_pooled_statistics_are_those_of_all_values_together():
@@ -16,11 +21,10 @@ def test_pooled_statistics_are_those_of_all_values_together():
     np.testing.assert_allclose(pooled["var"], values.var(axis=(0, 1)), rtol=1e-5)
 
 
-def test_the_stems_statistics_are_those_of_its_convolution_over_all_images():
-    model = fr.ResNet(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4)
+def test_the_stems_statistics_are_those_of_its_convolution_over_all_images(small_init):
     batches = jax.random.uniform(jax.random.key(1), (3, 4, 32, 32, 3))
-    variables = model.init(jax.random.key(0), batches[0])
-    measured = fr.measure_batch_stats(model, variables["params"], batches)
+    variables = small_init(MODEL)
+    measured = measure(MODEL, variables["params"], batches)
     assert jax.tree.map(jnp.shape, measured) == jax.tree.map(jnp.shape, variables["batch_stats"])
 
     kernel = np.asarray(variables["params"]["conv1"]["kernel"], np.float64).reshape(-1, 4)  # bias is 0 at the start
@@ -31,19 +35,17 @@ def test_the_stems_statistics_are_those_of_its_convolution_over_all_images():
     np.testing.assert_allclose(measured["bn_conv1"]["var"], values.var(axis=0), rtol=1e-4)
 
 
-def test_evaluation_with_the_statistics_of_one_batch_equals_training_mode_on_it():
-    model = fr.ResNet(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4)
+def test_evaluation_with_the_statistics_of_one_batch_equals_training_mode_on_it(small_init):
     images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 3))
-    params = model.init(jax.random.key(0), images)["params"]
-    measured = fr.measure_batch_stats(model, params, images[None])
+    params = small_init(MODEL)["params"]
+    measured = measure(MODEL, params, images[None])
     variables = {"params": params, "batch_stats": measured}
-    trained, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(model.apply(variables, images, train=False), trained, rtol=1e-3, atol=1e-4)
+    trained, _ = jax.jit(partial(MODEL.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    np.testing.assert_allclose(jax.jit(MODEL.apply)(variables, images), trained, rtol=1e-3, atol=1e-4)
 
 
-def test_the_running_averages_play_no_part():
-    model = fr.ResNet(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, momentum=0.99)
+def test_the_running_averages_play_no_part(small_init):
     batches = jax.random.uniform(jax.random.key(1), (2, 4, 32, 32, 3))
-    params = model.init(jax.random.key(0), batches[0])["params"]
-    one, other = (fr.measure_batch_stats(model.clone(momentum=m), params, batches) for m in (0.99, 0.5))
+    params = small_init(MODEL)["params"]
+    one, other = (measure(MODEL.clone(momentum=m), params, batches) for m in (0.99, 0.5))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))

@@ -42,6 +42,10 @@ def tensorflow_glorot_uniform(shape: tuple[int, ...]) -> np.ndarray:
     return (uniform * 2 * limit - limit).reshape(shape).astype(np.float32)
 
 
+def init(block, x):
+    return jax.jit(block.init)(jax.random.key(0), x)
+
+
 def with_tensorflow_kernels(variables):
     def fill(path, leaf):
         return tensorflow_glorot_uniform(leaf.shape) if path[-1].key == "kernel" else leaf
@@ -67,7 +71,7 @@ def with_tensorflow_kernels(variables):
 )
 def test_the_row_that_the_tutorials_print_is_reproduced(block, expected, shape):
     x = np.random.RandomState(1).randn(3, 4, 4, 6).astype(np.float32)
-    variables = with_tensorflow_kernels(block.init(jax.random.key(0), x))
+    variables = with_tensorflow_kernels(init(block, x))
     out = block.apply(variables, x, train=False)
     assert out.shape == shape
     np.testing.assert_allclose(out[1, 1, 0], expected, atol=1e-6)
@@ -76,24 +80,25 @@ def test_the_row_that_the_tutorials_print_is_reproduced(block, expected, shape):
 def test_layers_carry_the_tutorials_names():
     x = jnp.zeros((1, 8, 8, 16))
     block = fr.ConvolutionalBlock(filters=(4, 4, 16), label="3a")
-    names = set(block.init(jax.random.key(0), x)["params"])
+    names = set(init(block, x)["params"])
     assert names == {f"{kind}3a_branch{branch}" for kind in ("res", "bn") for branch in ("2a", "2b", "2c", "1")}
-    names = set(fr.IdentityBlock(filters=(4, 4, 16), label="3b").init(jax.random.key(0), x)["params"])
+    names = set(init(fr.IdentityBlock(filters=(4, 4, 16), label="3b"), x)["params"])
     assert names == {f"{kind}3b_branch{branch}" for kind in ("res", "bn") for branch in ("2a", "2b", "2c")}
 
 
 @pytest.mark.parametrize(("strides", "side"), [(1, 7), (2, 4), (3, 3)])
 def test_strides_of_the_convolutional_block_shrink_the_image(strides, side):
     x = jnp.ones((2, 7, 7, 4))
-    out, _ = fr.ConvolutionalBlock(filters=(2, 2, 8), strides=strides).init_with_output(jax.random.key(0), x)
+    block = fr.ConvolutionalBlock(filters=(2, 2, 8), strides=strides)
+    out, _ = jax.eval_shape(block.init_with_output, jax.random.key(0), x)
     assert out.shape == (2, side, side, 8)
 
 
 def test_training_mode_updates_the_running_statistics_by_one_step_of_the_average():
     x = jax.random.normal(jax.random.key(1), (8, 6, 6, 4)) * 3 + 1
     block = fr.IdentityBlock(filters=(4, 4, 4))
-    variables = block.init(jax.random.key(0), x)
-    _, updated = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    variables = init(block, x)
+    _, updated = jax.jit(lambda v, x: block.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
     first = variables["params"]["res_branch2a"]
     y = np.asarray(x, np.float64) @ np.asarray(first["kernel"][0, 0], np.float64) + np.asarray(first["bias"])
     got = updated["batch_stats"]["bn_branch2a"]

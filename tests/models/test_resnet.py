@@ -65,38 +65,57 @@ def test_any_image_of_32_pixels_or_more_gives_logits(size):
     assert (out.shape, out.dtype) == ((2, 6), jnp.float32)
 
 
-def test_logits_are_not_softmaxed_and_the_smallest_image_works():
+@pytest.fixture(scope="module")
+def small(small_init):
+    """A small network, its variables and images; `small_init` compiles in one piece, which is faster."""
     model = fr.ResNet(num_classes=4, stage_sizes=(1, 1, 1, 1), width=4)
-    logits, _ = model.init_with_output(jax.random.key(0), jax.random.normal(jax.random.key(1), (2, 32, 32, 3)))
+    return model, small_init(model), jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+
+
+def test_logits_are_not_softmaxed_and_the_smallest_image_works(small):
+    model, variables, images = small
+    logits = np.asarray(jax.jit(model.apply)(variables, images))
     assert np.isfinite(logits).all()
-    assert (np.asarray(logits) < 0).any()
+    assert (logits < 0).any()
     assert not np.allclose(logits.sum(axis=1), 1)
 
 
-def test_the_stem_without_relu_lets_negative_values_through():
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    with_relu = fr.ResNet(num_classes=4, stage_sizes=(1, 1, 1, 1), width=4)
-    variables = with_relu.init(jax.random.key(0), images)
+def test_the_stem_without_relu_passes_negative_values_to_the_pooling(small):
+    model, variables, images = small
+    without = model.clone(stem_relu=False)
+    stem = nn.Conv(4, (7, 7), strides=(2, 2), padding=3)
+    x = stem.apply({"params": variables["params"]["conv1"]}, images) / np.sqrt(
+        1 + model.epsilon
+    )  # batch norm at its start
+    pooled = nn.max_pool(x, (3, 3), strides=(2, 2))
+    assert pooled.min() < 0
 
-    def input_of_stage_2(model):
-        _, seen = model.apply(variables, images, capture_intermediates=lambda m, _: m.name == "bn_conv1")
-        stem = seen["intermediates"]["bn_conv1"]["__call__"][0]
-        return nn.max_pool(jax.nn.relu(stem) if model.stem_relu else stem, (3, 3), strides=(2, 2))
+    def block_inputs(network):
+        record = jax.jit(lambda v, x: network.apply(v, x, capture_intermediates=lambda m, _: m.name == "res2a_branch1"))
+        seen = record(variables, images)[1]["intermediates"]
+        return seen["res2a"]["res2a_branch1"]["__call__"][0]  # the shortcut's 1×1 convolution of the pooled stem
 
-    without = with_relu.clone(stem_relu=False)
-    assert input_of_stage_2(without).min() < 0 <= input_of_stage_2(with_relu).min()
-    assert not np.allclose(with_relu.apply(variables, images), without.apply(variables, images))
+    def shortcut(x):
+        layer = variables["params"]["res2a"]["res2a_branch1"]
+        return x @ layer["kernel"][0, 0] + layer["bias"]
+
+    np.testing.assert_allclose(block_inputs(without), shortcut(pooled), atol=1e-5)
+    np.testing.assert_allclose(block_inputs(model), shortcut(jax.nn.relu(pooled)), atol=1e-5)
 
 
-def test_fields_reach_the_layers():
-    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    model = fr.ResNet(num_classes=4, stage_sizes=(1, 1, 1, 1), width=4, conv=nn.Conv, momentum=0.5, epsilon=1e-5)
-    variables = model.init(jax.random.key(0), images)
-    _, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    _, slower = model.clone(momentum=0.75).apply(variables, images, train=True, mutable=["batch_stats"])
-    mean = new["batch_stats"]["bn_conv1"]["mean"]
-    np.testing.assert_allclose(slower["batch_stats"]["bn_conv1"]["mean"], mean / 2, rtol=1e-5)
-    assert not np.allclose(model.apply(variables, images), model.clone(epsilon=0.1).apply(variables, images))
+def test_fields_reach_the_layers(small):
+    model, variables, images = small
+
+    def trained(network):
+        return jax.jit(lambda v, x: network.apply(v, x, train=True, mutable=["batch_stats"]))(variables, images)[1]
+
+    plain = model.clone(conv=nn.Conv, momentum=0.5)
+    mean = trained(plain)["batch_stats"]["bn_conv1"]["mean"]
+    slower = trained(plain.clone(momentum=0.75))["batch_stats"]["bn_conv1"]["mean"]
+    np.testing.assert_allclose(slower, mean / 2, rtol=1e-5)
+    assert not np.allclose(
+        jax.jit(model.apply)(variables, images), jax.jit(model.clone(epsilon=0.1).apply)(variables, images)
+    )
 
 
 @pytest.mark.parametrize(

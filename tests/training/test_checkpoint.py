@@ -57,7 +57,8 @@ def test_training_state_comes_back_with_its_running_averages(tmp_path):
     save(tmp_path / "c", [(0.5, 1.0)])
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 1
-        restored = checkpoints.restore(state_after(0))
+        restored, row = checkpoints.restore(state_after(0))
+    assert row == {"test_accuracy": 0.5, "test_loss": 1.0}
     same = jax.tree.map(lambda a, b: bool((a == b).all()), restored, state_after(1))
     assert jax.tree.all(same)
 

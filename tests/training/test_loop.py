@@ -36,7 +36,7 @@ def saved_bytes(workdir) -> list[bytes]:
     size = (info.preprocessing.height, info.preprocessing.width)
     shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(shapes)
+        restored, _ = checkpoints.restore(shapes)
         variables = checkpoints.restore_variables({"params": shapes.params, "batch_stats": shapes.batch_stats})
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((restored, variables))]
 
@@ -110,6 +110,14 @@ def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run,
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert set(run.history[-1]) == ROW
     assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "metrics.jsonl").unlink()
+    run = fr.fit(config(data_folder, copy, epochs=4, augment=0.0), verbose=False)
+    assert [row["epoch"] for row in run.history] == [3, 4]
+    assert run.history[0] == RunFolder(finished_run).read_metrics()[-1]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,11 @@ class Trainer:
         self._create = jit(create)
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         self.reporter.note(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
+        if config.recalibrate:
+            measured = self.sample.shape[0] * self.sample.shape[1]
+            self.reporter.note(
+                f"seconds of an epoch: training + measuring batch norm's statistics on {measured} images"
+            )
 
     def run(self) -> Run:
         """Trains the epochs that are left, with a row and a checkpoint for each."""

@@ -28,14 +28,13 @@ class Reporter:
         self._console.print(text, markup=False, highlight=False)
 
     def row(self, row: dict[str, Any]) -> None:
-        """The line of a finished epoch."""
+        """The line of a finished epoch, short enough for a terminal of 100 columns."""
         width = len(str(self.epochs))
         self.note(
             f"epoch {row['epoch']:{width}}/{self.epochs}"
             f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
             f"  test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.3f}"
-            f"  {row['images_per_second']:.0f} images/s"
-            f"  {row['seconds']:.1f} s + {row['recalibrate_seconds']:.1f} s statistics"
+            f"  {row['seconds']:.1f} s + {row['recalibrate_seconds']:.1f} s"
         )
 
     @contextmanager

@@ -31,8 +31,7 @@ def test_an_epochs_line_has_train_and_test_figures_and_the_cost_of_the_statistic
     made, said = reporter(monkeypatch, terminal=False)
     made.row(ROW)
     assert said.getvalue() == (
-        "epoch  3/20  train loss 0.4123 accuracy 0.850  test loss 0.3021 accuracy 0.900  51 images/s"
-        "  19.9 s + 1.2 s statistics\n"
+        "epoch  3/20  train loss 0.4123 accuracy 0.850  test loss 0.3021 accuracy 0.900  19.9 s + 1.2 s\n"
     )
 
 
@@ -47,6 +46,12 @@ def test_a_terminal_sees_progress_and_the_time_left_for_the_whole_run(monkeypatc
     assert "epoch 19/20" in text
     assert "2/10" in text
     assert "loss 0.5000  accuracy 0.750  16 images/s  0:36 left" in text
+
+
+def test_an_epochs_line_fits_a_terminal_of_100_columns(monkeypatch):
+    made, said = reporter(monkeypatch, terminal=False)
+    made.row(ROW | {"epoch": 20, "train_loss": 12.3456, "test_loss": 12.3456, "seconds": 1234.5})
+    assert len(said.getvalue()) <= 100
 
 
 def test_nothing_but_lines_goes_to_a_file(monkeypatch):

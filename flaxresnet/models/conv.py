@@ -5,6 +5,7 @@ falls off a cliff on very small images (a 3×3 convolution of 2×2 images takes 
 arithmetic as a matrix product; `benchmarks/RESULTS.md` has the figures), and a ResNet ends in very small images.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-PATCHES_UP_TO = 64  # output pixels an image; measured, see benchmarks/RESULTS.md
+# Elements of an image's matrix of patches (output pixels × window × channels) up to which that form is taken.
+PATCHES_UP_TO = 200_000
 
 
 def conv_general_dilated(
@@ -50,7 +52,7 @@ def conv_general_dilated(
         return lax.platform_dependent(
             lhs, rhs, cpu=lambda x, k: _pointwise(x, k, window_strides, precision), default=native
         )
-    if 0 < height * width <= PATCHES_UP_TO:
+    if 0 < height * width * math.prod(rhs.shape[:3]) <= PATCHES_UP_TO:
         return lax.platform_dependent(
             lhs, rhs, cpu=lambda x, k: _patches(x, k, window_strides, pads, precision), default=native
         )

@@ -1,12 +1,15 @@
 """Command lines: flags from a dataclass, and a user's mistake as one sentence with exit status 2."""
 
 import contextlib
+import inspect
 import io
+import logging
 import os
 import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from flaxresnet.config import words_for
@@ -16,6 +19,7 @@ T = TypeVar("T")
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
@@ -27,26 +31,37 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
     """
     import tyro
 
+    # What a docstring says to callers of Python is no help on a command line.
+    description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
+    cli = partial(tyro.cli, arguments, args=list(argv), prog=prog, description=description)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(arguments, args=list(argv), prog=prog)
+            return cli()
     except SystemExit as stop:
         if stop.code != MISTAKE:
             raise
     said = io.StringIO()
     # Again, for the words: tyro wraps them into a box as wide as the terminal, which would break a long path.
     with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit), _columns(100_000):
-        tyro.cli(arguments, args=list(argv), prog=prog)
+        cli()
     raise UserError(f"{_sentence(said.getvalue(), arguments, argv)}; see `{prog} --help`")
 
 
 def run(main: Callable[[], int]) -> int:
     """The exit status of `main`, with the user's mistakes and Ctrl-C turned into a sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" rather than a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    # Orbax tells every save's stages as warnings; a run prints one line an epoch.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
+    except BrokenPipeError:  # `predict … | head`: nobody reads on, which is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         print("interrupted; what had been written is kept", file=sys.stderr)
         return INTERRUPTED

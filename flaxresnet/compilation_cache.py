@@ -1,5 +1,6 @@
 """JAX's persistent compilation cache, in the user's cache folder."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,7 +11,11 @@ SHORTEST = 0.5  # seconds; programs that compile faster are not worth a file
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between starts, unless JAX has been told of a cache of its own."""
-    if not jax.config.values.get("jax_compilation_cache_dir"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "flaxresnet" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    if jax.config.values.get("jax_compilation_cache_dir"):
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or none that may be written: compile each time
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flaxresnet" / "compiled"
+        cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)

@@ -117,7 +117,7 @@ class TrainConfig:
     """Momentum of batch norm's running averages."""
 
     recalibrate: int = option(512, at_least(0))
-    """Training images that batch norm's statistics are measured on before an evaluation; 0: the running averages."""
+    """Images, in whole batches, to measure batch norm's statistics on before evaluating; 0: the running averages."""
 
     resume: bool = True
     """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""

@@ -1,6 +1,6 @@
 """How good a saved run is on labelled images, and how sure one can be of that."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from flaxresnet.classifier import Classifier, Which
-from flaxresnet.data.dataset import Dataset, open_dataset
+from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+from flaxresnet.data.synthetic import drawn_signs
 from flaxresnet.errors import UserError
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
@@ -23,11 +24,15 @@ class Evaluation:
       loss: mean cross-entropy an image, nats.
       confusion: (classes, classes), images; row = true class, column = predicted class.
       class_names: of rows and columns.
+      source: where the images came from, as words.
+      split: which of its splits.
     """
 
     loss: float
     confusion: np.ndarray
     class_names: tuple[str, ...]
+    source: str = ""
+    split: str = "test"
 
     @property
     def count(self) -> int:
@@ -68,6 +73,8 @@ class Evaluation:
             "accuracy": self.accuracy,
             "accuracy_interval": list(self.accuracy_interval),
             "images": self.count,
+            "data": self.source,
+            "split": self.split,
             "class_names": list(self.class_names),
             "per_class": self.per_class,
             "confusion": self.confusion.tolist(),
@@ -92,22 +99,34 @@ def evaluate(
     Raises:
       UserError: the run or the data cannot be read, or they do not fit each other.
     """
-    config = RunFolder(run).read_info().config
-    splits = open_dataset(config.data if data is None else data)
+    if split not in ("test", "train"):
+        raise UserError(f"split is {split!r}; give 'test' or 'train'")
+    splits = _data_of_run(run) if data is None else open_dataset(data)
     dataset = {"test": splits.test, "train": splits.train}[split]
     if dataset is None:
         other = "train" if split == "test" else "test"
         raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
     classifier = Classifier.load(run, checkpoint)
     check_fit(classifier, dataset, splits.source)
-    return evaluate_classifier(classifier, dataset)
+    return replace(evaluate_classifier(classifier, dataset), source=splits.source, split=split)
 
 
 def evaluate_classifier(classifier: Classifier, dataset: Dataset) -> Evaluation:
+    """The figures of a classifier on images that fit it (`check_fit`)."""
     logits = classifier.logits(dataset.images)
     log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(dataset)), dataset.labels]
     confusion = confusion_matrix(dataset.labels, logits.argmax(axis=1), len(classifier.class_names))
     return Evaluation(float(-log_likelihoods.mean()), confusion, classifier.class_names)
+
+
+def _data_of_run(run: str | Path) -> Splits:
+    """What the run was trained with, wherever the current folder is."""
+    path = RunFolder(run).read_info().data["path"]
+    if path is None:
+        return drawn_signs()
+    if not Path(path).exists():
+        raise UserError(f"{run} was trained with {path}, which is not here; give --data")
+    return open_dataset(path)
 
 
 def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:

@@ -1,15 +1,22 @@
 """The commands as a user types them: what they print, and how they end."""
 
 import json
+import os
+import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import SMALL, blobs
 from PIL import Image
+from rich.console import Console
 
+import flaxresnet as fr
 import train
 from flaxresnet import __main__ as commands
 from flaxresnet import cli
+from flaxresnet.commands.evaluate import show
+from flaxresnet.data.hdf5 import write_hdf5
 
 
 @pytest.fixture
@@ -67,6 +74,9 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
         (("predict", "nowhere", "photo.jpg"), "nowhere holds no run"),
         (("check-data", "nowhere.h5"), "nowhere.h5 does not exist"),
         (("make-data", "out", "--train", "0"), "--train must be at least 1, not 0"),
+        (("make-data", "out", "--image-size", "31"), "--image-size must be at least 32, not 31"),
+        (("make-data", "out", "--seed", "-1"), "--seed must be at least 0, not -1"),
+        (("make-data", "/dev/null/out", "--train", "1", "--test", "1"), "/dev/null/out cannot be written"),
         (("explode",), "no command 'explode'; the commands are evaluate, predict"),
     ],
 )
@@ -95,8 +105,8 @@ def test_the_overview_names_every_command(shell):
 def test_evaluate_prints_loss_accuracy_interval_and_tables(shell, finished_run, data_folder):
     status, out, _ = shell("evaluate", finished_run, "--data", data_folder / "test.h5")
     assert status == 0
-    assert out.startswith("Loss = ")
-    assert "Test Accuracy = " in out
+    assert out.startswith(f"data: {data_folder / 'test.h5'}\nLoss = ")
+    assert "\nTest Accuracy = " in out
     assert "95% interval" in out
     assert "confusion matrix" in out
     status, out, _ = shell("evaluate", finished_run, "--data", data_folder / "test.h5", "--json")
@@ -136,6 +146,43 @@ def test_check_data_says_what_a_data_set_holds(shell, data_folder):
     assert "number of training examples = 44" in out
     assert "3 classes: red, green, blue" in out
     assert "test images a class: 7, 6, 6" in out
+
+
+def test_check_data_says_what_training_would_miss_or_refuse(shell, data_folder, tmp_path):
+    status, out, _ = shell("check-data", data_folder / "test.h5")
+    assert status == 0
+    assert "only a test split: a run can be evaluated on it, but training needs a training split" in out
+    for name in ("train", "test"):
+        write_hdf5(tmp_path / f"{name}.h5", name, blobs(6, 1, size=16))
+    status, _, err = shell("check-data", tmp_path)
+    assert status == 2
+    assert "images of 16×16 pixels; the network needs 32×32 or more" in err
+
+
+def test_the_accuracy_on_training_images_is_called_that(shell, finished_run):
+    _, out, _ = shell("evaluate", finished_run, "--split", "train")
+    assert "Train Accuracy = " in out
+    assert "Test" not in out
+
+
+def test_class_names_are_shown_as_they_are(capsys):
+    names = ("[/]", "[red]x", *(f"a rather long name {i}" for i in range(12)))
+    show(fr.Evaluation(0.1, np.eye(14, dtype=int) * 1234, names), Console(width=400))
+    out = capsys.readouterr().out
+    assert "[/]" in out
+    assert "[red]x" in out
+    assert out.count("1234") == 28  # as a number of images and in the matrix, each fourteen times
+
+
+def test_a_reader_that_stops_reading_is_no_mistake():
+    command = [sys.executable, "-m", "flaxresnet", "--help"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    process.stdout.close()
+    _, err = process.communicate()
+    assert process.returncode == 141
+    assert err == b""
 
 
 def test_make_data_writes_files_that_training_reads_and_overwrites_none(shell, tmp_path):

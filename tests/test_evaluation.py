@@ -1,5 +1,8 @@
 """Figures of a saved run on labelled images."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from conftest import blobs
@@ -60,6 +63,27 @@ def test_labels_beyond_the_networks_classes_are_refused_where_classes_have_no_na
         file["test_set_y"] = np.array([0, 1, 2, 3])
     with pytest.raises(fr.UserError, match="holds the label 3; the network's 3 classes are 0 to 2"):
         fr.evaluate(finished_run, tmp_path / "test.h5")
+
+
+def test_a_run_is_evaluated_on_its_own_data_from_any_folder(finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = fr.evaluate(finished_run)
+    assert (result.count, result.split) == (19, "test")
+    assert str(result.to_json()["data"]).endswith("data0")
+
+
+def test_data_that_are_gone_are_asked_for(finished_run, tmp_path):
+    moved = shutil.copytree(finished_run, tmp_path / "moved")
+    stored = json.loads((moved / "config.json").read_text())
+    stored["data"]["path"] = "/gone/signs.h5"
+    (moved / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(fr.UserError, match=r"was trained with /gone/signs\.h5, which is not here; give --data"):
+        fr.evaluate(moved)
+
+
+def test_another_split_is_refused(finished_run):
+    with pytest.raises(fr.UserError, match="split is 'val'; give 'test' or 'train'"):
+        fr.evaluate(finished_run, split="val")
 
 
 def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):

@@ -6,20 +6,27 @@ from typing import Annotated
 import tyro
 
 from flaxresnet.data.dataset import open_dataset
+from flaxresnet.training.preparation import check_trainable
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Reads a data set as training would and says what it holds; exit status 2 says that training would refuse it.
+    """Reads a data set as training would and says what it holds, or with exit status 2 what is wrong with it.
 
     Example: python -m flaxresnet check-data datasets
     """
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """HDF5 file, or folder with a train and a test HDF5 file."""
 
 
 def main(arguments: Arguments) -> int:
-    for line in open_dataset(arguments.data).describe():
+    splits = open_dataset(arguments.data)
+    for line in splits.describe():
         print(line)
+    if splits.train is None or splits.test is None:
+        there, missing = ("test", "training") if splits.train is None else ("training", "test")
+        print(f"only a {there} split: a run can be evaluated on it, but training needs a {missing} split as well")
+    else:
+        check_trainable(splits)
     return 0

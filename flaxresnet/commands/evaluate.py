@@ -1,16 +1,19 @@
 """`python -m flaxresnet evaluate RUN --data PATH`."""
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.evaluation import Evaluation, evaluate
 
+WIDEST_LINE = 400  # columns, where the output is no terminal
 WIDEST_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and is in --json
 
 
@@ -21,7 +24,7 @@ class Arguments:
     Example: python -m flaxresnet evaluate runs/default --data datasets/test_signs.h5
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run (train.py's --workdir)."""
 
     data: str | None = None
@@ -43,20 +46,26 @@ def main(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps(result.to_json()))
     else:
-        show(result, Console())
+        # A file or a pipe takes lines of any length; only a terminal has a width.
+        show(result, Console() if sys.stdout.isatty() else Console(width=WIDEST_LINE))
     return 0
 
 
 def show(result: Evaluation, console: Console) -> None:
     low, high = result.accuracy_interval
-    console.print(f"Loss = {result.loss:.4f}", highlight=False)
-    console.print(
-        f"Test Accuracy = {result.accuracy:.4f}  (95% interval {low:.4f} to {high:.4f}, {result.count} images)",
-        highlight=False,
+    lines = (
+        f"data: {result.source}",
+        f"Loss = {result.loss:.4f}",
+        f"{result.split.capitalize()} Accuracy = {result.accuracy:.4f}"
+        f"  (95% interval {low:.4f} to {high:.4f}, {result.count} images)",
     )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(per_class_table(result))
     if len(result.class_names) <= WIDEST_CONFUSION:
         console.print(confusion_table(result))
+    else:
+        console.print(f"confusion matrix of {len(result.class_names)} classes: see --json")
 
 
 def per_class_table(result: Evaluation) -> Table:
@@ -66,16 +75,16 @@ def per_class_table(result: Evaluation) -> Table:
     for row in result.per_class:
         low, high = row["recall_interval"]
         figures = [_figure(row[key]) for key in ("precision", "recall")]
-        table.add_row(row["class"], str(row["images"]), *figures, f"{low:.3f}–{high:.3f}", _figure(row["f1"]))
+        table.add_row(escape(row["class"]), str(row["images"]), *figures, f"{low:.3f}–{high:.3f}", _figure(row["f1"]))
     return table
 
 
 def confusion_table(result: Evaluation) -> Table:
     table = Table("true \\ predicted", title="confusion matrix (images)")
     for name in result.class_names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for name, row in zip(result.class_names, result.confusion.tolist(), strict=True):
-        table.add_row(name, *(str(count) if count else "·" for count in row))
+        table.add_row(escape(name), *(str(count) if count else "·" for count in row))
     return table
 
 

@@ -6,9 +6,13 @@ from typing import Annotated
 
 import tyro
 
+from flaxresnet.config import flag
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import drawn_signs
 from flaxresnet.errors import UserError
+from flaxresnet.models.resnet import SMALLEST_IMAGE
+
+LEAST = {"train": 1, "test": 1, "image_size": SMALLEST_IMAGE, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Arguments:
     Example: python -m flaxresnet make-data datasets
     """
 
-    folder: Annotated[str, tyro.conf.Positional] = "datasets"
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = "datasets"
     """Where the two files go; files that are there already are not overwritten."""
 
     train: int = 1080
@@ -35,9 +39,9 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    for name in ("train", "test", "image_size"):
-        if (value := getattr(arguments, name)) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    for name, least in LEAST.items():
+        if (value := getattr(arguments, name)) < least:
+            raise UserError(f"{flag(name)} must be at least {least}, not {value}")
     folder = Path(arguments.folder)
     paths = {name: folder / f"{name}_signs.h5" for name in ("train", "test")}
     for path in paths.values():

@@ -19,10 +19,10 @@ class Arguments:
     Example: python -m flaxresnet predict runs/default photo.jpg
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run (train.py's --workdir)."""
 
-    photos: Annotated[tuple[str, ...], tyro.conf.Positional]
+    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
     """Pictures of any format that Pillow reads, and of any size."""
 
     checkpoint: Literal["latest", "best"] = "latest"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +50,17 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """The training and the test images of a data set; either may be missing."""
+    """The training and the test images of a data set; either may be missing.
+
+    Attributes:
+      source: where they come from, as words.
+      path: the absolute path of the file or folder; None where the images were drawn.
+    """
 
     train: Dataset | None
     test: Dataset | None
     source: str
+    path: str | None = None
 
     def describe(self) -> Iterator[str]:
         """Lines that say what was loaded, as the tutorials print it, with the class balance."""
@@ -92,17 +98,18 @@ def open_dataset(path: str | Path | None = None) -> Splits:
             return drawn_signs()
         path = DEFAULT_FOLDER
     path = Path(path)
-    if path.is_dir():
-        files = hdf5_files(path)
-        if not files:
-            raise UserError(f"{path} holds no HDF5 file (*.h5); give the folder or the file that does")
-    elif path.exists():
-        files = [path]
-    else:
+    try:
+        files = hdf5_files(path) if path.is_dir() else [path]
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not exists:
         raise UserError(f"{path} does not exist; give an HDF5 file or a folder with HDF5 files")
+    if not files:
+        raise UserError(f"{path} holds no HDF5 file (*.h5); give the folder or the file that does")
     from flaxresnet.data.hdf5 import read_hdf5
 
-    return read_hdf5(files, source=str(path))
+    return replace(read_hdf5(files, source=str(path)), path=str(path.absolute()))
 
 
 def hdf5_files(folder: Path) -> list[Path]:

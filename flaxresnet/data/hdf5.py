@@ -13,6 +13,7 @@ import numpy as np
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.errors import UserError
 
+MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are
 
 
@@ -63,7 +64,7 @@ def _read_file(path: Path) -> dict[str, Dataset]:
 
 def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
     where = f"{path}: {name}_set_x"
-    x = _array(path, file, f"{name}_set_x")
+    x = _item(path, file, f"{name}_set_x")  # not read yet: a small file may declare a huge array
     if x.ndim != 4 or x.shape[-1] != 3:
         raise UserError(f"{where} has shape {x.shape}, not (images, height, width, 3); store RGB images in that order")
     if x.dtype != np.uint8:
@@ -73,16 +74,29 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
     if f"{name}_set_y" not in file:
         raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
     names = _class_names(path, file)
+    try:
+        images = np.asarray(x[()])
+    except MemoryError:
+        raise UserError(f"{where} has {x.nbytes / 2**30:.0f} GiB of pixels, which do not fit in memory") from None
     y = _array(path, file, f"{name}_set_y")
-    labels = _labels(f"{path}: {name}_set_y", y, len(x), names)
+    labels = _labels(f"{path}: {name}_set_y", y, len(images), names)
     classes = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else int(labels.max()) + 1
-    return Dataset(x, labels, names or tuple(map(str, range(classes))), names is not None)
+    return Dataset(images, labels, names or tuple(map(str, range(classes))), names is not None)
 
 
-def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
+def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     item = file[key]
     if not isinstance(item, h5py.Dataset):
         raise UserError(f"{path}: {key} is a group, not an array")
+    if item.shape is None:
+        raise UserError(f"{path}: {key} is an array without a shape; store the values")
+    return item
+
+
+def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
+    item = _item(path, file, key)
+    if item.nbytes > MOST_LABEL_BYTES:
+        raise UserError(f"{path}: {key} has shape {item.shape}; give one label an image, one name a class")
     return np.asarray(item[()])
 
 

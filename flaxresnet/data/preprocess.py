@@ -1,5 +1,6 @@
 """From a picture file to what the network takes: decode, resize, scale. Training and prediction share this file."""
 
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -63,7 +64,7 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(photo) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(photo) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
                 return _from_wide_grey(np.asarray(image))
@@ -73,7 +74,7 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{photo} does not exist; give the path of a picture") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a decoder may raise anything for a damaged file: struct.error, RuntimeError, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{photo} cannot be read as a picture ({reason}); give a JPEG, PNG or the like") from error
 

@@ -49,6 +49,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_images(images)
+        if max(self.stage_sizes) > len(ascii_lowercase):
+            raise ValueError(f"stage_sizes is {self.stage_sizes}; blocks are named a to z, so a stage has at most 26")
         norm = partial(nn.BatchNorm, momentum=self.momentum, epsilon=self.epsilon)
 
         x = self.conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)

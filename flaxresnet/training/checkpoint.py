@@ -4,7 +4,8 @@ A checkpoint holds three items, so that each reader loads no more than it needs:
 statistics measured for these parameters) and `training` (running averages, optimiser state, step).
 """
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +15,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.errors import UserError
 from flaxresnet.training.state import TrainState
-
-# Orbax tells every save's stages as warnings and information; a run prints one line an epoch.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def rank(metrics: dict[str, Any]) -> tuple[float, float]:
@@ -37,7 +35,8 @@ class Checkpoints:
             read_only=read_only,
         )
         self._folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with self._reading(folder):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +65,11 @@ class Checkpoints:
         training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
         step = self.latest_step()
         found = self._restore(step, params=state.params, training=training)
-        return state.replace(params=found["params"], **found["training"]), self._manager.metrics(step)
+        with self._reading(self._folder / str(step)):
+            row = self._manager.metrics(step)
+            if "epoch" not in row:
+                raise KeyError("epoch")
+        return state.replace(params=found["params"], **found["training"]), row
 
     def restore_variables(self, variables: Any, which: str = "latest") -> Any:
         """Parameters and measured statistics for prediction.
@@ -78,7 +81,10 @@ class Checkpoints:
         Raises:
           UserError: there is no checkpoint, or it does not fit.
         """
-        step = {"latest": self._manager.latest_step, "best": self._manager.best_step}[which]()
+        steps = {"latest": self._manager.latest_step, "best": self._manager.best_step}
+        if which not in steps:
+            raise UserError(f"checkpoint is {which!r}; give 'latest' or 'best'")
+        step = steps[which]()
         found = self._restore(step, params=variables["params"], eval_stats=variables["batch_stats"])
         return {"params": found["params"], "batch_stats": found["eval_stats"]}
 
@@ -87,11 +93,17 @@ class Checkpoints:
             raise UserError(f"{self._folder} holds no finished checkpoint; train for at least one epoch first")
         shapes = jax.tree.map(_abstract, expected)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()})
-        try:
+        with self._reading(self._folder / str(step)):
             return self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
+
+    @contextlib.contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Turns whatever Orbax raises for a damaged checkpoint, which may be anything, into a sentence."""
+        try:
+            yield
+        except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"checkpoint {self._folder / str(step)} cannot be restored: {reason}") from error
+            raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

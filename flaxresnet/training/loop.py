@@ -1,5 +1,6 @@
 """`fit`: the training run, and the only place with side effects."""
 
+import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
         reporter.note(line)
     train, test = check_splits(splits, config)
 
-    info = describe_run(config, splits.source, train)
+    info = describe_run(config, splits, train, test)
     folder = prepare_folder(info, reporter.note)
     with Checkpoints(folder.checkpoints) as checkpoints:
         return Trainer(info, train, test, folder, checkpoints, reporter).run()
@@ -113,7 +114,6 @@ class Trainer:
         # From here on `state` is only shapes; `run` fills it, from a checkpoint or afresh.
         self.state = _with_sharding(jax.eval_shape(create), self.replicated)
         self.zero = jax.device_put(Metrics.zero(), self.replicated)
-        self.sample = self.train.sample(config.recalibrate, config.seed)
         batch = next(self.test.in_order())
         variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
 
@@ -126,10 +126,13 @@ class Trainer:
                 self.state, self.zero, batch
             ),
             jit(make_eval_step(model, preprocessing)).lower(variables, self.zero, batch),
-            jit(measure).lower(self.state.params, self.sample),
         ]
+        if config.recalibrate:
+            self.sample = self.train.sample(config.recalibrate, config.seed)
+            lowered.append(jit(measure).lower(self.state.params, self.sample))
         with ThreadPoolExecutor() as threads:
-            self.train_step, self.eval_step, self.measure = threads.map(lambda program: program.compile(), lowered)
+            self.train_step, self.eval_step, *rest = threads.map(lambda program: program.compile(), lowered)
+        self.measure = rest[0] if rest else None
         self._create = jit(create)
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         self.reporter.note(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
@@ -174,6 +177,8 @@ class Trainer:
         eval_stats = self._eval_stats()
         measured = time.perf_counter()
         test_loss, test_accuracy = self._evaluate(eval_stats)
+        if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen
+            raise self._diverged(int(self.state.step))
         images = self.train.steps_per_epoch * self.config.batch_size
         row: dict[str, Any] = {
             "epoch": epoch,
@@ -204,16 +209,19 @@ class Trainer:
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
         """Mean loss and accuracy; raises UserError where a step's loss was not finite."""
         if (step := int(metrics.bad_step)) != NO_STEP:
-            kept = self.checkpoints.latest_step()
-            after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
-            raise UserError(
-                f"the loss was not finite at step {step} ({after}); try a --learning-rate below "
-                f"{self.config.learning_rate}, and look at the data with `python -m flaxresnet check-data`"
-            )
+            raise self._diverged(step)
         return metrics.means()
 
+    def _diverged(self, step: int) -> UserError:
+        kept = self.checkpoints.latest_step()
+        after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
+        return UserError(
+            f"the loss was not finite at step {step} ({after}); try a --learning-rate below "
+            f"{self.config.learning_rate}, and look at the data with `python -m flaxresnet check-data`"
+        )
+
     def _eval_stats(self) -> Any:
-        if not self.config.recalibrate:
+        if self.measure is None:
             return self.state.batch_stats
         return jax.block_until_ready(self.measure(self.state.params, self.sample))
 

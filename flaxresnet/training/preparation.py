@@ -18,6 +18,18 @@ PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The training and the test split; raises UserError where training cannot begin with them."""
+    train, test = check_trainable(splits)
+    if config.batch_size > len(train):
+        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
+    if config.batch_size % (devices := jax.device_count()):
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be divided over {devices} devices; give a multiple of {devices}"
+        )
+    return train, test
+
+
+def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
+    """Both splits; raises UserError where no configuration could train on them."""
     source, train, test = splits.source, splits.train, splits.test
     if train is None or test is None:
         missing = "training" if train is None else "test"
@@ -28,22 +40,23 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
         height, width = train.image_size
         needed = f"the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
         raise UserError(f"{source} has images of {height}×{width} pixels; {needed}")
-    if config.batch_size > len(train):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
-    if config.batch_size % (devices := jax.device_count()):
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided over {devices} devices; give a multiple of {devices}"
-        )
     return train, test
 
 
-def describe_run(config: TrainConfig, source: str, train: Dataset) -> RunInfo:
+def describe_run(config: TrainConfig, splits: Splits, train: Dataset, test: Dataset) -> RunInfo:
     """The run's description, for `config.json`."""
     return RunInfo(
         config=config,
         class_names=train.class_names,
         preprocessing=Preprocessing(*train.image_size),
-        data={"source": source, "train_images": len(train), "fingerprint": train.fingerprint()},
+        data={
+            "source": splits.source,
+            "path": splits.path,
+            "train_images": len(train),
+            "test_images": len(test),
+            "train_fingerprint": train.fingerprint(),
+            "test_fingerprint": test.fingerprint(),
+        },
         versions={"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
     )
 
@@ -58,13 +71,13 @@ def _version(package: str) -> str:
 def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:
     """The run's folder, its `config.json` written; raises UserError where it holds a different run."""
     folder = RunFolder(info.config.workdir)
-    if folder.exists():
+    elsewhere = "give another --workdir, or --no-resume to start anew"
+    if folder.exists() or folder.has_checkpoints():
         if not info.config.resume:
             note(f"the run in {folder.path} is kept as {folder.set_aside()}")
+        elif not folder.exists():
+            raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {elsewhere}")
         elif difference := info.difference(folder.read_info()):
-            raise UserError(
-                f"--workdir {folder.path} holds a run with {difference}; give another --workdir, "
-                "or --no-resume to start anew"
-            )
-    folder.write_info(info)
+            raise UserError(f"--workdir {folder.path} holds a run with {difference}; {elsewhere}")
+    folder.create(info)
     return folder

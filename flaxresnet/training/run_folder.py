@@ -1,6 +1,8 @@
 """A run's folder on disk: `config.json`, which makes it describe itself, and `metrics.jsonl`, one row an epoch."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +26,7 @@ class RunInfo:
       config: the resolved options.
       class_names: one a class, in the order of the logits.
       preprocessing: from a photo to the network's input.
-      data: where the training data came from, how many images, and their fingerprint.
+      data: where the data came from (`path` is None for drawn hand signs), how many images, and fingerprints.
       versions: of the packages that the run was made with.
     """
 
@@ -52,8 +54,9 @@ class RunInfo:
                 return f"{flag(name)} {theirs[name]}, not {value}"
         if self.class_names != other.class_names:
             return f"classes {', '.join(other.class_names)}, not {', '.join(self.class_names)}"
-        if self.data["fingerprint"] != other.data["fingerprint"]:
-            return f"other training data ({other.data['source']}, fingerprint {other.data['fingerprint'][:12]})"
+        for split, word in (("train", "training"), ("test", "test")):
+            if self.data[f"{split}_fingerprint"] != other.data[f"{split}_fingerprint"]:
+                return f"other {word} data ({other.data['source']})"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +92,14 @@ class RunFolder:
         self._metrics = self.path / "metrics.jsonl"
 
     def exists(self) -> bool:
-        return self._config.exists()
+        """Whether a run is described here; raises UserError where the folder may not be looked into."""
+        try:
+            return self._config.exists()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def has_checkpoints(self) -> bool:
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
 
     def read_info(self) -> RunInfo:
         """Raises UserError where there is no run, or its `config.json` is damaged or of a newer format."""
@@ -106,30 +116,45 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self._config} is damaged ({type(error).__name__}: {error}); restore it") from error
 
-    def write_info(self, info: RunInfo) -> None:
-        """Raises UserError where the folder cannot be made or written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+    def create(self, info: RunInfo) -> None:
+        """Makes the folder and all that training will write to; raises UserError where that cannot be done."""
+        with self._writing():
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.checkpoints / ".writable"
+            probe.touch()
+            probe.unlink()
+            self._metrics.touch()
             _replace(self._config, json.dumps(info.to_json(), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--workdir {self.path} cannot be written: {error.strerror}") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of finished epochs; a last line that was cut off is left out."""
+        """The rows of finished epochs, up to the first line that is none, such as one that was cut off."""
         rows = []
-        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+        lines = self._metrics.read_text(errors="replace").splitlines() if self._metrics.exists() else []
+        for line in lines:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or "epoch" not in row:
+                break
+            rows.append(row)
         return rows
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        _replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        with self._writing():
+            _replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with self._metrics.open("a") as file:
+        with self._writing(), self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a full disk or a missing permission into a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"--workdir {self.path} cannot be written: {error.strerror}") from error
 
     def set_aside(self) -> Path:
         """Renames the folder to the first free `NAME.1`, `NAME.2`, … and says which."""

@@ -118,6 +118,21 @@ def test_fields_reach_the_layers(small):
     )
 
 
+def test_kernels_start_glorot_uniform(small):
+    _, variables, _ = small
+    for path, kernel in flatten_dict(variables["params"]).items():
+        if path[-1] == "kernel":
+            area = int(np.prod(kernel.shape[:-2]))
+            limit = np.sqrt(6 / (area * (kernel.shape[-2] + kernel.shape[-1])))
+            assert np.abs(kernel).max() <= limit, path
+            assert np.abs(kernel).max() > 0.8 * limit, path
+
+
+def test_more_blocks_than_letters_are_refused():
+    with pytest.raises(ValueError, match="blocks are named a to z, so a stage has at most 26"):
+        shapes_of(fr.ResNet(num_classes=2, stage_sizes=(1, 1, 27, 1)))
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

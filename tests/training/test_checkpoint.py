@@ -1,5 +1,7 @@
 """Which checkpoints are kept, and what is read from them."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,8 @@ def save(folder, scores):
     with Checkpoints(folder) as checkpoints:
         for step, (accuracy, loss) in enumerate(scores, start=1):
             eval_stats = {"bn": {"mean": jnp.full(3, 100.0 + step)}}
-            checkpoints.save(state_after(step), eval_stats, {"test_accuracy": accuracy, "test_loss": loss})
+            row = {"epoch": step, "test_accuracy": accuracy, "test_loss": loss}
+            checkpoints.save(state_after(step), eval_stats, row)
 
 
 def read(folder, which):
@@ -58,7 +61,7 @@ def test_training_state_comes_back_with_its_running_averages(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 1
         restored, row = checkpoints.restore(state_after(0))
-    assert row == {"test_accuracy": 0.5, "test_loss": 1.0}
+    assert row == {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0}
     same = jax.tree.map(lambda a, b: bool((a == b).all()), restored, state_after(1))
     assert jax.tree.all(same)
 
@@ -77,3 +80,31 @@ def test_a_checkpoint_of_another_shape_is_said_so(tmp_path):
         pytest.raises(fr.UserError, match=r"checkpoint .*1 cannot be restored: "),
     ):
         checkpoints.restore_variables(shapes)
+
+
+def test_another_choice_of_checkpoint_is_refused(tmp_path):
+    save(tmp_path / "c", [(0.5, 1.0)])
+    with pytest.raises(fr.UserError, match="checkpoint is 'newest'; give 'latest' or 'best'"):
+        read(tmp_path / "c", "newest")
+
+
+def test_every_damaged_file_of_a_checkpoint_is_a_sentence_or_does_no_harm(tmp_path):
+    save(tmp_path / "whole", [(0.5, 1.0)])
+    names = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
+    assert len(names) > 10
+    outcomes = []
+    for index, name in enumerate(names):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(index))
+        (folder / name).write_bytes((folder / name).read_bytes()[:-7] + b"\xff\x00damage")
+        outcomes.append(outcome_of_restoring(folder))
+    assert all(text == "restored" or "cannot be restored" in text for text in outcomes), outcomes
+    assert sum(text != "restored" for text in outcomes) > 5
+
+
+def outcome_of_restoring(folder) -> str:
+    try:
+        with Checkpoints(folder) as checkpoints:
+            restored, row = checkpoints.restore(state_after(0))
+    except fr.UserError as error:
+        return str(error)
+    return "restored" if (int(restored.step), row["epoch"]) == (1, 1) else "restored wrongly"

@@ -59,3 +59,14 @@ def test_eight_devices_give_the_losses_of_one_and_continue_its_checkpoint(data_f
 def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(data_folder, tmp_path, cache):
     _, message = fit_on(8, cache, data=str(data_folder), workdir=str(tmp_path / "run"), batch_size=12)
     assert "--batch-size 12 cannot be divided over 8 devices" in message
+
+
+def test_a_resumed_run_repeats_the_whole_one_in_the_programs_that_users_run(data_folder, tmp_path, cache):
+    # `conftest.py` makes this process compile faster and less thoroughly; a process of its own does not.
+    data = str(data_folder)
+    _, whole = fit_on(1, cache, data=data, workdir=str(tmp_path / "whole"), epochs=3, recipe="tutorial")
+    fit_on(1, cache, data=data, workdir=str(tmp_path / "two"), epochs=1, recipe="tutorial")
+    _, resumed = fit_on(1, cache, data=data, workdir=str(tmp_path / "two"), epochs=3, recipe="tutorial")
+    for mine, theirs in zip(whole, resumed, strict=True):
+        for name in ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+            assert mine[name] == theirs[name]

@@ -106,6 +106,8 @@ def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run,
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "test_accuracy": 1.0}\n{"epoch": 5, "te')
+    with (copy / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\x00\n")
     run = fr.fit(config(data_folder, copy, epochs=4, augment=0.0), verbose=False)
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert set(run.history[-1]) == ROW
@@ -143,6 +145,23 @@ def test_a_workdir_with_a_run_on_other_data_is_refused(finished_run, tmp_path):
         fr.fit(config(tmp_path, finished_run, augment=0.0), verbose=False)
 
 
+def test_other_test_images_are_another_run(finished_run, data_folder, tmp_path):
+    shutil.copy(data_folder / "train.h5", tmp_path)
+    write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=4))
+    with pytest.raises(fr.UserError, match="holds a run with other test data"):
+        fr.fit(config(tmp_path, finished_run, augment=0.0), verbose=False)
+
+
+def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finished_run, data_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    with pytest.raises(fr.UserError, match=r"holds checkpoints of a run without its config\.json; give another"):
+        fr.fit(config(data_folder, copy, augment=0.0), verbose=False)
+    run = fr.fit(config(data_folder, copy, epochs=1, augment=0.0, resume=False), verbose=False)
+    assert [row["epoch"] for row in run.history] == [1]
+    assert (tmp_path / "copy.1" / "checkpoints").is_dir()
+
+
 def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), verbose=False)
@@ -170,6 +189,39 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     assert fr.evaluate(tmp_path / "run").count == 19
 
 
+def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder, tmp_path, monkeypatch):
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
+
+    def with_a_nan_after_step_10(*arguments, make=loop.make_train_step):
+        step = make(*arguments)
+
+        def broken(state, metrics, batch):
+            state, metrics = step(state, metrics, batch)
+            poison = jnp.where(state.step == 10, jnp.nan, 0.0)
+            return state.replace(params=jax.tree.map(lambda p: p + poison, state.params)), metrics
+
+        return broken
+
+    monkeypatch.setattr(loop, "make_train_step", with_a_nan_after_step_10)
+    with pytest.raises(fr.UserError, match=r"not finite at step 10 \(the checkpoint after step 5 is kept\)"):
+        fr.fit(config(data_folder, tmp_path / "run", epochs=2, augment=0.0), verbose=False)
+    assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
+    assert np.isfinite(fr.evaluate(tmp_path / "run").loss)
+
+
+def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, monkeypatch):
+    taken = []
+
+    def train(self, epoch, real=loop.Trainer._train):
+        taken.extend(jax.tree.leaves(self.state.params))
+        return real(self, epoch)
+
+    monkeypatch.setattr(loop.Trainer, "_train", train)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
+    assert taken
+    assert all(leaf.is_deleted() for leaf in taken)
+
+
 def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder, tmp_path):
     measured, running = (
         fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", recalibrate=n), verbose=False)
@@ -185,7 +237,7 @@ def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder,
     ("options", "message"),
     [
         ({"batch_size": 45}, "--batch-size 45 is more than the 44 training images"),
-        ({"workdir": "/dev/null/run"}, "--workdir /dev/null/run cannot be written"),
+        ({"workdir": "/dev/null/run"}, "/dev/null/run cannot be (read|written)"),
     ],
 )
 def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, message, data_folder, tmp_path):

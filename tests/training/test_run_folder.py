@@ -17,7 +17,7 @@ INFO = RunInfo(
     config=TrainConfig(model="resnet26", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
     class_names=("Fäuste", "五", "palm"),
     preprocessing=Preprocessing(64, 48, resize="lanczos", scale=0.1),
-    data={"source": "signs.h5", "train_images": 7, "fingerprint": "0123456789abcdef"},
+    data={"source": "signs.h5", "train_fingerprint": "0123456789abcdef", "test_fingerprint": "fedcba9876543210"},
     versions={"python": "3.12.1", "jax": "0.7.0"},
 )
 ROWS = [{"epoch": 1, "step": 8, "train_loss": 1.5}, {"epoch": 2, "step": 16, "train_loss": 0.25}]
@@ -50,7 +50,7 @@ HARMLESS = ["data", "workdir", "epochs", "recalibrate", "resume", "compilation_c
 
 def written(tmp_path, info=INFO):
     folder = RunFolder(tmp_path / "runs" / "signs")
-    folder.write_info(info)
+    folder.create(info)
     return folder
 
 
@@ -58,7 +58,7 @@ def changed(**options):
     return dataclasses.replace(INFO, config=dataclasses.replace(INFO.config, **options))
 
 
-def test_what_write_info_writes_read_info_reads(tmp_path):
+def test_what_create_writes_read_info_reads(tmp_path):
     folder = written(tmp_path)
     assert folder.exists()
     assert RunFolder(str(folder.path)).read_info() == INFO
@@ -71,14 +71,14 @@ def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
         "config": INFO.config.to_json(),
         "class_names": ["Fäuste", "五", "palm"],
         "preprocessing": {"height": 64, "width": 48, "resize": "lanczos", "scale": 0.1},
-        "data": {"source": "signs.h5", "train_images": 7, "fingerprint": "0123456789abcdef"},
+        "data": {"source": "signs.h5", "train_fingerprint": "0123456789abcdef", "test_fingerprint": "fedcba9876543210"},
         "versions": {"python": "3.12.1", "jax": "0.7.0"},
     }
 
 
-def test_write_info_replaces_the_old_text_and_leaves_no_other_file(tmp_path):
+def test_create_replaces_the_old_text_and_leaves_no_other_file(tmp_path):
     folder = written(tmp_path)
-    folder.write_info(changed(epochs=9))
+    folder.create(changed(epochs=9))
     assert folder.read_info().config.epochs == 9
     assert [path.name for path in folder.path.iterdir()] == ["config.json"]
 
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
         with pytest.raises(UserError) as caught:
-            RunFolder(path).write_info(INFO)
+            RunFolder(path).create(INFO)
         assert str(caught.value) == f"--workdir {path} cannot be written: {reason}"
 
 
@@ -142,8 +142,8 @@ def test_other_classes_are_a_difference():
 
 
 def test_other_training_data_are_a_difference_wherever_they_lie():
-    new = dataclasses.replace(INFO, data=INFO.data | {"fingerprint": "f" * 64})
-    assert new.difference(INFO) == "other training data (signs.h5, fingerprint 0123456789ab)"
+    new = dataclasses.replace(INFO, data=INFO.data | {"train_fingerprint": "f" * 64})
+    assert new.difference(INFO) == "other training data (signs.h5)"
     moved = dataclasses.replace(INFO, data=INFO.data | {"source": "moved.h5"})
     assert moved.difference(INFO) is None
 
@@ -268,7 +268,7 @@ def test_set_aside_takes_the_first_free_number(tmp_path):
 
 def test_set_aside_keeps_a_name_with_dots_and_a_file_in_the_way(tmp_path):
     folder = RunFolder(tmp_path / "lr.0.1")
-    folder.write_info(INFO)
+    folder.create(INFO)
     (tmp_path / "lr.0.1.1").write_text("a file")
     assert folder.set_aside() == tmp_path / "lr.0.1.2"
     assert (tmp_path / "lr.0.1.1").read_text() == "a file"

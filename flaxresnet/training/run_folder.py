@@ -73,6 +73,8 @@ class RunInfo:
     def from_json(cls, values: dict[str, Any]) -> Self:
         if not isinstance(values["class_names"], list):
             raise TypeError(f"class_names is {values['class_names']!r}, not a list")
+        if missing := {"source", "path", "train_fingerprint", "test_fingerprint"} - set(values["data"]):
+            raise KeyError(f"data without {', '.join(sorted(missing))}")
         return cls(
             config=TrainConfig.from_json(values["config"]),
             class_names=tuple(values["class_names"]),

@@ -17,7 +17,12 @@ INFO = RunInfo(
     config=TrainConfig(model="resnet26", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
     class_names=("Fäuste", "五", "palm"),
     preprocessing=Preprocessing(64, 48, resize="lanczos", scale=0.1),
-    data={"source": "signs.h5", "train_fingerprint": "0123456789abcdef", "test_fingerprint": "fedcba9876543210"},
+    data={
+        "source": "signs.h5",
+        "path": None,
+        "train_fingerprint": "0123456789abcdef",
+        "test_fingerprint": "fedcba9876543210",
+    },
     versions={"python": "3.12.1", "jax": "0.7.0"},
 )
 ROWS = [{"epoch": 1, "step": 8, "train_loss": 1.5}, {"epoch": 2, "step": 16, "train_loss": 0.25}]
@@ -71,7 +76,12 @@ def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
         "config": INFO.config.to_json(),
         "class_names": ["Fäuste", "五", "palm"],
         "preprocessing": {"height": 64, "width": 48, "resize": "lanczos", "scale": 0.1},
-        "data": {"source": "signs.h5", "train_fingerprint": "0123456789abcdef", "test_fingerprint": "fedcba9876543210"},
+        "data": {
+            "source": "signs.h5",
+            "path": None,
+            "train_fingerprint": "0123456789abcdef",
+            "test_fingerprint": "fedcba9876543210",
+        },
         "versions": {"python": "3.12.1", "jax": "0.7.0"},
     }
 
@@ -80,7 +90,7 @@ def test_create_replaces_the_old_text_and_leaves_no_other_file(tmp_path):
     folder = written(tmp_path)
     folder.create(changed(epochs=9))
     assert folder.read_info().config.epochs == 9
-    assert [path.name for path in folder.path.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 
 def test_a_folder_without_config_json_holds_no_run(tmp_path):
@@ -95,7 +105,7 @@ def test_a_folder_without_config_json_holds_no_run(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
+    for path, reason in ((tmp_path / "file", "Not a directory"), (tmp_path / "file" / "run", "Not a directory")):
         with pytest.raises(UserError) as caught:
             RunFolder(path).create(INFO)
         assert str(caught.value) == f"--workdir {path} cannot be written: {reason}"
@@ -219,7 +229,7 @@ def test_write_metrics_replaces_the_rows(tmp_path):
     assert folder.read_metrics() == ROWS[:1]
     folder.write_metrics([])
     assert folder.read_metrics() == []
-    assert sorted(path.name for path in folder.path.iterdir()) == ["config.json", "metrics.jsonl"]
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 
 def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):

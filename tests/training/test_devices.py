@@ -44,14 +44,16 @@ def cache(tmp_path_factory):
 
 def test_eight_devices_give_the_losses_of_one_and_continue_its_checkpoint(data_folder, tmp_path, cache):
     data = str(data_folder)
-    one, history = fit_on(1, cache, data=data, workdir=str(tmp_path / "one"))
-    eight, same = fit_on(8, cache, data=data, workdir=str(tmp_path / "eight"))
+    # A small step size, for Adam's first steps divide rounding by rounding and would blow it up.
+    options = {"data": data, "learning_rate": 1e-6}
+    one, history = fit_on(1, cache, workdir=str(tmp_path / "one"), **options)
+    eight, same = fit_on(8, cache, workdir=str(tmp_path / "eight"), **options)
     assert (one, eight) == (1, 8)
     for mine, theirs in zip(history, same, strict=True):
         for name in ("train_loss", "test_loss"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-3)
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
 
-    _, continued = fit_on(8, cache, data=data, workdir=str(tmp_path / "one"), epochs=3)
+    _, continued = fit_on(8, cache, workdir=str(tmp_path / "one"), epochs=3, **options)
     assert [row["epoch"] for row in continued] == [1, 2, 3]
     assert continued[:2] == history
 

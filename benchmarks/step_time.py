@@ -34,6 +34,7 @@ from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_train_step
 
 PEAK_SIDE = 2048  # of the square matrices whose product measures the machine's peak
+WIDTH = 100  # columns of the table, wherever it is shown
 PLAIN_CONV = partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform())
 
 
@@ -155,7 +156,8 @@ def peak_gigaflops(calls: int = 5) -> float:
 
 
 def main(arguments: Arguments) -> None:
-    console, rows = Console(), []
+    rows: list[dict[str, Any]] = []
+    console = Console(width=WIDTH)
     device = jax.devices()[0].device_kind
     peak = peak_gigaflops()
     console.print(f"{device}, jax {jax.__version__}, {arguments.model}, float32; matrix product {peak:.0f} GFLOP/s")

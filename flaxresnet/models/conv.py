@@ -1,7 +1,7 @@
 """A convolution layer that picks, for each platform and shape, the form that runs fastest there.
 
 XLA's convolution is excellent on GPUs and TPUs. On CPUs it is good for large images, slow for 1×1 kernels and
-falls off a cliff on very small images (a 3×3 convolution of 2×2 images takes eighty times as long as the same
+falls off a cliff on very small images (a 3×3 convolution of 2×2 images takes sixty times as long as the same
 arithmetic as a matrix product; `benchmarks/RESULTS.md` has the figures), and a ResNet ends in very small images.
 """
 

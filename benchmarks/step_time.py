@@ -125,7 +125,7 @@ def programs(arguments: Arguments, name: str, conv: Any, batch_size: int, size: 
         "batch_stats": jax.tree.map(jnp.copy, state.batch_stats),
     }
 
-    step = make_train_step(model, optimizer, preprocessing, TrainConfig(recipe="tutorial"))
+    step = make_train_step(model, optimizer, preprocessing, TrainConfig(recipe="tutorial"), lambda _: 0.0)
     train, train_compile = compiled(step, state, Metrics.zero(), batch, donate_argnums=0)
     infer, infer_compile = compiled(lambda v, x: model.apply(v, preprocessing.scaled(x)), variables, images)
     held = {"state": state, "metrics": Metrics.zero()}

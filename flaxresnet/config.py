@@ -26,14 +26,19 @@ class Recipe:
     warmup_epochs: float
     label_smoothing: float
     augment: float
+    augment_ramp: float
     momentum: float
 
 
 RECIPES = {
     # What the two Keras tutorials do.
-    "tutorial": Recipe(1e-3, "constant", warmup_epochs=0.0, label_smoothing=0.0, augment=0.0, momentum=0.99),
+    "tutorial": Recipe(
+        1e-3, "constant", warmup_epochs=0.0, label_smoothing=0.0, augment=0.0, augment_ramp=0.0, momentum=0.99
+    ),
     # Made for photos that other people take.
-    "robust": Recipe(1e-3, "cosine", warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, momentum=0.9),
+    "robust": Recipe(
+        1e-3, "cosine", warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, augment_ramp=6.0, momentum=0.9
+    ),
 }
 
 
@@ -109,6 +114,9 @@ class TrainConfig:
 
     augment: float | None = option(None, between(0, 2))
     """Strength of random rotation, scale, shift, contrast, brightness and colour; 0 turns all augmentation off."""
+
+    augment_ramp: float | None = option(None, at_least(0))
+    """Epochs in which the augmentation grows from nothing to its strength."""
 
     flip: bool = True
     """Augmentation mirrors half of the images; turn it off where left and right differ in meaning."""

@@ -16,7 +16,9 @@ import train
 from flaxresnet import __main__ as commands
 from flaxresnet import cli
 from flaxresnet.commands.evaluate import show
+from flaxresnet.data.dataset import open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.data.synthetic import drawn_signs
 
 
 @pytest.fixture
@@ -76,6 +78,7 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
         (("make-data", "out", "--train", "0"), "--train must be at least 1, not 0"),
         (("make-data", "out", "--image-size", "31"), "--image-size must be at least 32, not 31"),
         (("make-data", "out", "--seed", "-1"), "--seed must be at least 0, not -1"),
+        (("make-data", "out", "--variety", "1.5"), "--variety must be between 0 and 1, not 1.5"),
         (("make-data", "/dev/null/out", "--train", "1", "--test", "1"), "/dev/null/out cannot be written"),
         (("explode",), "no command 'explode'; the commands are evaluate, predict"),
     ],
@@ -190,9 +193,11 @@ def test_a_reader_that_stops_reading_is_no_mistake():
 
 def test_make_data_writes_files_that_training_reads_and_overwrites_none(shell, tmp_path):
     folder = tmp_path / "made"
-    status, _, _ = shell("make-data", folder, "--train", 12, "--test", 6)
+    status, _, _ = shell("make-data", folder, "--train", 12, "--test", 6, "--seed", 4, "--variety", 1)
     assert status == 0
     before = (folder / "train_signs.h5").read_bytes()
+    drawn = drawn_signs(seed=4, train=12, test=6, variety=1.0).test
+    np.testing.assert_array_equal(open_dataset(folder).test.images, drawn.images)
     status, out, _ = shell("check-data", folder)
     assert status == 0
     assert "X_train shape: (12, 64, 64, 3)  Y_train shape: (12,)" in out

@@ -32,6 +32,7 @@ FLAGS = {
     "warmup_epochs": (["--warmup-epochs", "0.5"], 0.5),
     "label_smoothing": (["--label-smoothing", "0.2"], 0.2),
     "augment": (["--augment", "0"], 0.0),
+    "augment_ramp": (["--augment-ramp", "2.5"], 2.5),
     "flip": (["--no-flip"], False),
     "momentum": (["--momentum", "0.95"], 0.95),
     "recalibrate": (["--recalibrate", "0"], 0),
@@ -60,6 +61,7 @@ def test_defaults_are_those_of_the_help():
         "warmup_epochs": None,
         "label_smoothing": None,
         "augment": None,
+        "augment_ramp": None,
         "flip": True,
         "momentum": None,
         "recalibrate": 512,
@@ -75,6 +77,7 @@ RESOLVED = {
         "warmup_epochs": 0,
         "label_smoothing": 0,
         "augment": 0,
+        "augment_ramp": 0,
         "momentum": 0.99,
     },
     "robust": {
@@ -83,6 +86,7 @@ RESOLVED = {
         "warmup_epochs": 1,
         "label_smoothing": 0.05,
         "augment": 1,
+        "augment_ramp": 6,
         "momentum": 0.9,
     },
 }
@@ -105,7 +109,9 @@ def test_an_explicit_value_goes_before_the_recipe(recipe, name):
     assert TrainConfig(recipe=recipe, **{name: value}).resolve().to_json() == expected
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "warmup_epochs", "label_smoothing", "augment", "momentum"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "warmup_epochs", "label_smoothing", "augment", "augment_ramp", "momentum"]
+)
 def test_an_explicit_value_equal_to_zero_or_one_recipe_is_still_explicit(name):
     value = RESOLVED["tutorial"][name]
     assert getattr(TrainConfig(recipe="robust", **{name: value}).resolve(), name) == value
@@ -176,6 +182,7 @@ MISTAKES = [
     ("augment", NAN, "--augment must be between 0 and 2, not nan"),
     ("augment", INFINITY, "--augment must be between 0 and 2, not inf"),
     ("augment", True, "--augment must be a number, not True"),
+    ("augment_ramp", -1, "--augment-ramp must be at least 0, not -1"),
     ("flip", None, "--flip must be true or false, not None"),
     ("flip", "no", "--flip must be true or false, not 'no'"),
     ("momentum", 1.0, "--momentum must be at least 0 and below 1, not 1.0"),
@@ -214,6 +221,7 @@ def test_infinity_is_refused(name):
         ("label_smoothing", 0.999),
         ("augment", 0),
         ("augment", 2),
+        ("augment_ramp", 0),
         ("momentum", 0),
         ("warmup_epochs", 0),
         ("learning_rate", 1),

@@ -8,7 +8,7 @@ import tyro
 
 from flaxresnet.config import flag
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 
@@ -34,6 +34,9 @@ class Arguments:
     image_size: int = 64
     """Height and width in pixels."""
 
+    variety: float = DEFAULT_VARIETY
+    """How much walls and cameras differ between pictures: 0 (a bright, plain wall) to 1."""
+
     seed: int = 0
     """Which hands are drawn."""
 
@@ -42,12 +45,14 @@ def main(arguments: Arguments) -> int:
     for name, least in LEAST.items():
         if (value := getattr(arguments, name)) < least:
             raise UserError(f"{flag(name)} must be at least {least}, not {value}")
+    if not 0 <= arguments.variety <= 1:
+        raise UserError(f"--variety must be between 0 and 1, not {arguments.variety}")
     folder = Path(arguments.folder)
     paths = {name: folder / f"{name}_signs.h5" for name in ("train", "test")}
     for path in paths.values():
         if path.exists():
             raise UserError(f"{path} exists and is not overwritten; move it away, or name another folder")
-    splits = drawn_signs(arguments.seed, arguments.train, arguments.test, arguments.image_size)
+    splits = drawn_signs(arguments.seed, arguments.train, arguments.test, arguments.image_size, arguments.variety)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in paths.items():

@@ -18,7 +18,7 @@ LOG_COLOUR = 0.12  # each channel's gain: other light
 SATURATION = 0.4
 
 
-def augment(key: jax.Array, images: jax.Array, strength: float = 1.0, flip: bool = True) -> jax.Array:
+def augment(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike = 1.0, flip: bool = True) -> jax.Array:
     """Randomly rotates, scales, shifts, flips and recolours images.
 
     Args:
@@ -36,7 +36,7 @@ def augment(key: jax.Array, images: jax.Array, strength: float = 1.0, flip: bool
     return recolour(colour, changed, strength).astype(images.dtype)
 
 
-def random_maps(key: jax.Array, count: int, strength: float, flip: bool) -> tuple[jax.Array, jax.Array]:
+def random_maps(key: jax.Array, count: int, strength: jax.typing.ArrayLike, flip: bool) -> tuple[jax.Array, jax.Array]:
     """Random inverse affine maps: matrices (count, 2, 2) and shifts (count, 2), in units of half a side, (y, x)."""
     draw = jax.random.uniform(key, (count, 6), minval=-1.0, maxval=1.0)
     angle = draw[:, 0] * jnp.deg2rad(ROTATION) * strength
@@ -75,7 +75,7 @@ def sample_bilinear(images: jax.Array, matrix: jax.Array, shift: jax.Array) -> j
     return (top * (1 - fy) + bottom * fy).reshape(images.shape)
 
 
-def recolour(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
+def recolour(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
     """Random contrast about the image's mean, brightness, saturation and gain of each channel."""
     draw = jax.random.uniform(key, (images.shape[0], 1, 1, 6), minval=-1.0, maxval=1.0) * strength
     contrast, brightness = jnp.exp(draw[..., :1] * LOG_CONTRAST), draw[..., 1:2] * BRIGHTNESS

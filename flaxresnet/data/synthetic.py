@@ -17,6 +17,7 @@ from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.hand import GESTURES, SKIN_TONES, Bone, pose_arm, pose_hand
 
 SUPERSAMPLING = 2  # the hand is drawn at twice the picture's resolution, then averaged for smooth outlines
+DEFAULT_VARIETY = 0.3  # learnt from a thousand pictures in 20 epochs; at 1 that takes several times as many
 DEFAULT_SEED = 0  # of the data set that is used where no data are given; a run's own seed does not change its data
 
 
@@ -174,26 +175,26 @@ def axes(size: int) -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :], axis[:, None]
 
 
-def wall(size: int, skin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def wall(size: int, skin: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
     """The background in linear colours, float32 (3, size, size): a wall, its pattern, and some clutter."""
-    plain = rng.random() < 0.75  # most people choose a light wall
-    darkest, lightest, hue = (0.55, 0.95, 0.02) if plain else (0.1, 0.9, 0.14)
+    plain = rng.random() < 1 - 0.25 * variety  # most people choose a light wall
+    darkest, lightest, hue = (0.95 - 0.4 * variety, 0.95, 0.02) if plain else (0.1, 0.9, 0.14)
     colour = rng.uniform(darkest, lightest) + tint(hue, rng)
     while np.abs(colour[:, 0, 0] - skin).max() < 0.15:  # a hand must stand out from the wall behind it
         colour = rng.uniform(darkest, lightest) + tint(hue, rng)
     x, y = axes(size)
     angle = rng.uniform(0, 2 * np.pi)
     across = x * float(np.cos(angle)) + y * float(np.sin(angle))
-    picture = colour + across * (rng.normal(0, 0.12) + tint(0.04, rng))
-    if rng.random() < 0.4:  # stains, or the grain of the paint
+    picture = colour + across * (rng.normal(0, 0.12) + tint(0.04, rng)) * variety
+    if rng.random() < 0.4 * variety:  # stains, or the grain of the paint
         cell = int(rng.integers(2, size // 4))
         coarse = rng.standard_normal((size // cell + 1, size // cell + 1), np.float32)
         grain = coarse.repeat(cell, axis=0).repeat(cell, axis=1)[:size, :size]
         picture += rng.uniform(0.01, 0.1) * blur(blur(grain, cell // 2), cell // 2)
-    if rng.random() < 0.1:  # stripes
+    if rng.random() < 0.1 * variety:  # stripes
         wave = np.sin(across * rng.uniform(15, 90) + rng.uniform(0, 6))
         picture += rng.uniform(0.02, 0.15) * np.clip(wave * rng.uniform(1, 5), -1, 1)
-    for _ in range(rng.choice([0, 0, 1, 2, 3])):  # furniture, frames, a table's edge
+    for _ in range(rng.choice([1, 2, 3]) if rng.random() < 0.6 * variety else 0):  # furniture, frames, a table's edge
         (left, top), (width, height) = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.05, 0.5, 2)
         tilt = rng.normal(0, 0.2)
         inside = (abs(x + tilt * y - left) < width) & (abs(y - tilt * x - top) < height)
@@ -202,18 +203,18 @@ def wall(size: int, skin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.square(np.clip(picture, 0, 1))
 
 
-def photograph(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def photograph(picture: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
     """What a camera makes of linear colours (3, size, size): uint8 sRGB (size, size, 3) with its faults."""
     size = picture.shape[-1]
     x, y = axes(size)
     corner = np.minimum((x - rng.normal(0, 0.15)) ** 2 + (y - rng.normal(0, 0.15)) ** 2, 0.6)
-    exposure = rng.uniform(0.7, 1.25) * (1 - rng.uniform(0, 1.3) * corner)
-    warmth = rng.normal(0, 0.06) * np.array([1, 0, -1], np.float32)[:, None, None]
+    exposure = (1 + variety * rng.uniform(-0.3, 0.25)) * (1 - variety * rng.uniform(0, 1.3) * corner)
+    warmth = variety * rng.normal(0, 0.06) * np.array([1, 0, -1], np.float32)[:, None, None]
     picture = np.sqrt(np.maximum(picture * exposure * (1 + warmth + tint(0.01, rng)), 0))
     # Out of focus, or sharpened by the phone.
-    picture += rng.uniform(-0.8, 0.6) * (picture - blur(picture, max(size // 64, 1)))
-    picture = 0.5 + (picture - 0.5) * rng.uniform(0.8, 1.2)
-    picture += rng.uniform(0.002, 0.02) * rng.standard_normal(picture.shape, np.float32)
+    picture += rng.uniform(-0.8 * variety, 0.6) * (picture - blur(picture, max(size // 64, 1)))
+    picture = 0.5 + (picture - 0.5) * (1 + variety * rng.uniform(-0.2, 0.2))
+    picture += rng.uniform(0.002, 0.002 + 0.018 * variety) * rng.standard_normal(picture.shape, np.float32)
     return np.moveaxis(np.clip(picture, 0, 1) * 255 + 0.5, 0, 2).astype(np.uint8)
 
 
@@ -223,7 +224,7 @@ def shrink(field: np.ndarray) -> np.ndarray:
     return np.sum([field[..., i::n, j::n] for i in range(n) for j in range(n)], axis=0) / n**2
 
 
-def draw_sign(sign: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def draw_sign(sign: int, size: int, variety: float, rng: np.random.Generator) -> np.ndarray:
     """One picture, uint8 (size, size, 3), of a hand showing the sign 0..5."""
     ways = GESTURES[sign]
     gesture = ways[rng.choice(len(ways), p=[way.share for way in ways])]
@@ -243,12 +244,21 @@ def draw_sign(sign: int, size: int, rng: np.random.Generator) -> np.ndarray:
     hand, cover = shrink(albedo * matte + gloss * solid), shrink(solid.astype(np.float32))
     distance = rng.uniform(0.02, 0.15) * size
     dark = blur(shifted(cover, *(-distance * light[:2])), int(rng.integers(1, size // 8)))
-    ground = wall(size, skin, rng) * (1 - rng.uniform(0, 0.6) * dark)
-    return photograph(hand + ground * (1 - cover), rng)
+    ground = wall(size, skin, variety, rng) * (1 - rng.uniform(0, 0.6) * dark)
+    return photograph(hand + ground * (1 - cover), variety, rng)
 
 
-def draw_signs(count: int, seed: int | tuple[int, ...], image_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def draw_signs(
+    count: int, seed: int | tuple[int, ...], image_size: int = 64, variety: float = DEFAULT_VARIETY
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws pictures of the six signs in equal shares and random order; the seed decides everything.
+
+    Args:
+      count: how many.
+      seed: of all random numbers.
+      image_size: height and width in pixels.
+      variety: how much walls and cameras differ between pictures, from 0 (a bright, plain wall) to 1. Hands, poses,
+        sizes and lamps differ all the same.
 
     Returns:
       Images (count, image_size, image_size, 3) uint8, and labels (count,) int32 in 0–5.
@@ -257,14 +267,21 @@ def draw_signs(count: int, seed: int | tuple[int, ...], image_size: int = 64) ->
     labels = np.random.default_rng(order).permutation(np.arange(count) % len(GESTURES)).astype(np.int32)
     images = np.empty((count, image_size, image_size, 3), np.uint8)
     for image, sign, own in zip(images, labels, seeds, strict=True):
-        image[...] = draw_sign(int(sign), image_size, np.random.default_rng(own))
+        image[...] = draw_sign(int(sign), image_size, variety, np.random.default_rng(own))
     return images, labels
 
 
-def drawn_signs(seed: int = DEFAULT_SEED, train: int = 1080, test: int = 120, image_size: int = 64) -> Splits:
+def drawn_signs(
+    seed: int = DEFAULT_SEED,
+    train: int = 1080,
+    test: int = 120,
+    image_size: int = 64,
+    variety: float = DEFAULT_VARIETY,
+) -> Splits:
     """The drawn data set: as many pictures, as large, as the tutorials' SIGNS data have, with classes "0" to "5"."""
     names = tuple(str(sign) for sign in range(len(GESTURES)))
     first, second = (
-        Dataset(*draw_signs(count, (seed, stream), image_size), names) for stream, count in enumerate((train, test))
+        Dataset(*draw_signs(count, (seed, stream), image_size, variety), names)
+        for stream, count in enumerate((train, test))
     )
     return Splits(first, second, source=f"hand signs drawn by the program (seed {seed})")

@@ -21,7 +21,7 @@ from flaxresnet.errors import UserError
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
-from flaxresnet.training.optimizer import make_optimizer, make_schedule
+from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import check_splits, describe_run, prepare_folder
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
@@ -120,11 +120,11 @@ class Trainer:
         def measure(params: Any, images: jax.Array) -> Any:
             return measure_batch_stats(model, params, preprocessing.scaled(images))
 
+        augmentation = make_augmentation(config, self.train.steps_per_epoch)
+        step = make_train_step(model, optimizer, preprocessing, config, augmentation)
         jit = partial(jax.jit, out_shardings=self.replicated)
         lowered = [
-            jit(make_train_step(model, optimizer, preprocessing, config), donate_argnums=0).lower(
-                self.state, self.zero, batch
-            ),
+            jit(step, donate_argnums=0).lower(self.state, self.zero, batch),
             jit(make_eval_step(model, preprocessing)).lower(variables, self.zero, batch),
         ]
         if config.recalibrate:

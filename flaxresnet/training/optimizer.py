@@ -1,4 +1,4 @@
-"""The learning rate's course and the optimiser, from a configuration."""
+"""The optimiser, and the course of its learning rate and of the augmentation, from a configuration."""
 
 import optax
 
@@ -23,6 +23,16 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     # Step 0 takes the first rung, not a rate of zero, which would waste it.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_augmentation(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Strength of the augmentation as a function of the steps done: up from zero in a line, then constant.
+
+    A network that is given distorted images from the first step on takes epochs to learn anything at all.
+    """
+    settings = config.settings
+    ramp = round(settings.augment_ramp * steps_per_epoch)
+    return optax.linear_schedule(0.0, settings.augment, ramp) if ramp else optax.constant_schedule(settings.augment)
 
 
 def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -20,12 +20,17 @@ EvalStep = Callable[[Any, Metrics, Batch], Metrics]
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, preprocessing: Preprocessing, config: TrainConfig
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    preprocessing: Preprocessing,
+    config: TrainConfig,
+    augmentation: optax.Schedule,
 ) -> TrainStep:
     """A function (state, metrics, batch) → (state, metrics) that takes one step of gradient descent.
 
     The objective is the mean cross-entropy with `config.label_smoothing`; the metrics add up the plain cross-entropy,
-    so that training and test losses compare. Augmentation is keyed by (seed, step) alone: a resumed run repeats it.
+    so that training and test losses compare. Augmentation, of strength `augmentation(step)`, is keyed by (seed, step)
+    alone: a resumed run repeats it.
     A training batch is full, so its mask is not looked at.
     """
     settings = config.settings
@@ -34,7 +39,8 @@ def make_train_step(
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
         images = preprocessing.scaled(batch.images)
         if settings.augment:
-            images = augment(jax.random.fold_in(seed_key, state.step), images, settings.augment, config.flip)
+            key, strength = jax.random.fold_in(seed_key, state.step), augmentation(state.step)
+            images = augment(key, images, strength, config.flip)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}

@@ -34,6 +34,17 @@ def test_no_picture_is_drawn_twice(splits):
     assert len(np.unique(pictures, axis=0)) == 1200
 
 
+def test_without_variety_every_wall_is_bright_and_plain():
+    def corners(variety):
+        images, _ = draw_signs(60, seed=0, variety=variety)
+        return images[:, :6, [*range(6), *range(-6, 0)]] / 255  # the wrist is below
+
+    calm, varied = corners(0.0), corners(1.0)
+    assert np.median(calm, axis=(1, 2, 3)).min() > 0.6
+    assert np.median(varied, axis=(1, 2, 3)).min() < 0.4
+    assert np.median(calm.std(axis=(1, 2))) < 0.5 * np.median(varied.std(axis=(1, 2)))
+
+
 @pytest.mark.parametrize("size", [32, 96])
 def test_pictures_come_in_any_size(size):
     assert draw_signs(2, seed=0, image_size=size)[0].shape == (2, size, size, 3)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.training.optimizer import make_optimizer, make_schedule
+from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 
 
 def rates(config, steps_per_epoch):
@@ -73,6 +73,17 @@ def test_the_rate_can_be_had_inside_jit():
     schedule = make_schedule(TrainConfig(epochs=4), 5)
     found = jax.jit(jax.vmap(schedule))(jnp.arange(20))
     np.testing.assert_allclose(found, [expected_rate(s, 1e-3, 5, 20) for s in range(20)], rtol=1e-5, atol=1e-9)
+
+
+def test_augmentation_grows_in_a_line_and_stays():
+    strength = make_augmentation(TrainConfig(augment=0.5, augment_ramp=1.5), steps_per_epoch=4)
+    found = [float(strength(step)) for step in range(9)]
+    np.testing.assert_allclose(found, [0.5 * min(step / 6, 1) for step in range(9)], rtol=1e-6)
+
+
+def test_augmentation_without_a_ramp_is_constant():
+    strength = make_augmentation(TrainConfig(augment=0.5, augment_ramp=0), steps_per_epoch=4)
+    assert [float(strength(step)) for step in (0, 1, 100)] == [0.5] * 3
 
 
 # Large, ordinary and so small that epsilon matters.

@@ -43,6 +43,7 @@ OTHER = {
     "warmup_epochs": 2.5,
     "label_smoothing": 0.3,
     "augment": 0.25,
+    "augment_ramp": 1.5,
     "flip": False,
     "momentum": 0.7,
     "recalibrate": 0,

@@ -33,7 +33,7 @@ def state():
 
 def train_step(**options):
     config = fr.TrainConfig(recipe="tutorial", **options)
-    return jax.jit(make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config))
+    return jax.jit(make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.settings.augment))
 
 
 def test_scores_are_stable_for_logits_of_any_size():

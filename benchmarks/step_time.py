@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.blocks import conv_with_glorot
+from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import STAGE_SIZES, ResNet
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
@@ -35,7 +36,7 @@ from flaxresnet.training.step import make_train_step
 
 PEAK_SIDE = 2048  # of the square matrices whose product measures the machine's peak
 WIDTH = 100  # columns of the table, wherever it is shown
-PLAIN_CONV = partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform())
+CONVS = {"ours": conv_with_glorot, "nn.Conv": partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform())}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Arguments:
 
     model: str = "resnet50"
     """Depth of the network."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the layers."""
 
     steps: int = 10
     """Steps timed of each kind."""
@@ -74,6 +78,7 @@ class Timed:
     image_size: int
     gigaflops: float
     compile_seconds: float
+    mebibytes: float
     call: Callable[[], Any] = field(repr=False)
     seconds: list[float] = field(default_factory=list)
 
@@ -106,52 +111,93 @@ def forward_gigaflops(model: ResNet, images: jax.Array) -> float:
     return total / 1e9
 
 
-def compiled(function: Any, *arguments: Any, **options: Any) -> tuple[Any, float]:
+@dataclass
+class Program:
+    """A compiled step: called without arguments, it returns when the step is done."""
+
+    call: Callable[[], Any]
+    compile_seconds: float
+    mebibytes: float  # arguments, results and scratch memory together, as XLA counts them
+
+
+def compiled(function: Any, *arguments: Any, **options: Any) -> tuple[Any, float, float]:
+    """The function compiled for these arguments, the seconds that took, and the memory that a call needs in MiB."""
     start = time.perf_counter()
     program = jax.jit(function, **options).lower(*arguments).compile()
-    return program, time.perf_counter() - start
+    seconds, memory = time.perf_counter() - start, program.memory_analysis()
+    sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+    return program, seconds, (sum(sizes) - memory.alias_size_in_bytes) / 2**20
 
 
-def programs(arguments: Arguments, name: str, conv: Any, batch_size: int, size: int) -> list[Timed]:
+def network(model: str, conv: str, precision: str) -> ResNet:
+    return ResNet(num_classes=6, stage_sizes=STAGE_SIZES[model], conv=CONVS[conv], dtype=jnp.dtype(precision))
+
+
+def initial_state(model: ResNet, optimizer: Any, size: int) -> TrainState:
+    create, *_ = compiled(
+        lambda: TrainState.create(model, optimizer, jax.random.key(0), (size, size)),
+        compiler_options={"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None,
+    )
+    return create()
+
+
+def random_images(batch_size: int, size: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)), jnp.uint8)
+
+
+def training(batch_size: int, size: int, conv: str, precision: str = "float32", model: str = "resnet50") -> Program:
+    """A training step of the tutorials' recipe, on images that are on the device already."""
+    module, optimizer = network(model, conv, precision), make_optimizer(lambda _: 1e-3)
+    config = TrainConfig(recipe="tutorial")
+    step = make_train_step(module, optimizer, Preprocessing(size, size), config, lambda _: 0.0)
+    batch = Batch(random_images(batch_size, size), jnp.arange(batch_size) % 6, jnp.ones(batch_size))
+    held = [initial_state(module, optimizer, size), Metrics.zero()]
+    train, *costs = compiled(step, *held, batch, donate_argnums=0)
+
+    def call() -> None:
+        held[:] = jax.block_until_ready(train(*held, batch))
+
+    return Program(call, *costs)
+
+
+def inference(batch_size: int, size: int, conv: str, precision: str = "float32", model: str = "resnet50") -> Program:
+    """Logits of images that are on the device already; ours with batch norm folded, as `Classifier` does it."""
+    module, preprocessing = network(model, conv, precision), Preprocessing(size, size)
+    state = initial_state(module, make_optimizer(lambda _: 1e-3), size)
+    variables: Any = {"params": state.params, "batch_stats": state.batch_stats}
+    if conv == "ours":
+        module, variables = fold_batch_norm(module, variables)
+    images = random_images(batch_size, size)
+    infer, *costs = compiled(lambda v, x: module.apply(v, preprocessing.scaled(x)), variables, images)
+    return Program(lambda: jax.block_until_ready(infer(variables, images)), *costs)
+
+
+STEPS = {"train": (training, 3), "infer": (inference, 1)}  # the backward pass does twice the forward's arithmetic
+
+
+def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> list[Timed]:
     """The training and the inference step of one network at one size."""
-    model = ResNet(num_classes=6, stage_sizes=STAGE_SIZES[arguments.model], conv=conv)
-    optimizer, preprocessing = make_optimizer(lambda _: 1e-3), Preprocessing(size, size)
-    create, _ = compiled(lambda: TrainState.create(model, optimizer, jax.random.key(0), (size, size)))
-    state = create()
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)), jnp.uint8)
-    batch = Batch(images, jnp.arange(batch_size) % 6, jnp.ones(batch_size))
-    variables = {
-        "params": jax.tree.map(jnp.copy, state.params),
-        "batch_stats": jax.tree.map(jnp.copy, state.batch_stats),
-    }
-
-    step = make_train_step(model, optimizer, preprocessing, TrainConfig(recipe="tutorial"), lambda _: 0.0)
-    train, train_compile = compiled(step, state, Metrics.zero(), batch, donate_argnums=0)
-    infer, infer_compile = compiled(lambda v, x: model.apply(v, preprocessing.scaled(x)), variables, images)
-    held = {"state": state, "metrics": Metrics.zero()}
-
-    def one_step() -> Any:
-        held["state"], held["metrics"] = train(held["state"], held["metrics"], batch)
-        return held
-
-    work = forward_gigaflops(model, preprocessing.scaled(images))
-    return [
-        Timed("train", name, batch_size, size, 3 * work, train_compile, one_step),
-        Timed("infer", name, batch_size, size, work, infer_compile, lambda: infer(variables, images)),
-    ]
+    module = network(arguments.model, conv, arguments.precision)
+    work = forward_gigaflops(module, jnp.zeros((batch_size, size, size, 3)))
+    cases = []
+    for what, (build, passes) in STEPS.items():
+        program = build(batch_size, size, conv, arguments.precision, arguments.model)
+        costs = program.compile_seconds, program.mebibytes
+        cases.append(Timed(what, conv, batch_size, size, passes * work, *costs, program.call))
+    return cases
 
 
 def timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(call())
+    call()
     return time.perf_counter() - start
 
 
 def peak_gigaflops(calls: int = 5) -> float:
     """The machine's rate in a float32 matrix product, 10⁹ operations a second."""
     square = jnp.ones((PEAK_SIDE, PEAK_SIDE))
-    product, _ = compiled(jnp.dot, square, square)
-    seconds = [timed(lambda: product(square, square)) for _ in range(calls + 1)][1:]
+    product, *_ = compiled(jnp.dot, square, square)
+    seconds = [timed(lambda: jax.block_until_ready(product(square, square))) for _ in range(calls + 1)][1:]
     return 2 * PEAK_SIDE**3 / statistics.median(seconds) / 1e9
 
 
@@ -160,11 +206,13 @@ def main(arguments: Arguments) -> None:
     console = Console(width=WIDTH)
     device = jax.devices()[0].device_kind
     peak = peak_gigaflops()
-    console.print(f"{device}, jax {jax.__version__}, {arguments.model}, float32; matrix product {peak:.0f} GFLOP/s")
-    kinds = {"ours": conv_with_glorot} | ({"nn.Conv": PLAIN_CONV} if arguments.plain else {})
+    console.print(
+        f"{device}, jax {jax.__version__}, {arguments.model}, {arguments.precision}; matrix product {peak:.0f} GFLOP/s"
+    )
+    kinds = list(CONVS) if arguments.plain else ["ours"]
     for size in arguments.image_sizes:
         for batch_size in arguments.batch_sizes:
-            cases = [case for name, conv in kinds.items() for case in programs(arguments, name, conv, batch_size, size)]
+            cases = [case for conv in kinds for case in programs(arguments, conv, batch_size, size)]
             for case in cases:
                 case.call()
             for _ in range(arguments.steps):
@@ -179,7 +227,7 @@ def main(arguments: Arguments) -> None:
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
     table = Table("step", "by", box=box.SIMPLE)
-    for name in ("batch", "size", "median s", "10–90%", "images/s", "of peak", "compile s"):
+    for name in ("batch", "size", "median s", "10–90%", "images/s", "of peak", "MiB", "compile s"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -191,6 +239,7 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['tenth_seconds']:.3f}–{row['ninetieth_seconds']:.3f}",
             f"{row['images_per_second']:.0f}",
             f"{row['share_of_peak']:.0%}",
+            f"{row['mebibytes']:.0f}",
             f"{row['compile_seconds']:.0f}",
         )
     return table

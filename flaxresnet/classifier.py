@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
+from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.run_folder import RunFolder
@@ -49,7 +50,8 @@ class Classifier:
         self.variables = variables
         self.class_names = class_names
         self.preprocessing = preprocessing
-        self._apply = jax.jit(lambda v, images: model.apply(v, preprocessing.scaled(images), train=False))
+        folded, self._folded = fold_batch_norm(model, variables)
+        self._apply = jax.jit(lambda v, images: folded.apply(v, preprocessing.scaled(images), train=False))
 
     @classmethod
     def load(cls, run: str | Path, checkpoint: Which = "latest") -> Self:
@@ -82,7 +84,7 @@ class Classifier:
             )
         batch = 1 if len(images) == 1 else BATCH
         chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
-        outputs = [np.asarray(self._apply(self.variables, _pad(chunk, batch)))[: len(chunk)] for chunk in chunks]
+        outputs = [np.asarray(self._apply(self._folded, _pad(chunk, batch)))[: len(chunk)] for chunk in chunks]
         return np.concatenate(outputs) if outputs else np.zeros((0, len(self.class_names)), np.float32)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

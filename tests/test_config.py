@@ -27,6 +27,7 @@ FLAGS = {
     "model": (["--model", "resnet14"], "resnet14"),
     "width": (["--width", "16"], 16),
     "stem_relu": (["--no-stem-relu"], False),
+    "precision": (["--precision", "bfloat16"], "bfloat16"),
     "learning_rate": (["--learning-rate", "3e-4"], 3e-4),
     "schedule": (["--schedule", "constant"], "constant"),
     "warmup_epochs": (["--warmup-epochs", "0.5"], 0.5),
@@ -35,6 +36,7 @@ FLAGS = {
     "augment_ramp": (["--augment-ramp", "2.5"], 2.5),
     "flip": (["--no-flip"], False),
     "momentum": (["--momentum", "0.95"], 0.95),
+    "residual_scale": (["--residual-scale", "0.2"], 0.2),
     "recalibrate": (["--recalibrate", "0"], 0),
     "resume": (["--no-resume"], False),
     "compilation_cache": (["--no-compilation-cache"], False),
@@ -56,6 +58,7 @@ def test_defaults_are_those_of_the_help():
         "model": "resnet50",
         "width": 64,
         "stem_relu": True,
+        "precision": "float32",
         "learning_rate": None,
         "schedule": None,
         "warmup_epochs": None,
@@ -64,6 +67,7 @@ def test_defaults_are_those_of_the_help():
         "augment_ramp": None,
         "flip": True,
         "momentum": None,
+        "residual_scale": None,
         "recalibrate": 512,
         "resume": True,
         "compilation_cache": True,
@@ -71,6 +75,16 @@ def test_defaults_are_those_of_the_help():
 
 
 RESOLVED = {
+    "fast": {
+        "learning_rate": 0.001,
+        "schedule": "cosine",
+        "warmup_epochs": 0.5,
+        "label_smoothing": 0,
+        "augment": 0,
+        "augment_ramp": 0,
+        "momentum": 0.9,
+        "residual_scale": 0,
+    },
     "tutorial": {
         "learning_rate": 0.001,
         "schedule": "constant",
@@ -79,6 +93,7 @@ RESOLVED = {
         "augment": 0,
         "augment_ramp": 0,
         "momentum": 0.99,
+        "residual_scale": 1,
     },
     "robust": {
         "learning_rate": 0.001,
@@ -88,6 +103,7 @@ RESOLVED = {
         "augment": 1,
         "augment_ramp": 6,
         "momentum": 0.9,
+        "residual_scale": 0,
     },
 }
 
@@ -110,7 +126,8 @@ def test_an_explicit_value_goes_before_the_recipe(recipe, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["learning_rate", "warmup_epochs", "label_smoothing", "augment", "augment_ramp", "momentum"]
+    "name",
+    ["learning_rate", "warmup_epochs", "label_smoothing", "augment", "augment_ramp", "momentum", "residual_scale"],
 )
 def test_an_explicit_value_equal_to_zero_or_one_recipe_is_still_explicit(name):
     value = RESOLVED["tutorial"][name]
@@ -158,8 +175,8 @@ MISTAKES = [
     ("seed", -1, "--seed must be between 0 and 4294967295, not -1"),
     ("seed", 2**32, "--seed must be between 0 and 4294967295, not 4294967296"),
     ("seed", 0.5, "--seed must be a whole number, not 0.5"),
-    ("recipe", "fancy", "--recipe must be 'robust' or 'tutorial', not 'fancy'"),
-    ("recipe", None, "--recipe must be 'robust' or 'tutorial', not None"),
+    ("recipe", "fancy", "--recipe must be 'robust' or 'fast' or 'tutorial', not 'fancy'"),
+    ("recipe", None, "--recipe must be 'robust' or 'fast' or 'tutorial', not None"),
     ("model", "resnet18", "--model must be 'resnet14' or 'resnet26' or 'resnet50', not 'resnet18'"),
     ("model", 50, "--model must be 'resnet14' or 'resnet26' or 'resnet50', not 50"),
     ("width", 0, "--width must be at least 1, not 0"),
@@ -182,6 +199,8 @@ MISTAKES = [
     ("augment", NAN, "--augment must be between 0 and 2, not nan"),
     ("augment", INFINITY, "--augment must be between 0 and 2, not inf"),
     ("augment", True, "--augment must be a number, not True"),
+    ("precision", "half", "--precision must be 'float32' or 'bfloat16', not 'half'"),
+    ("residual_scale", 1.5, "--residual-scale must be between 0 and 1, not 1.5"),
     ("augment_ramp", -1, "--augment-ramp must be at least 0, not -1"),
     ("flip", None, "--flip must be true or false, not None"),
     ("flip", "no", "--flip must be true or false, not 'no'"),
@@ -222,6 +241,8 @@ def test_infinity_is_refused(name):
         ("augment", 0),
         ("augment", 2),
         ("augment_ramp", 0),
+        ("residual_scale", 0),
+        ("residual_scale", 1),
         ("momentum", 0),
         ("warmup_epochs", 0),
         ("learning_rate", 1),

@@ -30,6 +30,8 @@ class BottleneckBlock(nn.Module):
       conv: makes a convolution layer: `conv(features, kernel_size, strides=…, padding=…, name=…)`.
       norm: makes a normalisation layer: `norm(name=…)(x, use_running_average=…)`.
       act: the activation.
+      residual_scale: where the scale of the last batch norm starts. At 0 the block starts as its shortcut alone, which
+        makes deep networks trainable from the first step (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
     """
 
     filters: tuple[int, int, int]
@@ -38,21 +40,23 @@ class BottleneckBlock(nn.Module):
     conv: LayerDef = conv_with_glorot
     norm: LayerDef = batch_norm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    residual_scale: float = 1.0
 
     def main_path(self, x: jax.Array, strides: int, train: bool) -> jax.Array:
         f1, f2, f3 = self.filters
         y = self.act(self.conv_norm(x, "2a", f1, 1, strides, train))  # (batch, h / strides, w / strides, f1)
         y = self.act(self.conv_norm(y, "2b", f2, self.kernel_size, 1, train))
-        return self.conv_norm(y, "2c", f3, 1, 1, train)  # (batch, h / strides, w / strides, f3)
+        return self.conv_norm(y, "2c", f3, 1, 1, train, self.residual_scale)  # (batch, h / strides, w / strides, f3)
 
     def conv_norm(
-        self, x: jax.Array, branch: str, features: int, kernel_size: int, strides: int, train: bool
+        self, x: jax.Array, branch: str, features: int, kernel_size: int, strides: int, train: bool, scale: float = 1.0
     ) -> jax.Array:
         name = f"{self.label}_branch{branch}"
         conv = self.conv(
             features, (kernel_size, kernel_size), strides=(strides, strides), padding="SAME", name="res" + name
         )
-        return self.norm(name="bn" + name)(conv(x), use_running_average=not train)
+        norm = self.norm(scale_init=nn.initializers.constant(scale), name="bn" + name)
+        return norm(conv(x), use_running_average=not train)
 
 
 class IdentityBlock(BottleneckBlock):

@@ -6,6 +6,7 @@ He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385
 from collections.abc import Callable
 from functools import partial
 from string import ascii_lowercase
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,11 @@ class ResNet(nn.Module):
       momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch's.
       epsilon: added to the variance in batch norm.
       conv: makes a convolution layer; `flax.linen.Conv` and its partials fit.
+      norm: makes a normalisation layer; `flax.linen.BatchNorm` and what takes its arguments fit.
       act: the activation.
+      dtype: of the arithmetic between the first convolution and the last pooling. Parameters, statistics and logits are
+        float32 in any case.
+      residual_scale: where the scale of each block's last batch norm starts; see the blocks.
     """
 
     num_classes: int
@@ -44,16 +49,21 @@ class ResNet(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-3
     conv: LayerDef = conv_with_glorot
+    norm: LayerDef = nn.BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
+    residual_scale: float = 1.0
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_images(images)
         if max(self.stage_sizes) > len(ascii_lowercase):
             raise ValueError(f"stage_sizes is {self.stage_sizes}; blocks are named a to z, so a stage has at most 26")
-        norm = partial(nn.BatchNorm, momentum=self.momentum, epsilon=self.epsilon)
+        conv = partial(self.conv, dtype=self.dtype)
+        norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
+        layers = {"conv": conv, "norm": norm, "act": self.act, "residual_scale": self.residual_scale}
 
-        x = self.conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
+        x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
         x = norm(name="bn_conv1")(x, use_running_average=not train)
         x = self.act(x) if self.stem_relu else x
         x = nn.max_pool(x, (3, 3), strides=(2, 2))  # (batch, 15, 15, width) for 64×64 images
@@ -63,16 +73,14 @@ class ResNet(nn.Module):
             for index, letter in enumerate(ascii_lowercase[:blocks]):
                 block = IdentityBlock if index else partial(ConvolutionalBlock, strides=1 if stage == 2 else 2)
                 label = f"{stage}{letter}"
-                x = block(
-                    (inner, inner, 4 * inner), label=label, conv=self.conv, norm=norm, act=self.act, name="res" + label
-                )(x, train=train)
+                x = block((inner, inner, 4 * inner), label=label, name="res" + label, **layers)(x, train=train)
 
         # A 32×32 image has shrunk to 1×1 here, where a 2×2 window would find nothing.
         window = (min(2, x.shape[1]), min(2, x.shape[2]))
-        x = nn.avg_pool(x, window, strides=window)
+        x = nn.avg_pool(x.astype(jnp.float32), window, strides=window)
         x = x.reshape(x.shape[0], -1)  # rows, then columns, then channels, as Keras flattens
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
-        return head(x).astype(jnp.float32)
+        return head(x)
 
 
 ResNet50 = partial(ResNet, stage_sizes=STAGE_SIZES["resnet50"])

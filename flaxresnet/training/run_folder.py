@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import jax.numpy as jnp
+
 from flaxresnet.config import TrainConfig, flag
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
@@ -44,6 +46,8 @@ class RunInfo:
             width=c.width,
             stem_relu=c.stem_relu,
             momentum=c.settings.momentum,
+            residual_scale=c.settings.residual_scale,
+            dtype=jnp.dtype(c.precision),
         )
 
     def difference(self, other: Self) -> str | None:

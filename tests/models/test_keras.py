@@ -9,39 +9,12 @@ import pytest
 import flaxresnet as fr
 
 keras = pytest.importorskip("keras", reason="install keras (the `test` extra) to compare with it")
+from keras_network import keras_resnet50  # noqa: E402 - it imports Keras
 
 # Where Keras keeps what linen calls otherwise.
 NAMES = {"gamma": ("params", "scale"), "beta": ("params", "bias"), "kernel": ("params", "kernel"),
          "bias": ("params", "bias"), "moving_mean": ("batch_stats", "mean"),
          "moving_variance": ("batch_stats", "var")}  # fmt: skip
-
-
-def conv_bn(x, filters, size, label, branch, strides=1, padding="valid"):
-    x = keras.layers.Conv2D(filters, size, strides=strides, padding=padding, name=f"res{label}_branch{branch}")(x)
-    return keras.layers.BatchNormalization(name=f"bn{label}_branch{branch}")(x)
-
-
-def keras_block(x, inner, label, strides, project):
-    y = keras.layers.ReLU()(conv_bn(x, inner, 1, label, "2a", strides))
-    y = keras.layers.ReLU()(conv_bn(y, inner, 3, label, "2b", padding="same"))
-    y = conv_bn(y, 4 * inner, 1, label, "2c")
-    shortcut = conv_bn(x, 4 * inner, 1, label, "1", strides) if project else x
-    return keras.layers.ReLU()(keras.layers.Add()([y, shortcut]))
-
-
-def keras_resnet50(classes=6, size=64):
-    """The tutorials' network in Keras, up to the logits."""
-    inputs = keras.Input((size, size, 3))
-    x = keras.layers.ZeroPadding2D(3)(inputs)
-    x = keras.layers.Conv2D(64, 7, strides=2, name="conv1")(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="bn_conv1")(x))
-    x = keras.layers.MaxPooling2D(3, strides=2)(x)
-    for stage, blocks in zip((2, 3, 4, 5), ("abc", "abcd", "abcdef", "abc"), strict=True):
-        for letter in blocks:
-            strides = 2 if letter == "a" and stage > 2 else 1
-            x = keras_block(x, 64 * 2 ** (stage - 2), f"{stage}{letter}", strides, project=letter == "a")
-    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(2)(x))
-    return keras.Model(inputs, keras.layers.Dense(classes, name=f"fc{classes}")(x))
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,42 @@ def test_kernels_start_glorot_uniform(small):
             assert np.abs(kernel).max() > 0.8 * limit, path
 
 
+def test_a_residual_scale_of_zero_leaves_the_shortcuts_alone(small, small_init):
+    model, _, images = small
+    start = small_init(model.clone(residual_scale=0.0))
+    scales = {path[-2]: leaf for path, leaf in flatten_dict(start["params"]).items() if path[-1] == "scale"}
+    assert {name for name, scale in scales.items() if not scale.any()} == {f"bn{s}a_branch2c" for s in (2, 3, 4, 5)}
+    assert all((scale == 1).all() for name, scale in scales.items() if not name.endswith("2c"))
+    # Whatever the main path holds, the answer does not change.
+    other = jax.tree_util.tree_map_with_path(lambda p, x: x + ("res" in p[-2].key and "branch2" in p[-2].key), start)
+    logits = jax.jit(model.apply)
+    np.testing.assert_allclose(logits(start, images), logits(other, images), rtol=1e-5)
+
+
+def test_bfloat16_is_the_arithmetic_of_the_layers_and_of_nothing_else(small):
+    model, variables, images = small
+    half = model.clone(dtype=jnp.bfloat16)
+    seen = {}
+
+    def record(next_method, args, kwargs, context):
+        out = next_method(*args, **kwargs)
+        if context.module.name and context.method_name == "__call__":
+            seen[context.module.name] = out.dtype
+        return out
+
+    with nn.intercept_methods(record):
+        new = jax.eval_shape(lambda v, x: half.apply(v, x, train=True, mutable=["batch_stats"]), variables, images)
+    assert {name for name, dtype in seen.items() if dtype == jnp.float32} == {"fc4"}
+    assert seen["bn5a_branch2c"] == seen["conv1"] == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
+    assert jax.tree.map(jnp.shape, jax.eval_shape(half.init, jax.random.key(0), images)) == jax.tree.map(
+        jnp.shape, variables
+    )
+    expected, got = jax.jit(model.apply)(variables, images), jax.jit(half.apply)(variables, images)
+    np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
+    assert not np.array_equal(got, expected)
+
+
 def test_more_blocks_than_letters_are_refused():
     with pytest.raises(ValueError, match="blocks are named a to z, so a stage has at most 26"):
         shapes_of(fr.ResNet(num_classes=2, stage_sizes=(1, 1, 27, 1)))

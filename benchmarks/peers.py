@@ -1,0 +1,159 @@
+"""The same network, batch and optimiser in other frameworks: `python benchmarks/peers.py`.
+
+Each framework runs in a process of its own (`peer.py`). They take turns, a few steps each, round after round, so that
+whatever else the machine does falls on all alike; only one of them works at a time. Frameworks that are not installed
+are named as such. `pip install '.[peers]'` brings PyTorch and Keras; TensorFlow takes `pip install tensorflow-cpu`.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from peer import NEEDS, PEERS
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 100  # columns of the table
+REST = 0.3  # seconds after a turn, in which the threads of the last framework go to sleep
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Times training and inference steps of the tutorials' ResNet-50, ours beside other frameworks.
+
+    Example: python benchmarks/peers.py --peers flaxresnet PyTorch --rounds 3
+    """
+
+    batch_size: int = 32
+    """Images a training step."""
+
+    infer_batch_sizes: tuple[int, ...] = (32, 1)
+    """Images an inference step."""
+
+    image_size: int = 64
+    """Height and width in pixels."""
+
+    rounds: int = 5
+    """Turns of each framework."""
+
+    steps: int = 3
+    """Steps in a turn."""
+
+    peers: tuple[str, ...] = tuple(PEERS)
+    """Frameworks to time."""
+
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+@dataclass
+class Peer:
+    """A framework's process and the times that it has reported, by program."""
+
+    name: str
+    process: subprocess.Popen
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
+    failed: bool = False
+
+    def take_turn(self, kind: str, batch_size: int, steps: int) -> None:
+        key = f"{kind} {batch_size}"
+        if self.failed:
+            return
+        print(kind, batch_size, steps, file=self.process.stdin, flush=True)
+        if not (line := self.process.stdout.readline()):
+            self.failed = True
+            return
+        answer = json.loads(line)
+        self.seconds.setdefault(key, []).extend(answer["seconds"])
+        self.first.setdefault(key, answer.get("first", 0.0))
+        self.peak[key] = answer["peak_mebibytes"]
+        time.sleep(REST)
+
+
+def missing(name: str) -> list[str]:
+    """Packages that a framework needs and that are not installed."""
+    return [package for start, packages in NEEDS.items() if name.startswith(start) for package in packages
+            if find_spec(package) is None]  # fmt: skip
+
+
+def start(name: str, image_size: int) -> Peer:
+    command = [sys.executable, str(Path(__file__).with_name("peer.py")), name, str(image_size)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return Peer(name, subprocess.Popen(command, text=True, **pipes))
+
+
+def rows_of(peers: list[Peer], key: str) -> list[dict[str, Any]]:
+    ours = statistics.median(peers[0].seconds[key])
+    rows = []
+    for peer in peers:
+        if peer.failed or key not in peer.seconds:
+            rows.append({"program": key, "framework": peer.name, "failed": True})
+            continue
+        low, median, high = np.quantile(peer.seconds[key], (0.1, 0.5, 0.9)).tolist()
+        rows.append(
+            {
+                "program": key,
+                "framework": peer.name,
+                "median_seconds": median,
+                "tenth_seconds": low,
+                "ninetieth_seconds": high,
+                "ours_against_it": ours / median,
+                "peak_mebibytes": peer.peak[key],
+                "first_seconds": peer.first[key],
+            }
+        )
+    return rows
+
+
+def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table("framework", box=box.SIMPLE, title=title, title_justify="left")
+    for name in ("median s", "10–90%", "ours / it", "peak MiB", "first s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        if "failed" in row:
+            table.add_row(row["framework"], "failed")
+            continue
+        table.add_row(
+            row["framework"],
+            f"{row['median_seconds']:.4f}",
+            f"{row['tenth_seconds']:.4f}–{row['ninetieth_seconds']:.4f}",
+            f"{row['ours_against_it']:.2f}",
+            f"{row['peak_mebibytes']:.0f}",
+            f"{row['first_seconds']:.1f}",
+        )
+    return table
+
+
+def main(arguments: Arguments) -> None:
+    console = Console(width=WIDTH)
+    absent = {name: packages for name in arguments.peers if (packages := missing(name))}
+    for name, packages in absent.items():
+        console.print(f"{name}: not timed, {' and '.join(packages)} not installed")
+    peers = [start(name, arguments.image_size) for name in arguments.peers if name not in absent]
+    turns = [("train", arguments.batch_size), *(("infer", size) for size in arguments.infer_batch_sizes)]
+    rows: list[dict[str, Any]] = []
+    for kind, batch_size in turns:
+        for number in range(arguments.rounds + 1):  # the first, which compiles, counts no times
+            for peer in peers:
+                peer.take_turn(kind, batch_size, arguments.steps if number else 0)
+        rows += (new := rows_of(peers, f"{kind} {batch_size}"))
+        console.print(as_table(f"{kind}, batch {batch_size}, {arguments.image_size}×{arguments.image_size}", new))
+    for peer in peers:
+        peer.process.stdin.close()
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"numpy": np.__version__, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

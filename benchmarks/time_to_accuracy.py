@@ -1,0 +1,125 @@
+"""Seconds from a process's start to a test accuracy: `python benchmarks/time_to_accuracy.py DATA`.
+
+Ours against the Keras tutorials' own way (`keras_tutorial.py`), in turns, seed by seed, each in a process of its own
+that is stopped once it has got there. Start-up, compilation (into an empty cache) and the test after every epoch count.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+EPOCHS = {"fast": 6, "tutorial": 20, "robust": 20}
+ACCURACY = re.compile(r"test .*?accuracy (\d\.\d+)")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Times training until a test accuracy is reached, ours against the Keras tutorials' code.
+
+    Example: python benchmarks/time_to_accuracy.py datasets/ --seeds 0 1 2
+    """
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder with train_signs.h5 and test_signs.h5."""
+
+    target: float = 0.98
+    """Test accuracy to reach."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each contestant for every seed."""
+
+    recipes: tuple[str, ...] = ("fast",)
+    """Our recipes."""
+
+    keras_epochs: int = 20
+    """After which the Keras tutorials' code has failed."""
+
+    keras: bool = True
+    """Run the Keras tutorials' code as well."""
+
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def ours(recipe: str, seed: int, arguments: Arguments, scratch: str) -> list[str]:
+    program = [sys.executable, str(HERE.parent / "train.py"), "--data", str(arguments.data), "--recipe", recipe]
+    # The length shapes the learning rate's course, so it is the recipe's own.
+    return [*program, "--epochs", str(EPOCHS[recipe]), "--seed", str(seed), "--workdir", f"{scratch}/run"]
+
+
+def keras_tutorial(seed: int, arguments: Arguments) -> list[str]:
+    paths = (str(arguments.data / f"{split}_signs.h5") for split in ("train", "test"))
+    return [sys.executable, str(HERE / "keras_tutorial.py"), *paths, str(arguments.keras_epochs), str(seed)]
+
+
+def run(command: list[str], target: float, environment: dict[str, str]) -> dict[str, Any]:
+    """Runs until a line reports the accuracy; the seconds and epochs it took, or those of the whole run."""
+    start, accuracies, reached = time.perf_counter(), [], False
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=os.environ | environment, text=True, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("epoch") and (found := ACCURACY.search(line)):
+                accuracies.append(float(found[1]))
+                if reached := accuracies[-1] >= target:
+                    break
+        seconds = time.perf_counter() - start
+        process.kill()
+    return {"seconds": seconds, "epochs": len(accuracies), "reached": reached, "accuracies": accuracies}
+
+
+def main(arguments: Arguments) -> None:
+    console, rows = Console(width=100), []
+    for seed in arguments.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            contestants = {
+                f"flaxresnet, {recipe}": (
+                    ours(recipe, seed, arguments, f"{scratch}/{recipe}"),
+                    {"XDG_CACHE_HOME": scratch},
+                )
+                for recipe in arguments.recipes
+            }
+            if arguments.keras and find_spec("keras"):
+                backend = "tensorflow" if find_spec("tensorflow") else "jax"
+                contestants[f"Keras tutorial, {backend}"] = (
+                    keras_tutorial(seed, arguments),
+                    {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                )
+            for name, (command, environment) in contestants.items():
+                rows.append({"who": name, "seed": seed} | run(command, arguments.target, environment))
+                console.print(f"{name}, seed {seed}: {said(rows[-1])}")
+    console.print(as_table(rows, arguments.target))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def said(row: dict[str, Any]) -> str:
+    end = "" if row["reached"] else ", not reached"
+    return f"{row['seconds']:.0f} s, {row['epochs']} epochs{end}"
+
+
+def as_table(rows: list[dict[str, Any]], target: float) -> Table:
+    table = Table("by", "runs", box=box.SIMPLE, title=f"until {target:.0%} test accuracy", title_justify="left")
+    table.add_column("median s", justify="right")
+    for who in dict.fromkeys(row["who"] for row in rows):
+        runs = [row for row in rows if row["who"] == who]
+        table.add_row(who, "; ".join(map(said, runs)), f"{statistics.median(row['seconds'] for row in runs):.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

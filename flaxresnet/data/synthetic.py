@@ -17,7 +17,7 @@ from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.hand import GESTURES, SKIN_TONES, Bone, pose_arm, pose_hand
 
 SUPERSAMPLING = 2  # the hand is drawn at twice the picture's resolution, then averaged for smooth outlines
-DEFAULT_VARIETY = 0.3  # learnt from a thousand pictures in 20 epochs; at 1 that takes several times as many
+DEFAULT_VARIETY = 0.1  # learnt from a thousand pictures in 20 epochs; at 1 that takes several times as many
 DEFAULT_SEED = 0  # of the data set that is used where no data are given; a run's own seed does not change its data
 
 
@@ -55,7 +55,7 @@ def place(bones: list[Bone], yaw: float, size: int, rng: np.random.Generator) ->
     low = (np.minimum(start, end) - reach)[~limb].min(axis=0)
     high = (np.maximum(start, end) + reach)[~limb].max(axis=0)
     # Fingertips always stay inside, for a cut-off finger would change the sign.
-    scale = min(size * rng.uniform(0.68, 0.98), 0.96 * size / (high - low)[:2].max())
+    scale = min(size * rng.uniform(0.72, 0.98), 0.96 * size / (high - low)[:2].max())
     slack = size - scale * (high - low)
     offset = slack * np.clip(rng.normal((0.5, 0.4, 0.5), 0.2), 0.03, 0.97) - scale * low
     numbers = (start * scale + offset, end * scale + offset, radii * scale, colour, crease)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, LayerDef, conv_with_glorot
+from flaxresnet.models.pool import max_pool
 
 # Blocks in stages 2, 3, 4 and 5. ResNet-50 is table 1 of the paper; 14 and 26 have one and two blocks a stage.
 STAGE_SIZES = {"resnet14": (1, 1, 1, 1), "resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
         x = norm(name="bn_conv1")(x, use_running_average=not train)
         x = self.act(x) if self.stem_relu else x
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))  # (batch, 15, 15, width) for 64×64 images
+        x = max_pool(x, 3, 2)  # (batch, 15, 15, width) for 64×64 images
 
         for stage, blocks in enumerate(self.stage_sizes, start=2):
             inner = self.width * 2 ** (stage - 2)

@@ -1,21 +1,83 @@
 """A convolution layer that picks, for each platform and shape, the form that runs fastest there.
 
-XLA's convolution is excellent on GPUs and TPUs. On CPUs it is good for large images, slow for 1×1 kernels and
-falls off a cliff on very small images (a 3×3 convolution of 2×2 images takes sixty times as long as the same
-arithmetic as a matrix product; `benchmarks/RESULTS.md` has the figures), and a ResNet ends in very small images.
+XLA's convolution is excellent on GPUs and TPUs. On CPUs it is good for large images, slow for 1×1 kernels, slower for
+the kernel's gradient, and falls off a cliff on very small images (a 3×3 convolution of 2×2 images takes fifty times as
+long as the same arithmetic as a matrix product). A ResNet has 1×1 kernels throughout and ends in very small images.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-# Elements of an image's matrix of patches (output pixels × window × channels) up to which that form is taken.
-PATCHES_UP_TO = 200_000
+from flaxresnet.models.conv_forms import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, Window, native, result_size
+
+
+class Choice(NamedTuple):
+    """Names of the forms (`conv_forms.py`) for the values and the two gradients."""
+
+    forward: str
+    input_gradient: str
+    kernel_gradient: str
+
+
+NATIVE = Choice("native", "native", "native")
+POINTWISE = Choice("pointwise", "pointwise", "pointwise")
+PATCHES = Choice("patches", "patches", "patches")
+WINOGRAD = Choice("winograd", "winograd", "winograd")
+
+# `benchmarks/conv_lowering.py` measures what these rest on; `benchmarks/RESULTS.md` has a run of it.
+SMALL = 36  # pixels of the result up to which patches win in all three
+WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
+LARGE_PATCHES = 400_000  # elements of an image's patches (pixels × kernel × channels) that still pay for its gradient
+
+
+def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: int = 32) -> Choice:
+    """The forms for a CPU, from the shapes of images (batch, h, w, channels) and kernel, and the bits of a number."""
+    area, channels, features = kernel[0] * kernel[1], *kernel[2:]
+    pixels = math.prod(result_size(image, kernel, window))
+    pads = [pad for pair in window.pads for pad in pair]
+    if area == 1 and not any(pads):
+        return POINTWISE
+    if pixels <= SMALL:
+        return PATCHES
+    winograd_can = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and set(pads) <= {0, 1, 2} and bits >= 32
+    if winograd_can and min(channels, features) >= WIDE:
+        return WINOGRAD
+    if pixels * area * channels <= LARGE_PATCHES:
+        return NATIVE._replace(kernel_gradient="patches")
+    return NATIVE
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> jax.Array:
+    chosen = FORWARD[choice.forward]
+    return lax.platform_dependent(
+        x, kernel, cpu=lambda x, k: chosen(x, k, window), default=lambda x, k: native(x, k, window)
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> tuple[jax.Array, Any]:
+    return _convolve(x, kernel, window, choice), (x, kernel)
+
+
+def _backward(window: Window, choice: Choice, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+
+    def both(forms: Choice) -> Any:
+        return lambda x, kernel, g: (
+            INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window),
+            KERNEL_GRADIENT[forms.kernel_gradient](x, kernel, g, window),
+        )
+
+    return lax.platform_dependent(x, kernel, g, cpu=both(choice), default=both(NATIVE))
+
+
+_convolve.defvjp(_forward, _backward)
 
 
 def conv_general_dilated(
@@ -27,6 +89,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated` with the fastest lowering for the platform that it is compiled for.
 
+    It can be differentiated in reverse (`jax.grad`, `jax.vjp`, also twice), not forwards (`jax.jvp`); `nn.Conv` can.
+
     Args:
       lhs: images, (batch, height, width, channels), as `nn.Conv` passes them.
       rhs: kernel, (kernel height, kernel width, channels, features).
@@ -37,26 +101,15 @@ def conv_general_dilated(
     Returns:
       What `lax.conv_general_dilated` returns, to rounding: (batch, height', width', features).
     """
-
-    def native(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-
     if not _is_plain(lhs, options):
-        return native(lhs, rhs)
-
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    down, right = window_strides
     pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    height, width = jax.eval_shape(native, lhs, rhs).shape[1:3]
-    precision = options.get("precision")
-
-    if rhs.shape[:2] == (1, 1) and not any(map(any, pads)):
-        return lax.platform_dependent(
-            lhs, rhs, cpu=lambda x, k: _pointwise(x, k, window_strides, precision), default=native
-        )
-    if 0 < height * width * math.prod(rhs.shape[:3]) <= PATCHES_UP_TO:
-        return lax.platform_dependent(
-            lhs, rhs, cpu=lambda x, k: _patches(x, k, window_strides, pads, precision), default=native
-        )
-    return native(lhs, rhs)
+    window = Window((down, right), pads, options.get("precision"))
+    if min(result_size(lhs.shape, rhs.shape, window)) <= 0:
+        return native(lhs, rhs, window)
+    choice = choose(lhs.shape, rhs.shape, window, bits=8 * lhs.dtype.itemsize)
+    return _convolve(lhs, rhs, window, choice)
 
 
 class Conv(nn.Conv):
@@ -77,31 +130,6 @@ def _is_plain(lhs: jax.Array, options: dict[str, Any]) -> bool:
 
 def _explicit_padding(
     image: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: str | Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    if isinstance(padding, str):
-        return lax.padtype_to_pads(image, window, strides, padding)
-    return [(low, high) for low, high in padding]
-
-
-def _pointwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int], precision: Any) -> jax.Array:
-    """A 1×1 convolution as one matrix product: (batch·h·w, channels) × (channels, features)."""
-    x = x[:, :: strides[0], :: strides[1]]
-    return jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision).reshape(*x.shape[:-1], -1)
-
-
-def _patches(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: list[tuple[int, int]], precision: Any
-) -> jax.Array:
-    """Every window laid out as one row, then one matrix product (im2col)."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))  # (batch, h + pad, w + pad, channels)
-    kernel_height, kernel_width, channels, features = kernel.shape
-    height = (x.shape[1] - kernel_height) // strides[0] + 1
-    width = (x.shape[2] - kernel_width) // strides[1] + 1
-    windows = [
-        x[:, i : i + strides[0] * (height - 1) + 1 : strides[0], j : j + strides[1] * (width - 1) + 1 : strides[1]]
-        for i in range(kernel_height)
-        for j in range(kernel_width)
-    ]
-    rows = jnp.concatenate(windows, axis=-1).reshape(-1, kernel_height * kernel_width * channels)
-    out = jnp.dot(rows, kernel.reshape(-1, features), precision=precision)
-    return out.reshape(-1, height, width, features)
+) -> Any:
+    pads = lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
+    return tuple((int(low), int(high)) for low, high in pads)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from flaxresnet.models.conv import Conv, conv_general_dilated
+from flaxresnet.models.conv import NATIVE, PATCHES, POINTWISE, WINOGRAD, Conv, choose, conv_general_dilated
+from flaxresnet.models.conv_forms import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, Window, native
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -54,6 +55,78 @@ def test_values_and_gradients_equal_xlas_convolution_in_float64(case):
         np.testing.assert_allclose(values, reference, rtol=1e-10, atol=1e-10)
         for mine, theirs_ in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(mine, theirs_, rtol=1e-10, atol=1e-10)
+
+
+# Rectangular, odd, tiny and large images, and padding on one side only.
+WINOGRAD_CASES = [
+    ((2, 1, 1, 3), ((1, 1), (1, 1))),
+    ((1, 2, 5, 2), ((1, 1), (1, 1))),
+    ((3, 7, 4, 2), ((0, 2), (1, 0))),
+    ((2, 6, 3, 1), ((0, 0), (0, 0))),
+    ((1, 9, 12, 2), ((2, 2), (2, 1))),
+]
+
+
+@pytest.mark.parametrize(("shape", "pads"), WINOGRAD_CASES)
+def test_winograd_is_the_convolution_and_its_gradients_in_float64(shape, pads):
+    rng, window = np.random.default_rng(0), Window((1, 1), pads)
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=shape), rng.normal(size=(3, 3, shape[-1], 4))
+        expected, pull = jax.vjp(lambda x, kernel: native(x, kernel, window), x, kernel)
+        g = rng.normal(size=expected.shape)
+        by_input, by_kernel = pull(jnp.asarray(g))
+        np.testing.assert_allclose(FORWARD["winograd"](x, kernel, window), expected, atol=1e-12)
+        np.testing.assert_allclose(INPUT_GRADIENT["winograd"](x, kernel, g, window), by_input, atol=1e-12)
+        np.testing.assert_allclose(KERNEL_GRADIENT["winograd"](x, kernel, g, window), by_kernel, atol=1e-12)
+
+
+def test_winograd_loses_less_than_1e_4_in_float32_at_the_networks_widths():
+    rng, window = np.random.default_rng(0), Window((1, 1), ((1, 1), (1, 1)))
+    x, kernel, g = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((4, 15, 15, 64), (3, 3, 64, 64), (4, 15, 15, 64))
+    )
+    for name, exact in (("values", True), ("input", False), ("kernel", False)):
+        table = {"values": FORWARD, "input": INPUT_GRADIENT, "kernel": KERNEL_GRADIENT}[name]
+        arguments = (x, kernel, window) if exact else (x, kernel, g, window)
+        got, expected = (np.asarray(table[form](*arguments)) for form in ("winograd", "native"))
+        assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max(), name
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "window", "expected"),
+    [
+        ((32, 15, 15, 256), (1, 1, 256, 64), Window((1, 1), ((0, 0), (0, 0))), POINTWISE),
+        ((32, 2, 2, 512), (3, 3, 512, 512), Window((1, 1), ((1, 1), (1, 1))), PATCHES),
+        ((32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), WINOGRAD),
+        ((32, 15, 15, 8), (3, 3, 8, 8), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "patches")),
+        ((32, 64, 64, 3), (7, 7, 3, 64), Window((2, 2), ((3, 3), (3, 3))), ("native", "native", "patches")),
+        ((32, 224, 224, 3), (7, 7, 3, 64), Window((2, 2), ((3, 3), (3, 3))), NATIVE),
+        ((32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((3, 0), (1, 1))), ("native", "native", "patches")),
+    ],
+)
+def test_the_rule_of_forms(image, kernel, window, expected):
+    assert choose(image, kernel, window) == expected
+
+
+def test_half_precision_leaves_winograd_out():
+    case = (32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1)))
+    assert choose(*case, bits=16) == ("native", "native", "patches")
+
+
+def test_every_form_of_the_rule_is_taken_and_differentiated_in_the_layer():
+    """Large enough for Winograd; against XLA's own convolution, in float64."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=(1, 8, 7, 32)), rng.normal(size=(3, 3, 32, 32))
+
+        def total(convolve, x, kernel):
+            return jnp.sin(convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)).sum()
+
+        for mine, theirs in zip(
+            *(jax.grad(total, argnums=(1, 2))(f, x, kernel) for f in (conv_general_dilated, lax.conv_general_dilated)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(mine, theirs, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def layers(image_size: int, pointwise: bool) -> list[Layer]:
 
 def fits(form: str, layer: Layer) -> bool:
     steps_of_one, size = layer.window.strides == (1, 1), layer.kernel
-    return {"pointwise": size == 1, "winograd": size == 3 and steps_of_one, "patches": size > 1}.get(form, True)
+    return {"pointwise": size == 1, "winograd": size == 3 and steps_of_one, "patches": size > 1, "rows": size > 1}.get(
+        form, True
+    )
 
 
 def cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -142,7 +144,7 @@ def main(arguments: Arguments) -> None:
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
     table = Table("layer", "of", box=box.SIMPLE, title="milliseconds; * is what conv.py takes", title_justify="left")
-    names = [name for name in FORWARD if any(name in row["milliseconds"] for row in rows)]
+    names = [name for name in KERNEL_GRADIENT if any(name in row["milliseconds"] for row in rows)]
     for name in ("input", "batch", *names):
         table.add_column(name, justify="right")
     for row in rows:

@@ -26,6 +26,7 @@ from rich.table import Table
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.blocks import conv_with_glorot
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import STAGE_SIZES, ResNet
@@ -202,6 +203,7 @@ def peak_gigaflops(calls: int = 5) -> float:
 
 
 def main(arguments: Arguments) -> None:
+    keep_freed_memory()  # as training and the commands do
     rows: list[dict[str, Any]] = []
     console = Console(width=WIDTH)
     device = jax.devices()[0].device_kind

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from flaxresnet.config import words_for
 from flaxresnet.errors import UserError
+from flaxresnet.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
 
 def run(main: Callable[[], int]) -> int:
     """The exit status of `main`, with the user's mistakes and Ctrl-C turned into a sentence on standard error."""
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" rather than a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -16,10 +16,11 @@ MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "compilation_cache": set(),
-    "cli": {"config"},
+    "memory": set(),
+    "cli": {"config", "memory"},
     "models": {"models"},
     "data": {"data"},
-    "training": {"training", "models", "data", "config", "compilation_cache"},
+    "training": {"training", "models", "data", "config", "compilation_cache", "memory"},
     "classifier": {"models", "data", "training.checkpoint", "training.run_folder"},
     "evaluation": {"classifier", "data", "training.metrics", "training.run_folder"},
 }

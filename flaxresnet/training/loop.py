@@ -18,6 +18,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.loader import DeviceLoader
 from flaxresnet.errors import UserError
+from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
@@ -68,6 +69,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
       UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
     """
     config = config.resolve()
+    keep_freed_memory()
     if config.compilation_cache:
         use_compilation_cache()
     reporter = Reporter(verbose, config.epochs, config.batch_size)

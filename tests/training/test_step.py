@@ -1,5 +1,7 @@
 """The training and evaluation steps against calculations by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,7 @@ def state():
     return create()
 
 
+@functools.cache  # a program takes seconds to compile
 def train_step(**options):
     config = fr.TrainConfig(recipe="tutorial", **options)
     return jax.jit(make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.settings.augment))

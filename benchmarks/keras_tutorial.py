@@ -28,7 +28,9 @@ def main(train_path, test_path, epochs, seed):
     train, test = load(train_path, "train"), load(test_path, "test")
     logits = keras_resnet50(classes=train[1].shape[1], size=train[0].shape[1])
     model = keras.Model(logits.input, keras.layers.Softmax()(logits.output))
-    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
+    # TensorFlow's own kernels, as in the tutorials' day; XLA, Keras's choice now, is several times slower on a CPU.
+    options = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
+    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"], **options)
     model.fit(*train, epochs=int(epochs), batch_size=32, validation_data=test, callbacks=[Report()], verbose=0)
 
 

@@ -99,25 +99,25 @@ def torch_infer(
     return step
 
 
-def keras_model(size: int):
+def keras_model(size: int, xla: bool):
     import keras
     from keras_network import keras_resnet50
 
     model = keras_resnet50(size=size)
     check_size(sum(int(np.prod(v.shape)) for v in model.trainable_variables), size)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-3), loss)
+    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=xla)
     return model
 
 
-def keras_train(count: int, size: int) -> Step:
+def keras_train(count: int, size: int, xla: bool) -> Step:
     images, labels = batch_of(count, size)
-    model, x = keras_model(size), (images / 255).astype(np.float32)
+    model, x = keras_model(size, xla), (images / 255).astype(np.float32)
     return lambda: model.train_on_batch(x, labels)
 
 
-def keras_infer(count: int, size: int) -> Step:
-    model, x = keras_model(size), (batch_of(count, size)[0] / 255).astype(np.float32)
+def keras_infer(count: int, size: int, xla: bool) -> Step:
+    model, x = keras_model(size, xla), (batch_of(count, size)[0] / 255).astype(np.float32)
     return lambda: model.predict_on_batch(x)
 
 
@@ -133,11 +133,12 @@ PEERS = {
     "PyTorch, channels last": both(torch_train, torch_infer, channels_last=True),
     "PyTorch, compiled": both(torch_train, torch_infer, channels_last=True, compiled=True),
     "PyTorch, bfloat16": both(torch_train, torch_infer, channels_last=True, bfloat16=True),
-    "Keras on TensorFlow": both(keras_train, keras_infer),
-    "Keras on JAX": both(keras_train, keras_infer),
+    "Keras on TensorFlow": both(keras_train, keras_infer, xla=False),
+    "Keras on TensorFlow, XLA": both(keras_train, keras_infer, xla=True),  # what Keras takes where it is not told
+    "Keras on JAX": both(keras_train, keras_infer, xla=True),
 }
 NEEDS = {"PyTorch": ["torch"], "Keras on TensorFlow": ["keras", "tensorflow"], "Keras on JAX": ["keras"]}
-BACKENDS = {"Keras on TensorFlow": "tensorflow", "Keras on JAX": "jax"}
+BACKENDS = {"Keras on TensorFlow": "tensorflow", "Keras on TensorFlow, XLA": "tensorflow", "Keras on JAX": "jax"}
 
 
 def peak_mebibytes() -> float:

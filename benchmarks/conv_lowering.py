@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.conv import choose
 from flaxresnet.models.conv_forms import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, Window
 
@@ -126,6 +127,7 @@ def milliseconds(programs: dict[str, Callable[[], Any]], calls: int) -> dict[str
 
 
 def main(arguments: Arguments) -> None:
+    keep_freed_memory()  # as training does
     console, rows = Console(width=WIDTH), []
     for size in arguments.image_sizes:
         for batch in arguments.batch_sizes:

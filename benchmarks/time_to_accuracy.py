@@ -79,11 +79,18 @@ def run(command: list[str], target: float, environment: dict[str, str]) -> dict[
                     break
         seconds = time.perf_counter() - start
         process.kill()
+    if not accuracies:
+        raise SystemExit(f"no epoch of `{' '.join(command)}` ended; run it to see why")
     return {"seconds": seconds, "epochs": len(accuracies), "reached": reached, "accuracies": accuracies}
 
 
 def main(arguments: Arguments) -> None:
     console, rows = Console(width=100), []
+    for split in ("train", "test"):
+        if not (path := arguments.data / f"{split}_signs.h5").exists():
+            raise SystemExit(f"{path} is not there; `python -m flaxresnet make-data {arguments.data}` draws some")
+    if arguments.keras and not find_spec("keras"):
+        console.print("Keras tutorial: not timed, keras is not installed")
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             contestants = {

@@ -9,9 +9,10 @@ import jax
 SHORTEST = 0.5  # seconds; programs that compile faster are not worth a file
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between starts, unless JAX has been told of a cache of its own."""
-    if jax.config.values.get("jax_compilation_cache_dir"):
+def use_compilation_cache(use: bool = True) -> None:
+    """Keeps compiled programs between starts or not: in the folder that JAX was told of, else in the user's own."""
+    jax.config.update("jax_enable_compilation_cache", use)
+    if not use or jax.config.values.get("jax_compilation_cache_dir"):
         return
     with contextlib.suppress(OSError, RuntimeError):  # no home, or none that may be written: compile each time
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flaxresnet" / "compiled"

@@ -101,7 +101,7 @@ def evaluate(
     """
     if split not in ("test", "train"):
         raise UserError(f"split is {split!r}; give 'test' or 'train'")
-    splits = _data_of_run(run) if data is None else open_dataset(data)
+    splits = _data_of_run(run, split) if data is None else open_dataset(data)
     dataset = {"test": splits.test, "train": splits.train}[split]
     if dataset is None:
         other = "train" if split == "test" else "test"
@@ -119,14 +119,18 @@ def evaluate_classifier(classifier: Classifier, dataset: Dataset) -> Evaluation:
     return Evaluation(float(-log_likelihoods.mean()), confusion, classifier.class_names)
 
 
-def _data_of_run(run: str | Path) -> Splits:
+def _data_of_run(run: str | Path, split: str) -> Splits:
     """What the run was trained with, wherever the current folder is."""
-    path = RunFolder(run).read_info().data["path"]
-    if path is None:
-        return drawn_signs()
-    if not Path(path).exists():
+    stored = RunFolder(run).read_info().data
+    path = stored["path"]
+    if path is not None and not Path(path).exists():
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
-    return open_dataset(path)
+    splits = drawn_signs() if path is None else open_dataset(path)
+    dataset = getattr(splits, split)
+    if dataset is None or dataset.fingerprint() != stored[f"{split}_fingerprint"]:
+        what = path or "the hand signs that this version draws"
+        raise UserError(f"{run} was trained with other {split} images than {what} has now; give --data")
+    return splits
 
 
 def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:

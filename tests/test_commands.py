@@ -22,8 +22,10 @@ from flaxresnet.data.synthetic import drawn_signs
 
 
 @pytest.fixture
-def shell(monkeypatch, capsys):
-    """Runs `python -m flaxresnet …` or `python train.py …`: (exit status, standard output, standard error)."""
+def shell(monkeypatch, capsys, tmp_path):
+    """Runs `python -m flaxresnet …` or `python train.py …` in an empty folder: (exit status, output, errors)."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
 
     def run(*words):
         program, *arguments = map(str, words)
@@ -66,7 +68,7 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
     ("words", "message"),
     [
         (("train.py", "--epoch", "3"), "--epoch"),
-        (("train.py", "--recipe", "fast"), "'fast'"),
+        (("train.py", "--recipe", "fancy"), "'fancy'"),
         (("train.py", "--epochs", "many"), "'many'"),
         (("train.py", "--batch-size", "0"), "--batch-size must be at least 1, not 0"),
         (("train.py", "--data", "nowhere.h5"), "nowhere.h5 does not exist"),

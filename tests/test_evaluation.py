@@ -90,3 +90,17 @@ def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):
     write_hdf5(tmp_path / "train.h5", "train", blobs(6, 1))
     with pytest.raises(fr.UserError, match="has no test split; give other --data, or --split train"):
         fr.evaluate(finished_run, tmp_path / "train.h5")
+
+
+def test_data_that_have_changed_since_the_training_are_not_taken_for_the_runs(data_folder, finished_run, tmp_path):
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    stored = json.loads((run / "config.json").read_text())
+    stored["data"]["path"] = str(folder)
+    (run / "config.json").write_text(json.dumps(stored))
+    assert fr.evaluate(run).count == 19
+    (folder / "test.h5").unlink()
+    write_hdf5(folder / "test.h5", "test", blobs(19, seed=3))
+    with pytest.raises(fr.UserError, match=r"was trained with other test images than .*data has now; give --data"):
+        fr.evaluate(run)
+    assert fr.evaluate(run, folder).count == 19

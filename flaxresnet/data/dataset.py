@@ -91,18 +91,16 @@ def open_dataset(path: str | Path | None = None) -> Splits:
     Raises:
       UserError: the path or what it holds is not such a data set; the text says what is wrong with it.
     """
-    if path is None:
-        if not hdf5_files(DEFAULT_FOLDER):
-            from flaxresnet.data.synthetic import drawn_signs
-
-            return drawn_signs()
-        path = DEFAULT_FOLDER
-    path = Path(path)
+    given, path = path, Path(path or DEFAULT_FOLDER)
     try:
         files = hdf5_files(path) if path.is_dir() else [path]
         exists = path.exists()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if given is None and not (exists and files):
+        from flaxresnet.data.synthetic import drawn_signs
+
+        return drawn_signs()
     if not exists:
         raise UserError(f"{path} does not exist; give an HDF5 file or a folder with HDF5 files")
     if not files:

@@ -39,7 +39,7 @@ class Reporter:
 
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[Update]:
-        """A progress bar for one epoch; the time left is the whole run's, and leaves compilation out."""
+        """A progress bar for one epoch; the time left is that of all training steps to come, without compilation."""
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),

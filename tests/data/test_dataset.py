@@ -7,6 +7,7 @@ import pytest
 
 from flaxresnet.data.dataset import Dataset, Splits, hdf5_files, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.errors import UserError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), np.uint8)
 TRAIN = Dataset(IMAGES, np.array([0, 2, 2, 0, 2], np.int32), ("fist", "palm", "thumb"))
@@ -152,3 +153,16 @@ def test_hdf5_files_are_files_with_an_hdf5_suffix_in_the_order_of_their_names(tm
     assert [path.name for path in hdf5_files(tmp_path)] == ["a.HDF5", "b.h5", "c.hdf"]
     assert hdf5_files(tmp_path / "nowhere") == []
     assert hdf5_files(tmp_path / "b.h5") == []
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("flaxresnet.data.dataset.hdf5_files", refuse)
+    for path in (None, "datasets"):
+        with pytest.raises(UserError, match="datasets cannot be read: Permission denied"):
+            open_dataset(path)

@@ -276,6 +276,14 @@ MISTAKES = {
         {"a.h5": TRAIN, "b.h5": TEST | {"list_classes": NAMES[::-1]}},
         r"data: list_classes is \('fist', 'palm', 'thumb'\) for training but \('thumb', 'palm', 'fist'\) for test",
     ),
+    "an array without a shape": (
+        {"a.h5": TRAIN | {"train_set_y": h5py.Empty("i8")}},
+        r"a\.h5: train_set_y is an array without a shape; store the values",
+    ),
+    "names that repeat": (
+        {"a.h5": TRAIN | {"list_classes": NAMES[[0, 1, 1]]}},
+        r"a\.h5: list_classes is \('fist', 'palm', 'palm'\); name every class once",
+    ),
     "a label beyond the other file's names": (
         {"a.h5": TRAIN, "b.h5": without(TEST, "list_classes") | {"test_set_y": [0, 5]}},
         r"data: test_set_y holds the label 5; the 3 classes are 0 to 2",
@@ -292,6 +300,26 @@ def test_a_mistake_in_the_data_is_named(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as caught:
         open_dataset(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_an_absurd_size_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxresnet.data.hdf5.MOST_LABEL_BYTES", 8)
+    path = make(tmp_path / "a.h5", without(TRAIN, "list_classes"))
+    with pytest.raises(
+        UserError, match=r"a\.h5: train_set_y has shape \(4,\); give one label an image, one name a class"
+    ):
+        open_dataset(path)
+
+
+def test_pixels_that_do_not_fit_in_memory_are_said_so(tmp_path, monkeypatch):
+    path = make(tmp_path / "a.h5", TRAIN)
+
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("flaxresnet.data.hdf5.np.asarray", lambda x: too_large() if np.ndim(x) == 4 else np.array(x))
+    with pytest.raises(UserError, match="train_set_x has 0 GiB of pixels, which do not fit in memory"):
+        open_dataset(path)
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):

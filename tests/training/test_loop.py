@@ -266,6 +266,14 @@ def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_pat
         fr.fit(config(tmp_path, tmp_path / "run"), verbose=False)
 
 
+def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (reads.append(1), real(*a))[1])
+    monkeypatch.setattr(loop, "READ_EVERY", 1000.0)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
+    assert len(reads) == 4  # an epoch's first step and its sum
+
+
 def test_nothing_is_compiled_after_the_first_step(data_folder, tmp_path, monkeypatch):
     compiled, at_update = [], []
     jax.monitoring.register_event_duration_secs_listener(
@@ -274,6 +282,7 @@ def test_nothing_is_compiled_after_the_first_step(data_folder, tmp_path, monkeyp
     monkeypatch.setattr(
         loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1]
     )
+    monkeypatch.setattr(loop, "READ_EVERY", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
     assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
     assert 0 < at_update[0] == at_update[3]  # the first epoch's steps

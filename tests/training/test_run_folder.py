@@ -183,6 +183,14 @@ DAMAGED = {
     "no class names": (lacking("class_names"), r"is damaged \(KeyError: 'class_names'\); restore it$"),
     "no preprocessing": (lacking("preprocessing"), r"is damaged \(KeyError: 'preprocessing'\); restore it$"),
     "no data": (lacking("data"), r"is damaged \(KeyError: 'data'\); restore it$"),
+    "class names that are text": (
+        edited(class_names="ab"),
+        r"is damaged \(TypeError: class_names is 'ab', not a list\); restore it$",
+    ),
+    "data without a path": (
+        edited(data={"source": "a", "train_fingerprint": "b", "test_fingerprint": "c"}),
+        r"is damaged \(KeyError: 'data without path'\); restore it$",
+    ),
     "no versions": (lacking("versions"), r"is damaged \(KeyError: 'versions'\); restore it$"),
     "options null": (edited(config=None), r"is damaged \(TypeError: .+\); restore it$"),
     "unknown preprocessing": (edited(preprocessing={"crop": 1}), r"is damaged \(TypeError: .+\); restore it$"),
@@ -301,3 +309,14 @@ def test_paths_of_a_run_lie_in_its_folder():
     folder = RunFolder("runs/signs")
     assert folder.path == pathlib.Path("runs/signs")
     assert folder.checkpoints == pathlib.Path("runs/signs/checkpoints")
+
+
+def test_a_folder_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
+    folder = written(tmp_path)
+
+    def refuse(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    with pytest.raises(UserError, match=r"--workdir .*signs cannot be renamed: Permission denied"):
+        folder.set_aside()

@@ -10,8 +10,8 @@ import resource, sys
 from flaxresnet.memory import keep_freed_memory
 kept = len(sys.argv) > 1 and keep_freed_memory()
 import jax, jax.numpy as jnp
-program = jax.jit(lambda x: jnp.sort(x) @ jnp.cumsum(x))  # its scratch memory is 128 MiB
-x = jax.block_until_ready(jnp.ones(16 * 2**20))
+program = jax.jit(lambda x: jnp.sort(x) @ jnp.cumsum(x))  # its scratch memory is 48 MiB
+x = jax.block_until_ready(jnp.ones(6 * 2**20))
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(program(x))

@@ -33,6 +33,7 @@ WINOGRAD = Choice("winograd", "winograd", "winograd")
 # `benchmarks/conv_lowering.py` measures what these rest on; `benchmarks/RESULTS.md` has a run of it.
 SMALL = 36  # pixels of the result up to which patches win in all three
 WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
+MANY = 1000  # pixels of all results from which Winograd's products outweigh the transform of the kernel
 FEW = 8  # channels up to which an image's rows, not its patches, are laid out for the kernel's gradient
 LARGE_PATCHES = 400_000  # elements of an image's patches (pixels × kernel × channels) that still pay for its gradient
 
@@ -47,7 +48,7 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: in
     if pixels <= SMALL:
         return PATCHES
     winograd_can = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and set(pads) <= {0, 1, 2} and bits >= 32
-    if winograd_can and min(channels, features) >= WIDE:
+    if winograd_can and min(channels, features) >= WIDE and image[0] * pixels >= MANY:
         return WINOGRAD
     if channels <= FEW:
         return NATIVE._replace(kernel_gradient="rows")

@@ -98,6 +98,7 @@ def test_winograd_loses_less_than_1e_4_in_float32_at_the_networks_widths():
         ((32, 15, 15, 256), (1, 1, 256, 64), Window((1, 1), ((0, 0), (0, 0))), POINTWISE),
         ((32, 2, 2, 512), (3, 3, 512, 512), Window((1, 1), ((1, 1), (1, 1))), PATCHES),
         ((32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), WINOGRAD),
+        ((1, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "patches")),
         ((32, 15, 15, 8), (3, 3, 8, 8), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "rows")),
         ((32, 15, 15, 16), (3, 3, 16, 8), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "patches")),
         ((32, 64, 64, 3), (7, 7, 3, 64), Window((2, 2), ((3, 3), (3, 3))), ("native", "native", "rows")),
@@ -118,7 +119,7 @@ def test_every_form_of_the_rule_is_taken_and_differentiated_in_the_layer():
     """Large enough for Winograd; against XLA's own convolution, in float64."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, kernel = rng.normal(size=(1, 8, 7, 32)), rng.normal(size=(3, 3, 32, 32))
+        x, kernel = rng.normal(size=(18, 8, 7, 32)), rng.normal(size=(3, 3, 32, 32))
 
         def total(convolve, x, kernel):
             return jnp.sin(convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)).sum()

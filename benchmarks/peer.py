@@ -10,8 +10,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,23 +33,18 @@ def check_size(parameters: int, size: int) -> None:
         raise ValueError(f"the network has {parameters} trainable parameters, not {PARAMETERS}; it is another one")
 
 
-def jax_train(count: int, size: int, conv: str = "ours", precision: str = "float32") -> Step:
-    from step_time import keep_freed_memory, training
+def jax_step(kind: str, count: int, size: int, conv: str = "ours", precision: str = "float32") -> Step:
+    from step_time import STEPS, keep_freed_memory
 
     if conv == "ours":
-        keep_freed_memory()  # as our training does; plain Flax has to do without
-    return training(count, size, conv, precision).call
+        keep_freed_memory()  # as our training and commands do; plain Flax has to do without
+    build, _ = STEPS[kind]
+    return build(count, size, conv, precision).call
 
 
-def jax_infer(count: int, size: int, conv: str = "ours", precision: str = "float32") -> Step:
-    from step_time import inference, keep_freed_memory
-
-    if conv == "ours":
-        keep_freed_memory()
-    return inference(count, size, conv, precision).call
-
-
-def torch_parts(count: int, size: int, channels_last: bool, bfloat16: bool, compiled: bool):
+def torch_step(
+    kind: str, count: int, size: int, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False
+) -> Step:
     import torch
     from torch_network import torch_resnet50
 
@@ -58,48 +55,33 @@ def torch_parts(count: int, size: int, channels_last: bool, bfloat16: bool, comp
     check_size(sum(p.numel() for p in network.parameters()), size)
     images, labels = batch_of(count, size)
     x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).to(device).contiguous(memory_format=layout)
-    cast = partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16)
+    y = torch.tensor(labels, dtype=torch.int64, device=device)
     network = torch.compile(network) if compiled else network
-    return torch, network, x, torch.tensor(labels, dtype=torch.int64, device=device), cast
-
-
-def wait_for(torch) -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def torch_train(
-    count: int, size: int, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False
-) -> Step:
-    torch, network, x, y, cast = torch_parts(count, size, channels_last, bfloat16, compiled)
+    cast = partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, eps=1e-7)
 
-    def step() -> None:
+    def train() -> None:
         optimizer.zero_grad()
         with cast():
             loss = torch.nn.functional.cross_entropy(network(x), y)
         loss.backward()
         optimizer.step()
-        wait_for(torch)
 
-    return step
-
-
-def torch_infer(
-    count: int, size: int, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False
-) -> Step:
-    torch, network, x, _, cast = torch_parts(count, size, channels_last, bfloat16, compiled)
-    network.eval()
-
-    def step() -> None:
+    def infer() -> None:
         with torch.inference_mode(), cast():
             network(x)
-        wait_for(torch)
 
+    def step() -> None:
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    network.train(kind == "train")
+    work = {"train": train, "infer": infer}[kind]
     return step
 
 
-def keras_model(size: int, xla: bool):
+def keras_step(kind: str, count: int, size: int, xla: bool) -> Step:
     import keras
     from keras_network import keras_resnet50
 
@@ -107,38 +89,36 @@ def keras_model(size: int, xla: bool):
     check_size(sum(int(np.prod(v.shape)) for v in model.trainable_variables), size)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=xla)
-    return model
-
-
-def keras_train(count: int, size: int, xla: bool) -> Step:
     images, labels = batch_of(count, size)
-    model, x = keras_model(size, xla), (images / 255).astype(np.float32)
-    return lambda: model.train_on_batch(x, labels)
+    x = (images / 255).astype(np.float32)
+    return {"train": lambda: model.train_on_batch(x, labels), "infer": lambda: model.predict_on_batch(x)}[kind]
 
 
-def keras_infer(count: int, size: int, xla: bool) -> Step:
-    model, x = keras_model(size, xla), (batch_of(count, size)[0] / 255).astype(np.float32)
-    return lambda: model.predict_on_batch(x)
+@dataclass(frozen=True)
+class Peer:
+    """How a framework's step is made, the packages that it needs, and Keras's backend."""
+
+    make: Callable[..., Step]
+    options: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    backend: str = ""
 
 
-def both(train: Callable[..., Step], infer: Callable[..., Step], **options) -> dict[str, Callable[..., Step]]:
-    return {"train": partial(train, **options), "infer": partial(infer, **options)}
-
-
+OURS = "flaxresnet"
+TORCH, TENSORFLOW = ("torch",), ("keras", "tensorflow")
 PEERS = {
-    "flaxresnet": both(jax_train, jax_infer),
-    "flaxresnet, bfloat16": both(jax_train, jax_infer, precision="bfloat16"),
-    "plain Flax": both(jax_train, jax_infer, conv="nn.Conv"),
-    "PyTorch": both(torch_train, torch_infer),
-    "PyTorch, channels last": both(torch_train, torch_infer, channels_last=True),
-    "PyTorch, compiled": both(torch_train, torch_infer, channels_last=True, compiled=True),
-    "PyTorch, bfloat16": both(torch_train, torch_infer, channels_last=True, bfloat16=True),
-    "Keras on TensorFlow": both(keras_train, keras_infer, xla=False),
-    "Keras on TensorFlow, XLA": both(keras_train, keras_infer, xla=True),  # what Keras takes where it is not told
-    "Keras on JAX": both(keras_train, keras_infer, xla=True),
+    OURS: Peer(jax_step),
+    "flaxresnet, bfloat16": Peer(jax_step, {"precision": "bfloat16"}),
+    "plain Flax": Peer(jax_step, {"conv": "nn.Conv"}),
+    "PyTorch": Peer(torch_step, {}, TORCH),
+    "PyTorch, channels last": Peer(torch_step, {"channels_last": True}, TORCH),
+    "PyTorch, compiled": Peer(torch_step, {"channels_last": True, "compiled": True}, TORCH),
+    "PyTorch, bfloat16": Peer(torch_step, {"channels_last": True, "bfloat16": True}, TORCH),
+    "Keras on TensorFlow": Peer(keras_step, {"xla": False}, TENSORFLOW, "tensorflow"),
+    # What Keras takes where it is not told.
+    "Keras on TensorFlow, XLA": Peer(keras_step, {"xla": True}, TENSORFLOW, "tensorflow"),
+    "Keras on JAX": Peer(keras_step, {"xla": True}, ("keras",), "jax"),
 }
-NEEDS = {"PyTorch": ["torch"], "Keras on TensorFlow": ["keras", "tensorflow"], "Keras on JAX": ["keras"]}
-BACKENDS = {"Keras on TensorFlow": "tensorflow", "Keras on TensorFlow, XLA": "tensorflow", "Keras on JAX": "jax"}
 
 
 def peak_mebibytes() -> float:
@@ -152,8 +132,9 @@ def forget_peak() -> None:
 
 def main(name: str, size: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if name in BACKENDS:
-        os.environ["KERAS_BACKEND"] = BACKENDS[name]
+    peer = PEERS[name]
+    if peer.backend:
+        os.environ["KERAS_BACKEND"] = peer.backend
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a framework prints goes to standard error
     steps: dict[tuple[str, int], Step] = {}
@@ -162,7 +143,7 @@ def main(name: str, size: int) -> None:
         key, answer = (kind, int(count)), {}
         if key not in steps:
             start = time.perf_counter()
-            steps[key] = PEERS[name][kind](int(count), size)
+            steps[key] = peer.make(kind, int(count), size, **peer.options)
             steps[key]()
             answer["first"] = time.perf_counter() - start
             steps[key]()

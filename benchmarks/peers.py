@@ -6,18 +6,20 @@ are named as such. `pip install '.[peers]'` brings PyTorch and Keras; TensorFlow
 """
 
 import json
+import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import tyro
-from peer import NEEDS, PEERS
+from peer import OURS, PEERS
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -48,31 +50,33 @@ class Arguments:
     steps: int = 3
     """Steps in a turn."""
 
-    peers: tuple[str, ...] = tuple(PEERS)
-    """Frameworks to time."""
+    peers: tuple[Literal[*PEERS], ...] = tuple(PEERS)  # type: ignore[valid-type]
+    """Frameworks to time beside ours."""
 
     json: Path | None = None
     """Write the figures to this file."""
 
 
 @dataclass
-class Peer:
+class Contestant:
     """A framework's process and the times that it has reported, by program."""
 
     name: str
     process: subprocess.Popen
+    complaints: IO[str]
     seconds: dict[str, list[float]] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
-    failed: bool = False
+    failure: str = ""
 
     def take_turn(self, kind: str, batch_size: int, steps: int) -> None:
         key = f"{kind} {batch_size}"
-        if self.failed:
+        if self.failure:
             return
         print(kind, batch_size, steps, file=self.process.stdin, flush=True)
         if not (line := self.process.stdout.readline()):
-            self.failed = True
+            self.complaints.seek(0)
+            self.failure = (self.complaints.read().strip().splitlines() or ["no reason given"])[-1]
             return
         answer = json.loads(line)
         self.seconds.setdefault(key, []).extend(answer["seconds"])
@@ -81,24 +85,19 @@ class Peer:
         time.sleep(REST)
 
 
-def missing(name: str) -> list[str]:
-    """Packages that a framework needs and that are not installed."""
-    return [package for start, packages in NEEDS.items() if name.startswith(start) for package in packages
-            if find_spec(package) is None]  # fmt: skip
-
-
-def start(name: str, image_size: int) -> Peer:
+def start(name: str, image_size: int) -> Contestant:
     command = [sys.executable, str(Path(__file__).with_name("peer.py")), name, str(image_size)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return Peer(name, subprocess.Popen(command, text=True, **pipes))
+    complaints = tempfile.TemporaryFile("w+", errors="replace")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
+    return Contestant(name, subprocess.Popen(command, text=True, **pipes), complaints)
 
 
-def rows_of(peers: list[Peer], key: str) -> list[dict[str, Any]]:
-    ours = statistics.median(peers[0].seconds[key])
+def rows_of(peers: list[Contestant], key: str) -> list[dict[str, Any]]:
+    ours = statistics.median(peers[0].seconds[key]) if key in peers[0].seconds else math.nan
     rows = []
     for peer in peers:
-        if peer.failed or key not in peer.seconds:
-            rows.append({"program": key, "framework": peer.name, "failed": True})
+        if peer.failure:
+            rows.append({"program": key, "framework": peer.name, "failure": peer.failure})
             continue
         low, median, high = np.quantile(peer.seconds[key], (0.1, 0.5, 0.9)).tolist()
         rows.append(
@@ -121,7 +120,7 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
     for name in ("median s", "10–90%", "ours / it", "peak MiB", "first s"):
         table.add_column(name, justify="right")
     for row in rows:
-        if "failed" in row:
+        if "failure" in row:
             table.add_row(row["framework"], "failed")
             continue
         table.add_row(
@@ -137,10 +136,12 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def main(arguments: Arguments) -> None:
     console = Console(width=WIDTH)
-    absent = {name: packages for name in arguments.peers if (packages := missing(name))}
-    for name, packages in absent.items():
-        console.print(f"{name}: not timed, {' and '.join(packages)} not installed")
-    peers = [start(name, arguments.image_size) for name in arguments.peers if name not in absent]
+    peers = []
+    for name in dict.fromkeys((OURS, *arguments.peers)):  # ours first, whichever others were asked for
+        if missing := [package for package in PEERS[name].needs if find_spec(package) is None]:
+            console.print(f"{name}: not timed, {' and '.join(missing)} not installed")
+        else:
+            peers.append(start(name, arguments.image_size))
     turns = [("train", arguments.batch_size), *(("infer", size) for size in arguments.infer_batch_sizes)]
     rows: list[dict[str, Any]] = []
     for kind, batch_size in turns:
@@ -151,6 +152,8 @@ def main(arguments: Arguments) -> None:
         console.print(as_table(f"{kind}, batch {batch_size}, {arguments.image_size}×{arguments.image_size}", new))
     for peer in peers:
         peer.process.stdin.close()
+        if peer.failure:
+            console.print(f"{peer.name} failed: {peer.failure}", markup=False)
     if arguments.json:
         arguments.json.write_text(json.dumps({"numpy": np.__version__, "rows": rows}, indent=2) + "\n")
 

@@ -5,13 +5,16 @@ import os
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 SHORTEST = 0.5  # seconds; programs that compile faster are not worth a file
 
 
 def use_compilation_cache(use: bool = True) -> None:
     """Keeps compiled programs between starts or not: in the folder that JAX was told of, else in the user's own."""
-    jax.config.update("jax_enable_compilation_cache", use)
+    if jax.config.values["jax_enable_compilation_cache"] != use:
+        jax.config.update("jax_enable_compilation_cache", use)
+        compilation_cache.reset_cache()  # JAX asks once in a process whether there is one
     if not use or jax.config.values.get("jax_compilation_cache_dir"):
         return
     with contextlib.suppress(OSError, RuntimeError):  # no home, or none that may be written: compile each time

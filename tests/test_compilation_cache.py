@@ -15,6 +15,22 @@ jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones(7)).block_until_ready()
 """
 
 
+def programs_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_cache_can_be_turned_off_after_it_was_used(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    other = PROGRAM.replace("jnp.sin(x) @ x", "jnp.cos(x) @ x")
+    subprocess.run([sys.executable, "-c", PROGRAM % "True"], env=environment, check=True)
+    once = len(programs_in(tmp_path))
+    assert once
+    for path in programs_in(tmp_path):
+        path.unlink()
+    subprocess.run([sys.executable, "-c", PROGRAM % "True" + other % "False"], env=environment, check=True)
+    assert len(programs_in(tmp_path)) == once
+
+
 @pytest.mark.parametrize(("argument", "kept"), [("", True), ("True", True), ("False", False)])
 def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path, argument, kept):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}

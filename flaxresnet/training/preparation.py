@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import jax
@@ -79,5 +80,7 @@ def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:
             raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {elsewhere}")
         elif difference := info.difference(folder.read_info()):
             raise UserError(f"--workdir {folder.path} holds a run with {difference}; {elsewhere}")
+        elif (done := len(folder.read_metrics())) >= info.config.epochs:  # nothing will be trained: the record stays
+            info = replace(info, config=replace(info.config, epochs=done))
     folder.create(info)
     return folder

@@ -162,6 +162,14 @@ def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finishe
     assert (tmp_path / "copy.1" / "checkpoints").is_dir()
 
 
+def test_fewer_epochs_than_are_done_train_nothing_and_leave_the_record(finished_run, data_folder, tmp_path, capsys):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    run = fr.fit(config(data_folder, copy, epochs=2, augment=0.0))
+    assert f"epoch 3 is done in {copy}; nothing left for --epochs 2" in capsys.readouterr().out.replace("\n", " ")
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
+
+
 def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), verbose=False)

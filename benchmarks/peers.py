@@ -87,7 +87,7 @@ class Contestant:
 
 def start(name: str, image_size: int) -> Contestant:
     command = [sys.executable, str(Path(__file__).with_name("peer.py")), name, str(image_size)]
-    complaints = tempfile.TemporaryFile("w+", errors="replace")
+    complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, open while the process lives
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
     return Contestant(name, subprocess.Popen(command, text=True, **pipes), complaints)
 

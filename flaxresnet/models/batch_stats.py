@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 
 def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array) -> Any:
@@ -25,14 +24,9 @@ def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array) -> An
       mean of the variances plus the variance of the means (equation 4 of the paper).
     """
     memoryless = model.clone(momentum=0.0)  # its "running" statistics are the last batch's own
-    start = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype),
-        jax.eval_shape(model.init, jax.random.key(0), batches[0])["batch_stats"],
-    )
 
     def of_one_batch(images: jax.Array) -> Any:
-        variables = {"params": params, "batch_stats": start}
-        return memoryless.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        return memoryless.apply({"params": params}, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     return pool_batch_stats(jax.lax.map(of_one_batch, batches))
 

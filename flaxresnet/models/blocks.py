@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax
 
 from flaxresnet.models.conv import Conv
+from flaxresnet.models.norm import BatchNorm
 
 LayerDef: TypeAlias = Callable[..., Any]
 
 conv_with_glorot = partial(Conv, kernel_init=nn.initializers.glorot_uniform())
-batch_norm = partial(nn.BatchNorm, momentum=0.99, epsilon=1e-3)
+batch_norm = partial(BatchNorm, epsilon=1e-3)
 
 
 class BottleneckBlock(nn.Module):

@@ -57,21 +57,19 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: in
     return NATIVE
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> jax.Array:
+# Compiled functions in themselves, so that layers of the same shape are traced once.
+@functools.partial(jax.jit, static_argnames=("window", "choice"))
+def _values(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> jax.Array:
     chosen = FORWARD[choice.forward]
     return lax.platform_dependent(
         x, kernel, cpu=lambda x, k: chosen(x, k, window), default=lambda x, k: native(x, k, window)
     )
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> tuple[jax.Array, Any]:
-    return _convolve(x, kernel, window, choice), (x, kernel)
-
-
-def _backward(window: Window, choice: Choice, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-
+@functools.partial(jax.jit, static_argnames=("window", "choice"))
+def _gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window, choice: Choice
+) -> tuple[jax.Array, jax.Array]:
     def both(forms: Choice) -> Any:
         return lambda x, kernel, g: (
             INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window),
@@ -79,6 +77,19 @@ def _backward(window: Window, choice: Choice, residuals: Any, g: jax.Array) -> t
         )
 
     return lax.platform_dependent(x, kernel, g, cpu=both(choice), default=both(NATIVE))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> jax.Array:
+    return _values(x, kernel, window, choice)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> tuple[jax.Array, Any]:
+    return _values(x, kernel, window, choice), (x, kernel)
+
+
+def _backward(window: Window, choice: Choice, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _gradients(*residuals, g, window, choice)
 
 
 _convolve.defvjp(_forward, _backward)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, LayerDef, conv_with_glorot
+from flaxresnet.models.norm import BatchNorm
 from flaxresnet.models.pool import max_pool
 
 # Blocks in stages 2, 3, 4 and 5. ResNet-50 is table 1 of the paper; 14 and 26 have one and two blocks a stage.
@@ -36,7 +37,7 @@ class ResNet(nn.Module):
       momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch's.
       epsilon: added to the variance in batch norm.
       conv: makes a convolution layer; `flax.linen.Conv` and its partials fit.
-      norm: makes a normalisation layer; `flax.linen.BatchNorm` and what takes its arguments fit.
+      norm: makes a normalisation layer; `flax.linen.BatchNorm` and its partials fit.
       act: the activation.
       dtype: of the arithmetic between the first convolution and the last pooling. Parameters, statistics and logits are
         float32 in any case.
@@ -50,7 +51,7 @@ class ResNet(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-3
     conv: LayerDef = conv_with_glorot
-    norm: LayerDef = nn.BatchNorm
+    norm: LayerDef = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
     residual_scale: float = 1.0
     dtype: Any = jnp.float32

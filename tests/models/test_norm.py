@@ -1,0 +1,97 @@
+"""Batch norm: flax's layer and a formula in NumPy are the references."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxresnet.models.norm import BatchNorm, normalize_batch
+
+SETTINGS = {"momentum": 0.8, "epsilon": 1e-3}
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    variables = {
+        "params": {"scale": rng.normal(size=5), "bias": rng.normal(size=5)},
+        "batch_stats": {"mean": rng.normal(size=5), "var": rng.uniform(0.5, 2, size=5)},
+    }
+    return variables, rng.normal(1, 3, size=(4, 3, 2, 5)), rng.normal(size=(4, 3, 2, 5))
+
+
+def test_in_training_it_is_flaxs_layer_with_its_statistics_and_gradients_in_float64(case):
+    variables, x, g = case
+
+    def outputs(layer):
+        def call(params, x):
+            return layer.apply({**variables, "params": params}, x, use_running_average=False, mutable=["batch_stats"])
+
+        y, pull, new = jax.vjp(call, variables["params"], x, has_aux=True)
+        return y, new, pull(jnp.asarray(g))
+
+    with jax.enable_x64(True):
+        mine, theirs = outputs(BatchNorm(**SETTINGS)), outputs(nn.BatchNorm(**SETTINGS))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), mine, theirs)
+
+
+def test_the_gradients_are_those_of_the_formula_in_numpy(case):
+    variables, x, g = case
+    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
+
+    def objective(x, scale, bias):
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return (((x - mean) / np.sqrt(var + 1e-3) * scale + bias) * g).sum()
+
+    with jax.enable_x64(True):
+        _, pull = jax.vjp(lambda *a: normalize_batch(*a, 1e-3)[0], x, scale, bias)
+        gradients = [np.asarray(gradient) for gradient in pull(jnp.asarray(g))]
+    arguments = [x, scale, bias]
+    for place, gradient in enumerate(gradients):
+        direction = np.random.default_rng(place).normal(size=arguments[place].shape)
+        ahead, behind = (
+            objective(*(a + side * direction if i == place else a for i, a in enumerate(arguments)))
+            for side in (1e-5, -1e-5)
+        )
+        np.testing.assert_allclose((gradient * direction).sum(), (ahead - behind) / 2e-5, rtol=1e-7)
+
+
+def test_in_inference_it_uses_the_running_statistics_and_leaves_them(case):
+    variables, x, _ = case
+    with jax.enable_x64(True):
+        y, new = BatchNorm(**SETTINGS).apply(variables, x, use_running_average=True, mutable=["batch_stats"])
+    params, stats = variables["params"], variables["batch_stats"]
+    expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-3) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], stats)
+
+
+def test_it_starts_as_flaxs_layer_does():
+    x = jnp.ones((2, 4, 4, 3))
+    options = {"scale_init": nn.initializers.constant(0.5), "bias_init": nn.initializers.normal()}
+    key = jax.random.key(3)
+    mine = BatchNorm(**options).init(key, x, use_running_average=False)
+    theirs = nn.BatchNorm(**options).init(key, x, use_running_average=False)
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+
+
+def test_half_precision_goes_in_and_out_and_statistics_stay_float32():
+    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3), jnp.bfloat16) + 100
+    layer = BatchNorm(dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+    y, new = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, new))} == {jnp.dtype(jnp.float32)}
+    slope = jax.grad(lambda x: normalize_batch(x, jnp.ones(3), jnp.zeros(3), 1e-3)[0].sum())(x)
+    assert slope.dtype == jnp.bfloat16
+    mean = np.asarray(x, np.float64).mean((0, 1, 2))
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.01 * mean, rtol=1e-5)
+
+
+def test_constant_images_give_no_nan():
+    x = jnp.full((2, 3, 3, 4), 1234.5)
+    y, mean, var = normalize_batch(x, jnp.ones(4), jnp.zeros(4), 1e-3)
+    assert np.isfinite(y).all()
+    assert (np.asarray(var) >= 0).all()
+    np.testing.assert_allclose(mean, 1234.5)

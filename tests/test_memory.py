@@ -32,3 +32,28 @@ def test_the_scratch_memory_of_a_program_is_kept():
     if not kept:
         pytest.skip("this C library has no mallopt")
     assert after < before / 2  # sorting has scratch memory of its own
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is that of Linux")
+def test_freed_memory_can_be_returned():
+    program = """
+import ctypes, resource
+from flaxresnet.memory import keep_freed_memory, return_freed_memory
+if not keep_freed_memory():
+    raise SystemExit("no mallopt")
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 2**20
+block = ctypes.create_string_buffer(b"x" * (200 * 2**20))
+held = resident()
+del block
+kept = resident()
+returned = return_freed_memory()
+print(held, kept, resident(), returned)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if "no mallopt" in done.stderr:
+        pytest.skip("this C library has no mallopt")
+    held, kept, left, returned = done.stdout.split()
+    assert int(kept) > int(held) - 250  # two blocks of 200 MiB: the bytes and the buffer
+    assert int(left) < int(kept) - 150
+    assert returned == "True"

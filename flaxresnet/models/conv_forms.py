@@ -94,7 +94,7 @@ def winograd_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, windo
 def winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
     """The transposes of `winograd`'s transforms, in reverse order."""
     height, width = g.shape[1:3]
-    values = _along(_tiles(x, kernel, window), OF_VALUES)
+    values = _along(_tiles(_anew(x), kernel, window), OF_VALUES)
     g = jnp.pad(g, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     slopes = _along([[g[:, i::2, j::2] for j in range(2)] for i in range(2)], _transposed(OF_RESULT))
     products = _products("npc,npf->ncf", _stack(values), _stack(slopes), window)
@@ -161,6 +161,17 @@ def rows_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: 
     return jnp.stack([jnp.dot(row.T, g, precision=window.precision) for row in rows]).reshape(kernel.shape)
 
 
+def patches_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+    """The derivative of `patches`."""
+    return by_kernel(patches)(_anew(x), kernel, g, window)
+
+
+def _anew(x: jax.Array) -> jax.Array:
+    """x, but not to XLA, which would keep from the forward pass on whatever is computed from the very same array."""
+    kept = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, kept.nexp, kept.nmant)
+
+
 def by_input(form: Forward) -> Gradient:
     """The input's gradient as the derivative of a form."""
     return lambda x, kernel, g, window: jax.vjp(lambda x: form(x, kernel, window), x)[1](g)[0]
@@ -176,6 +187,7 @@ INPUT_GRADIENT: dict[str, Gradient] = {name: by_input(form) for name, form in FO
     "winograd": winograd_input_gradient
 }
 KERNEL_GRADIENT: dict[str, Gradient] = {name: by_kernel(form) for name, form in FORWARD.items()} | {
+    "patches": patches_kernel_gradient,
     "winograd": winograd_kernel_gradient,
     "rows": rows_kernel_gradient,
 }

@@ -32,6 +32,7 @@ from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import STAGE_SIZES, ResNet
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.programs import compile_sparingly
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_train_step
 
@@ -124,7 +125,7 @@ class Program:
 def compiled(function: Any, *arguments: Any, **options: Any) -> tuple[Any, float, float]:
     """The function compiled for these arguments, the seconds that took, and the memory that a call needs in MiB."""
     start = time.perf_counter()
-    program = jax.jit(function, **options).lower(*arguments).compile()
+    program = compile_sparingly(jax.jit(function, **options).lower(*arguments))
     seconds, memory = time.perf_counter() - start, program.memory_analysis()
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return program, seconds, (sum(sizes) - memory.alias_size_in_bytes) / 2**20

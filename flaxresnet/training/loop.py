@@ -3,9 +3,7 @@
 import math
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,15 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.loader import DeviceLoader
 from flaxresnet.errors import UserError
-from flaxresnet.memory import keep_freed_memory
-from flaxresnet.models.batch_stats import measure_batch_stats
+from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import check_splits, describe_run, prepare_folder
+from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
-from flaxresnet.training.state import TrainState
-from flaxresnet.training.step import make_eval_step, make_train_step
+from flaxresnet.training.step import EvalStep
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2
@@ -84,7 +81,9 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     info = describe_run(config, splits, train, test)
     folder = prepare_folder(info, reporter.note)
     with Checkpoints(folder.checkpoints) as checkpoints:
-        return Trainer(info, train, test, folder, checkpoints, reporter).run()
+        trainer = Trainer(info, train, test, folder, checkpoints, reporter)
+        with trainer.programs:
+            return trainer.run()
 
 
 class Trainer:
@@ -108,44 +107,31 @@ class Trainer:
         reporter.steps_per_epoch = self.train.steps_per_epoch
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
-        self._compile(info, train.image_size)
-
-    def _compile(self, info: RunInfo, image_size: tuple[int, int]) -> None:
-        """Compiles every function of the loop, once, before the first step."""
-        start = time.perf_counter()
-        config, model, preprocessing = self.config, info.model(), info.preprocessing
-        optimizer = make_optimizer(self.schedule)
-        create = partial(TrainState.create, model, optimizer, jax.random.key(config.seed), image_size)
-        # From here on `state` is only shapes; `run` fills it, from a checkpoint or afresh.
-        self.state = _with_sharding(jax.eval_shape(create), self.replicated)
+        self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if self.config.recalibrate else None
         self.zero = jax.device_put(Metrics.zero(), self.replicated)
-        batch = next(self.test.in_order())
-        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
+        self.programs = self._compile(info)
 
-        def measure(params: Any, images: jax.Array) -> Any:
-            return measure_batch_stats(model, params, preprocessing.scaled(images))
-
-        augmentation = make_augmentation(config, self.train.steps_per_epoch)
-        step = make_train_step(model, optimizer, preprocessing, config, augmentation)
-        jit = partial(jax.jit, out_shardings=self.replicated)
-        lowered = [
-            jit(step, donate_argnums=0).lower(self.state, self.zero, batch),
-            jit(make_eval_step(model, preprocessing)).lower(variables, self.zero, batch),
-        ]
-        if config.recalibrate:
-            self.sample = self.train.sample(config.recalibrate, config.seed)
-            lowered.append(jit(measure).lower(self.state.params, self.sample))
-        with ThreadPoolExecutor() as threads:
-            self.train_step, self.eval_step, *rest = threads.map(lambda program: program.compile(), lowered)
-        self.measure = rest[0] if rest else None
-        self._create = jit(create)
+    def _compile(self, info: RunInfo) -> Programs:
+        """The functions of the loop; those that the first step needs are compiled."""
+        start = time.perf_counter()
+        programs = Programs(
+            info,
+            make_optimizer(self.schedule),
+            make_augmentation(self.config, self.train.steps_per_epoch),
+            next(self.test.in_order()),
+            self.sample,
+            self.replicated,
+            fresh=self.checkpoints.latest_step() is None,
+        )
+        _ = programs.train_step  # waits for it
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         self.reporter.note(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
-        if config.recalibrate:
+        if self.sample is not None:
             measured = self.sample.shape[0] * self.sample.shape[1]
             self.reporter.note(
                 f"seconds of an epoch: training + measuring batch norm's statistics on {measured} images"
             )
+        return programs
 
     def run(self) -> Run:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
@@ -157,20 +143,17 @@ class Trainer:
             self.checkpoints.save(self.state, eval_stats, row)
             self.folder.append_metrics(row)
             self.reporter.row(row)
+            return_freed_memory()  # what an epoch's end took, a step may not find a use for
         return Run(self.folder.path, rows)
 
     def _begin(self) -> list[dict[str, Any]]:
         """Fills the state, from the latest checkpoint or afresh; returns the rows of the epochs that it has seen."""
         rows: list[dict[str, Any]] = []
         if self.checkpoints.latest_step() is None:
-            # Run once: thorough compilation of all the random draws would take longer than the draws themselves.
-            options: dict[str, str | bool] = (
-                {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
-            )
-            self.state = self._create.lower().compile(options)()
+            self.state = self.programs.create()
         else:
             # The checkpoint has its row too, so that the two agree wherever the run was cut off.
-            self.state, last = self.checkpoints.restore(self.state)
+            self.state, last = self.checkpoints.restore(self.programs.shapes)
             rows = [*(row for row in self.folder.read_metrics() if row["epoch"] < last["epoch"]), last]
             more = last["epoch"] < self.config.epochs
             what = (
@@ -185,9 +168,14 @@ class Trainer:
         start = time.perf_counter()
         train_loss, train_accuracy = self._train(epoch)
         trained = time.perf_counter()
-        eval_stats = self._eval_stats()
+        # In the first epoch this waits for compilation, which is no part of its figures.
+        measure, eval_step = self.programs.measure, self.programs.eval_step
+        ready = time.perf_counter()
+        eval_stats = self.state.batch_stats
+        if measure is not None:
+            eval_stats = jax.block_until_ready(measure(self.state.params))
         measured = time.perf_counter()
-        test_loss, test_accuracy = self._evaluate(eval_stats)
+        test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
         if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen
             raise self._diverged(int(self.state.step))
         images = self.train.steps_per_epoch * self.config.batch_size
@@ -201,26 +189,28 @@ class Trainer:
             "learning_rate": float(self.schedule(int(self.state.step) - 1)),
             "seconds": trained - start,
             "images_per_second": images / (trained - start),
-            "recalibrate_seconds": measured - trained,
+            "recalibrate_seconds": measured - ready,
             "evaluate_seconds": time.perf_counter() - measured,
         }
         return row, eval_stats
 
     def _train(self, epoch: int) -> tuple[float, float]:
-        metrics, under_way, next_read, start = self.zero, deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
+        train_step, metrics = self.programs.train_step, self.zero
+        under_way, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
         with self.reporter.epoch(epoch) as update:
             for done, batch in enumerate(self.train.epoch(self.config.seed, epoch), start=1):
-                self.state, metrics = self.train_step(self.state, metrics, batch)
+                self.state, metrics = train_step(self.state, metrics, batch)
                 under_way.append((done, metrics))
                 if len(under_way) > STEPS_AHEAD:
                     done, oldest = under_way.popleft()
                     if done >= next_read:  # waits for that step, so not at every one where steps are short
                         update(done, *self._checked(oldest))
+                        self.programs.begin_rest()
                         next_read = done + READ_EVERY * done / (time.perf_counter() - start)
             return self._checked(metrics)
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
-        """Mean loss and accuracy; raises UserError where a step's loss was not finite."""
+        """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""
         if (step := int(metrics.bad_step)) != NO_STEP:
             raise self._diverged(step)
         return metrics.means()
@@ -233,18 +223,9 @@ class Trainer:
             f"{self.config.learning_rate}, and look at the data with `python -m flaxresnet check-data`"
         )
 
-    def _eval_stats(self) -> Any:
-        if self.measure is None:
-            return self.state.batch_stats
-        return jax.block_until_ready(self.measure(self.state.params, self.sample))
-
-    def _evaluate(self, eval_stats: Any) -> tuple[float, float]:
+    def _evaluate(self, eval_step: EvalStep, eval_stats: Any) -> tuple[float, float]:
         variables = {"params": self.state.params, "batch_stats": eval_stats}
         metrics = self.zero
         for batch in self.test.in_order():
-            metrics = self.eval_step(variables, metrics, batch)
+            metrics = eval_step(variables, metrics, batch)
         return metrics.means()
-
-
-def _with_sharding(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

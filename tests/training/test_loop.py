@@ -11,9 +11,10 @@ from conftest import SMALL, blobs
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.training import loop
+from flaxresnet.training import loop, programs
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.training.state import TrainState
 
 ROW = {
     "epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds",
@@ -29,7 +30,7 @@ def config(data, workdir, **options):
 def saved_bytes(workdir) -> list[bytes]:
     """Everything in the latest checkpoint, as bytes."""
     info = RunFolder(workdir).read_info()
-    state = loop.TrainState.create
+    state = TrainState.create
     from flaxresnet.training.optimizer import make_optimizer, make_schedule
 
     optimizer = make_optimizer(make_schedule(info.config, 5))
@@ -181,7 +182,7 @@ def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data_folder, tmp_path, monkeypatch):
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
 
-    def with_a_nan_in_step_8(*arguments, make=loop.make_train_step):
+    def with_a_nan_in_step_8(*arguments, make=programs.make_train_step):
         step = make(*arguments)
 
         def broken(state, metrics, batch):
@@ -190,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
 
         return broken
 
-    monkeypatch.setattr(loop, "make_train_step", with_a_nan_in_step_8)
+    monkeypatch.setattr(programs, "make_train_step", with_a_nan_in_step_8)
     with pytest.raises(fr.UserError, match=r"not finite at step 8 \(the checkpoint after step 5 is kept\)"):
         fr.fit(config(data_folder, tmp_path / "run", epochs=2, augment=0.0), verbose=False)
     assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
@@ -200,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
 def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder, tmp_path, monkeypatch):
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
 
-    def with_a_nan_after_step_10(*arguments, make=loop.make_train_step):
+    def with_a_nan_after_step_10(*arguments, make=programs.make_train_step):
         step = make(*arguments)
 
         def broken(state, metrics, batch):
@@ -210,7 +211,7 @@ def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder
 
         return broken
 
-    monkeypatch.setattr(loop, "make_train_step", with_a_nan_after_step_10)
+    monkeypatch.setattr(programs, "make_train_step", with_a_nan_after_step_10)
     with pytest.raises(fr.UserError, match=r"not finite at step 10 \(the checkpoint after step 5 is kept\)"):
         fr.fit(config(data_folder, tmp_path / "run", epochs=2, augment=0.0), verbose=False)
     assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
@@ -282,19 +283,33 @@ def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkey
     assert len(reads) == 4  # an epoch's first step and its sum
 
 
-def test_nothing_is_compiled_after_the_first_step(data_folder, tmp_path, monkeypatch):
-    compiled, at_update = [], []
+def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(data_folder, tmp_path, monkeypatch):
+    compiled, at_update, names = [], [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     monkeypatch.setattr(
         loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1]
     )
+    lower = programs.Programs._start
+    monkeypatch.setattr(programs.Programs, "_start", lambda *a, **k: (names.append(len(at_update)), lower(*a, **k))[1])
     monkeypatch.setattr(loop, "READ_EVERY", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
+    assert names == [0, 0, 1, 1]  # state and step at once; evaluation and statistics when the first step is done
     assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
-    assert 0 < at_update[0] == at_update[3]  # the first epoch's steps
+    assert at_update[0] > 0
     assert at_update[4] == at_update[-1]  # all of the second epoch
+
+
+def test_an_error_in_the_first_epoch_does_not_wait_for_what_was_to_be_compiled(data_folder, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        programs, "make_eval_step", lambda *a, real=programs.make_eval_step: (begun.append("evaluate"), real(*a))[1]
+    )
+    monkeypatch.setattr(loop.Trainer, "_begin", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
+    assert not begun
 
 
 def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_path, capsys):

@@ -1,0 +1,132 @@
+"""The compiled functions of a training run: the step as soon as can be, those of an epoch's end while it trains."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Self
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+from jax.stages import Compiled, Lowered
+
+from flaxresnet.data.loader import Batch
+from flaxresnet.memory import return_freed_memory
+from flaxresnet.models.batch_stats import measure_batch_stats
+from flaxresnet.training.metrics import Metrics
+from flaxresnet.training.run_folder import RunInfo
+from flaxresnet.training.state import TrainState
+from flaxresnet.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+
+Options = Mapping[str, str | bool]
+
+# For CPUs: operations in an order that keeps few results alive, and parameters updated in place where that can be.
+# Half the scratch memory of a training step, at the same speed (`benchmarks/RESULTS.md`).
+SPARING: Options = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+}
+# For what runs once: thorough compilation of all the random draws would take longer than the draws themselves.
+QUICKLY: Options = {"xla_backend_optimization_level": "0"}
+
+
+def compile_sparingly(lowered: Lowered, options: Options | None = None) -> Compiled:
+    """`lowered.compile(options)` that takes less memory, then and at every call."""
+    options = dict(options or {})
+    sparing = {**SPARING, **options} if jax.default_backend() == "cpu" else options
+    try:
+        compiled = lowered.compile(sparing)
+    except jax.errors.JaxRuntimeError:  # such as by an XLA that does not know these options
+        compiled = lowered.compile(options)
+    return_freed_memory()
+    return compiled
+
+
+class Programs:
+    """Compiles a run's functions in a thread, in the order in which they are needed; a context manager.
+
+    Attributes:
+      shapes: the state's, a `TrainState` of `jax.ShapeDtypeStruct` that say where it lies.
+    """
+
+    def __init__(
+        self,
+        info: RunInfo,
+        optimizer: optax.GradientTransformation,
+        augmentation: optax.Schedule,
+        batch: Batch,
+        sample: jax.Array | None,
+        sharding: NamedSharding,
+        fresh: bool,
+    ) -> None:
+        """Begins with what the first step needs.
+
+        Args:
+          info: the run.
+          optimizer, augmentation: as for `make_train_step`.
+          batch: of its images, placed as all batches will be.
+          sample: images to measure batch norm's statistics on, or None.
+          sharding: of everything that the functions return.
+          fresh: whether a first state is needed.
+        """
+        self._model, self._preprocessing, self._batch, self._sample = info.model(), info.preprocessing, batch, sample
+        self._jit = partial(jax.jit, out_shardings=sharding)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiler")
+        self._rest: tuple[Future[Any], Future[Any] | None] | None = None
+
+        key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
+        create = self._jit(partial(TrainState.create, self._model, optimizer, key, (height, width))).lower()
+        quickly = QUICKLY if jax.default_backend() == "cpu" else None
+        self._create = self._start(lambda: create, quickly) if fresh else None
+
+        place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding))
+        self.shapes, self._metrics = place(create.out_info), place(jax.eval_shape(Metrics.zero))
+        step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation)
+        lowered = self._jit(step, donate_argnums=0).lower(self.shapes, self._metrics, batch)
+        self._train_step = self._start(lambda: lowered)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def begin_rest(self) -> tuple[Future[Any], Future[Any] | None]:
+        """Begins, once, with what an epoch's end needs: when the first step is done, which it would only delay."""
+        if self._rest is None:
+            variables = {"params": self.shapes.params, "batch_stats": self.shapes.batch_stats}
+            evaluate = self._jit(make_eval_step(self._model, self._preprocessing))
+            measure = self._jit(self._measured)
+            self._rest = (
+                self._start(lambda: evaluate.lower(variables, self._metrics, self._batch)),
+                None if self._sample is None else self._start(lambda: measure.lower(self._sample, self.shapes.params)),
+            )
+        return self._rest
+
+    def create(self) -> TrainState:
+        """The state before the first step."""
+        if self._create is None:
+            raise ValueError("a run that goes on has its state already")
+        return self._create.result()()
+
+    @property
+    def train_step(self) -> TrainStep:
+        """(state, metrics, batch) → (state, metrics); the state passed in is used up."""
+        return self._train_step.result()
+
+    @property
+    def eval_step(self) -> EvalStep:
+        """({"params", "batch_stats"}, metrics, batch) → metrics."""
+        return self.begin_rest()[0].result()
+
+    @property
+    def measure(self) -> Callable[[Any], Any] | None:
+        """Parameters → batch norm's statistics on the sample; None where there is no sample."""
+        measure = self.begin_rest()[1]
+        return None if measure is None else partial(measure.result(), self._sample)
+
+    def _measured(self, images: jax.Array, params: Any) -> Any:
+        return measure_batch_stats(self._model, params, self._preprocessing.scaled(images))
+
+    def _start(self, lower: Callable[[], Lowered], options: Options | None = None) -> Future[Any]:
+        return self._thread.submit(lambda: compile_sparingly(lower(), options))

@@ -1,0 +1,49 @@
+"""Programs that take less memory, from an XLA that knows how and from one that does not."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SMALL
+
+import flaxresnet as fr
+from flaxresnet.training import loop, programs
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    """The gradient of a small network's logits, lowered, and its arguments."""
+    model, images = fr.ResNet(num_classes=3, stage_sizes=(2, 2), width=8), jnp.ones((16, 64, 64, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def objective(params, images):
+        return model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])[0].sum()
+
+    arguments = variables["params"], images
+    return jax.jit(jax.grad(objective)).lower(*arguments), arguments
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are those of XLA for CPUs")
+def test_a_program_compiled_sparingly_needs_less_memory_and_answers_the_same(gradient):
+    lowered, arguments = gradient
+    sparing, usual = programs.compile_sparingly(lowered), lowered.compile()
+    needs, needed = (program.memory_analysis().temp_size_in_bytes for program in (sparing, usual))
+    assert needs < 0.8 * needed
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
+    jax.tree.map(close, sparing(*arguments), usual(*arguments))
+
+
+def test_an_xla_that_does_not_know_the_options_compiles_all_the_same(gradient, monkeypatch):
+    lowered, arguments = gradient
+    monkeypatch.setattr(programs, "SPARING", {"xla_no_such_option": True})
+    assert jax.tree.leaves(programs.compile_sparingly(lowered)(*arguments))
+
+
+def test_no_first_state_is_compiled_for_a_run_that_goes_on(finished_run, data_folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    monkeypatch.setattr(loop.Trainer, "_begin", lambda self: self.programs.create())
+    config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, augment=0.0, **SMALL)
+    with pytest.raises(ValueError, match="a run that goes on has its state already"):
+        fr.fit(config, verbose=False)

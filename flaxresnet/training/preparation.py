@@ -80,7 +80,8 @@ def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:
             raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {elsewhere}")
         elif difference := info.difference(folder.read_info()):
             raise UserError(f"--workdir {folder.path} holds a run with {difference}; {elsewhere}")
-        elif (done := len(folder.read_metrics())) >= info.config.epochs:  # nothing will be trained: the record stays
-            info = replace(info, config=replace(info.config, epochs=done))
+        elif (rows := folder.read_metrics()) and rows[-1]["epoch"] >= info.config.epochs:
+            # Nothing will be trained: the record of how many epochs were stays.
+            info = replace(info, config=replace(info.config, epochs=rows[-1]["epoch"]))
     folder.create(info)
     return folder

@@ -1,6 +1,6 @@
 """The compiled functions of a training run: the step as soon as can be, those of an epoch's end while it trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
@@ -18,7 +18,7 @@ from flaxresnet.training.run_folder import RunInfo
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 
-Options = Mapping[str, str | bool]
+Options = dict[str, str | bool]
 
 # For CPUs: operations in an order that keeps few results alive, and parameters updated in place where that can be.
 # Half the scratch memory of a training step, at the same speed (`benchmarks/RESULTS.md`).
@@ -26,18 +26,17 @@ SPARING: Options = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_copy_insertion_use_region_analysis": True,
 }
-# For what runs once: thorough compilation of all the random draws would take longer than the draws themselves.
+# For CPUs and what runs once: thorough compilation of all the random draws would take longer than the draws themselves.
 QUICKLY: Options = {"xla_backend_optimization_level": "0"}
 
 
-def compile_sparingly(lowered: Lowered, options: Options | None = None) -> Compiled:
-    """`lowered.compile(options)` that takes less memory, then and at every call."""
-    options = dict(options or {})
-    sparing = {**SPARING, **options} if jax.default_backend() == "cpu" else options
+def compile_sparingly(lowered: Lowered, once: bool = False) -> Compiled:
+    """`lowered.compile()` that takes less memory, then and at every call; `once` says that there is one call."""
+    options = (SPARING | QUICKLY if once else SPARING) if jax.default_backend() == "cpu" else {}
     try:
-        compiled = lowered.compile(sparing)
-    except jax.errors.JaxRuntimeError:  # such as by an XLA that does not know these options
         compiled = lowered.compile(options)
+    except jax.errors.JaxRuntimeError:  # such as by an XLA that does not know these options
+        compiled = lowered.compile()
     return_freed_memory()
     return compiled
 
@@ -76,8 +75,7 @@ class Programs:
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
         create = self._jit(partial(TrainState.create, self._model, optimizer, key, (height, width))).lower()
-        quickly = QUICKLY if jax.default_backend() == "cpu" else None
-        self._create = self._start(lambda: create, quickly) if fresh else None
+        self._create = self._start(lambda: create, once=True) if fresh else None
 
         place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding))
         self.shapes, self._metrics = place(create.out_info), place(jax.eval_shape(Metrics.zero))
@@ -128,5 +126,5 @@ class Programs:
     def _measured(self, images: jax.Array, params: Any) -> Any:
         return measure_batch_stats(self._model, params, self._preprocessing.scaled(images))
 
-    def _start(self, lower: Callable[[], Lowered], options: Options | None = None) -> Future[Any]:
-        return self._thread.submit(lambda: compile_sparingly(lower(), options))
+    def _start(self, lower: Callable[[], Lowered], once: bool = False) -> Future[Any]:
+        return self._thread.submit(lambda: compile_sparingly(lower(), once))

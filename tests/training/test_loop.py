@@ -165,9 +165,11 @@ def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finishe
 
 def test_fewer_epochs_than_are_done_train_nothing_and_leave_the_record(finished_run, data_folder, tmp_path, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
+    rows = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text(rows[-1])  # as where those before were lost
     run = fr.fit(config(data_folder, copy, epochs=2, augment=0.0))
     assert f"epoch 3 is done in {copy}; nothing left for --epochs 2" in capsys.readouterr().out.replace("\n", " ")
-    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert [row["epoch"] for row in run.history] == [3]
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
 
 

@@ -156,9 +156,7 @@ def training(batch_size: int, size: int, conv: str, precision: str = "float32", 
     step = make_train_step(module, optimizer, Preprocessing(size, size), config, lambda _: 0.0)
     batch = Batch(random_images(batch_size, size), jnp.arange(batch_size) % 6, jnp.ones(batch_size))
     held = [initial_state(module, optimizer, size), Metrics.zero()]
-    by = (
-        compile_sparingly if conv == "ours" else Lowered.compile
-    )  # as `fit` does, and as one's own code does
+    by = compile_sparingly if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does
     train, *costs = compiled(step, *held, batch, by=by, donate_argnums=0)
 
     def call() -> None:

@@ -94,9 +94,7 @@ def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _normalize(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
-    # Not (x - mean) · …: the gradient needs x - mean too, and XLA would keep it beside x.
-    gain = scale * lax.rsqrt(var + epsilon)
-    return x * gain + (bias - mean * gain)
+    return (x - mean) * (scale * lax.rsqrt(var + epsilon)) + bias
 
 
 @partial(jax.jit, static_argnames="epsilon")

@@ -29,7 +29,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.fold import fold_batch_norm
-from flaxresnet.models.resnet import STAGE_SIZES, ResNet
+from flaxresnet.models.resnet import ResNet, resnet
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.programs import compile_sparingly
@@ -137,7 +137,7 @@ def compiled(
 
 
 def network(model: str, conv: str, precision: str) -> ResNet:
-    return ResNet(num_classes=6, stage_sizes=STAGE_SIZES[model], dtype=jnp.dtype(precision), **LAYERS[conv])
+    return resnet(model, num_classes=6, dtype=jnp.dtype(precision), **LAYERS[conv])
 
 
 def initial_state(model: ResNet, optimizer: Any, size: int) -> TrainState:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flaxresnet.models.batch_stats import measure_batch_stats
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
     from flaxresnet.models.conv import Conv
-    from flaxresnet.models.resnet import ResNet, ResNet50
+    from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
     from flaxresnet.training.loop import Run, fit
 
 # Each name is imported when it is first asked for, so that `import flaxresnet` costs what is used of it.
@@ -25,7 +25,11 @@ _HOME = {
     "IdentityBlock": "flaxresnet.models.blocks",
     "Prediction": "flaxresnet.classifier",
     "ResNet": "flaxresnet.models.resnet",
+    "ResNet18": "flaxresnet.models.resnet",
+    "ResNet34": "flaxresnet.models.resnet",
     "ResNet50": "flaxresnet.models.resnet",
+    "ResNet101": "flaxresnet.models.resnet",
+    "ResNet152": "flaxresnet.models.resnet",
     "Run": "flaxresnet.training.loop",
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config",
@@ -34,6 +38,7 @@ _HOME = {
     "fit": "flaxresnet.training.loop",
     "measure_batch_stats": "flaxresnet.models.batch_stats",
     "open_dataset": "flaxresnet.data.dataset",
+    "resnet": "flaxresnet.models.resnet",
 }
 
 __all__ = list(_HOME)

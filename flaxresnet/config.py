@@ -16,6 +16,18 @@ from flaxresnet.errors import UserError
 
 Check = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it after "must be"
 
+Model = Literal[
+    "resnet14",
+    "resnet18",
+    "resnet26",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -45,10 +57,6 @@ def at_least(low: float) -> Check:
 
 def between(low: float, high: float) -> Check:
     return (lambda value: low <= value <= high), f"between {low} and {high}"
-
-
-def one_of(*choices: str) -> Check:
-    return (lambda value: value in choices), " or ".join(map(repr, choices))
 
 
 POSITIVE: Check = (lambda value: 0 < value < math.inf), "above 0"
@@ -85,11 +93,14 @@ class TrainConfig:
     seed: int = option(0, between(0, 2**32 - 1))
     """Start of all random numbers: first weights, order of the images, augmentation."""
 
-    recipe: Literal["robust", "fast", "tutorial"] = option("robust", one_of(*RECIPES))
+    recipe: Literal["robust", "fast", "tutorial"] = "robust"
     """robust: made for other people's photos. fast: made for few epochs. tutorial: as the Keras tutorials train."""
 
-    model: Literal["resnet14", "resnet26", "resnet50"] = option("resnet50", one_of("resnet14", "resnet26", "resnet50"))
-    """Depth of the network."""
+    model: Model = "resnet50"
+    """Size of the network."""
+
+    variant: Literal["tutorial", "keras", "torchvision"] = "tutorial"
+    """How the network is written: as in the tutorials, as in Keras Applications, or as in torchvision and timm."""
 
     width: int = option(64, at_least(1))
     """Features of the first convolution; every other layer's width is a multiple of it."""
@@ -97,13 +108,13 @@ class TrainConfig:
     stem_relu: bool = True
     """A ReLU after bn_conv1. One of the two tutorials leaves it out."""
 
-    precision: Literal["float32", "bfloat16"] = option("float32", one_of("float32", "bfloat16"))
+    precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; parameters, statistics, logits and loss are float32 with either."""
 
     learning_rate: float | None = option(None, POSITIVE)
     """Adam's step size; where the schedule changes it, the highest. Left out: the recipe's."""
 
-    schedule: Literal["constant", "cosine"] | None = option(None, one_of("constant", "cosine"))
+    schedule: Literal["constant", "cosine"] | None = None
     """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""
 
     warmup_epochs: float | None = option(None, at_least(0))

@@ -7,12 +7,16 @@ import itertools
 import json
 import pathlib
 import sys
+import typing
 
 import pytest
 
 from flaxresnet import cli, config
 from flaxresnet.config import RECIPES, TrainConfig
 from flaxresnet.errors import UserError
+from flaxresnet.models.resnet import SIZES, VARIANTS
+
+MODELS = " or ".join(map(repr, SIZES))
 
 NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
 
@@ -25,6 +29,7 @@ FLAGS = {
     "seed": (["--seed", "4294967295"], 2**32 - 1),
     "recipe": (["--recipe", "tutorial"], "tutorial"),
     "model": (["--model", "resnet14"], "resnet14"),
+    "variant": (["--variant", "keras"], "keras"),
     "width": (["--width", "16"], 16),
     "stem_relu": (["--no-stem-relu"], False),
     "precision": (["--precision", "bfloat16"], "bfloat16"),
@@ -56,6 +61,7 @@ def test_defaults_are_those_of_the_help():
         "seed": 0,
         "recipe": "robust",
         "model": "resnet50",
+        "variant": "tutorial",
         "width": 64,
         "stem_relu": True,
         "precision": "float32",
@@ -177,8 +183,9 @@ MISTAKES = [
     ("seed", 0.5, "--seed must be a whole number, not 0.5"),
     ("recipe", "fancy", "--recipe must be 'robust' or 'fast' or 'tutorial', not 'fancy'"),
     ("recipe", None, "--recipe must be 'robust' or 'fast' or 'tutorial', not None"),
-    ("model", "resnet18", "--model must be 'resnet14' or 'resnet26' or 'resnet50', not 'resnet18'"),
-    ("model", 50, "--model must be 'resnet14' or 'resnet26' or 'resnet50', not 50"),
+    ("model", "resnet51", f"--model must be {MODELS}, not 'resnet51'"),
+    ("model", 50, f"--model must be {MODELS}, not 50"),
+    ("variant", "tf", "--variant must be 'tutorial' or 'keras' or 'torchvision', not 'tf'"),
     ("width", 0, "--width must be at least 1, not 0"),
     ("width", 64.0, "--width must be a whole number, not 64.0"),
     ("stem_relu", 1, "--stem-relu must be true or false, not 1"),
@@ -397,3 +404,9 @@ def test_help_shows_the_help_texts(capsys, monkeypatch):
     out = " ".join(capsys.readouterr().out.split())
     for name, text in docstrings().items():
         assert text.replace("`", "") in out.replace("`", ""), name
+
+
+def test_the_networks_to_choose_from_are_those_that_there_are():
+    hints = typing.get_type_hints(TrainConfig)
+    assert typing.get_args(hints["model"]) == tuple(SIZES)
+    assert typing.get_args(hints["variant"]) == tuple(VARIANTS)

@@ -26,7 +26,7 @@ def fold_batch_norm(model: ResNet, variables: Any) -> tuple[ResNet, Any]:
       A model and its variables {"params": …}: the same logits, to rounding, for `train=False`.
     """
     params = _fold(variables["params"], variables["batch_stats"], model.epsilon)
-    return model.clone(norm=no_norm), {"params": params}
+    return model.clone(norm=no_norm, conv_bias=True), {"params": params}
 
 
 def _fold(params: Any, stats: Any, epsilon: float) -> Any:
@@ -36,7 +36,7 @@ def _fold(params: Any, stats: Any, epsilon: float) -> Any:
         norm = f"bn_{name}" if name == "conv1" else name.replace("res", "bn")
         if norm != name and norm in params:
             gain = params[norm]["scale"] * lax.rsqrt(stats[norm]["var"] + epsilon)  # (features,)
-            bias = (layer["bias"] - stats[norm]["mean"]) * gain + params[norm]["bias"]
+            bias = (layer.get("bias", 0.0) - stats[norm]["mean"]) * gain + params[norm]["bias"]
             folded[name] = {"kernel": layer["kernel"] * gain, "bias": bias}
         elif name not in stats:
             folded[name] = layer

@@ -9,25 +9,36 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
-    """`nn.max_pool` without padding over square windows: (batch, h, w, channels) → (batch, h', w', channels).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """`nn.max_pool` over square windows: (batch, h, w, channels) → (batch, h', w', channels).
 
     The gradient goes to the first largest value of a window, in reading order, as in TensorFlow and PyTorch.
+
+    Args:
+      x: images.
+      window, stride: in pixels.
+      padding: pixels of minus infinity on each side.
     """
-    return nn.max_pool(x, (window, window), (stride, stride))
+    return _native(x, window, stride, padding)
 
 
-def _forward(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
-    return max_pool(x, window, stride), x
+def _native(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
+    return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
 
 
-def _backward(window: int, stride: int, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+def _forward(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:
+    return max_pool(x, window, stride, padding), x
+
+
+def _backward(window: int, stride: int, padding: int, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     def native(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: nn.max_pool(x, (window, window), (stride, stride)), x)[1](gradient)[0]
+        return jax.vjp(lambda x: _native(x, window, stride, padding), x)[1](gradient)[0]
 
     def gathered(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return _gather_gradient(x, gradient, window, stride)
+        sides = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+        around = _gather_gradient(jnp.pad(x, sides, constant_values=-jnp.inf), gradient, window, stride)
+        return around[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
 
     return (lax.platform_dependent(x, gradient, cpu=gathered, default=native),)
 

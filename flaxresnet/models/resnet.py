@@ -1,12 +1,13 @@
-"""The tutorials' ResNet: stem, four stages of bottleneck blocks, 2×2 average pooling, one dense layer.
+"""Residual networks: stem, four stages of blocks, pooling, one dense layer; sizes and variants are data.
 
-He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, as the two Keras tutorials wrote it.
+He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385; wide ones by Zagoruyko & Komodakis
+2016, arXiv:1605.07146, and with groups (ResNeXt) by Xie et al. 2016, arXiv:1611.05431.
 """
 
 from collections.abc import Callable
 from functools import partial
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,25 @@ from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, LayerDef
 from flaxresnet.models.norm import BatchNorm
 from flaxresnet.models.pool import max_pool
 
-# Blocks in stages 2, 3, 4 and 5. ResNet-50 is table 1 of the paper; 14 and 26 have one and two blocks a stage.
-STAGE_SIZES = {"resnet14": (1, 1, 1, 1), "resnet26": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+# The networks by name, as fields of `ResNet`. Table 1 of the paper has 18 to 152; 14 and 26 are ours, for little data.
+SIZES: dict[str, dict[str, Any]] = {
+    "resnet14": {"stage_sizes": (1, 1, 1, 1)},
+    "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
+    "resnet26": {"stage_sizes": (2, 2, 2, 2)},
+    "resnet34": {"stage_sizes": (3, 4, 6, 3), "bottleneck": False},
+    "resnet50": {"stage_sizes": (3, 4, 6, 3)},
+    "resnet101": {"stage_sizes": (3, 4, 23, 3)},
+    "resnet152": {"stage_sizes": (3, 8, 36, 3)},
+    "resnext50_32x4d": {"stage_sizes": (3, 4, 6, 3), "widen": 2, "groups": 32},
+    "wide_resnet50_2": {"stage_sizes": (3, 4, 6, 3), "widen": 2},
+}
+
+# How the worlds that have weights for these networks write them, as fields of `ResNet`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tutorial": {},
+    "keras": {"pool_padding": 1, "head": "average", "epsilon": 1.001e-5},
+    "torchvision": {"pool_padding": 1, "head": "average", "epsilon": 1e-5, "strided": 1, "conv_bias": False},
+}
 
 SMALLEST_IMAGE = 32  # pixels; below it the last stage has nothing left to look at
 
@@ -26,13 +44,23 @@ class ResNet(nn.Module):
     """A residual network for image classification.
 
     `__call__(images, train=False)` takes float images (batch, height, width, 3), height and width at least 32,
-    scaled to [0, 1], and returns logits (batch, num_classes), float32, not softmaxed. `train=True` normalises with
-    the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running ones.
+    scaled as in training (the tutorials: to [0, 1]), and returns logits (batch, num_classes), float32, not softmaxed.
+    `train=True` normalises with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
+    ones.
 
     Attributes:
       num_classes: width of the last layer, which is named `fc{num_classes}`.
-      stage_sizes: blocks a stage, from stage 2 on; the first of each stage is a `ConvolutionalBlock`.
-      width: features of the stem; stage `s` has `width · 2^(s-2)` inside its blocks and four times that outside.
+      stage_sizes: blocks a stage, from stage 2 on. The first block of a stage is a `ConvolutionalBlock` wherever the
+        shape changes.
+      width: features of the stem; stage `s` has `planes = width · 2^(s-2)`.
+      bottleneck: whether blocks are 1×1, 3×3, 1×1 with 4 · planes outside, or 3×3, 3×3 with planes.
+      widen: how many times planes a bottleneck is wide inside.
+      groups: parts into which the channels of a bottleneck's 3×3 convolution are divided.
+      strided: the convolution of a bottleneck that takes the stride: 0, the first 1×1, or 1, the 3×3.
+      conv_bias: whether convolutions have biases.
+      pool_padding: pixels around the image in the stem's max pooling.
+      head: `"flatten"`, the tutorials' 2×2 average pooling whose results are all weighted by the dense layer, which
+        ties it to one size of images, or `"average"`, the average of all pixels.
       stem_relu: whether a ReLU follows `bn_conv1`; one of the two tutorials leaves it out.
       momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch's.
       epsilon: added to the variance in batch norm.
@@ -45,8 +73,15 @@ class ResNet(nn.Module):
     """
 
     num_classes: int
-    stage_sizes: tuple[int, ...] = STAGE_SIZES["resnet50"]
+    stage_sizes: tuple[int, ...] = SIZES["resnet50"]["stage_sizes"]
     width: int = 64
+    bottleneck: bool = True
+    widen: int = 1
+    groups: int = 1
+    strided: int = 0
+    conv_bias: bool = True
+    pool_padding: int = 0
+    head: Literal["flatten", "average"] = "flatten"
     stem_relu: bool = True
     momentum: float = 0.99
     epsilon: float = 1e-3
@@ -59,33 +94,70 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_images(images)
-        if max(self.stage_sizes) > len(ascii_lowercase):
-            raise ValueError(f"stage_sizes is {self.stage_sizes}; blocks are named a to z, so a stage has at most 26")
-        conv = partial(self.conv, dtype=self.dtype)
+        conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
-        layers = {"conv": conv, "norm": norm, "act": self.act, "residual_scale": self.residual_scale}
 
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
         x = norm(name="bn_conv1")(x, use_running_average=not train)
         x = self.act(x) if self.stem_relu else x
-        x = max_pool(x, 3, 2)  # (batch, 15, 15, width) for 64×64 images
+        x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, width) for 64×64 images, 16 with padding
 
+        layers = {"conv": conv, "norm": norm, "act": self.act, "residual_scale": self.residual_scale}
         for stage, blocks in enumerate(self.stage_sizes, start=2):
-            inner = self.width * 2 ** (stage - 2)
-            for index, letter in enumerate(ascii_lowercase[:blocks]):
-                block = IdentityBlock if index else partial(ConvolutionalBlock, strides=1 if stage == 2 else 2)
-                label = f"{stage}{letter}"
-                x = block((inner, inner, 4 * inner), label=label, name="res" + label, **layers)(x, train=train)
+            planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
+            for index, name in enumerate(block_names(blocks)):
+                block = self.block(planes, 1 if index else first, x.shape[-1])
+                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=train)
 
-        # A 32×32 image has shrunk to 1×1 here, where a 2×2 window would find nothing.
-        window = (min(2, x.shape[1]), min(2, x.shape[2]))
-        x = nn.avg_pool(x.astype(jnp.float32), window, strides=window)
-        x = x.reshape(x.shape[0], -1)  # rows, then columns, then channels, as Keras flattens
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
-        return head(x)
+        x = x.astype(jnp.float32)
+        x = x.mean((1, 2)) if self.head == "average" else flat_average(x)
+        dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
+        return dense(x)
+
+    def block(self, planes: int, strides: int, channels: int) -> Callable[..., nn.Module]:
+        """The kind of block that brings (…, channels) to a stage's shape."""
+        inside = planes * self.widen
+        filters = (inside, inside, 4 * planes) if self.bottleneck else (planes, planes)
+        kind: Any = (
+            IdentityBlock if (strides, channels) == (1, filters[-1]) else partial(ConvolutionalBlock, strides=strides)
+        )
+        options = {"strided": self.strided, "groups": self.groups} if self.bottleneck else {}
+        return partial(kind, filters, **options)
 
 
-ResNet50 = partial(ResNet, stage_sizes=STAGE_SIZES["resnet50"])
+def resnet(size: str, variant: str = "tutorial", **fields: Any) -> ResNet:
+    """A network by its name: `resnet("resnet18", "torchvision", num_classes=1000)`.
+
+    Args:
+      size: a name in `SIZES`.
+      variant: `"tutorial"`, `"keras"` (Keras Applications) or `"torchvision"` (timm and Hugging Face share it).
+      **fields: fields of `ResNet`, `num_classes` among them.
+
+    Raises:
+      ValueError: there is no such size or variant.
+    """
+    for name, known in ((size, SIZES), (variant, VARIANTS)):
+        if name not in known:
+            raise ValueError(f"there is no {name!r}; choose from {', '.join(known)}")
+    return ResNet(**(SIZES[size] | VARIANTS[variant] | fields))
+
+
+ResNet18 = partial(resnet, "resnet18")
+ResNet34 = partial(resnet, "resnet34")
+ResNet50 = partial(resnet, "resnet50")
+ResNet101 = partial(resnet, "resnet101")
+ResNet152 = partial(resnet, "resnet152")
+
+
+def block_names(count: int) -> list[str]:
+    """Names of a stage's blocks: a, b, c, …, or where the letters do not suffice a, b1, b2, …, as the authors do."""
+    return list(ascii_lowercase[:count]) if count <= 26 else ["a", *(f"b{index}" for index in range(1, count))]
+
+
+def flat_average(x: jax.Array) -> jax.Array:
+    """2×2 average pooling, then one row an image: rows, columns, channels, as Keras flattens."""
+    window = (min(2, x.shape[1]), min(2, x.shape[2]))  # a 32×32 image has shrunk to 1×1 here
+    return nn.avg_pool(x, window, strides=window).reshape(x.shape[0], -1)
 
 
 def check_images(images: jax.Array) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flaxresnet.config import TrainConfig, flag
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.models.resnet import STAGE_SIZES, ResNet
+from flaxresnet.models.resnet import ResNet, resnet
 
 FORMAT = 1
 
@@ -40,9 +40,10 @@ class RunInfo:
 
     def model(self) -> ResNet:
         c = self.config
-        return ResNet(
+        return resnet(
+            c.model,
+            c.variant,
             num_classes=len(self.class_names),
-            stage_sizes=STAGE_SIZES[c.model],
             width=c.width,
             stem_relu=c.stem_relu,
             momentum=c.settings.momentum,

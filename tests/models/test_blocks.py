@@ -107,5 +107,40 @@ def test_training_mode_updates_the_running_statistics_by_one_step_of_the_average
 
 
 def test_an_identity_block_refuses_another_number_of_channels():
-    with pytest.raises(ValueError, match=r"input's 3 channels must equal filters\[2\] = 8; use ConvolutionalBlock"):
+    with pytest.raises(ValueError, match=r"input's 3 channels must equal filters\[-1\] = 8; use ConvolutionalBlock"):
         fr.IdentityBlock(filters=(2, 2, 8)).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+
+
+def test_two_filters_make_a_basic_block():
+    x = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
+    block = fr.IdentityBlock(filters=(4, 4), label="2a")
+    variables = init(block, x)
+    assert set(variables["params"]) == {"res2a_branch2a", "bn2a_branch2a", "res2a_branch2b", "bn2a_branch2b"}
+    y = x
+    for branch in "ab":  # batch norm at its start only divides by √(1 + ε)
+        layer = variables["params"][f"res2a_branch2{branch}"]
+        y = jax.lax.conv(y.transpose(0, 3, 1, 2), layer["kernel"].transpose(3, 2, 0, 1), (1, 1), "SAME")
+        y = y.transpose(0, 2, 3, 1) / np.sqrt(1 + 1e-3)
+        y = jax.nn.relu(y) if branch == "a" else y
+    np.testing.assert_allclose(jax.jit(block.apply)(variables, x), jax.nn.relu(x + y), atol=1e-5)
+
+
+@pytest.mark.parametrize(("strided", "shapes"), [(0, (4, 4, 4)), (1, (8, 4, 4))])
+def test_the_stride_of_a_bottleneck_is_where_it_is_said_to_be(strided, shapes):
+    x = jnp.zeros((1, 8, 8, 4))
+    block = fr.ConvolutionalBlock(filters=(2, 2, 8), strides=2, strided=strided)
+    variables = init(block, x)
+    _, seen = block.apply(variables, x, capture_intermediates=lambda m, _: (m.name or "").startswith("res"))
+    sides = tuple(seen["intermediates"][f"res_branch2{branch}"]["__call__"][0].shape[1] for branch in "abc")
+    assert sides == shapes
+
+
+def test_groups_divide_the_channels_of_the_middle_convolution():
+    variables = init(fr.IdentityBlock(filters=(8, 8, 4), groups=4), jnp.zeros((1, 4, 4, 4)))
+    shapes = {name: layer["kernel"].shape for name, layer in variables["params"].items() if "kernel" in layer}
+    assert shapes == {"res_branch2a": (1, 1, 4, 8), "res_branch2b": (3, 3, 2, 8), "res_branch2c": (1, 1, 8, 4)}
+
+
+def test_a_block_of_another_number_of_convolutions_is_refused():
+    with pytest.raises(ValueError, match=r"filters is \(2, 2, 2, 4\); a block has two convolutions \(basic\) or three"):
+        fr.ConvolutionalBlock(filters=(2, 2, 2, 4)).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))

@@ -7,11 +7,14 @@ from flax.traverse_util import flatten_dict
 
 import flaxresnet as fr
 from flaxresnet.models.fold import fold_batch_norm
+from flaxresnet.models.resnet import VARIANTS
 
 
-@pytest.mark.parametrize("stem_relu", [True, False])
-def test_a_folded_network_gives_the_same_logits(small_init, stem_relu):
-    model = fr.ResNet(num_classes=4, stage_sizes=(2, 1), width=4, stem_relu=stem_relu, epsilon=1e-2)
+@pytest.mark.parametrize(
+    "fields", [{"stem_relu": True}, {"stem_relu": False}, {"bottleneck": False}, VARIANTS["torchvision"]]
+)
+def test_a_folded_network_gives_the_same_logits(small_init, fields):
+    model = fr.ResNet(**({"num_classes": 4, "stage_sizes": (2, 1), "width": 4, "epsilon": 1e-2} | fields))
     rng = np.random.default_rng(0)
     # Every scale, bias, mean and variance away from its start, so that each one matters.
     variables = jax.tree.map(lambda leaf: leaf + rng.uniform(0.1, 1, leaf.shape).astype(np.float32), small_init(model))

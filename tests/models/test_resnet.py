@@ -164,9 +164,49 @@ def test_bfloat16_is_the_arithmetic_of_the_layers_and_of_nothing_else(small):
     assert not np.array_equal(got, expected)
 
 
-def test_more_blocks_than_letters_are_refused():
-    with pytest.raises(ValueError, match="blocks are named a to z, so a stage has at most 26"):
-        shapes_of(fr.ResNet(num_classes=2, stage_sizes=(1, 1, 27, 1)))
+# Without and with the running statistics, as the worlds' own pages and packages give them, for 1000 classes.
+# Keras Applications counts both; torchvision and timm the parameters alone.
+KERAS_SIZES = {"resnet50": 25_636_712, "resnet101": 44_707_176, "resnet152": 60_419_944}
+TORCHVISION_SIZES = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "wide_resnet50_2": 68_883_240,
+}
+
+
+@pytest.mark.parametrize("size", KERAS_SIZES)
+def test_the_keras_variant_has_the_published_number_of_parameters(size):
+    assert size_of(shapes_of(fr.resnet(size, "keras", num_classes=1000))) == KERAS_SIZES[size]
+
+
+@pytest.mark.parametrize("size", TORCHVISION_SIZES)
+def test_the_torchvision_variant_has_the_published_number_of_parameters(size):
+    assert size_of(shapes_of(fr.resnet(size, "torchvision", num_classes=1000))["params"]) == TORCHVISION_SIZES[size]
+
+
+def test_only_the_tutorials_head_is_tied_to_a_size_of_images():
+    for variant, same in (("tutorial", False), ("keras", True), ("torchvision", True)):
+        kernels = [
+            shapes_of(fr.ResNet18(variant, num_classes=3), side, side)["params"]["fc3"]["kernel"].shape
+            for side in (64, 160)
+        ]
+        assert (kernels[0] == kernels[1]) is same
+
+
+def test_a_stage_of_more_blocks_than_letters_numbers_them():
+    names = shapes_of(fr.ResNet152("keras", num_classes=2))["params"].keys()
+    assert {"res4a", "res4b1", "res4b35", "res3h"} <= names
+    assert "res4b36" not in names
+
+
+@pytest.mark.parametrize(("size", "variant", "wrong"), [("resnet51", "keras", "resnet51"), ("resnet50", "tf", "tf")])
+def test_an_unknown_size_or_variant_is_refused(size, variant, wrong):
+    with pytest.raises(ValueError, match=f"there is no '{wrong}'; choose from "):
+        fr.resnet(size, variant, num_classes=2)
 
 
 @pytest.mark.parametrize(

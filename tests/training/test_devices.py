@@ -12,8 +12,8 @@ PROGRAM = """
 import sys, json, jax
 sys.path.insert(0, sys.argv[1])
 import flaxresnet as fr
-from flaxresnet.models.resnet import STAGE_SIZES
-STAGE_SIZES["resnet14"] = (1, 1)  # compiled six times
+from flaxresnet.models.resnet import SIZES
+SIZES["resnet14"] = {"stage_sizes": (1, 1)}  # compiled six times
 options = json.loads(sys.argv[2])
 try:
     run = fr.fit(fr.TrainConfig(**options), verbose=False)

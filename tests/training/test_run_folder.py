@@ -10,11 +10,10 @@ import pytest
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.models.resnet import STAGE_SIZES
 from flaxresnet.training.run_folder import FORMAT, RunFolder, RunInfo
 
 INFO = RunInfo(
-    config=TrainConfig(model="resnet26", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
+    config=TrainConfig(model="resnet26", variant="keras", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
     class_names=("Fäuste", "五", "palm"),
     preprocessing=Preprocessing(64, 48, resize="lanczos", scale=0.1),
     data={
@@ -36,6 +35,7 @@ OTHER = {
     "seed": 5,
     "recipe": "tutorial",
     "model": "resnet14",
+    "variant": "torchvision",
     "width": 16,
     "stem_relu": True,
     "precision": "bfloat16",
@@ -117,9 +117,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_the_model_is_that_of_the_configuration():
     model = INFO.model()
     assert model.num_classes == 3
-    assert model.stage_sizes == STAGE_SIZES["resnet26"] == (2, 2, 2, 2)
+    assert model.stage_sizes == (2, 2, 2, 2)
     assert model.width == 8
     assert model.stem_relu is False
+    assert model.head == "average"
     assert model.momentum == 0.8
 
 

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,26 @@ class Preprocessing:
       resize: the filter with which a photo is brought to that size, sides independently, as the tutorials' `load_img`
         does: a filter of Pillow's, by name.
       scale: what pixel values 0–255 are multiplied by.
+      mean, std: what is then taken off, and divided by, one a channel in the network's order.
+      channels: the order in which the network takes them: "rgb" or "bgr".
     """
 
     height: int
     width: int
     resize: str = "bicubic"
     scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(**values)
+        """The inverse of `to_json`; of runs before there was a mean, too."""
+        tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | tuples))
 
     def load(self, photo: str | Path | IO[bytes] | np.ndarray) -> np.ndarray:
         """A photo in the network's size: (height, width, 3), uint8. See `decode` for what is read and raised."""
@@ -48,8 +55,13 @@ class Preprocessing:
         return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample))
 
     def scaled(self, images: jax.Array) -> jax.Array:
-        """uint8 images (…, height, width, 3) as the float32 that the network takes."""
-        return images.astype(jnp.float32) * self.scale
+        """uint8 RGB images (…, height, width, 3) as the float32 that the network takes."""
+        return self.normalized(images.astype(jnp.float32) / 255)
+
+    def normalized(self, images: jax.Array) -> jax.Array:
+        """RGB images in [0, 1], such as augmentation gives, as the float32 that the network takes."""
+        images = images if self.channels == "rgb" else images[..., ::-1]
+        return (images * (255 * self.scale) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
 def decode(photo: str | Path | IO[bytes]) -> np.ndarray:

@@ -94,6 +94,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         check_images(images)
+        if self.width * self.widen % self.groups:
+            raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
         conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
 

@@ -37,10 +37,11 @@ def make_train_step(
     seed_key = jax.random.key(config.seed)
 
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = preprocessing.scaled(batch.images)
+        images = batch.images.astype(jnp.float32) / 255
         if settings.augment:
             key, strength = jax.random.fold_in(seed_key, state.step), augmentation(state.step)
             images = augment(key, images, strength, config.flip)
+        images = preprocessing.normalized(images)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}

@@ -231,6 +231,16 @@ def test_scaled_divides_by_255_in_float32(shape):
     assert float(scaled.max()) == 1.0
 
 
+def test_scaled_is_what_pytorch_and_keras_compute():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3)).astype(np.uint8)
+    torch = Preprocessing(3, 4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).scaled(jnp.asarray(images))
+    expected = (images.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(torch, expected, rtol=1e-5, atol=1e-6)
+    caffe = Preprocessing(3, 4, scale=1.0, channels="bgr", mean=(103.939, 116.779, 123.68)).scaled(jnp.asarray(images))
+    blue_first = images[..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
+    np.testing.assert_allclose(caffe, blue_first, rtol=1e-5, atol=1e-4)
+
+
 def test_scaled_multiplies_by_the_stored_scale_inside_jit():
     preprocessing = Preprocessing(height=2, width=2, scale=0.25)
     images = jnp.arange(12, dtype=jnp.uint8).reshape(1, 2, 2, 3)
@@ -238,14 +248,26 @@ def test_scaled_multiplies_by_the_stored_scale_inside_jit():
 
 
 @pytest.mark.parametrize(
-    "preprocessing", [Preprocessing(64, 48), Preprocessing(height=1, width=2, resize="lanczos", scale=0.1)]
+    "preprocessing",
+    [
+        Preprocessing(64, 48),
+        Preprocessing(height=1, width=2, resize="lanczos", scale=0.1, mean=(1.0, 2.0, 3.0), channels="bgr"),
+    ],
 )
 def test_preprocessing_survives_json(preprocessing):
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
 
 
 def test_preprocessing_is_the_tutorials_by_default():
-    assert Preprocessing(64, 32).to_json() == {"height": 64, "width": 32, "resize": "bicubic", "scale": 1 / 255}
+    assert Preprocessing(64, 32).to_json() == {
+        "height": 64,
+        "width": 32,
+        "resize": "bicubic",
+        "scale": 1 / 255,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "channels": "rgb",
+    }
 
 
 def half_a_jpeg(path):

@@ -78,7 +78,7 @@ def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
         "format": FORMAT,
         "config": INFO.config.to_json(),
         "class_names": ["Fäuste", "五", "palm"],
-        "preprocessing": {"height": 64, "width": 48, "resize": "lanczos", "scale": 0.1},
+        "preprocessing": INFO.preprocessing.to_json(),
         "data": {
             "source": "signs.h5",
             "path": None,

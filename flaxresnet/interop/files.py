@@ -1,0 +1,143 @@
+"""Files of weights of every world: which kind a file is, reading and writing it."""
+
+import contextlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flaxresnet.errors import UserError
+from flaxresnet.interop import keras_files, torch_files
+from flaxresnet.interop.weights import Weights
+from flaxresnet.interop.worlds import WORLDS
+
+HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"  # what such files begin with
+
+
+def _write_keras_kind(write: Callable[..., None]) -> Callable[[Weights, str, Path], None]:
+    def writer(weights: Weights, world: str, path: Path) -> None:
+        with path.open("r+b") as file:
+            write(weights, file)
+
+    return writer
+
+
+def _write_safetensors(weights: Weights, world: str, path: Path) -> None:
+    path.write_bytes(torch_files.write_safetensors(weights, world))
+
+
+# Kind of file → whose names it can carry, and how it is written. Longer suffixes come first.
+WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Weights, str, Path], None]]] = {
+    ".weights.h5": (("tutorial", "keras"), _write_keras_kind(keras_files.write_weights_h5)),
+    ".h5": (("tutorial", "keras"), _write_keras_kind(keras_files.write_h5)),
+    ".keras": (("tutorial", "keras"), _write_keras_kind(keras_files.write_keras)),
+    ".safetensors": (("torchvision", "huggingface"), _write_safetensors),
+    ".pth": (("torchvision", "huggingface"), torch_files.write_pth),
+}
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Reads a file of weights; its first bytes tell its kind, its names the network.
+
+    Raises:
+      UserError: there is no such file, or it is damaged, of no known kind, or holds no ResNet that fits.
+    """
+    path = Path(path)
+    try:
+        kind = _kind(path)
+        if kind == ".safetensors":
+            return torch_files.read_safetensors(path)
+        if kind == ".pth":
+            return torch_files.read_pth(path)
+        with path.open("rb") as file:
+            return keras_files.read_h5(file) if kind == ".h5" else keras_files.read_keras(file)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a file of weights or a run's folder") from None
+    except Exception as error:  # what a damaged file makes a reader raise is anybody's guess
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be read as weights ({reason}); is it whole?") from error
+
+
+def write_weights(weights: Weights, path: str | Path, world: str | None = None) -> None:
+    """Writes a file of weights, whole or not at all; its suffix says which kind.
+
+    Args:
+      weights: what to write.
+      path: a file that ends in one of `KINDS`; what is there is replaced.
+      world: whose names to use, `"torchvision"` or `"huggingface"`; None: the first world of the weights' variant.
+
+    Raises:
+      UserError: the kind is unknown, cannot hold this network, or the file cannot be written.
+    """
+    path = Path(path)
+    kind = kind_to_write(path)
+    world = world or weights.variant
+    check_writable(weights, kind, world)
+    with _replacing(path) as temporary:
+        WRITERS[kind][1](weights, world, temporary)
+
+
+def kind_to_write(path: Path) -> str:
+    """The kind of file that a name asks for; raises UserError where it asks for none."""
+    for kind in WRITERS:
+        if path.name.endswith(kind):
+            return kind
+    raise UserError(f"{path} does not say what to write; let its name end in {', '.join(WRITERS)}")
+
+
+def check_writable(weights: Weights, kind: str, world: str) -> None:
+    """Raises UserError where a kind of file cannot hold these weights under that world's names."""
+    worlds = WRITERS[kind][0]
+    fitting = [name for name in worlds if WORLDS[name].variant == weights.variant]
+    this = f"a {weights.size} of the variant {weights.variant}"
+    if not fitting:
+        others = [k for k, (names, _) in WRITERS.items() if any(WORLDS[n].variant == weights.variant for n in names)]
+        raise UserError(f"{this} cannot be written as {kind}; its kinds are {', '.join(others)}")
+    if world not in fitting:
+        raise UserError(f"{this} cannot be written with the names of {world}; choose {' or '.join(fitting)}")
+    if world == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
+        raise UserError(f"Hugging Face's ResNet has neither groups nor wide blocks, so it cannot hold a {weights.size}")
+    if weights.num_classes is None:
+        raise UserError("the weights have no last layer; train one with --init first")
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(HDF5):
+        return ".h5"
+    if start.startswith(ZIP):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if "model.weights.h5" in names:
+            return ".keras"
+        if any(name.endswith("data.pkl") for name in names):
+            return ".pth"
+        raise UserError("it is an archive of neither Keras nor PyTorch")
+    if start[8:] == b"{" or path.suffix == ".safetensors":
+        return ".safetensors"
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return ".pth"
+    raise UserError(f"it is no file of weights; known are {', '.join(WRITERS)}")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end, or is gone where that failed."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,221 @@
+"""Keras's files: legacy `.h5` (whole models or weights), `.weights.h5` and `.keras`; read and written without Keras.
+
+Nothing in a file is executed or looked up elsewhere: of HDF5 plain arrays are read, of a model's configuration a few
+values.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from datetime import datetime
+from typing import IO, Any
+
+import h5py
+import numpy as np
+
+from flaxresnet.errors import UserError
+from flaxresnet.interop.keras_model import KerasLayer, in_keras_order, keras_config, keras_layers
+from flaxresnet.interop.layers import Table
+from flaxresnet.interop.weights import Weights, describe, recognise
+from flaxresnet.interop.worlds import WORLDS
+
+KERAS_VERSION = "3.0.0"  # the first that has these formats
+ABOUT = "flaxresnet"  # the attribute, or the file in the archive, that holds `describe`'s words
+LARGEST = 4 * 2**30  # bytes of all arrays of a file, or of an archive's member; more is no ResNet
+# Names of a layer's variables, in the order in which Keras keeps them.
+LEAVES = {
+    "conv2d": ("kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+TABLE_LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+
+
+def read_h5(file: IO[bytes]) -> Weights:
+    """Reads `.h5` and `.weights.h5`, whichever it is. Raises UserError, KeyError, OSError or ValueError."""
+    with h5py.File(file, "r") as h5:
+        _check_plain(h5)
+        config = json.loads(h5.attrs["model_config"]) if "model_config" in h5.attrs else {}
+        about = json.loads(h5.attrs[ABOUT]) if ABOUT in h5.attrs else {}
+        entries = dict(_legacy_entries(h5) if "layers" not in h5 else _store_entries(h5, {}))
+    return _recognised(entries, config, about)
+
+
+def read_keras(file: IO[bytes]) -> Weights:
+    """Reads a `.keras` archive. Raises UserError, KeyError, OSError or ValueError."""
+    with zipfile.ZipFile(file) as archive:
+        config = json.loads(_member(archive, "config.json"))
+        about = json.loads(_member(archive, ABOUT + ".json")) if ABOUT + ".json" in archive.namelist() else {}
+        with h5py.File(io.BytesIO(_member(archive, "model.weights.h5")), "r") as h5:
+            _check_plain(h5)
+            entries = dict(_store_entries(h5, config))
+    return _recognised(entries, config, about)
+
+
+def write_h5(weights: Weights, file: IO[bytes]) -> None:
+    """Writes a whole model as `model.save("model.h5")` does; Keras's `load_weights` reads it as well."""
+    layers = in_keras_order(_layers(weights))
+    with h5py.File(file, "w") as h5:
+        h5.attrs["keras_version"], h5.attrs["backend"] = KERAS_VERSION, "jax"
+        h5.attrs["model_config"] = json.dumps(keras_config(layers, _model_name(weights)))
+        h5.attrs[ABOUT] = json.dumps(describe(weights))
+        root = h5.create_group("model_weights")
+        root.attrs["keras_version"], root.attrs["backend"] = KERAS_VERSION, "jax"
+        root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        root.create_group("top_level_model_weights").attrs["weight_names"] = []
+        for layer in layers:
+            arrays = _arrays(layer, weights.table)
+            group = root.create_group(layer.name)
+            group.attrs["weight_names"] = [f"{layer.name}/{leaf}".encode() for leaf in arrays]
+            for leaf, array in arrays.items():
+                group[f"{layer.name}/{leaf}"] = array
+
+
+def write_weights_h5(weights: Weights, file: IO[bytes]) -> None:
+    """Writes weights alone as `model.save_weights("model.weights.h5")` does."""
+    with h5py.File(file, "w") as h5:
+        h5.attrs[ABOUT] = json.dumps(describe(weights))
+        _write_store(h5, weights)
+
+
+def write_keras(weights: Weights, file: IO[bytes]) -> None:
+    """Writes a whole model as `model.save("model.keras")` does."""
+    store = io.BytesIO()
+    with h5py.File(store, "w") as h5:
+        _write_store(h5, weights)
+    metadata = {"keras_version": KERAS_VERSION, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("metadata.json", json.dumps(metadata))
+        archive.writestr("config.json", json.dumps(keras_config(_layers(weights), _model_name(weights))))
+        archive.writestr(ABOUT + ".json", json.dumps(describe(weights)))
+        archive.writestr("model.weights.h5", store.getvalue())
+
+
+def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
+    """("layer/leaf", array) of a legacy file: each layer's group lists its arrays."""
+    root = h5.get("model_weights", h5)
+    for layer in root:
+        for name in _texts(root[layer].attrs.get("weight_names", [])):
+            leaf = name.split("/")[-1].split(":")[0]
+            yield f"{layer}/{leaf}", np.asarray(root[layer][name])
+
+
+def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """("layer/leaf", array) of Keras 3's store, where a layer is a class with a number and its arrays are numbered."""
+    names = _names_by_class(config)
+    for group in h5["layers"]:
+        kind = group.rstrip("0123456789").removesuffix("_")
+        variables = h5["layers"][group].get("vars")
+        if kind not in ("conv2d", "dense", "batch_normalization") or not variables:
+            continue
+        name = variables.attrs.get("name") or names.get(group)
+        if name is None:
+            raise UserError("its layers have no names, as Keras wrote before 3.6; save the model as .keras or .h5")
+        for index, leaf in enumerate(LEAVES[kind][: len(variables)]):
+            yield f"{name}/{leaf}", np.asarray(variables[str(index)])
+
+
+def _write_store(h5: h5py.File, weights: Weights) -> None:
+    h5.create_group("vars").attrs["name"] = _model_name(weights)
+    count: dict[str, int] = {}
+    for layer in in_keras_order(_layers(weights)):
+        kind = _snake_case(layer.kind)
+        number = count[kind] = count.get(kind, -1) + 1
+        variables = h5.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
+        variables.attrs["name"] = layer.name
+        for index, array in enumerate(_arrays(layer, weights.table).values()):
+            variables[str(index)] = array
+
+
+def _names_by_class(config: dict[str, Any]) -> dict[str, str]:
+    """Group in the store → layer's name, from a model's configuration, which lists layers in Keras's order."""
+    count: dict[str, int] = {}
+    names = {}
+    for layer in config.get("config", {}).get("layers", []):
+        kind = _snake_case(layer["class_name"])
+        number = count[kind] = count.get(kind, -1) + 1
+        names[f"{kind}_{number}" if number else kind] = layer["config"]["name"]
+    return names
+
+
+def _snake_case(kind: str) -> str:
+    """As Keras names a class in its store: Conv2D → conv2d, BatchNormalization → batch_normalization."""
+    words = "".join(f"_{c}" if c.isupper() and i and not kind[i - 1].isdigit() else c for i, c in enumerate(kind))
+    return words.lower().replace("2_d", "2d")
+
+
+def _recognised(entries: Table, config: dict[str, Any], about: dict[str, Any]) -> Weights:
+    facts = _Facts.of(config)
+    weights = recognise(entries, facts.image_size, about, facts.stem_relu)
+    epsilon = weights.model.epsilon
+    if other := sorted({e for e in facts.epsilons if abs(e - epsilon) > 1e-3 * epsilon}):
+        title = WORLDS[weights.variant].title
+        raise UserError(f"its batch norm has epsilon {other[0]:g}, where the network of {title} has {epsilon:g}")
+    return weights
+
+
+class _Facts:
+    """What a model's configuration tells that weights do not."""
+
+    def __init__(self, image_size: tuple[int, int] | None, stem_relu: bool, epsilons: list[float]) -> None:
+        self.image_size, self.stem_relu, self.epsilons = image_size, stem_relu, epsilons
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "_Facts":
+        layers = config.get("config", {}).get("layers", [])
+        inputs = [of["config"] for of in layers if of["class_name"] == "InputLayer"]
+        shape = (inputs[0].get("batch_shape") or inputs[0].get("batch_input_shape")) if inputs else None
+        sides = tuple(shape[1:3]) if shape and len(shape) == 4 and None not in shape[1:3] else None
+        after = [of["class_name"] for of in layers if '["bn_conv1", 0, 0' in json.dumps(of.get("inbound_nodes"))]
+        epsilons = [of["config"].get("epsilon", 1e-3) for of in layers if of["class_name"] == "BatchNormalization"]
+        return cls(sides, not after or "MaxPooling2D" not in after, epsilons)
+
+
+def _layers(weights: Weights) -> list[KerasLayer]:
+    image = weights.preprocessing.height, weights.preprocessing.width
+    return keras_layers(weights.model, image, WORLDS[weights.variant])
+
+
+def _arrays(layer: KerasLayer, table: Table) -> dict[str, np.ndarray]:
+    """A layer's arrays by Keras's names, in Keras's order."""
+    if layer.table is None:
+        return {}
+    named = {leaf: f"{layer.table}/{TABLE_LEAVES.get(leaf, leaf)}" for leaf in LEAVES[_snake_case(layer.kind)]}
+    return {leaf: table[name] for leaf, name in named.items() if name in table}
+
+
+def _model_name(weights: Weights) -> str:
+    return weights.size
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).file_size > LARGEST:
+        raise UserError(f"{name} in it is larger than {LARGEST // 2**30} GiB")
+    return archive.read(name)
+
+
+def _texts(values: Any) -> list[str]:
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _check_plain(h5: h5py.File) -> None:
+    """Raises UserError for links, and for arrays that lie in other files or claim more memory than a network has."""
+    total = 0
+
+    def check(group: h5py.Group, path: str) -> None:
+        nonlocal total
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise UserError(f"{path}{name} in it is a link; only plain arrays are read")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                check(item, f"{path}{name}/")
+                continue
+            if item.external or item.is_virtual or item.dtype.kind not in "fiu":
+                raise UserError(f"{path}{name} in it is not a plain array of numbers")
+            total += item.size * item.dtype.itemsize
+            if total > LARGEST:
+                raise UserError(f"its arrays take more than {LARGEST // 2**30} GiB")
+
+    check(h5, "")

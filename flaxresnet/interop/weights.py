@@ -1,0 +1,171 @@
+"""A trained network as it travels between worlds: what it is, its arrays, and how it wants its images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.errors import UserError
+from flaxresnet.interop import layers
+from flaxresnet.interop.layers import HEAD, Shapes, Table
+from flaxresnet.interop.worlds import WORLDS, World
+from flaxresnet.models.resnet import SIZES, ResNet, resnet
+
+# What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
+SCALING: dict[str, dict[str, Any]] = {
+    "tutorial": {},
+    "keras": {"scale": 1.0, "channels": "bgr", "mean": (103.939, 116.779, 123.68)},
+    "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+}
+USUAL_SIDE = 224  # pixels, of images for networks that do not say otherwise
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's variables and what is known of it.
+
+    Attributes:
+      size, variant: names in `SIZES` and `VARIANTS`.
+      width, stem_relu: fields of `ResNet`.
+      num_classes: None where the last layer is missing, as in files made for fine-tuning.
+      table: the variables; see `interop/layers.py`.
+      preprocessing: from a photo to the network's input.
+      class_names: one a class, or None where the file does not tell.
+    """
+
+    size: str
+    variant: str
+    width: int
+    stem_relu: bool
+    num_classes: int | None
+    table: Table
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def model(self) -> ResNet:
+        """The network; without a last layer among the weights, with one of a single class."""
+        return resnet(
+            self.size,
+            self.variant,
+            num_classes=self.num_classes or 1,
+            width=self.width,
+            stem_relu=self.stem_relu,
+        )
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{"params", "batch_stats"} for `model.apply`; there has to be a last layer."""
+        return layers.unflatten(self.table, self.num_classes)
+
+
+def recognise(
+    entries: Table,
+    image_size: tuple[int, int] | None = None,
+    about: dict[str, Any] | None = None,
+    stem_relu: bool = True,
+) -> Weights:
+    """The network that a file's entries belong to, every one of them in its place.
+
+    Args:
+      entries: the file's arrays by its own names.
+      image_size: height and width of the images, where the file tells.
+      about: what `describe` wrote into the file, if it did.
+      stem_relu: whether the network has a ReLU after its first batch norm.
+
+    Raises:
+      UserError: the names are of no known world, or entries are missing, unexpected or of another shape.
+    """
+    about = about or {}
+    world = next((w for w in WORLDS.values() if w.marker in entries), None)
+    if world is None:
+        markers = ", ".join(f"{w.marker} ({w.title})" for w in WORLDS.values())
+        raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
+    found = {key: array for key, array in entries.items() if not key.endswith("num_batches_tracked")}
+    heads = [array for array in found.values() if array.ndim == 2]
+    num_classes = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
+    width = world.from_theirs(found[world.marker]).shape[-1]
+    size, shapes, side = _closest(found, world, width, num_classes, image_size)
+    keys = {name: world.key(name, num_classes) for name in shapes}
+    table = {name: world.from_theirs(found[key]) for name, key in keys.items() if key in found}
+    expected = {key: shapes[name] for name, key in keys.items()}
+    have = {key: array.shape for key, array in found.items()} | {keys[name]: a.shape for name, a in table.items()}
+    require_equal(expected, have, f"the weights are not those of a {size} of {world.title}")
+    return Weights(
+        size=size,
+        variant=world.variant,
+        width=width,
+        stem_relu=about.get("stem_relu", stem_relu),
+        num_classes=num_classes,
+        table=table,
+        preprocessing=_preprocessing(about, world.variant, side),
+        class_names=tuple(about["class_names"]) if about.get("class_names") else None,
+    )
+
+
+def describe(weights: Weights) -> dict[str, Any]:
+    """What a file of weights cannot say by names and shapes, for `recognise` to read back; values are JSON's."""
+    return {
+        "stem_relu": weights.stem_relu,
+        "class_names": list(weights.class_names) if weights.class_names else None,
+        "preprocessing": weights.preprocessing.to_json(),
+    }
+
+
+def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
+    """Raises UserError, with sorted lists, unless the same names have the same shapes."""
+    lists = {
+        "missing": expected.keys() - found.keys(),
+        "unexpected": found.keys() - expected.keys(),
+        "of another shape": {
+            f"{key} {found[key]}, not {expected[key]}"
+            for key in expected.keys() & found.keys()
+            if found[key] != expected[key]
+        },
+    }
+    if any(lists.values()):
+        raise UserError(
+            f"{complaint}: " + "; ".join(f"{what}: {_listed(names)}" for what, names in lists.items() if names)
+        )
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
+
+
+def _closest(
+    found: Table, world: World, width: int, num_classes: int | None, image_size: tuple[int, int] | None
+) -> tuple[str, Shapes, tuple[int, int]]:
+    """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
+    named = {size: resnet(size, world.variant, num_classes=num_classes or 1, width=width) for size in SIZES}
+    sizes = {size: model for size, model in named.items() if model.width * model.widen % model.groups == 0}
+    convolutions = sum(array.ndim == 4 for array in found.values())
+    distance = {size: abs(layers.count_convolutions(model) - convolutions) for size, model in sizes.items()}
+    rows = next((world.from_theirs(array).shape[0] for array in found.values() if array.ndim == 2), None)
+
+    def fitting(size: str) -> tuple[int, str, Shapes, tuple[int, int]]:
+        side = image_size or _usual_image(sizes[size], rows)
+        shapes = layers.shapes_of(sizes[size], side)
+        if num_classes is None:
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD + "/")}
+        keys = {world.key(name, num_classes): shape for name, shape in shapes.items()}
+        fits = sum(world.from_theirs(array).shape == keys.get(key) for key, array in found.items())
+        return fits, size, shapes, side
+
+    return max(fitting(size) for size in sizes if distance[size] == min(distance.values()))[1:]
+
+
+def _usual_image(model: ResNet, rows: int | None) -> tuple[int, int]:
+    """Height and width for a network that does not say: 64 pixels where the last layer weights one pooled pixel."""
+    if model.head == "average":
+        return USUAL_SIDE, USUAL_SIDE
+    outside = model.width * 8 * (4 if model.bottleneck else 1)
+    side = 64 * max(1, round(((rows or outside) / outside) ** 0.5))
+    return side, side
+
+
+def _preprocessing(about: dict[str, Any], variant: str, side: tuple[int, int]) -> Preprocessing:
+    stored = about.get("preprocessing")
+    return Preprocessing.from_json(stored) if stored else Preprocessing(*side, **SCALING[variant])

@@ -1,0 +1,102 @@
+"""How each world names what a ResNet holds: one map a world, from our table's names to its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flaxresnet.interop.layers import HEAD, Place, place_of
+
+KERAS_LEAVES = {"kernel": "kernel", "scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
+TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclass(frozen=True)
+class World:
+    """A family of files that name a network's layers alike.
+
+    Attributes:
+      title: for people.
+      variant: how networks are written there, a name in `VARIANTS`.
+      outside: names of the layers outside of blocks: `conv1`, `bn_conv1` and `fc`, where `{}` is the number of classes.
+      inside: the name of a block's layer, or None where it is ours.
+      torch: whether arrays and leaves are PyTorch's, else Keras's.
+    """
+
+    title: str
+    variant: str
+    outside: dict[str, str]
+    inside: Callable[[Place], str] | None = field(repr=False)
+    torch: bool
+
+    @property
+    def marker(self) -> str:
+        """The name of the first convolution's kernel, by which a file of this world is recognised."""
+        return self.key("conv1/kernel", None)
+
+    def key(self, name: str, num_classes: int | None) -> str:
+        """Our table's name → this world's."""
+        layer, leaf = name.split("/")
+        place = place_of(layer)
+        theirs = self.inside(place) if place and self.inside else self.outside.get(layer, layer).format(num_classes)
+        if self.torch:
+            return f"{theirs}.{TORCH_LEAVES[leaf]}"
+        is_norm = layer == "bn_conv1" or (place is not None and place.is_norm)
+        return f"{theirs}/{'beta' if leaf == 'bias' and is_norm else KERAS_LEAVES.get(leaf, leaf)}"
+
+    def from_theirs(self, array: np.ndarray) -> np.ndarray:
+        """An array of that world as it lies in ours, float32."""
+        return np.ascontiguousarray(_turned(array, (2, 3, 1, 0)) if self.torch else array, np.float32)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(_turned(array, (3, 2, 0, 1)) if self.torch else array, np.float32)
+
+
+def _turned(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Convolutions' kernels with their axes in another order, the dense layer's transposed, vectors as they are."""
+    return array.transpose(axes) if array.ndim == 4 else array.T
+
+
+def _torchvision(place: Place) -> str:
+    block = f"layer{place.stage - 1}.{place.block}"
+    if place.branch == "1":
+        return f"{block}.downsample.{int(place.is_norm)}"
+    return f"{block}.{'bn' if place.is_norm else 'conv'}{'abc'.index(place.branch[1]) + 1}"
+
+
+def _hugging_face(place: Place) -> str:
+    block = f"resnet.encoder.stages.{place.stage - 2}.layers.{place.block}"
+    part = "shortcut" if place.branch == "1" else f"layer.{'abc'.index(place.branch[1])}"
+    return f"{block}.{part}.{'normalization' if place.is_norm else 'convolution'}"
+
+
+def _keras(place: Place) -> str:
+    index = 0 if place.branch == "1" else "abc".index(place.branch[1]) + 1
+    return f"conv{place.stage}_block{place.block + 1}_{index}_{'bn' if place.is_norm else 'conv'}"
+
+
+_EMBEDDER = "resnet.embedder.embedder"
+WORLDS = {
+    "tutorial": World("the tutorials", "tutorial", {HEAD: "fc{}"}, None, torch=False),
+    "keras": World(
+        "Keras Applications",
+        "keras",
+        {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", HEAD: "predictions"},
+        _keras,
+        torch=False,
+    ),
+    "torchvision": World(
+        "torchvision and timm",
+        "torchvision",
+        {"conv1": "conv1", "bn_conv1": "bn1", HEAD: "fc"},
+        _torchvision,
+        torch=True,
+    ),
+    "huggingface": World(
+        "Hugging Face",
+        "torchvision",
+        {"conv1": f"{_EMBEDDER}.convolution", "bn_conv1": f"{_EMBEDDER}.normalization", HEAD: "classifier.1"},
+        _hugging_face,
+        torch=True,
+    ),
+}

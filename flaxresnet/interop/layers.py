@@ -5,6 +5,7 @@ height, width, in, out), and the last layer is called `fc` however many classes 
 """
 
 import re
+from functools import lru_cache
 from string import ascii_lowercase
 from typing import Any, NamedTuple, TypeAlias
 
@@ -72,6 +73,7 @@ def _generic(layer: str) -> str:
     return HEAD if layer.startswith("fc") else layer
 
 
+@lru_cache(maxsize=32)
 def shapes_of(model: ResNet, image_size: tuple[int, int]) -> Shapes:
     """The table's names and shapes for a network, without making any array."""
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)

@@ -17,7 +17,10 @@ SCALING: dict[str, dict[str, Any]] = {
     "keras": {"scale": 1.0, "channels": "bgr", "mean": (103.939, 116.779, 123.68)},
     "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
 }
-USUAL_SIDE = 224  # pixels, of images for networks that do not say otherwise
+# Height and width of images, in pixels, where a file does not tell: of networks that take any, and of those that are
+# tied to one by their last layer, the likeliest first.
+USUAL_SIDE = 224
+USUAL_SIDES = (64, *range(32, 513, 32))
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,20 @@ def _closest(
 
 
 def _usual_image(model: ResNet, rows: int | None) -> tuple[int, int]:
-    """Height and width for a network that does not say: 64 pixels where the last layer weights one pooled pixel."""
+    """Height and width for a network that does not say; `rows` are the last layer's."""
     if model.head == "average":
         return USUAL_SIDE, USUAL_SIDE
-    outside = model.width * 8 * (4 if model.bottleneck else 1)
-    side = 64 * max(1, round(((rows or outside) / outside) ** 0.5))
-    return side, side
+    outside = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
+    sides = (side for side in USUAL_SIDES if _pooled(model, side) ** 2 * outside == rows)
+    return (next(sides, USUAL_SIDES[0]),) * 2
+
+
+def _pooled(model: ResNet, side: int) -> int:
+    """Height of what the last layer weights, for images of a height."""
+    side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # the stem's convolution and pooling
+    for _ in model.stage_sizes[1:]:
+        side = -(-side // 2)
+    return side // min(2, side)
 
 
 def _preprocessing(about: dict[str, Any], variant: str, side: tuple[int, int]) -> Preprocessing:

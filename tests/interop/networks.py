@@ -1,0 +1,64 @@
+"""Networks with random weights that tests carry between worlds."""
+
+import jax
+import numpy as np
+
+from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.interop import layers
+from flaxresnet.interop.weights import SCALING, Weights
+from flaxresnet.models.resnet import resnet
+
+
+def random_weights(size: str, variant: str, width: int = 8, image: int = 64, classes: int = 5) -> Weights:
+    """Every array away from its start, and residual branches small, as after training, so that rounding stays small."""
+    rng = np.random.default_rng(0)
+
+    def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = rng.standard_normal(shape).astype(np.float32)
+        if len(shape) > 1:
+            return values * np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+        if name.endswith("var"):
+            return np.abs(values) + np.float32(0.5)
+        last = name.endswith(("branch2c/scale", "branch2b/scale"))
+        return values * np.float32(0.1) + (name.endswith("scale") * np.float32(0.3 if last else 1))
+
+    shapes = layers.shapes_of(resnet(size, variant, num_classes=classes, width=width), (image, image))
+    return Weights(
+        size=size,
+        variant=variant,
+        width=width,
+        stem_relu=True,
+        num_classes=classes,
+        table={name: drawn(name, shape) for name, shape in shapes.items()},
+        preprocessing=Preprocessing(image, image, **SCALING[variant]),
+        class_names=tuple("abcdefghij"[:classes]),
+    )
+
+
+def random_images(image: int = 64) -> np.ndarray:
+    return np.random.default_rng(1).random((2, image, image, 3), np.float32)
+
+
+def logits_of(weights: Weights, images: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(weights.model.apply)(weights.variables, images))
+
+
+def after_one_pass(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The running statistics after one pass in training mode, as a table."""
+    apply = jax.jit(lambda v, x: weights.model.apply(v, x, train=True, mutable=["batch_stats"])[1])
+    table = layers.flatten({"params": {}} | apply(weights.variables, images))
+    return {name: np.asarray(leaf) for name, leaf in table.items()}
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to 1e-4 of the largest value."""
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def assert_same(got: Weights, expected: Weights) -> None:
+    assert got.table.keys() == expected.table.keys()
+    for name, array in expected.table.items():
+        np.testing.assert_array_equal(got.table[name], array, err_msg=name)
+    assert got.size == expected.size
+    assert got.variant == expected.variant
+    assert got.num_classes == expected.num_classes

@@ -1,0 +1,201 @@
+"""Keras's files against the real Keras, there and back, and what is refused."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
+
+from flaxresnet.errors import UserError
+from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
+from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.models.resnet import SIZES
+
+KINDS = ("h5", "weights.h5", "keras")
+real_keras = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("keras", "torch"))), reason="install keras and torch (the `peers` extra)"
+)
+
+
+def reference(*arguments) -> None:
+    script = Path(__file__).with_name("keras_reference.py")
+    done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@real_keras
+@pytest.mark.parametrize(
+    ("network", "size", "variant"),
+    [
+        ("tutorial", "resnet50", "tutorial"),
+        ("ResNet50", "resnet50", "keras"),
+        ("ResNet101", "resnet101", "keras"),
+        ("ResNet152", "resnet152", "keras"),
+    ],
+)
+def test_keras_and_we_read_each_others_files_and_agree(tmp_path, network, size, variant):
+    images = random_images()
+    np.save(tmp_path / "images.npy", images)
+    reference("make", tmp_path, network)
+    weights = read_weights(tmp_path / "theirs.keras")
+    assert (weights.size, weights.variant, weights.num_classes) == (size, variant, 5)
+    assert (weights.preprocessing.height, weights.preprocessing.width) == (64, 64)
+    for kind in KINDS:
+        assert_same(read_weights(tmp_path / f"theirs.{kind}"), weights)
+    expected = np.load(tmp_path / "logits.npy")
+    assert_close(logits_of(weights, images), expected)
+
+    stats, moving = after_one_pass(weights, images), np.load(tmp_path / "moving.npz")
+    assert len(moving) == len(stats)
+    for name, array in stats.items():
+        assert_close(array, moving[WORLDS[variant].key(name, 5)])
+
+    for kind in KINDS:
+        write_weights(weights, tmp_path / f"ours.{kind}")
+    reference("check", tmp_path, network)
+    loaded = sorted(tmp_path.glob("loaded_*.npy"))
+    assert len(loaded) == (5 if network == "tutorial" else 6)
+    for path in loaded:
+        np.testing.assert_array_equal(np.load(path), expected, err_msg=path.name)
+
+
+@pytest.mark.parametrize("variant", ["tutorial", "keras"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_comes_back_as_it_went_and_keras_opens_it(tmp_path, size, variant):
+    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
+    weights = random_weights(size, variant, width=32 if "next" in size else 4)
+    for kind in KINDS:
+        path = tmp_path / f"weights.{kind}"
+        write_weights(weights, path)
+        back = read_weights(path)
+        assert_same(back, weights)
+        assert back.preprocessing == weights.preprocessing
+        assert back.class_names == weights.class_names
+    keys = {WORLDS[variant].key(name, 5): array for name, array in weights.table.items()}
+    model = None
+    for kind in ("keras", "h5", "weights.h5"):
+        path = tmp_path / f"weights.{kind}"
+        if kind == "weights.h5":
+            model = keras.models.clone_model(model)  # the round before's, with weights of its own
+            model.load_weights(path)
+        else:
+            model = keras.saving.load_model(path, compile=False)
+        held = {f"{layer.name}/{v.name}": v.numpy() for layer in model.layers for v in layer.variables}
+        assert held.keys() == keys.keys()
+        for key, array in keys.items():
+            np.testing.assert_array_equal(held[key], array, err_msg=key)
+
+
+@pytest.mark.parametrize("size", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize("variant", ["tutorial", "keras"])
+def test_networks_that_keras_has_not_itself_answer_alike_there(tmp_path, size, variant):
+    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
+    weights, images = random_weights(size, variant, width=32 if "next" in size else 8), random_images()
+    write_weights(weights, tmp_path / "ours.keras")
+    model = keras.saving.load_model(tmp_path / "ours.keras", compile=False)
+    model.layers[-1].activation = None
+    assert_close(model.predict(images, verbose=0), logits_of(weights, images))
+
+
+def test_a_stem_without_relu_is_read_from_the_models_description(tmp_path):
+    weights = dataclasses.replace(random_weights("resnet14", "tutorial"), stem_relu=False)
+    write_weights(weights, tmp_path / "w.h5")
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        del file.attrs["flaxresnet"]
+    back = read_weights(tmp_path / "w.h5")
+    assert back.stem_relu is False
+    assert back.class_names is None
+    assert (back.preprocessing.height, back.preprocessing.width) == (64, 64)
+
+
+def test_a_network_without_its_last_layer_is_read(tmp_path):
+    write_weights(random_weights("resnet18", "keras"), tmp_path / "w.h5")
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        del file["model_weights/predictions"]
+    back = read_weights(tmp_path / "w.h5")
+    assert back.num_classes is None
+    assert back.size == "resnet18"
+    with pytest.raises(UserError, match=r"have no last layer; train one with --init"):
+        write_weights(back, tmp_path / "again.h5")
+
+
+def damage_layout(file):
+    file["model_weights/conv1/conv1/kernel"][...] = 0
+    del file["model_weights/conv1/conv1/kernel"]
+    file["model_weights/conv1/conv1/kernel"] = np.zeros((7, 7, 3, 4), np.float32)
+
+
+def link_outside(file):
+    del file["model_weights/conv1/conv1/kernel"]
+    file["model_weights/conv1/conv1/kernel"] = h5py.ExternalLink("/etc/hostname", "x")
+
+
+def lie_about_size(file):
+    file.create_dataset("model_weights/huge", shape=(2**40,), dtype="f4", chunks=(1024,))
+
+
+def other_epsilon(file):
+    config = file.attrs["model_config"]
+    file.attrs["model_config"] = config.replace('"epsilon": 0.001', '"epsilon": 0.01')
+
+
+def drop_a_bias(file):
+    group = file["model_weights/res2a_branch2a"]
+    group.attrs["weight_names"] = [b"res2a_branch2a/kernel"]
+
+
+def text_for_numbers(file):
+    del file["model_weights/conv1/conv1/bias"]
+    file["model_weights/conv1/conv1/bias"] = "eight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (link_outside, "model_weights/conv1/conv1/kernel in it is a link; only plain arrays are read"),
+        (lie_about_size, "its arrays take more than 4 GiB"),
+        (text_for_numbers, "conv1/conv1/bias in it is not a plain array of numbers"),
+        (other_epsilon, "its batch norm has epsilon 0.01, where the network of the tutorials has 0.001"),
+        (drop_a_bias, r"not those of a resnet14 of the tutorials: missing: res2a_branch2a/bias$"),
+        (damage_layout, r"of another shape: bn2a_branch1/beta \(32,\), not \(16,\), .* and 22 more$"),
+    ],
+)
+def test_a_file_with_something_wrong_is_refused(tmp_path, damage, message):
+    path = tmp_path / "w.h5"
+    write_weights(random_weights("resnet14", "tutorial"), path)
+    with h5py.File(path, "a") as file:
+        damage(file)
+    with pytest.raises(UserError, match=message) as caught:
+        read_weights(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_weights_without_names_are_refused_and_those_with_a_description_read(tmp_path):
+    weights = random_weights("resnet14", "tutorial")
+    write_weights(weights, tmp_path / "w.keras")
+    with zipfile.ZipFile(tmp_path / "w.keras") as archive:
+        archive.extract("model.weights.h5", tmp_path)
+        config = json.loads(archive.read("config.json"))
+    store = tmp_path / "model.weights.h5"
+    with h5py.File(store, "a") as file:
+        for group in file["layers"].values():
+            del group["vars"].attrs["name"]
+    with pytest.raises(
+        UserError, match=r"its layers have no names, as Keras wrote before 3\.6; save the model as \.keras"
+    ):
+        read_weights(store)
+    # Keras lists the layers in its order; ours are listed in another, so they are put right for an old file.
+    ordered = in_keras_order(keras_layers(weights.model, (64, 64), WORLDS["tutorial"]))
+    assert len(ordered) == len(config["config"]["layers"])
+    with zipfile.ZipFile(tmp_path / "old.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(keras_config(ordered, "old")))
+        archive.write(store, "model.weights.h5")
+    assert_same(read_weights(tmp_path / "old.keras"), weights)

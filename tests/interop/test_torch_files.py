@@ -1,0 +1,139 @@
+"""PyTorch's weights, by torchvision's and by Hugging Face's names, against networks in PyTorch."""
+
+import pickle
+
+import numpy as np
+import pytest
+from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
+
+from flaxresnet.errors import UserError
+from flaxresnet.interop import torch_files
+from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.models.resnet import SIZES
+
+torch = pytest.importorskip("torch", reason="install torch (the `peers` extra) to compare with it")
+from torch_resnet import ResNet  # noqa: E402 - it imports torch
+
+HUGGING_FACE = [size for size, fields in SIZES.items() if "widen" not in fields]
+
+
+def width_of(size: str) -> int:
+    return 32 if "next" in size else 8
+
+
+def torchvision(size: str) -> torch.nn.Module:
+    return ResNet(**SIZES[size], width=width_of(size), classes=5)
+
+
+def hugging_face(size: str) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers", reason="install transformers (the `peers` extra)")
+    fields, width = SIZES[size], width_of(size)
+    bottleneck = fields.get("bottleneck", True)
+    config = transformers.ResNetConfig(
+        embedding_size=width,
+        hidden_sizes=[width * 2**stage * (4 if bottleneck else 1) for stage in range(4)],
+        depths=list(fields["stage_sizes"]),
+        layer_type="bottleneck" if bottleneck else "basic",
+        num_labels=5,
+    )
+    network = transformers.ResNetForImageClassification(config)
+    forward = network.forward
+    network.forward = lambda x: forward(x).logits
+    return network
+
+
+CASES = [("torchvision", size) for size in SIZES] + [("huggingface", size) for size in HUGGING_FACE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_resnet14():
+    """The other tests make it one stage deep, which the networks in PyTorch are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "resnet14", {"stage_sizes": (1, 1, 1, 1)})
+        yield
+
+
+@pytest.mark.parametrize(("world", "size"), CASES)
+def test_pytorch_and_we_read_each_others_weights_and_agree(tmp_path, world, size):
+    network = {"torchvision": torchvision, "huggingface": hugging_face}[world](size)
+    ours, images = random_weights(size, "torchvision", width_of(size)), random_images()
+    # Ours → theirs: every name and shape must be there, and no other.
+    write_weights(ours, tmp_path / "ours.pth", world)
+    network.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True), strict=True)
+    from safetensors.torch import load_file, save_file
+
+    write_weights(ours, tmp_path / "ours.safetensors", world)
+    network.load_state_dict(load_file(tmp_path / "ours.safetensors"), strict=True)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    with torch.inference_mode():
+        expected = network.eval()(x).numpy()
+    assert_close(logits_of(ours, images), expected)
+
+    # Theirs → ours.
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "t.safetensors")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 3}, tmp_path / "t.pth"
+    )
+    for name in ("t.safetensors", "t.pth", "ours.safetensors", "ours.pth"):
+        assert_same(read_weights(tmp_path / name), ours)
+    back = read_weights(tmp_path / "ours.safetensors")
+    assert (back.class_names, back.preprocessing) == (ours.class_names, ours.preprocessing)
+
+    if world == "torchvision" and size in ("resnet18", "resnet50"):
+        stats, key = after_one_pass(ours, images), WORLDS[world].key
+        pixels = {}
+        for name, module in network.named_modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.register_forward_hook(
+                    lambda _, x, out, name=name: pixels.update({name: x[0].numel() / x[0].shape[1]})
+                )
+        with torch.no_grad():
+            network.train()(x)
+        state = network.state_dict()
+        for name, got in stats.items():
+            moved = state[key(name, 5)].numpy()
+            if name.endswith("var"):
+                # PyTorch averages the unbiased variance, n / (n - 1) times the batch's.
+                n, before = pixels[key(name, 5).rsplit(".", 1)[0]], ours.table[name]
+                moved = 0.9 * before + (moved - 0.9 * before) * (n - 1) / n
+            # Ours forgets one hundredth a step, theirs a tenth: compare what was learned.
+            np.testing.assert_allclose(
+                (got - 0.99 * ours.table[name]) / 0.01, (moved - 0.9 * ours.table[name]) / 0.1, rtol=1e-3, atol=1e-3
+            )
+
+
+def test_half_precision_is_read(tmp_path):
+    from safetensors.torch import save_file
+
+    network = torchvision("resnet18")
+    save_file(
+        {k: v.to(torch.bfloat16).contiguous() for k, v in network.state_dict().items()}, tmp_path / "h.safetensors"
+    )
+    table = read_weights(tmp_path / "h.safetensors").table
+    assert {array.dtype for array in table.values()} == {np.dtype("float32")}
+    expected = network.state_dict()["fc.weight"].to(torch.bfloat16).float().numpy().T
+    np.testing.assert_array_equal(table["fc/kernel"], expected)
+
+
+class Harm:
+    def __reduce__(self):
+        return open, ("harm-was-done", "w")
+
+
+def test_no_pickle_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Harm()}, tmp_path / "harm.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"conv1.weight": Harm()}, protocol=2))
+    for name in ("harm.pth", "old.pth"):
+        with pytest.raises(
+            UserError, match=rf"{name} cannot be read as weights \(.*Weights only load failed.*\); is it"
+        ):
+            read_weights(name)
+    assert not (tmp_path / "harm-was-done").exists()
+
+
+def test_without_torch_the_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(UserError, match=r"to write \.pth needs torch; install it, or use \.safetensors"):
+        torch_files.write_pth(random_weights("resnet14", "torchvision"), "torchvision", tmp_path / "w.pth")

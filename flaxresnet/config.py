@@ -41,6 +41,8 @@ class Recipe:
     augment_ramp: float = 0.0
     momentum: float = 0.99
     residual_scale: float = 1.0
+    head_epochs: float = 0.0
+    layer_decay: float = 1.0
 
 
 TUTORIAL = Recipe()
@@ -48,7 +50,12 @@ TUTORIAL = Recipe()
 FAST = Recipe(schedule="cosine", warmup_epochs=0.5, momentum=0.9, residual_scale=0.0)
 # Made for photos that other people take.
 ROBUST = dataclasses.replace(FAST, warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, augment_ramp=6.0)
-RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL}
+# For weights that have learned from other pictures (--init): first the last layer, then all, the first layers least.
+FINETUNE = dataclasses.replace(
+    ROBUST, learning_rate=3e-4, augment_ramp=1.0, residual_scale=1.0, head_epochs=1.0, layer_decay=0.8
+)
+RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FINETUNE}
+PARTS = ("stem", "stage2", "stage3", "stage4", "stage5")
 
 
 def at_least(low: float) -> Check:
@@ -63,7 +70,11 @@ POSITIVE: Check = (lambda value: 0 < value < math.inf), "above 0"
 FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
 
 
-NOT_EMPTY: Check = (lambda value: value != ""), "the name of a folder"
+NOT_EMPTY: Check = (lambda value: value != ""), "a name"
+PARTS_LIST: Check = (
+    (lambda value: set(value.split(",")) <= {*PARTS, "backbone"}),
+    f"backbone, or some of {','.join(PARTS)}, divided by commas",
+)
 
 
 def option(default: Any, check: Check) -> Any:
@@ -93,8 +104,14 @@ class TrainConfig:
     seed: int = option(0, between(0, 2**32 - 1))
     """Start of all random numbers: first weights, order of the images, augmentation."""
 
-    recipe: Literal["robust", "fast", "tutorial"] = "robust"
-    """robust: made for other people's photos. fast: made for few epochs. tutorial: as the Keras tutorials train."""
+    recipe: Literal["robust", "fast", "tutorial", "finetune"] = "robust"
+    """robust: for other people's photos. fast: for few epochs. tutorial: as in Keras. finetune: from --init."""
+
+    init: str | None = option(None, NOT_EMPTY)
+    """Weights to start from: a Keras or PyTorch file, a run's folder or a Hugging Face model; the network is theirs."""
+
+    freeze: str | None = option(None, PARTS_LIST)
+    """Parts that do not learn, batch norm's statistics among them: stem,stage2,…,stage5; backbone is all of them."""
 
     model: Model = "resnet50"
     """Size of the network."""
@@ -138,6 +155,12 @@ class TrainConfig:
     residual_scale: float | None = option(None, between(0, 1))
     """Start of the scale of each block's last batch norm; at 0 a block starts as its shortcut alone."""
 
+    head_epochs: float | None = option(None, at_least(0))
+    """Epochs at the beginning in which only the last layer learns."""
+
+    layer_decay: float | None = option(None, (lambda value: 0 < value <= 1, "above 0 and at most 1"))
+    """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
+
     recalibrate: int = option(512, at_least(0))
     """Images, in whole batches, to measure batch norm's statistics on before evaluating; 0: the running averages."""
 
@@ -163,6 +186,12 @@ class TrainConfig:
         recipe = RECIPES[self.recipe]
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(recipe) if getattr(self, f.name) is not None}
         return dataclasses.replace(recipe, **given)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts of the network that `freeze` names."""
+        named = self.freeze.split(",") if self.freeze else []
+        return PARTS if "backbone" in named else tuple(part for part in PARTS if part in named)
 
     def resolve(self) -> Self:
         """The same configuration with every option that was left to the recipe filled in."""

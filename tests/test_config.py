@@ -16,6 +16,7 @@ from flaxresnet.config import RECIPES, TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, VARIANTS
 
+PARTS_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
 MODELS = " or ".join(map(repr, SIZES))
 
 NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
@@ -28,6 +29,8 @@ FLAGS = {
     "batch_size": (["--batch-size", "8"], 8),
     "seed": (["--seed", "4294967295"], 2**32 - 1),
     "recipe": (["--recipe", "tutorial"], "tutorial"),
+    "init": (["--init", "weights.h5"], "weights.h5"),
+    "freeze": (["--freeze", "stem,stage2"], "stem,stage2"),
     "model": (["--model", "resnet14"], "resnet14"),
     "variant": (["--variant", "keras"], "keras"),
     "width": (["--width", "16"], 16),
@@ -42,6 +45,8 @@ FLAGS = {
     "flip": (["--no-flip"], False),
     "momentum": (["--momentum", "0.95"], 0.95),
     "residual_scale": (["--residual-scale", "0.2"], 0.2),
+    "head_epochs": (["--head-epochs", "1.5"], 1.5),
+    "layer_decay": (["--layer-decay", "0.7"], 0.7),
     "recalibrate": (["--recalibrate", "0"], 0),
     "resume": (["--no-resume"], False),
     "compilation_cache": (["--no-compilation-cache"], False),
@@ -60,6 +65,8 @@ def test_defaults_are_those_of_the_help():
         "batch_size": 32,
         "seed": 0,
         "recipe": "robust",
+        "init": None,
+        "freeze": None,
         "model": "resnet50",
         "variant": "tutorial",
         "width": 64,
@@ -74,6 +81,8 @@ def test_defaults_are_those_of_the_help():
         "flip": True,
         "momentum": None,
         "residual_scale": None,
+        "head_epochs": None,
+        "layer_decay": None,
         "recalibrate": 512,
         "resume": True,
         "compilation_cache": True,
@@ -90,6 +99,8 @@ RESOLVED = {
         "augment_ramp": 0,
         "momentum": 0.9,
         "residual_scale": 0,
+        "head_epochs": 0,
+        "layer_decay": 1,
     },
     "tutorial": {
         "learning_rate": 0.001,
@@ -100,6 +111,20 @@ RESOLVED = {
         "augment_ramp": 0,
         "momentum": 0.99,
         "residual_scale": 1,
+        "head_epochs": 0,
+        "layer_decay": 1,
+    },
+    "finetune": {
+        "learning_rate": 0.0003,
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "label_smoothing": 0.05,
+        "augment": 1,
+        "augment_ramp": 1,
+        "momentum": 0.9,
+        "residual_scale": 1,
+        "head_epochs": 1,
+        "layer_decay": 0.8,
     },
     "robust": {
         "learning_rate": 0.001,
@@ -110,6 +135,8 @@ RESOLVED = {
         "augment_ramp": 6,
         "momentum": 0.9,
         "residual_scale": 0,
+        "head_epochs": 0,
+        "layer_decay": 1,
     },
 }
 
@@ -120,7 +147,7 @@ def test_a_recipe_fills_in_what_was_left_to_it_and_nothing_else(recipe):
     resolved = given.resolve()
     assert resolved.to_json() == given.to_json() | RESOLVED[recipe]
     assert resolved.resolve() == resolved
-    assert [name for name, value in resolved.to_json().items() if value is None] == ["data"]
+    assert [name for name, value in resolved.to_json().items() if value is None] == ["data", "init", "freeze"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -181,8 +208,16 @@ MISTAKES = [
     ("seed", -1, "--seed must be between 0 and 4294967295, not -1"),
     ("seed", 2**32, "--seed must be between 0 and 4294967295, not 4294967296"),
     ("seed", 0.5, "--seed must be a whole number, not 0.5"),
-    ("recipe", "fancy", "--recipe must be 'robust' or 'fast' or 'tutorial', not 'fancy'"),
-    ("recipe", None, "--recipe must be 'robust' or 'fast' or 'tutorial', not None"),
+    ("recipe", "fancy", "--recipe must be 'robust' or 'fast' or 'tutorial' or 'finetune', not 'fancy'"),
+    ("init", "", "--init must be a name, not ''"),
+    ("init", 3, "--init must be text, not 3"),
+    ("freeze", "stage9", f"--freeze must be {PARTS_WORDS}, not 'stage9'"),
+    ("freeze", "stem, stage2", f"--freeze must be {PARTS_WORDS}, not 'stem, stage2'"),
+    ("freeze", "", f"--freeze must be {PARTS_WORDS}, not ''"),
+    ("head_epochs", -1, "--head-epochs must be at least 0, not -1"),
+    ("layer_decay", 0, "--layer-decay must be above 0 and at most 1, not 0"),
+    ("layer_decay", 1.5, "--layer-decay must be above 0 and at most 1, not 1.5"),
+    ("recipe", None, "--recipe must be 'robust' or 'fast' or 'tutorial' or 'finetune', not None"),
     ("model", "resnet51", f"--model must be {MODELS}, not 'resnet51'"),
     ("model", 50, f"--model must be {MODELS}, not 50"),
     ("variant", "tf", "--variant must be 'tutorial' or 'keras' or 'torchvision', not 'tf'"),

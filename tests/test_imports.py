@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "cli": {"config", "memory"},
     "models": {"models"},
     "data": {"data"},
-    "training": {"training", "models", "data", "config", "compilation_cache", "memory"},
+    "training": {"training", "models", "data", "config", "compilation_cache", "memory", "interop"},
     "classifier": {"models", "data", "training.checkpoint", "training.run_folder"},
+    "interop": {"interop", "models", "data", "config", "training.checkpoint", "training.run_folder"},
     "evaluation": {"classifier", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]

@@ -11,22 +11,24 @@ import flax.linen as nn
 import jax
 
 
-def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array) -> Any:
+def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array, batch_stats: Any = None) -> Any:
     """The statistics that batch norm has over the given images with the given parameters.
 
     Args:
       model: a module with a `momentum` field, such as `ResNet`; its `batch_stats` hold `mean` and `var`.
       params: its parameters.
       batches: (k, batch, height, width, 3), scaled as for training. Each batch is normalised with its own statistics.
+      batch_stats: the statistics of layers that are frozen, which stay as they are; others' are not looked at.
 
     Returns:
       A pytree like `batch_stats`: over the k batches, the mean of the means and, by the law of total variance, the
       mean of the variances plus the variance of the means (equation 4 of the paper).
     """
+    variables = {"params": params} | ({} if batch_stats is None else {"batch_stats": batch_stats})
     memoryless = model.clone(momentum=0.0)  # its "running" statistics are the last batch's own
 
     def of_one_batch(images: jax.Array) -> Any:
-        return memoryless.apply({"params": params}, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        return memoryless.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     return pool_batch_stats(jax.lax.map(of_one_batch, batches))
 

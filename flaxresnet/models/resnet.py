@@ -70,6 +70,8 @@ class ResNet(nn.Module):
       dtype: of the arithmetic between the first convolution and the last pooling. Parameters, statistics and logits are
         float32 in any case.
       residual_scale: where the scale of each block's last batch norm starts; see the blocks.
+      frozen: parts (`"stem"`, `"stage2"`, …, as `part_of` names them) whose batch norm is not in training with
+        `train=True`: it uses its running statistics and leaves them as they are.
     """
 
     num_classes: int
@@ -90,6 +92,7 @@ class ResNet(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     residual_scale: float = 1.0
     dtype: Any = jnp.float32
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -100,7 +103,7 @@ class ResNet(nn.Module):
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
 
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
-        x = norm(name="bn_conv1")(x, use_running_average=not train)
+        x = norm(name="bn_conv1")(x, use_running_average=not train or "stem" in self.frozen)
         x = self.act(x) if self.stem_relu else x
         x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, width) for 64×64 images, 16 with padding
 
@@ -109,7 +112,8 @@ class ResNet(nn.Module):
             planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
             for index, name in enumerate(block_names(blocks)):
                 block = self.block(planes, 1 if index else first, x.shape[-1])
-                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=train)
+                learns = train and f"stage{stage}" not in self.frozen
+                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=learns)
 
         x = x.astype(jnp.float32)
         x = x.mean((1, 2)) if self.head == "average" else flat_average(x)
@@ -149,6 +153,13 @@ ResNet34 = partial(resnet, "resnet34")
 ResNet50 = partial(resnet, "resnet50")
 ResNet101 = partial(resnet, "resnet101")
 ResNet152 = partial(resnet, "resnet152")
+
+
+def part_of(layer: str) -> str:
+    """The part of the network that a layer or block at the top of the parameters belongs to: stem, stage2, …, head."""
+    if layer in ("conv1", "bn_conv1"):
+        return "stem"
+    return f"stage{layer[3]}" if layer.startswith("res") else "head"
 
 
 def block_names(count: int) -> list[str]:

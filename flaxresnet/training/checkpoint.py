@@ -57,6 +57,12 @@ class Checkpoints:
             metrics=row,
         )
 
+    def save_variables(self, variables: Any) -> None:
+        """Starts writing {"params", "batch_stats"} of a network that was not trained here: nothing to go on with."""
+        items = {"params": variables["params"], "eval_stats": variables["batch_stats"]}
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(0, args=ocp.args.Composite(**args))
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxresnet.compilation_cache import use_compilation_cache
@@ -16,11 +17,14 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.loader import DeviceLoader
 from flaxresnet.errors import UserError
+from flaxresnet.interop.sources import open_weights
+from flaxresnet.interop.weights import Weights
 from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import check_splits, describe_run, prepare_folder
+from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, describe_start
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
@@ -77,11 +81,13 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
+    weights = open_weights(config.init) if config.init else None
+    config = adopt(config, weights) if weights else config
 
-    info = describe_run(config, splits, train, test)
+    info = describe_run(config, splits, train, test, weights.preprocessing if weights else None)
     folder = prepare_folder(info, reporter.note)
     with Checkpoints(folder.checkpoints) as checkpoints:
-        trainer = Trainer(info, train, test, folder, checkpoints, reporter)
+        trainer = Trainer(info, train, test, folder, checkpoints, reporter, weights)
         with trainer.programs:
             return trainer.run()
 
@@ -97,8 +103,10 @@ class Trainer:
         folder: RunFolder,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        weights: Weights | None = None,
     ) -> None:
         self.config, self.folder, self.checkpoints, self.reporter = info.config, folder, checkpoints, reporter
+        self.weights, self.class_names = weights, info.class_names
         mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         split = NamedSharding(mesh, PartitionSpec("data"))
@@ -116,7 +124,7 @@ class Trainer:
         start = time.perf_counter()
         programs = Programs(
             info,
-            make_optimizer(self.schedule),
+            self._optimizer(),
             make_augmentation(self.config, self.train.steps_per_epoch),
             next(self.test.in_order()),
             self.sample,
@@ -132,6 +140,11 @@ class Trainer:
                 f"seconds of an epoch: training + measuring batch norm's statistics on {measured} images"
             )
         return programs
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        settings = self.config.settings
+        head_steps = round(settings.head_epochs * self.train.steps_per_epoch)
+        return make_optimizer(self.schedule, settings.layer_decay, head_steps)
 
     def run(self) -> Run:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
@@ -151,6 +164,9 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         if self.checkpoints.latest_step() is None:
             self.state = self.programs.create()
+            if self.weights:
+                self.state, with_head = begin_with(self.state, self.weights, self.class_names)
+                self.reporter.note(describe_start(self.config, self.weights, with_head, self.class_names))
         else:
             # The checkpoint has its row too, so that the two agree wherever the run was cut off.
             self.state, last = self.checkpoints.restore(self.programs.shapes)
@@ -160,6 +176,8 @@ class Trainer:
                 f"going on to epoch {self.config.epochs}" if more else f"nothing left for --epochs {self.config.epochs}"
             )
             self.reporter.note(f"epoch {last['epoch']} is done in {self.folder.path}; {what}")
+        if self.config.frozen:
+            self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
         self.folder.write_metrics(rows)
         return rows
 
@@ -173,7 +191,7 @@ class Trainer:
         ready = time.perf_counter()
         eval_stats = self.state.batch_stats
         if measure is not None:
-            eval_stats = jax.block_until_ready(measure(self.state.params))
+            eval_stats = jax.block_until_ready(measure({"params": self.state.params, "batch_stats": eval_stats}))
         measured = time.perf_counter()
         test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
         if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen

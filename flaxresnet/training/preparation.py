@@ -1,9 +1,7 @@
 """What must hold before the first step: fitting data, and a folder that takes this run."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 import jax
 
@@ -12,9 +10,7 @@ from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
-from flaxresnet.training.run_folder import RunFolder, RunInfo
-
-PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
 def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
@@ -44,12 +40,15 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def describe_run(config: TrainConfig, splits: Splits, train: Dataset, test: Dataset) -> RunInfo:
-    """The run's description, for `config.json`."""
+def describe_run(
+    config: TrainConfig, splits: Splits, train: Dataset, test: Dataset, like: Preprocessing | None = None
+) -> RunInfo:
+    """The run's description, for `config.json`; photos are resized and scaled `like` those of given weights."""
+    height, width = train.image_size
     return RunInfo(
         config=config,
         class_names=train.class_names,
-        preprocessing=Preprocessing(*train.image_size),
+        preprocessing=replace(like, height=height, width=width) if like else Preprocessing(height, width),
         data={
             "source": splits.source,
             "path": splits.path,
@@ -58,15 +57,8 @@ def describe_run(config: TrainConfig, splits: Splits, train: Dataset, test: Data
             "train_fingerprint": train.fingerprint(),
             "test_fingerprint": test.fingerprint(),
         },
-        versions={"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        versions=package_versions(),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "not installed"
 
 
 def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:

@@ -13,6 +13,7 @@ from jax.stages import Compiled, Lowered
 from flaxresnet.data.loader import Batch
 from flaxresnet.memory import return_freed_memory
 from flaxresnet.models.batch_stats import measure_batch_stats
+from flaxresnet.models.resnet import part_of
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunInfo
 from flaxresnet.training.state import TrainState
@@ -97,7 +98,7 @@ class Programs:
             measure = self._jit(self._measured)
             self._rest = (
                 self._start(lambda: evaluate.lower(variables, self._metrics, self._batch)),
-                None if self._sample is None else self._start(lambda: measure.lower(self._sample, self.shapes.params)),
+                None if self._sample is None else self._start(lambda: measure.lower(self._sample, variables)),
             )
         return self._rest
 
@@ -119,12 +120,15 @@ class Programs:
 
     @property
     def measure(self) -> Callable[[Any], Any] | None:
-        """Parameters → batch norm's statistics on the sample; None where there is no sample."""
+        """{"params", "batch_stats"} → batch norm's statistics on the sample; None where there is no sample."""
         measure = self.begin_rest()[1]
         return None if measure is None else partial(measure.result(), self._sample)
 
-    def _measured(self, images: jax.Array, params: Any) -> Any:
-        return measure_batch_stats(self._model, params, self._preprocessing.scaled(images))
+    def _measured(self, images: jax.Array, variables: Any) -> Any:
+        running, frozen = variables["batch_stats"], self._model.frozen
+        images = self._preprocessing.scaled(images)
+        measured = measure_batch_stats(self._model, variables["params"], images, running)
+        return measured | {layer: stats for layer, stats in running.items() if part_of(layer) in frozen}
 
     def _start(self, lower: Callable[[], Lowered], once: bool = False) -> Future[Any]:
         return self._thread.submit(lambda: compile_sparingly(lower(), once))

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +17,22 @@ from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import ResNet, resnet
 
 FORMAT = 1
+PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Options that may differ between a run and its continuation: they do not change what a step computes.
 MAY_CHANGE = {"data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"}
+
+
+def package_versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a run computes."""
+    return {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "not installed"
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ class RunInfo:
             momentum=c.settings.momentum,
             residual_scale=c.settings.residual_scale,
             dtype=jnp.dtype(c.precision),
+            frozen=c.frozen,
         )
 
     def difference(self, other: Self) -> str | None:

@@ -12,15 +12,16 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.augment import augment
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.state import TrainState
+from flaxresnet.training.state import TrainState, learning
 
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Metrics, Batch], Metrics]
 
 
 def make_train_step(
-    model: nn.Module,
+    model: ResNet,
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
     config: TrainConfig,
@@ -30,7 +31,7 @@ def make_train_step(
 
     The objective is the mean cross-entropy with `config.label_smoothing`; the metrics add up the plain cross-entropy,
     so that training and test losses compare. Augmentation, of strength `augmentation(step)`, is keyed by (seed, step)
-    alone: a resumed run repeats it.
+    alone: a resumed run repeats it. Parameters in the model's frozen parts stay as they are and cost no gradient.
     A training batch is full, so its mask is not looked at.
     """
     settings = config.settings
@@ -43,17 +44,19 @@ def make_train_step(
             images = augment(key, images, strength, config.flip)
         images = preprocessing.normalized(images)
 
-        def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
+        trained = learning(state.params, model.frozen)
+
+        def objective(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            variables = {"params": state.params | trained, "batch_stats": state.batch_stats}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), settings.label_smoothing)
             return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
 
-        (value, (logits, batch_stats)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        (value, (logits, batch_stats)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=state.params | optax.apply_updates(trained, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )

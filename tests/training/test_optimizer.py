@@ -121,3 +121,31 @@ def test_the_first_three_updates_are_those_of_adam(schedule, rate):
 def test_the_check_above_would_see_another_epsilon():
     ours, other = adam(GRADIENTS, lambda step: 1e-3), adam(GRADIENTS, lambda step: 1e-3, epsilon=1e-8)
     assert np.abs(ours / np.where(other == 0, 1, other) - 1)[:, 2].max() > 0.1
+
+
+PARAMS = {
+    "conv1": {"kernel": jnp.ones(2)},
+    "res4a": {"res4a_branch2a": {"kernel": jnp.ones(3)}},
+    "fc6": {"bias": jnp.ones(1)},
+}
+
+
+def steps_of(optimizer, count):
+    """The updates of each part, at each step, for gradients of ones."""
+    state, seen = optimizer.init(PARAMS), []
+    for _ in range(count):
+        updates, state = jax.jit(optimizer.update)(PARAMS, state, PARAMS)
+        seen.append([float(jax.tree.leaves(updates[layer])[0][0]) for layer in ("conv1", "res4a", "fc6")])
+    return np.array(seen)
+
+
+def test_earlier_layers_learn_at_a_lower_rate():
+    full, less = steps_of(make_optimizer(lambda _: 0.1), 2), steps_of(make_optimizer(lambda _: 0.1, layer_decay=0.5), 2)
+    np.testing.assert_allclose(less, full * [0.5**5, 0.5**2, 1], rtol=1e-6)
+
+
+def test_only_the_last_layer_learns_at_first():
+    full, head = steps_of(make_optimizer(lambda _: 0.1), 4), steps_of(make_optimizer(lambda _: 0.1, head_steps=2), 4)
+    assert (head[:2, :2] == 0).all()
+    np.testing.assert_allclose(head[:, 2], full[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(head[2:], full[2:], rtol=1e-6)

@@ -34,6 +34,8 @@ OTHER = {
     "batch_size": 4,
     "seed": 5,
     "recipe": "tutorial",
+    "init": "other.h5",
+    "freeze": "stem",
     "model": "resnet14",
     "variant": "torchvision",
     "width": 16,
@@ -48,6 +50,8 @@ OTHER = {
     "flip": False,
     "momentum": 0.7,
     "residual_scale": 0.5,
+    "head_epochs": 2.0,
+    "layer_decay": 0.25,
     "recalibrate": 0,
     "resume": False,
     "compilation_cache": False,
@@ -78,7 +82,7 @@ def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
         "format": FORMAT,
         "config": INFO.config.to_json(),
         "class_names": ["Fäuste", "五", "palm"],
-        "preprocessing": INFO.preprocessing.to_json(),
+        "preprocessing": json.loads(json.dumps(INFO.preprocessing.to_json())),
         "data": {
             "source": "signs.h5",
             "path": None,
@@ -121,6 +125,9 @@ def test_the_model_is_that_of_the_configuration():
     assert model.width == 8
     assert model.stem_relu is False
     assert model.head == "average"
+    assert model.frozen == ()
+    assert changed(freeze="stage3,stem").model().frozen == ("stem", "stage3")
+    assert changed(freeze="backbone").model().frozen == ("stem", "stage2", "stage3", "stage4", "stage5")
     assert model.momentum == 0.8
 
 

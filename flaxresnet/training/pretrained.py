@@ -1,0 +1,78 @@
+"""Starting from weights that have learned elsewhere: `--init` and `--freeze`."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import jax
+
+from flaxresnet.config import PARTS, TrainConfig
+from flaxresnet.errors import UserError
+from flaxresnet.interop import layers
+from flaxresnet.interop.layers import HEAD
+from flaxresnet.interop.weights import Weights, require_equal
+from flaxresnet.models.resnet import part_of
+from flaxresnet.training.state import TrainState
+
+DEFAULTS = TrainConfig()
+
+
+def adopt(config: TrainConfig, weights: Weights) -> TrainConfig:
+    """The configuration with the network of the weights; raises UserError where it asks for another one."""
+    theirs = {name: getattr(weights, name) for name in ("variant", "width", "stem_relu")} | {"model": weights.size}
+    for name, value in theirs.items():
+        asked = getattr(config, name)
+        if asked not in (value, getattr(DEFAULTS, name)):
+            flag = name.replace("_", "-")
+            raise UserError(f"--init {config.init} has --{flag} {value}, not {asked}; leave --{flag} out")
+    return replace(config, **cast(Any, theirs))
+
+
+def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]) -> tuple[TrainState, bool]:
+    """The first state with the weights laid into it, and whether their last layer is among them.
+
+    The last layer is taken where it is for these classes and images; elsewhere it starts anew.
+
+    Raises:
+      UserError: the weights do not fit; not to be expected after `adopt`.
+    """
+    held = layers.flatten({"params": state.params, "batch_stats": state.batch_stats})
+    with_head = _head_fits(weights, held, class_names)
+    table = {name: array for name, array in weights.table.items() if with_head or not _of_head(name)}
+    expected = {name: leaf.shape for name, leaf in held.items() if with_head or not _of_head(name)}
+    require_equal(expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network")
+    laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
+    variables = layers.unflatten(laid, len(class_names))
+    return state.replace(params=variables["params"], batch_stats=variables["batch_stats"]), with_head
+
+
+def _of_head(name: str) -> bool:
+    return name.startswith(HEAD + "/")
+
+
+def _head_fits(weights: Weights, held: dict[str, Any], class_names: tuple[str, ...]) -> bool:
+    name = f"{HEAD}/kernel"
+    same_shape = name in weights.table and weights.table[name].shape == held[name].shape
+    return same_shape and weights.class_names in (None, class_names)
+
+
+def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class_names: tuple[str, ...]) -> str:
+    """What the run starts from, as a line for people."""
+    head = "its last layer too"
+    if not with_head:
+        there = "none" if weights.num_classes is None else f"{weights.num_classes} classes"
+        head = f"the last layer starts anew ({there} there, {len(class_names)} here)"
+    return f"starting from {config.init}: {weights.size}, {weights.variant}; {head}"
+
+
+def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:
+    """How many parameters of which parts stay and learn, as a line for people."""
+    counts: dict[str, int] = {}
+    for layer, tree in params.items():
+        counts[part_of(layer)] = counts.get(part_of(layer), 0) + sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    def said(parts: list[str]) -> str:
+        return f"{', '.join(parts)} ({sum(counts[part] for part in parts):,} parameters)"
+
+    present = [part for part in (*PARTS, "head") if part in counts]
+    frozen_ones, learning = ([part for part in present if (part in frozen) is stays] for stays in (True, False))
+    return f"frozen: {said(frozen_ones)}; learning: {said(learning)}"

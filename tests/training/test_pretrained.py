@@ -1,0 +1,169 @@
+"""Starting from weights: what is taken, what starts anew, what stays frozen, and what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL, blobs
+
+import flaxresnet as fr
+from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.interop import run_folders
+from flaxresnet.interop.files import write_weights
+from flaxresnet.interop.run_folders import read_run, write_run
+from flaxresnet.models.resnet import part_of
+from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training.state import learning
+
+
+def train(data, workdir, verbose=False, **options):
+    return fr.fit(fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 1, **SMALL} | options), verbose=verbose)
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    for name, count, seed in (("train", 44, 1), ("test", 19, 2)):
+        data = blobs(count, seed)
+        keep = data.labels < 2
+        write_hdf5(folder / f"{name}.h5", name, fr.Dataset(data.images[keep], data.labels[keep], ("red", "green")))
+    return folder
+
+
+def test_a_run_from_a_runs_weights_is_good_before_it_has_learned_anything(tmp_path, data_folder, finished_run):
+    before = fr.evaluate(finished_run, data_folder)
+    run = train(data_folder, tmp_path / "run", init=str(finished_run), learning_rate=1e-9, augment=0.0)
+    assert run.history[0]["test_accuracy"] == before.accuracy
+    assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
+
+
+def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_classes, finished_run, capsys):
+    train(two_classes, tmp_path / "run", verbose=True, init=str(finished_run), learning_rate=1e-9)
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"starting from {finished_run}: resnet14, tutorial; the last layer starts anew (3 classes there, 2 here)"
+        in said
+    )
+    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    assert after["fc/kernel"].shape[1] == 2
+    for name in after:
+        if not name.startswith("fc/") and not name.endswith(("mean", "var")):
+            np.testing.assert_allclose(after[name], before[name], atol=1e-6, err_msg=name)
+
+
+def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_classes, finished_run, capsys):
+    train(two_classes, tmp_path / "run", verbose=True, init=str(finished_run), freeze="backbone")
+    said = " ".join(capsys.readouterr().out.split())
+    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    parameters = {name: array.size for name, array in after.items() if not name.endswith(("/mean", "/var"))}
+    head = sum(size for name, size in parameters.items() if name.startswith("fc/"))
+    rest = sum(parameters.values()) - head
+    assert f"frozen: stem, stage2 ({rest:,} parameters); learning: head ({head:,} parameters)" in said
+    for name in before:
+        if not name.startswith("fc/"):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        metadata = checkpoints._manager.item_metadata(5)["training"]
+    moments = [path for path, _ in jax.tree_util.tree_leaves_with_path(metadata["opt_state"])]
+    assert not any("conv1" in jax.tree_util.keystr(path) for path in moments), "no optimiser state for what is frozen"
+
+
+def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finished_run):
+    train(data_folder, tmp_path / "run", init=str(finished_run), freeze="stem")
+    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    for name in before:
+        layer = name.split("/")[0]
+        same = np.array_equal(after[name], before[name])
+        assert same is (layer in ("conv1", "bn_conv1")), name
+
+
+def test_what_is_frozen_costs_no_gradient(small_init):
+    model = fr.ResNet18(num_classes=2, width=4)
+    variables = small_init(model)
+    images = np.zeros((2, 32, 32, 3), np.float32)
+
+    def work(frozen):
+        network = model.clone(frozen=frozen)
+
+        def loss(some):
+            params = {"params": variables["params"] | some, "batch_stats": variables["batch_stats"]}
+            return network.apply(params, images, train=True, mutable=["batch_stats"])[0].sum()
+
+        some = learning(variables["params"], frozen)
+        return jax.jit(jax.grad(loss)).lower(some).compile().cost_analysis()["flops"]
+
+    everything, half, head = (
+        work(()),
+        work(("stem", "stage2", "stage3")),
+        work(("stem", "stage2", "stage3", "stage4", "stage5")),
+    )
+    assert head < half < everything
+    assert head < 0.45 * everything  # the forward pass is a third of it
+
+
+def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, data_folder):
+    from networks import random_weights
+
+    weights = dataclasses.replace(random_weights("resnet18", "keras", width=4), class_names=None)
+    write_weights(weights, tmp_path / "w.h5")
+    train(data_folder, tmp_path / "run", init=str(tmp_path / "w.h5"), model="resnet50", width=64, stem_relu=True)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (stored["config"]["model"], stored["config"]["variant"], stored["config"]["width"]) == (
+        "resnet18",
+        "keras",
+        4,
+    )
+    classifier = fr.Classifier.load(tmp_path / "run")
+    assert classifier.preprocessing.channels == "bgr"
+    assert classifier.preprocessing.mean == (103.939, 116.779, 123.68)
+    assert (classifier.preprocessing.height, classifier.preprocessing.width) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet34"}, r"--init .* has --model resnet14, not resnet34; leave --model out"),
+        ({"variant": "keras"}, r"--init .* has --variant tutorial, not keras; leave --variant out"),
+        ({"width": 16}, r"--init .* has --width 4, not 16; leave --width out"),
+        ({"init": "nowhere.h5"}, r"nowhere\.h5 does not exist; give a file of weights or a run's folder"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, data_folder, finished_run, options, message):
+    with pytest.raises(fr.UserError, match=message):
+        train(data_folder, tmp_path / "run", **{"init": str(finished_run)} | options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_made_of_weights_answers_and_does_not_go_on(tmp_path, data_folder, finished_run):
+    weights = read_run(finished_run)
+    write_run(weights, tmp_path / "copy", "weights of a test")
+    images = blobs(4, seed=3).images
+    np.testing.assert_array_equal(
+        fr.Classifier.load(tmp_path / "copy").logits(images), fr.Classifier.load(finished_run).logits(images)
+    )
+    with pytest.raises(fr.UserError, match=r"copy exists and is not overwritten; name another folder"):
+        write_run(weights, tmp_path / "copy", "weights of a test")
+    with pytest.raises(fr.UserError, match=r"copy holds a run with .*; give another --workdir"):
+        train(data_folder, tmp_path / "copy")
+    with pytest.raises(fr.UserError, match=r"have no last layer; train one with --init first"):
+        write_run(dataclasses.replace(weights, num_classes=None), tmp_path / "headless", "nothing")
+
+
+def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, finished_run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folders.Checkpoints, "save_variables", full)
+    with pytest.raises(fr.UserError, match=r"run cannot be written: No space left on device"):
+        write_run(read_run(finished_run), tmp_path / "run", "weights of a test")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "part"),
+    [("conv1", "stem"), ("bn_conv1", "stem"), ("res2a", "stage2"), ("res4b12", "stage4"), ("fc6", "head")],
+)
+def test_every_layer_is_of_a_part(layer, part):
+    assert part_of(layer) == part

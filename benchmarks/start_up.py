@@ -1,0 +1,116 @@
+"""Seconds from `python train.py` to the first training step: `python benchmarks/start_up.py`.
+
+Cold is with an empty cache of compiled programs, warm with the one that the cold start filled. Each start is a process
+of its own, which stops after its first step; the times are from the moment at which it was asked for.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("imported", "data read", "compiled", "first step done")
+CHILD = "FLAXRESNET_STARTED"  # the environment variable that tells a child when it was asked for
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Times cold and warm starts of train.py, up to the first step.
+
+    Example: python benchmarks/start_up.py --repeats 3
+    """
+
+    data: str | None = None
+    """As for train.py. Left out: drawn hand signs."""
+
+    repeats: int = 3
+    """Starts of each kind."""
+
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def start(data: str | None, cache: str, workdir: str) -> dict[str, float]:
+    """Seconds to each stage of one start."""
+    command = [sys.executable, __file__, "--workdir", workdir, *(["--data", data] if data else [])]
+    environment = os.environ | {"XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT), CHILD: repr(time.time())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    marks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if len(marks) < len(STAGES):
+        raise SystemExit(f"the start failed: {done.stdout[-500:]}{done.stderr[-2000:]}")
+    return {mark["stage"]: mark["seconds"] for mark in marks}
+
+
+def child(asked: float) -> None:
+    """What a start is: `fit`, with a mark at each stage, until the first step is done."""
+
+    def mark(stage: str) -> None:
+        print(json.dumps({"stage": stage, "seconds": time.time() - asked}), flush=True)
+
+    import jax
+
+    from flaxresnet import cli, fit
+    from flaxresnet.config import TrainConfig
+    from flaxresnet.memory import keep_freed_memory
+    from flaxresnet.training import loop
+
+    mark("imported")
+    check, train = loop.check_splits, loop.Trainer._train
+
+    def checked(*arguments: Any) -> Any:
+        mark("data read")
+        return check(*arguments)
+
+    def first_step(trainer: loop.Trainer, epoch: int) -> Any:
+        mark("compiled")
+        compiled = trainer.programs.train_step
+
+        def step(*arguments: Any) -> Any:
+            jax.block_until_ready(compiled(*arguments))
+            mark("first step done")
+            os._exit(0)
+
+        type(trainer.programs).train_step = property(lambda _: step)
+        return train(trainer, epoch)
+
+    loop.check_splits, loop.Trainer._train = checked, first_step
+    keep_freed_memory()
+    fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False)
+
+
+def main(arguments: Arguments) -> None:
+    starts: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(arguments.repeats):
+            cache = f"{folder}/cache{repeat}"
+            for kind, seconds in starts.items():
+                seconds.append(start(arguments.data, cache, f"{folder}/{kind}{repeat}"))
+    table = Table("start", *STAGES, box=box.SIMPLE, title="seconds since the start: median (lowest–highest)")
+    for kind, runs in starts.items():
+        table.add_row(kind, *(_spread([run[stage] for run in runs]) for stage in STAGES))
+    Console(width=100).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(starts, indent=2) + "\n")
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})"
+
+
+if __name__ == "__main__":
+    if CHILD in os.environ:
+        child(float(os.environ[CHILD]))
+    else:
+        main(tyro.cli(Arguments))

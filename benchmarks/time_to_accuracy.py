@@ -5,12 +5,14 @@ that is stopped once it has got there. Start-up, compilation (into an empty cach
 """
 
 import json
+import math
 import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -49,6 +51,9 @@ class Arguments:
     keras_epochs: int = 20
     """After which the Keras tutorials' code has failed."""
 
+    keras_limit: float = math.inf
+    """Stop the Keras tutorials' code when it has taken this many times as long as ours: enough to know a ratio."""
+
     keras: bool = True
     """Run the Keras tutorials' code as well."""
 
@@ -67,19 +72,23 @@ def keras_tutorial(seed: int, arguments: Arguments) -> list[str]:
     return [sys.executable, str(HERE / "keras_tutorial.py"), *paths, str(arguments.keras_epochs), str(seed)]
 
 
-def run(command: list[str], target: float, environment: dict[str, str]) -> dict[str, Any]:
-    """Runs until a line reports the accuracy; the seconds and epochs it took, or those of the whole run."""
+def run(command: list[str], target: float, environment: dict[str, str], limit: float = math.inf) -> dict[str, Any]:
+    """Runs until a line reports the accuracy, or for `limit` seconds; the seconds and epochs it took."""
     start, accuracies, reached = time.perf_counter(), [], False
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=os.environ | environment, text=True, **pipes) as process:
+        stop = threading.Timer(min(limit, threading.TIMEOUT_MAX), process.kill)
+        stop.daemon = True
+        stop.start()
         for line in process.stdout:
             if line.startswith("epoch") and (found := ACCURACY.search(line)):
                 accuracies.append(float(found[1]))
                 if reached := accuracies[-1] >= target:
                     break
         seconds = time.perf_counter() - start
+        stop.cancel()
         process.kill()
-    if not accuracies:
+    if not accuracies and seconds < limit:
         raise SystemExit(f"no epoch of `{' '.join(command)}` ended; run it to see why")
     return {"seconds": seconds, "epochs": len(accuracies), "reached": reached, "accuracies": accuracies}
 
@@ -106,8 +115,10 @@ def main(arguments: Arguments) -> None:
                     keras_tutorial(seed, arguments),
                     {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
                 )
+            limit = math.inf
             for name, (command, environment) in contestants.items():
-                rows.append({"who": name, "seed": seed} | run(command, arguments.target, environment))
+                rows.append({"who": name, "seed": seed} | run(command, arguments.target, environment, limit))
+                limit = arguments.keras_limit * rows[-1]["seconds"]  # Keras comes last
                 console.print(f"{name}, seed {seed}: {said(rows[-1])}")
     console.print(as_table(rows, arguments.target))
     if arguments.json:
@@ -115,8 +126,8 @@ def main(arguments: Arguments) -> None:
 
 
 def said(row: dict[str, Any]) -> str:
-    end = "" if row["reached"] else ", not reached"
-    return f"{row['seconds']:.0f} s, {row['epochs']} epochs{end}"
+    best = f", not reached: {max(row['accuracies'], default=0):.3f} at best"
+    return f"{row['seconds']:.0f} s, {row['epochs']} epochs{'' if row['reached'] else best}"
 
 
 def as_table(rows: list[dict[str, Any]], target: float) -> Table:

@@ -1,7 +1,8 @@
-"""The Keras tutorials' own way: `python benchmarks/keras_tutorial.py TRAIN_H5 TEST_H5 EPOCHS SEED`.
+"""The Keras tutorials' own way: `python benchmarks/keras_tutorial.py TRAIN_H5 TEST_H5 EPOCHS SEED [SAVE]`.
 
 Their network, their preprocessing (÷ 255, one-hot labels), `fit` with Adam and batches of 32. All that is added is the
-test accuracy after each epoch, as a line "epoch 3 test accuracy 0.1234".
+test accuracy after each epoch, as a line "epoch 3 test accuracy 0.1234", and where SAVE is given, the model saved there
+as they save theirs.
 """
 
 import sys
@@ -23,7 +24,7 @@ def load(path, split):
         return images, np.eye(len(file["list_classes"]))[labels]
 
 
-def main(train_path, test_path, epochs, seed):
+def main(train_path, test_path, epochs, seed, save=None):
     keras.utils.set_random_seed(int(seed))
     train, test = load(train_path, "train"), load(test_path, "test")
     logits = keras_resnet50(classes=train[1].shape[1], size=train[0].shape[1])
@@ -32,6 +33,8 @@ def main(train_path, test_path, epochs, seed):
     options = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"], **options)
     model.fit(*train, epochs=int(epochs), batch_size=32, validation_data=test, callbacks=[Report()], verbose=0)
+    if save:
+        model.save(save)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ class ResNet(nn.Module):
     `__call__(images, train=False)` takes float images (batch, height, width, 3), height and width at least 32,
     scaled as in training (the tutorials: to [0, 1]), and returns logits (batch, num_classes), float32, not softmaxed.
     `train=True` normalises with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
-    ones.
+    ones. `features=True` returns a dict of what the network sees on the way: `"stem"`, `"stage2"`, …, `"stage5"` (each
+    (batch, h, w, channels), in `dtype`), `"embedding"` (batch, n), which the last layer weights, and `"logits"`.
 
     Attributes:
       num_classes: width of the last layer, which is named `fc{num_classes}`.
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
     frozen: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         check_images(images)
         if self.width * self.widen % self.groups:
             raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
@@ -107,6 +108,8 @@ class ResNet(nn.Module):
         x = self.act(x) if self.stem_relu else x
         x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, width) for 64×64 images, 16 with padding
 
+        seen = {"stem": x}
+
         layers = {"conv": conv, "norm": norm, "act": self.act, "residual_scale": self.residual_scale}
         for stage, blocks in enumerate(self.stage_sizes, start=2):
             planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
@@ -114,6 +117,7 @@ class ResNet(nn.Module):
                 block = self.block(planes, 1 if index else first, x.shape[-1])
                 learns = train and f"stage{stage}" not in self.frozen
                 x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=learns)
+            seen[f"stage{stage}"] = x
 
         x = x.astype(jnp.float32)
         x = x.mean((1, 2)) if self.head == "average" else flat_average(x)

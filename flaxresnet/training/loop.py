@@ -23,7 +23,7 @@ from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
-from flaxresnet.training.preparation import check_splits, describe_run, prepare_folder
+from flaxresnet.training.preparation import check_network, check_splits, describe_run, prepare_folder
 from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, describe_start
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
@@ -83,6 +83,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     train, test = check_splits(splits, config)
     weights = open_weights(config.init) if config.init else None
     config = adopt(config, weights) if weights else config
+    check_network(config)
 
     info = describe_run(config, splits, train, test, weights.preprocessing if weights else None)
     folder = prepare_folder(info, reporter.note)

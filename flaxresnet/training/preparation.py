@@ -1,5 +1,6 @@
 """What must hold before the first step: fitting data, and a folder that takes this run."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
@@ -38,6 +39,18 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
         needed = f"the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
         raise UserError(f"{source} has images of {height}×{width} pixels; {needed}")
     return train, test
+
+
+def check_network(config: TrainConfig) -> None:
+    """Raises UserError where there is no network of this width."""
+    fields = SIZES[config.model]
+    groups, widen = fields.get("groups", 1), fields.get("widen", 1)
+    if config.width * widen % groups:
+        least = groups // math.gcd(groups, widen)
+        raise UserError(
+            f"--width {config.width} cannot be divided into the {groups} groups of {config.model}; "
+            f"give a multiple of {least}"
+        )
 
 
 def describe_run(

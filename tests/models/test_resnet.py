@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import flaxresnet as fr
+from flaxresnet.models.resnet import VARIANTS
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet50_tree.json"
 
@@ -186,6 +187,32 @@ def test_the_keras_variant_has_the_published_number_of_parameters(size):
 @pytest.mark.parametrize("size", TORCHVISION_SIZES)
 def test_the_torchvision_variant_has_the_published_number_of_parameters(size):
     assert size_of(shapes_of(fr.resnet(size, "torchvision", num_classes=1000))["params"]) == TORCHVISION_SIZES[size]
+
+
+def test_features_are_what_the_blocks_return(small):
+    model, variables, images = small
+    apply = jax.jit(model.apply, static_argnames=("features", "capture_intermediates"))
+    features = apply(variables, images, features=True)
+    assert set(features) == {"stem", "stage2", "stage3", "stage4", "stage5", "embedding", "logits"}
+    _, seen = apply(variables, images, capture_intermediates=True)
+    for stage in (2, 3, 4, 5):
+        block = seen["intermediates"][f"res{stage}a"]["__call__"][0]
+        np.testing.assert_allclose(features[f"stage{stage}"], block, rtol=1e-5, atol=1e-6)
+    layer = variables["params"]["fc4"]
+    np.testing.assert_allclose(features["embedding"] @ layer["kernel"] + layer["bias"], features["logits"], atol=1e-5)
+    np.testing.assert_allclose(features["logits"], apply(variables, images), rtol=1e-5, atol=1e-6)
+
+
+def test_the_pooled_embedding_of_the_other_variants_is_the_average(small_init):
+    model = fr.ResNet(**(VARIANTS["torchvision"] | {"num_classes": 2, "stage_sizes": (1, 1), "width": 4}))
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    features = jax.jit(lambda v, x: model.apply(v, x, features=True))(small_init(model), images)
+    np.testing.assert_allclose(features["embedding"], features["stage3"].mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_groups_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="width 8 · widen 2 cannot be divided into 32 groups"):
+        shapes_of(fr.resnet("resnext50_32x4d", num_classes=2, width=8))
 
 
 def test_only_the_tutorials_head_is_tied_to_a_size_of_images():

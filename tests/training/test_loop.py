@@ -322,3 +322,10 @@ def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_pat
     assert any(line.startswith("compiled for 1 ") for line in lines)
     assert lines[-1].startswith("epoch 1/1  train loss ")
     assert not any("\x1b" in line or "\r" in line for line in lines)
+
+
+def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder):
+    message = "--width 4 cannot be divided into the 32 groups of resnext50_32x4d; give a multiple of 16"
+    with pytest.raises(fr.UserError, match=message):
+        fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d"), verbose=False)
+    assert not (tmp_path / "run").exists()

@@ -171,7 +171,7 @@ class TrainConfig:
     """Keep compiled programs in the user's cache folder, so that the next start is faster."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "workdir"):
+        for name in ("data", "workdir", "init"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
         hints = typing.get_type_hints(type(self))

@@ -43,6 +43,8 @@ def main(arguments: Arguments) -> int:
         raise UserError(
             f"{target} does not say what to write; let its name end in {', '.join(WRITERS)}, or name a folder"
         )
+    if not to_file and arguments.world:
+        raise UserError(f"--world {arguments.world} is for .safetensors and .pth; {target} is a run's folder")
     if to_file and target.exists() and not arguments.overwrite:
         raise UserError(f"{target} exists; give --overwrite to replace it")
     weights = open_weights(arguments.source)
@@ -54,4 +56,7 @@ def main(arguments: Arguments) -> int:
     numbers = sum(array.size for array in weights.table.values())
     title = WORLDS[weights.variant].title
     print(f"{weights.size} as in {title}, {classes}, {numbers:,} numbers in {len(weights.table)} arrays: {target}")
+    p = weights.preprocessing
+    scaling = f"· {p.scale:.4g} - {p.mean} / {p.std}, {p.channels}"
+    print(f"images of {p.height}×{p.width}, pixels 0–255 {scaling}")
     return 0

@@ -1,5 +1,6 @@
 """From a picture file to what the network takes: decode, resize, scale. Training and prediction share this file."""
 
+import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.errors import UserError
+
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
+LARGEST_SIDE = 2**16  # pixels
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,24 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`; of runs before there was a mean, too."""
+        """The inverse of `to_json`; of runs before there was a mean, too. Raises UserError for what cannot be."""
         tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**(values | tuples))
+        made = cls(**(values | tuples))
+        triples = [made.mean, made.std]
+        numbers = [made.scale, *made.mean, *made.std]
+        fits = {
+            "height and width": all(
+                isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in (made.height, made.width)
+            ),
+            "resize": made.resize in FILTERS,
+            "scale, mean and std": all(len(triple) == 3 for triple in triples)
+            and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+            and min(made.std) > 0,
+            "channels": made.channels in ("rgb", "bgr"),
+        }
+        if wrong := [name for name, is_fit in fits.items() if not is_fit]:
+            raise UserError(f"preprocessing with {wrong[0]} that cannot be: {values}")
+        return made
 
     def load(self, photo: str | Path | IO[bytes] | np.ndarray) -> np.ndarray:
         """A photo in the network's size: (height, width, 3), uint8. See `decode` for what is read and raised."""

@@ -100,6 +100,8 @@ def check_writable(weights: Weights, kind: str, world: str) -> None:
         raise UserError(f"{this} cannot be written with the names of {world}; choose {' or '.join(fitting)}")
     if world == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
         raise UserError(f"Hugging Face's ResNet has neither groups nor wide blocks, so it cannot hold a {weights.size}")
+    if not weights.stem_relu and weights.variant != "tutorial":
+        raise UserError(f"{this} without a ReLU in its stem cannot be written for {WORLDS[world].title}, which has one")
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
 
@@ -107,6 +109,8 @@ def check_writable(weights: Weights, kind: str, world: str) -> None:
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(9)
+    if path.stat().st_size > keras_files.LARGEST:
+        raise UserError(f"it is larger than {keras_files.LARGEST // 2**30} GiB, which no ResNet is")
     if start.startswith(HDF5):
         return ".h5"
     if start.startswith(ZIP):
@@ -119,7 +123,7 @@ def _kind(path: Path) -> str:
         raise UserError("it is an archive of neither Keras nor PyTorch")
     if start[8:] == b"{" or path.suffix == ".safetensors":
         return ".safetensors"
-    if path.suffix in (".pth", ".pt", ".bin"):
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
         return ".pth"
     raise UserError(f"it is no file of weights; known are {', '.join(WRITERS)}")
 
@@ -135,7 +139,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -22,12 +22,19 @@ from flaxresnet.interop.worlds import WORLDS
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 ABOUT = "flaxresnet"  # the attribute, or the file in the archive, that holds `describe`'s words
+STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
+LARGEST_TEXT = 64 * 2**20  # bytes of a model's configuration
 LARGEST = 4 * 2**30  # bytes of all arrays of a file, or of an archive's member; more is no ResNet
 # Names of a layer's variables, in the order in which Keras keeps them.
 LEAVES = {
     "conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+# Layers of which a ResNet is made in Keras.
+KINDS = {
+    *("InputLayer", "ZeroPadding2D", "Conv2D", "BatchNormalization", "Activation", "ReLU", "MaxPooling2D", "Add"),
+    *("AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dropout", "Dense", "Softmax"),
 }
 TABLE_LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
@@ -38,7 +45,8 @@ def read_h5(file: IO[bytes]) -> Weights:
         _check_plain(h5)
         config = json.loads(h5.attrs["model_config"]) if "model_config" in h5.attrs else {}
         about = json.loads(h5.attrs[ABOUT]) if ABOUT in h5.attrs else {}
-        entries = dict(_legacy_entries(h5) if "layers" not in h5 else _store_entries(h5, {}))
+        is_store = any(name in h5 for name in STORES)
+        entries = dict(_store_entries(h5, {}) if is_store else _legacy_entries(h5))
     return _recognised(entries, config, about)
 
 
@@ -104,10 +112,14 @@ def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
 def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """("layer/leaf", array) of Keras 3's store, where a layer is a class with a number and its arrays are numbered."""
     names = _names_by_class(config)
-    for group in h5["layers"]:
+    store = h5[next(name for name in STORES if name in h5)]
+    for group in store:
         kind = group.rstrip("0123456789").removesuffix("_")
-        variables = h5["layers"][group].get("vars")
-        if kind not in ("conv2d", "dense", "batch_normalization") or not variables:
+        variables = store[group].get("vars")
+        if not variables:
+            continue
+        if kind not in LEAVES:  # such as Normalization: it belongs to no ResNet, and says so as an unexpected entry
+            yield from ((f"{group}/{index}", np.asarray(array)) for index, array in variables.items())
             continue
         name = variables.attrs.get("name") or names.get(group)
         if name is None:
@@ -148,11 +160,38 @@ def _snake_case(kind: str) -> str:
 def _recognised(entries: Table, config: dict[str, Any], about: dict[str, Any]) -> Weights:
     facts = _Facts.of(config)
     weights = recognise(entries, facts.image_size, about, facts.stem_relu)
+    if config:
+        _require_like_ours(config, weights)
     epsilon = weights.model.epsilon
     if other := sorted({e for e in facts.epsilons if abs(e - epsilon) > 1e-3 * epsilon}):
         title = WORLDS[weights.variant].title
         raise UserError(f"its batch norm has epsilon {other[0]:g}, where the network of {title} has {epsilon:g}")
     return weights
+
+
+def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
+    """Raises UserError where a model's layers do something else than the network that its weights fit."""
+    ours = {layer.name: layer.options for layer in _layers(weights) if layer.kind == "Conv2D"}
+    for layer in config["config"]["layers"]:
+        kind, options = layer["class_name"], layer["config"]
+        name = options["name"]
+        expected: dict[str, tuple[Any, ...]] = {"activation": ("relu", "softmax", "linear")}
+        if kind not in KINDS:
+            raise UserError(f"its layer {name} is a {kind}, which is no part of a ResNet as known here")
+        if kind == "Conv2D" and name in ours:
+            strides, groups = ours[name]["strides"], ours[name]["groups"]
+            expected = {
+                "strides": (strides,),
+                "groups": (groups,),
+                "dilation_rate": ([1, 1],),
+                "activation": ("linear",),
+            }
+        elif kind == "MaxPooling2D":
+            expected = {"pool_size": ([3, 3],), "strides": ([2, 2],), "padding": ("valid",)}
+        for option, values in expected.items():
+            found = options.get(option, values[0])
+            if (list(found) if isinstance(found, tuple) else found) not in values:
+                raise UserError(f"its layer {name} has {option} {found}, where a {weights.size} has {values[0]}")
 
 
 class _Facts:
@@ -190,8 +229,9 @@ def _model_name(weights: Weights) -> str:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > LARGEST:
-        raise UserError(f"{name} in it is larger than {LARGEST // 2**30} GiB")
+    limit = LARGEST_TEXT if name.endswith(".json") else LARGEST
+    if archive.getinfo(name).file_size > limit:
+        raise UserError(f"{name} in it is larger than {limit // 2**20} MiB")
     return archive.read(name)
 
 
@@ -201,7 +241,7 @@ def _texts(values: Any) -> list[str]:
 
 def _check_plain(h5: h5py.File) -> None:
     """Raises UserError for links, and for arrays that lie in other files or claim more memory than a network has."""
-    total = 0
+    total, seen = 0, set()
 
     def check(group: h5py.Group, path: str) -> None:
         nonlocal total
@@ -209,6 +249,10 @@ def _check_plain(h5: h5py.File) -> None:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise UserError(f"{path}{name} in it is a link; only plain arrays are read")
             item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:  # two names for one thing: what could multiply, or go round in a circle
+                raise UserError(f"{path}{name} in it is there under another name too; only plain arrays are read")
+            seen.add(address)
             if isinstance(item, h5py.Group):
                 check(item, f"{path}{name}/")
                 continue

@@ -6,6 +6,7 @@ to open need both. `tests/interop` holds them against the real Keras.
 
 from typing import Any, NamedTuple
 
+from flaxresnet.interop.layers import last_side
 from flaxresnet.interop.worlds import World
 from flaxresnet.models.resnet import ResNet, block_names
 
@@ -53,7 +54,8 @@ def keras_layers(model: ResNet, image_size: tuple[int, int], world: World) -> li
     if model.head == "average":
         x = built.add("avg_pool", "GlobalAveragePooling2D", {}, x)
     else:
-        x = built.add("avg_pool", "AveragePooling2D", {"pool_size": [2, 2], "strides": [2, 2]}, x)
+        window = [min(2, last_side(model, side)) for side in image_size]  # small images have shrunk to one pixel
+        x = built.add("avg_pool", "AveragePooling2D", {"pool_size": window, "strides": window}, x)
         x = built.add("flatten", "Flatten", {}, x)
     built.add(
         built.key("fc"), "Dense", {"units": model.num_classes, "activation": "softmax", "use_bias": True}, x, table="fc"

@@ -10,6 +10,7 @@ from flaxresnet.interop.run_folders import read_run
 from flaxresnet.interop.weights import Weights
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+SUFFIXES = {".h5", ".hdf5", ".keras", ".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -20,9 +21,14 @@ def open_weights(source: str) -> Weights:
       UserError: there is nothing of that name, it cannot be fetched, or it holds no ResNet that fits.
     """
     path = Path(source)
-    if path.is_dir():
-        return read_run(path)
-    if not path.exists() and HUB_ID.fullmatch(source) and not path.suffix and not path.parent.exists():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if is_folder:
+        # A folder as Hugging Face's `save_pretrained` makes it holds a file of weights.
+        return next((read_weights(path / name) for name in HUB_FILES if (path / name).exists()), None) or read_run(path)
+    if not exists and HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
         return read_weights(_from_hub(source))
     return read_weights(path)
 

@@ -1,6 +1,8 @@
 """PyTorch's weights: safetensors, and `.pth` where torch is installed; no pickle is executed."""
 
 import json
+import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,12 @@ from flaxresnet.interop.weights import Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
 
 ABOUT = "flaxresnet"  # the entry of the file's metadata that holds `describe`'s words
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the weights in a checkpoint
+WRAPPERS = (
+    "state_dict",
+    "state_dict_ema",
+    "model_state_dict",
+    "model",
+)  # under which training scripts keep the weights in a checkpoint
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -22,16 +29,23 @@ def read_safetensors(path: Path) -> Weights:
     with safe_open(path, framework="flax") as file:
         about = (file.metadata() or {}).get(ABOUT)
         entries = {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - it is no dict
-    return recognise(entries, about=json.loads(about) if about else None)
+    return recognise(_bare(entries), about=json.loads(about) if about else None)
 
 
 def read_pth(path: Path) -> Weights:
     """Raises UserError, or whatever torch raises for a damaged file or one that holds more than tensors."""
     torch = _torch("read")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in state.items() if torch.is_tensor(tensor)}
-    return recognise({name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()})
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError("it holds more than tensors; in PyTorch: torch.save(model.state_dict(), …)") from None
+    if isinstance(state, dict):
+        state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
+    if not isinstance(state, dict):
+        raise UserError(f"it holds a {type(state).__name__}; in PyTorch: torch.save(model.state_dict(), …)")
+    about = getattr(state, "_metadata", {}).get(ABOUT)
+    tensors = {name: tensor.detach() for name, tensor in state.items() if torch.is_tensor(tensor)}
+    return recognise(_bare({name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}), about=about)
 
 
 def write_safetensors(weights: Weights, world: str) -> bytes:
@@ -40,7 +54,10 @@ def write_safetensors(weights: Weights, world: str) -> bytes:
 
 def write_pth(weights: Weights, world: str, path: Path) -> None:
     torch = _torch("write")
-    torch.save({key: torch.from_numpy(array.copy()) for key, array in state_dict(weights, world).items()}, path)
+    state = OrderedDict((key, torch.from_numpy(array.copy())) for key, array in state_dict(weights, world).items())
+    # Where PyTorch keeps its modules' versions; `load_state_dict` looks only for its own entries.
+    state._metadata = {ABOUT: describe(weights)}  # type: ignore[attr-defined]
+    torch.save(state, path)
 
 
 def state_dict(weights: Weights, world: str) -> Table:
@@ -49,6 +66,22 @@ def state_dict(weights: Weights, world: str) -> Table:
     entries = {theirs.key(name, weights.num_classes): theirs.to_theirs(a) for name, a in weights.table.items()}
     counted = [key.removesuffix("running_mean") for key in entries if key.endswith("running_mean")]
     return entries | {f"{layer}num_batches_tracked": np.array(0, np.int64) for layer in counted}
+
+
+def _bare(entries: Table) -> Table:
+    """The entries without what wrappers put before their names: DataParallel, torch.compile, Lightning and the like.
+
+    Hugging Face's network without its last layer leaves out `resnet.`, which is put back.
+    """
+    markers = [world.marker for world in WORLDS.values() if world.torch]
+    if not any(marker in entries for marker in markers):
+        # The first convolution's name is the shortest of those that end alike.
+        ends = [(name, marker) for marker in markers for name in entries if name.endswith("." + marker)]
+        name, marker = min(ends, key=lambda pair: len(pair[0]), default=("", ""))
+        entries = {key.removeprefix(name.removesuffix(marker)): array for key, array in entries.items()}
+    whole = "resnet.embedder.embedder.convolution.weight"
+    headless = whole.removeprefix("resnet.") in entries
+    return {f"resnet.{name}": array for name, array in entries.items()} if headless else entries
 
 
 def _torch(verb: str) -> Any:

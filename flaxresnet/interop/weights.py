@@ -80,6 +80,8 @@ def recognise(
       UserError: the names are of no known world, or entries are missing, unexpected or of another shape.
     """
     about = about or {}
+    stored = Preprocessing.from_json(about["preprocessing"]) if about.get("preprocessing") else None
+    image_size = (stored.height, stored.width) if stored else image_size
     world = next((w for w in WORLDS.values() if w.marker in entries), None)
     if world is None:
         markers = ", ".join(f"{w.marker} ({w.title})" for w in WORLDS.values())
@@ -87,6 +89,15 @@ def recognise(
     found = {key: array for key, array in entries.items() if not key.endswith("num_batches_tracked")}
     heads = [array for array in found.values() if array.ndim == 2]
     num_classes = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
+    if num_classes is not None and num_classes < 2:
+        raise UserError(
+            f"its last layer has {num_classes} output; a classifier needs one for each of two or more classes"
+        )
+    names = about.get("class_names") if num_classes else None
+    if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
+        raise UserError(f"it names {len(names)} classes, and its last layer has {num_classes} outputs")
+    if found[world.marker].ndim != 4:
+        raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
     width = world.from_theirs(found[world.marker]).shape[-1]
     size, shapes, side = _closest(found, world, width, num_classes, image_size)
     keys = {name: world.key(name, num_classes) for name in shapes}
@@ -101,8 +112,8 @@ def recognise(
         stem_relu=about.get("stem_relu", stem_relu),
         num_classes=num_classes,
         table=table,
-        preprocessing=_preprocessing(about, world.variant, side),
-        class_names=tuple(about["class_names"]) if about.get("class_names") else None,
+        preprocessing=stored or Preprocessing(*side, **SCALING[world.variant]),
+        class_names=tuple(names) if names else None,
     )
 
 
@@ -165,18 +176,5 @@ def _usual_image(model: ResNet, rows: int | None) -> tuple[int, int]:
     if model.head == "average":
         return USUAL_SIDE, USUAL_SIDE
     outside = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
-    sides = (side for side in USUAL_SIDES if _pooled(model, side) ** 2 * outside == rows)
+    sides = (side for side in USUAL_SIDES if layers.pooled_side(model, side) ** 2 * outside == rows)
     return (next(sides, USUAL_SIDES[0]),) * 2
-
-
-def _pooled(model: ResNet, side: int) -> int:
-    """Height of what the last layer weights, for images of a height."""
-    side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # the stem's convolution and pooling
-    for _ in model.stage_sizes[1:]:
-        side = -(-side // 2)
-    return side // min(2, side)
-
-
-def _preprocessing(about: dict[str, Any], variant: str, side: tuple[int, int]) -> Preprocessing:
-    stored = about.get("preprocessing")
-    return Preprocessing.from_json(stored) if stored else Preprocessing(*side, **SCALING[variant])

@@ -122,7 +122,8 @@ class ResNet(nn.Module):
         x = x.astype(jnp.float32)
         x = x.mean((1, 2)) if self.head == "average" else flat_average(x)
         dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
-        return dense(x)
+        logits = dense(x)
+        return seen | {"embedding": x, "logits": logits} if features else logits
 
     def block(self, planes: int, strides: int, channels: int) -> Callable[..., nn.Module]:
         """The kind of block that brings (…, channels) to a stage's shape."""

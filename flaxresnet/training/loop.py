@@ -24,7 +24,7 @@ from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import check_network, check_splits, describe_run, prepare_folder
-from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, describe_start
+from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, describe_start, stored_start
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
@@ -81,11 +81,16 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
-    weights = open_weights(config.init) if config.init else None
-    config = adopt(config, weights) if weights else config
+    if config.init is None and (config.freeze or config.settings.head_epochs):
+        reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
+    # A run that goes on has its weights; those that it began with need not be there any more.
+    begun = stored_start(config)
+    weights = open_weights(config.init) if config.init and begun is None else None
+    like = begun or weights
+    config = adopt(config, like) if like else config
     check_network(config)
 
-    info = describe_run(config, splits, train, test, weights.preprocessing if weights else None)
+    info = describe_run(config, splits, train, test, like.preprocessing if like else None)
     folder = prepare_folder(info, reporter.note)
     with Checkpoints(folder.checkpoints) as checkpoints:
         trainer = Trainer(info, train, test, folder, checkpoints, reporter, weights)

@@ -1,22 +1,45 @@
 """Starting from weights that have learned elsewhere: `--init` and `--freeze`."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 
 from flaxresnet.config import PARTS, TrainConfig
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
+from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState
 
 DEFAULTS = TrainConfig()
 
 
-def adopt(config: TrainConfig, weights: Weights) -> TrainConfig:
+class Start(NamedTuple):
+    """What a run that began with weights has of them: fields as in `Weights`."""
+
+    size: str
+    variant: str
+    width: int
+    stem_relu: bool
+    preprocessing: Preprocessing
+
+
+def stored_start(config: TrainConfig) -> Start | None:
+    """The start of the run that `config` goes on with, where it began with the same weights and has checkpoints."""
+    folder = RunFolder(config.workdir)
+    if not (config.init and config.resume and folder.exists() and folder.has_checkpoints()):
+        return None
+    info = folder.read_info()
+    c = info.config
+    same = c.init == config.init and folder.read_metrics()
+    return Start(c.model, c.variant, c.width, c.stem_relu, info.preprocessing) if same else None
+
+
+def adopt(config: TrainConfig, weights: Weights | Start) -> TrainConfig:
     """The configuration with the network of the weights; raises UserError where it asks for another one."""
     theirs = {name: getattr(weights, name) for name in ("variant", "width", "stem_relu")} | {"model": weights.size}
     for name, value in theirs.items():
@@ -60,7 +83,9 @@ def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class
     head = "its last layer too"
     if not with_head:
         there = "none" if weights.num_classes is None else f"{weights.num_classes} classes"
-        head = f"the last layer starts anew ({there} there, {len(class_names)} here)"
+        same = weights.num_classes == len(class_names)
+        why = "other names or another size of images" if same else f"{there} there, {len(class_names)} here"
+        head = f"the last layer starts anew ({why})"
     return f"starting from {config.init}: {weights.size}, {weights.variant}; {head}"
 
 

@@ -69,7 +69,7 @@ class RunInfo:
 
     def difference(self, other: Self) -> str | None:
         """How `other`, a stored run, differs in what training computes, as words; None where it does not."""
-        mine, theirs = self.config.to_json(), other.config.to_json()
+        mine, theirs = self.config.resolve().to_json(), other.config.resolve().to_json()
         for name, value in mine.items():
             if name not in MAY_CHANGE and value != theirs[name]:
                 return f"{flag(name)} {theirs[name]}, not {value}"

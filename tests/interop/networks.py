@@ -9,9 +9,12 @@ from flaxresnet.interop.weights import SCALING, Weights
 from flaxresnet.models.resnet import resnet
 
 
-def random_weights(size: str, variant: str, width: int = 8, image: int = 64, classes: int = 5) -> Weights:
+def random_weights(
+    size: str, variant: str, width: int = 8, image: int | tuple[int, int] = 64, classes: int = 5
+) -> Weights:
     """Every array away from its start, and residual branches small, as after training, so that rounding stays small."""
     rng = np.random.default_rng(0)
+    image_size = image if isinstance(image, tuple) else (image, image)
 
     def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
         values = rng.standard_normal(shape).astype(np.float32)
@@ -22,7 +25,7 @@ def random_weights(size: str, variant: str, width: int = 8, image: int = 64, cla
         last = name.endswith(("branch2c/scale", "branch2b/scale"))
         return values * np.float32(0.1) + (name.endswith("scale") * np.float32(0.3 if last else 1))
 
-    shapes = layers.shapes_of(resnet(size, variant, num_classes=classes, width=width), (image, image))
+    shapes = layers.shapes_of(resnet(size, variant, num_classes=classes, width=width), image_size)
     return Weights(
         size=size,
         variant=variant,
@@ -30,7 +33,7 @@ def random_weights(size: str, variant: str, width: int = 8, image: int = 64, cla
         stem_relu=True,
         num_classes=classes,
         table={name: drawn(name, shape) for name, shape in shapes.items()},
-        preprocessing=Preprocessing(image, image, **SCALING[variant]),
+        preprocessing=Preprocessing(*image_size, **SCALING[variant]),
         class_names=tuple("abcdefghij"[:classes]),
     )
 

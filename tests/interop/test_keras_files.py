@@ -152,6 +152,44 @@ def drop_a_bias(file):
     group.attrs["weight_names"] = [b"res2a_branch2a/kernel"]
 
 
+def same_thing_twice(file):
+    file["model_weights/again"] = file["model_weights/conv1"]
+
+
+def other_strides(file):
+    config = json.loads(file.attrs["model_config"])
+    layer = next(of for of in config["config"]["layers"] if of["name"] == "res2a_branch2b")
+    layer["config"]["strides"] = [2, 2]
+    file.attrs["model_config"] = json.dumps(config)
+
+
+def other_pooling(file):
+    config = file.attrs["model_config"]
+    file.attrs["model_config"] = config.replace('"pool_size": [3, 3]', '"pool_size": [2, 2]')
+
+
+def other_activation(file):
+    file.attrs["model_config"] = file.attrs["model_config"].replace('"relu"', '"leaky_relu"')
+
+
+def layer_in_front(file):
+    file.attrs["model_config"] = file.attrs["model_config"].replace('"ZeroPadding2D"', '"Rescaling"', 1)
+
+
+def wrong_class_names(file):
+    file.attrs["flaxresnet"] = json.dumps({"class_names": ["one"]})
+
+
+def strange_resizing(file):
+    file.attrs["flaxresnet"] = json.dumps({"preprocessing": {"height": 64, "width": 64, "resize": "foo"}})
+
+
+def one_output(file):
+    del file["model_weights/fc5/fc5"]
+    file["model_weights/fc5/fc5/kernel"] = np.zeros((128, 1), np.float32)
+    file["model_weights/fc5/fc5/bias"] = np.zeros(1, np.float32)
+
+
 def text_for_numbers(file):
     del file["model_weights/conv1/conv1/bias"]
     file["model_weights/conv1/conv1/bias"] = "eight"
@@ -162,6 +200,14 @@ def text_for_numbers(file):
     [
         (link_outside, "model_weights/conv1/conv1/kernel in it is a link; only plain arrays are read"),
         (lie_about_size, "its arrays take more than 4 GiB"),
+        (same_thing_twice, "model_weights/conv1 in it is there under another name too; only plain arrays are read"),
+        (other_strides, r"its layer res2a_branch2b has strides \[2, 2\], where a resnet14 has \[1, 1\]"),
+        (other_pooling, r"its layer pool1_pool has pool_size \[2, 2\], where a resnet14 has \[3, 3\]"),
+        (other_activation, r"its layer \w+ has activation leaky_relu, where a resnet14 has relu"),
+        (layer_in_front, "its layer conv1_pad is a Rescaling, which is no part of a ResNet as known here"),
+        (wrong_class_names, "it names 1 classes, and its last layer has 5 outputs"),
+        (strange_resizing, r"preprocessing with resize that cannot be: \{'height': 64"),
+        (one_output, "its last layer has 1 output; a classifier needs one for each of two or more classes"),
         (text_for_numbers, "conv1/conv1/bias in it is not a plain array of numbers"),
         (other_epsilon, "its batch norm has epsilon 0.01, where the network of the tutorials has 0.001"),
         (drop_a_bias, r"not those of a resnet14 of the tutorials: missing: res2a_branch2a/bias$"),
@@ -199,3 +245,33 @@ def test_weights_without_names_are_refused_and_those_with_a_description_read(tmp
         archive.writestr("config.json", json.dumps(keras_config(ordered, "old")))
         archive.write(store, "model.weights.h5")
     assert_same(read_weights(tmp_path / "old.keras"), weights)
+
+
+def test_another_layers_variables_in_a_store_are_unexpected(tmp_path):
+    path = tmp_path / "w.weights.h5"
+    write_weights(random_weights("resnet14", "tutorial"), path)
+    with h5py.File(path, "a") as file:
+        file["layers/normalization/vars/0"] = np.zeros(3, np.float32)
+    with pytest.raises(UserError, match=r"not those of a resnet14 of the tutorials: unexpected: normalization/0$"):
+        read_weights(path)
+
+
+def test_the_store_of_keras_2_is_read(tmp_path):
+    weights = random_weights("resnet14", "tutorial")
+    write_weights(weights, tmp_path / "w.weights.h5")
+    with h5py.File(tmp_path / "w.weights.h5", "a") as file:
+        file.move("layers", "_layer_checkpoint_dependencies")
+    assert_same(read_weights(tmp_path / "w.weights.h5"), weights)
+
+
+def test_small_and_oblong_images_of_the_tutorials_network(tmp_path):
+    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
+    small = random_weights("resnet18", "tutorial", width=4, image=32)
+    write_weights(small, tmp_path / "w.keras")
+    assert keras.saving.load_model(tmp_path / "w.keras", compile=False).input_shape == (None, 32, 32, 3)
+    oblong = dataclasses.replace(
+        random_weights("resnet18", "tutorial", width=4, image=(64, 160)),
+        preprocessing=dataclasses.replace(small.preprocessing, height=64, width=160),
+    )
+    write_weights(oblong, tmp_path / "w.weights.h5")
+    assert_same(read_weights(tmp_path / "w.weights.h5"), oblong)

@@ -123,6 +123,8 @@ def _data_of_run(run: str | Path, split: str) -> Splits:
     """What the run was trained with, wherever the current folder is."""
     stored = RunFolder(run).read_info().data
     path = stored["path"]
+    if stored["train_fingerprint"] is None:
+        raise UserError(f"{run} was made of {stored['source']} and knows no images; give --data")
     if path is not None and not Path(path).exists():
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
     splits = drawn_signs() if path is None else open_dataset(path)

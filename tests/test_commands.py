@@ -214,3 +214,39 @@ def test_ctrl_c_ends_with_a_sentence():
         raise KeyboardInterrupt
 
     assert cli.run(interrupted) == 130
+
+
+def test_weights_are_carried_from_a_run_to_keras_and_back(shell, finished_run, data_folder, tmp_path):
+    file, back = tmp_path / "small.keras", tmp_path / "back"
+    status, out, _ = shell("convert", finished_run, file)
+    assert status == 0
+    assert "resnet14 as in the tutorials, 3 classes" in out
+    assert "images of 32×32" in out
+    assert shell("convert", file, back)[0] == 0
+    answers = [json.loads(shell("evaluate", run, "--data", data_folder, "--json")[1]) for run in (finished_run, back)]
+    assert answers[0]["accuracy"] == answers[1]["accuracy"]
+    assert answers[0]["loss"] == answers[1]["loss"]
+    assert answers[0]["confusion"] == answers[1]["confusion"]
+    status, _, err = shell("evaluate", back)
+    assert (status, err) == (2, f"error: {back} was made of weights of {file} and knows no images; give --data\n")
+    assert shell("evaluate", back, "--data", data_folder, "--checkpoint", "best")[0] == 0
+
+    assert shell("convert", file, tmp_path / "named", "--class-names", "a, b,c")[0] == 0
+    assert fr.Classifier.load(tmp_path / "named").class_names == ("a", "b", "c")
+    for words, message in (
+        (("convert", file, file), f"{file} exists; give --overwrite to replace it"),
+        (("convert", file, tmp_path / "x.txt"), "x.txt does not say what to write; let its name end in .weights.h5"),
+        (
+            ("convert", file, tmp_path / "x", "--world", "huggingface"),
+            "--world huggingface is for .safetensors and .pth",
+        ),
+        (("convert", file, tmp_path / "x", "--class-names", "a,b"), f"--class-names has 2 names; {file} has 3 classes"),
+        (("convert", file, back), f"{back} exists and is not overwritten; name another folder"),
+        (("convert", file, tmp_path / "x.pth"), "a resnet14 of the variant tutorial cannot be written as .pth"),
+    ):
+        status, _, err = shell(*words)
+        assert status == 2
+        assert message in err
+    assert not (tmp_path / "x").exists()
+    status, out, _ = shell("convert", file, file, "--overwrite")
+    assert status == 0

@@ -1,6 +1,6 @@
 """`python -m flaxresnet convert IN OUT`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +32,12 @@ class Arguments:
     world: Literal["torchvision", "huggingface"] | None = None
     """Whose names a .safetensors or .pth file gets. Left out: torchvision's, which timm shares."""
 
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Of a run's folder: the weights after the last epoch, or those that were best on the test images."""
+
+    class_names: str | None = None
+    """Names of the classes, divided by commas, for files that do not tell; otherwise a run calls them 0, 1, …."""
+
     overwrite: bool = False
     """Replace OUT where it is a file that exists."""
 
@@ -47,7 +53,14 @@ def main(arguments: Arguments) -> int:
         raise UserError(f"--world {arguments.world} is for .safetensors and .pth; {target} is a run's folder")
     if to_file and target.exists() and not arguments.overwrite:
         raise UserError(f"{target} exists; give --overwrite to replace it")
-    weights = open_weights(arguments.source)
+    weights = open_weights(arguments.source, arguments.checkpoint)
+    if arguments.class_names is not None:
+        names = tuple(name.strip() for name in arguments.class_names.split(","))
+        if len(names) != weights.num_classes or not all(names):
+            raise UserError(
+                f"--class-names has {len(names)} names; {arguments.source} has {weights.num_classes} classes"
+            )
+        weights = replace(weights, class_names=names)
     if to_file:
         write_weights(weights, target, arguments.world)
     else:

@@ -3,6 +3,7 @@
 import logging
 import re
 from pathlib import Path
+from typing import Literal
 
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import read_weights
@@ -14,8 +15,12 @@ SUFFIXES = {".h5", ".hdf5", ".keras", ".safetensors", ".pth", ".pt", ".bin", ".c
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_weights(source: str) -> Weights:
+def open_weights(source: str, checkpoint: Literal["latest", "best"] = "latest") -> Weights:
     """The weights of a run's folder, a file, or a model on the hub, such as `"microsoft/resnet-50"`.
+
+    Args:
+      source: which.
+      checkpoint: of a run, the latest or the best on the test images.
 
     Raises:
       UserError: there is nothing of that name, it cannot be fetched, or it holds no ResNet that fits.
@@ -27,7 +32,9 @@ def open_weights(source: str) -> Weights:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if is_folder:
         # A folder as Hugging Face's `save_pretrained` makes it holds a file of weights.
-        return next((read_weights(path / name) for name in HUB_FILES if (path / name).exists()), None) or read_run(path)
+        return next((read_weights(path / name) for name in HUB_FILES if (path / name).exists()), None) or read_run(
+            path, checkpoint
+        )
     if not exists and HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
         return read_weights(_from_hub(source))
     return read_weights(path)

@@ -87,10 +87,11 @@ class Checkpoints:
         Raises:
           UserError: there is no checkpoint, or it does not fit.
         """
-        steps = {"latest": self._manager.latest_step, "best": self._manager.best_step}
-        if which not in steps:
+        if which not in ("latest", "best"):
             raise UserError(f"checkpoint is {which!r}; give 'latest' or 'best'")
-        step = steps[which]()
+        # Weights that were not trained here have no test accuracy by which one would be the best.
+        best = self._manager.best_step() if which == "best" else None
+        step = self._manager.latest_step() if best is None else best
         found = self._restore(step, params=variables["params"], eval_stats=variables["batch_stats"])
         return {"params": found["params"], "batch_stats": found["eval_stats"]}
 

@@ -12,9 +12,20 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.conv_forms import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, Window, native, result_size
+from flaxresnet.models import conv_forms as forms
+from flaxresnet.models.conv_forms import (
+    FORWARD,
+    INPUT_GRADIENT,
+    KERNEL_GRADIENT,
+    LAYOUT,
+    ROWS,
+    Window,
+    native,
+    result_size,
+)
 
 
 class Choice(NamedTuple):
@@ -35,6 +46,7 @@ SMALL = 36  # pixels of the result up to which patches win in all three
 WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
 MANY = 1000  # pixels of all results from which Winograd's products outweigh the transform of the kernel
 FEW = 8  # channels up to which an image's rows, not its patches, are laid out for the kernel's gradient
+LARGE_KERNEL = 1_000_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
 LARGE_PATCHES = 400_000  # elements of an image's patches (pixels × kernel × channels) that still pay for its gradient
 
 
@@ -134,6 +146,60 @@ class Conv(nn.Conv):
     """
 
     conv_general_dilated: Any = conv_general_dilated
+
+
+def features_first(shape: Sequence[int]) -> bool:
+    """Whether a kernel of this shape, (h, w, channels, features), had better lie (features, h, w, channels).
+
+    It had where the matrix product is over before the kernel has been read twice: one photo at a time.
+    """
+    return math.prod(shape) >= LARGE_KERNEL
+
+
+class FoldedConv(nn.Module):
+    """A convolution for inference, with a bias; a kernel that is `features_first` lies (features, h, w, channels).
+
+    Fields as in `nn.Conv`, as far as `ResNet` gives them; `use_bias` has to be True.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str | Sequence[tuple[int, int]] = "SAME"
+    use_bias: bool = True
+    dtype: Any = None
+    feature_group_count: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x.shape[-1] // self.feature_group_count, self.features)
+        turned = features_first(shape)
+        kernel = self.param("kernel", nn.initializers.zeros, (shape[3], *shape[:3]) if turned else shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        window = Window(self.strides, _explicit_padding(x.shape[1:3], shape[:2], self.strides, self.padding))
+        if not turned or self.feature_group_count > 1:
+            kernel = jnp.moveaxis(kernel, 0, -1) if turned else kernel
+            options = {"feature_group_count": self.feature_group_count, "dimension_numbers": LAYOUT}
+            return conv_general_dilated(x, kernel, window.strides, window.pads, **options) + bias
+        return _convolve_features_first(x, kernel, window) + bias
+
+
+@functools.partial(jax.jit, static_argnames="window")
+def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    shape = (*kernel.shape[1:], kernel.shape[0])
+    form = choose(x.shape, shape, window, bits=8 * x.dtype.itemsize).forward
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if form in ROWS:
+            return forms.features_first(form, x, kernel, window)
+        return FORWARD[form](x, jnp.moveaxis(kernel, 0, -1), window)
+
+    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "OHWI", "NHWC")
+        return lax.conv_general_dilated(x, kernel, window.strides, window.pads, dimension_numbers=layout)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
 def _is_plain(lhs: jax.Array, options: dict[str, Any]) -> bool:

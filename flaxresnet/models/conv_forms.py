@@ -45,24 +45,49 @@ def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def pointwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """A 1×1 convolution without padding as one matrix product: (batch·h·w, channels) × (channels, features)."""
-    x = x[:, :: window.strides[0], :: window.strides[1]]
-    out = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=window.precision)
-    return out.reshape(*x.shape[:-1], -1)
+    return _product(pixel_rows(x, kernel.shape, window), kernel[0, 0], window)
+
+
+def pixel_rows(x: jax.Array, kernel: Sequence[int], window: Window) -> jax.Array:
+    """What a 1×1 convolution weights: (batch, h', w', channels)."""
+    return x[:, :: window.strides[0], :: window.strides[1]]
 
 
 def patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Every window laid out as one row, then one matrix product (im2col)."""
-    height, width = result_size(x.shape, kernel.shape, window)
+    return _product(patch_rows(x, kernel.shape, window), kernel.reshape(-1, kernel.shape[3]), window)
+
+
+def patch_rows(x: jax.Array, kernel: Sequence[int], window: Window) -> jax.Array:
+    """Every window as one row, for a kernel of that shape: (batch, h', w', kh · kw · channels)."""
+    height, width = result_size(x.shape, kernel, window)
     x = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
-    (down, right), (tall, wide) = window.strides, kernel.shape[:2]
+    (down, right), (tall, wide) = window.strides, kernel[:2]
     windows = [
         x[:, i : i + down * (height - 1) + 1 : down, j : j + right * (width - 1) + 1 : right]
         for i in range(tall)
         for j in range(wide)
     ]
-    rows = jnp.concatenate(windows, axis=-1).reshape(-1, tall * wide * x.shape[-1])
-    out = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), precision=window.precision)
-    return out.reshape(x.shape[0], height, width, -1)
+    return jnp.concatenate(windows, axis=-1)
+
+
+def _product(rows: jax.Array, matrix: jax.Array, window: Window) -> jax.Array:
+    """(batch, h', w', k) × (k, features)."""
+    out = jnp.dot(rows.reshape(-1, rows.shape[-1]), matrix, precision=window.precision)
+    return out.reshape(*rows.shape[:-1], -1)
+
+
+# The forms that are one matrix product: what they make rows of.
+ROWS: dict[str, Callable[[jax.Array, Sequence[int], Window], jax.Array]] = {
+    "pointwise": pixel_rows,
+    "patches": patch_rows,
+}
+
+
+def features_first(form: str, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """A form of `ROWS` with a kernel (features, kh, kw, channels), which is read in the order in which it lies."""
+    features, *sizes = kernel.shape
+    return _product(ROWS[form](x, (*sizes, features), window), kernel.reshape(features, -1).T, window)
 
 
 # Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308, section 4.1): a tile of 2×2 results of a 3×3 kernel

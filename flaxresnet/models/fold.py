@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
+from flaxresnet.models.conv import FoldedConv, features_first
 from flaxresnet.models.resnet import ResNet
 
 
@@ -23,10 +25,11 @@ def fold_batch_norm(model: ResNet, variables: Any) -> tuple[ResNet, Any]:
       variables: its {"params": …, "batch_stats": …}; they are not changed.
 
     Returns:
-      A model and its variables {"params": …}: the same logits, to rounding, for `train=False`.
+      A model and its variables {"params": …}: the same logits, to rounding, for `train=False`. Its convolutions are
+      `FoldedConv`s, whatever the network's were.
     """
     params = _fold(variables["params"], variables["batch_stats"], model.epsilon)
-    return model.clone(norm=no_norm, conv_bias=True), {"params": params}
+    return model.clone(norm=no_norm, conv=FoldedConv, conv_bias=True), {"params": params}
 
 
 def _fold(params: Any, stats: Any, epsilon: float) -> Any:
@@ -37,7 +40,9 @@ def _fold(params: Any, stats: Any, epsilon: float) -> Any:
         if norm != name and norm in params:
             gain = params[norm]["scale"] * lax.rsqrt(stats[norm]["var"] + epsilon)  # (features,)
             bias = (layer.get("bias", 0.0) - stats[norm]["mean"]) * gain + params[norm]["bias"]
-            folded[name] = {"kernel": layer["kernel"] * gain, "bias": bias}
+            kernel = layer["kernel"] * gain
+            turned = jnp.moveaxis(kernel, -1, 0) if features_first(kernel.shape) else kernel
+            folded[name] = {"kernel": turned, "bias": bias}
         elif name not in stats:
             folded[name] = layer
         elif "mean" not in stats[name]:

@@ -6,14 +6,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import flaxresnet as fr
+from flaxresnet.models import conv
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import VARIANTS
 
 
+@pytest.mark.parametrize("large", [10**6, 100], ids=["small kernels", "large kernels"])
 @pytest.mark.parametrize(
-    "fields", [{"stem_relu": True}, {"stem_relu": False}, {"bottleneck": False}, VARIANTS["torchvision"]]
+    "fields",
+    [{"stem_relu": True}, {"stem_relu": False}, {"bottleneck": False}, {"groups": 2}, VARIANTS["torchvision"]],
 )
-def test_a_folded_network_gives_the_same_logits(small_init, fields):
+def test_a_folded_network_gives_the_same_logits(small_init, monkeypatch, fields, large):
+    monkeypatch.setattr(conv, "LARGE_KERNEL", large)
     model = fr.ResNet(**({"num_classes": 4, "stage_sizes": (2, 1), "width": 4, "epsilon": 1e-2} | fields))
     rng = np.random.default_rng(0)
     # Every scale, bias, mean and variance away from its start, so that each one matters.
@@ -30,3 +34,26 @@ def test_a_folded_network_gives_the_same_logits(small_init, fields):
         "the convolutions and the dense layer stay, batch norm is gone"
     )
     jax.tree.map(np.testing.assert_array_equal, variables, before)
+
+
+def test_large_kernels_lie_features_first(small_init, monkeypatch):
+    monkeypatch.setattr(conv, "LARGE_KERNEL", 400)
+    model = fr.ResNet(num_classes=4, stage_sizes=(1,), width=8)
+    _, folded = fold_batch_norm(model, small_init(model))
+    shapes = {path[-2]: leaf.shape for path, leaf in flatten_dict(folded["params"]).items() if path[-1] == "kernel"}
+    assert shapes == {
+        "conv1": (8, 7, 7, 3),
+        "res2a_branch2a": (1, 1, 8, 8),
+        "res2a_branch2b": (8, 3, 3, 8),
+        "res2a_branch2c": (1, 1, 8, 32),
+        "res2a_branch1": (1, 1, 8, 32),
+        "fc4": (shapes["fc4"][0], 4),
+    }
+
+
+def test_elsewhere_than_on_cpu_the_convolution_is_xlas_own():
+    layer = conv.FoldedConv(512, (3, 3))
+    x, kernel = np.zeros((1, 2, 2, 512), np.float32), np.zeros((512, 3, 3, 512), np.float32)
+    traced = jax.jit(layer.apply).trace({"params": {"kernel": kernel, "bias": np.zeros(512, np.float32)}}, x)
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
-from flaxresnet.training.checkpoint import Checkpoints
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.training.checkpoint import load_run
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
 
@@ -60,16 +58,8 @@ class Classifier:
         Raises:
           UserError: the folder holds no run, no finished checkpoint, or a damaged one.
         """
-        folder = RunFolder(run)
-        info = folder.read_info()
-        model, preprocessing = info.model(), info.preprocessing
-        images = jax.ShapeDtypeStruct((1, preprocessing.height, preprocessing.width, 3), jnp.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-        if not folder.checkpoints.is_dir():
-            raise UserError(f"{folder.path} holds no checkpoint yet; train for at least one epoch first")
-        with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
-            variables = checkpoints.restore_variables(shapes, checkpoint)
-        return cls(model, variables, info.class_names, preprocessing)
+        info, variables = load_run(run, checkpoint)
+        return cls(info.model(), variables, info.class_names, info.preprocessing)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.

@@ -1,6 +1,7 @@
 """Command lines: flags from a dataclass, and a user's mistake as one sentence with exit status 2."""
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import logging
@@ -10,7 +11,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flaxresnet.config import words_for
 from flaxresnet.errors import UserError
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+# What `--help` shows in place of an option's value; a switch has none.
+METAVARS: dict[Any, str] = {str: "STR", int: "INT", float: "FLOAT", tuple[int, int]: "INT INT", bool: " "}
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -32,12 +35,14 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
     """
     import tyro
 
+    argv = _spelt_out(arguments, argv)
     # What a docstring says to callers of Python is no help on a command line.
     description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
-    cli = partial(tyro.cli, arguments, args=list(argv), prog=prog, description=description)
+    cli = partial(tyro.cli, _as_shown(arguments), args=list(argv), prog=prog, description=description)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return cli()
+            given = cli()
+            return arguments(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
     except SystemExit as stop:
         if stop.code != MISTAKE:
             raise
@@ -80,6 +85,36 @@ def _columns(count: int) -> Iterator[None]:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = before
+
+
+def _optional(arguments: type) -> dict[str, Any]:
+    """Options that are None when left out, and their type when not."""
+    hints = typing.get_type_hints(arguments)
+    kinds = {f.name: typing.get_args(hints[f.name]) for f in dataclasses.fields(arguments) if f.default is None}
+    return {name: kind for name, (kind, *_) in kinds.items()}
+
+
+def _as_shown(arguments: type) -> type:
+    """The dataclass with what `--help` says of options that may be left out: their values alone, no default None."""
+    import tyro
+
+    checks = {f.name: f.metadata for f in dataclasses.fields(arguments)}
+    shown: dict[str, Any] = {}
+    for name, kind in _optional(arguments).items():
+        values = METAVARS.get(kind) or "{" + ",".join(typing.get_args(kind)) + "}"
+        flag = name.replace("_", "-")
+        switch: dict[str, Any] = {"name": f"no-{flag}", "aliases": [f"--{flag}"]} if kind is bool else {}
+        shown[name] = Annotated[kind | None, tyro.conf.arg(metavar=values.strip(), help_behavior_hint="", **switch)]
+    members: dict[str, Any] = {name: dataclasses.field(default=None, metadata=checks[name]) for name in shown}
+    members |= {"__annotations__": shown, "__module__": arguments.__module__}
+    return dataclasses.dataclass(frozen=True)(type(arguments.__name__, (arguments,), members))
+
+
+def _spelt_out(arguments: type, argv: Sequence[str]) -> list[str]:
+    """The command line with a value behind every switch that may be left out, which tyro does not know as a switch."""
+    flags = [name.replace("_", "-") for name, kind in _optional(arguments).items() if kind is bool]
+    spelt = {f"--{flag}": f"--{flag}=True" for flag in flags} | {f"--no-{flag}": f"--{flag}=False" for flag in flags}
+    return [spelt.get(word.replace("_", "-"), word) for word in argv]
 
 
 def _sentence(box: str, arguments: type, argv: Sequence[str]) -> str:

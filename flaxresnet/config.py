@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,17 @@ Model = Literal[
     "resnext50_32x4d",
     "wide_resnet50_2",
 ]
+Variant = Literal["tutorial", "keras", "torchvision"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network: what the options become that are left at None without `--init`, as `TrainConfig` explains them."""
+
+    model: Model = "resnet50"
+    variant: Variant = "tutorial"
+    width: int = 64
+    stem_relu: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ FINETUNE = dataclasses.replace(
     ROBUST, learning_rate=3e-4, augment_ramp=1.0, residual_scale=1.0, head_epochs=1.0, layer_decay=0.8
 )
 RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FINETUNE}
+Defaults = TypeVar("Defaults", Recipe, Network)
 PARTS = ("stem", "stage2", "stage3", "stage4", "stage5")
 
 
@@ -83,7 +95,7 @@ def option(default: Any, check: Check) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained. Options whose default is None take the recipe's value.
+    """How a network is trained. What is shown without a default is left to the recipe.
 
     Raises UserError (a ValueError), naming the option and its value, where a value is of the wrong type or out of
     range.
@@ -113,17 +125,17 @@ class TrainConfig:
     freeze: str | None = option(None, PARTS_LIST)
     """Parts that do not learn, batch norm's statistics among them: stem,stage2,…,stage5; backbone is all of them."""
 
-    model: Model = "resnet50"
-    """Size of the network."""
+    model: Model | None = None
+    """Size of the network. Left out: that of --init, or resnet50."""
 
-    variant: Literal["tutorial", "keras", "torchvision"] = "tutorial"
-    """How the network is written: as in the tutorials, as in Keras Applications, or as in torchvision and timm."""
+    variant: Variant | None = None
+    """Written as in the tutorials, in Keras Applications, or in torchvision. Left out: that of --init, or tutorial."""
 
-    width: int = option(64, at_least(1))
-    """Features of the first convolution; every other layer's width is a multiple of it."""
+    width: int | None = option(None, at_least(1))
+    """Features of the first convolution, on which all others' depend. Left out: those of --init, or 64."""
 
-    stem_relu: bool = True
-    """A ReLU after bn_conv1. One of the two tutorials leaves it out."""
+    stem_relu: bool | None = None
+    """A ReLU after bn_conv1; one of the two tutorials leaves it out. Left out: as in --init, or with it."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; parameters, statistics, logits and loss are float32 with either."""
@@ -183,9 +195,17 @@ class TrainConfig:
     @property
     def settings(self) -> Recipe:
         """The recipe's options, with those given explicitly in place of the recipe's."""
-        recipe = RECIPES[self.recipe]
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(recipe) if getattr(self, f.name) is not None}
-        return dataclasses.replace(recipe, **given)
+        return self._over(RECIPES[self.recipe])
+
+    @property
+    def network(self) -> Network:
+        """Which network, with what was left out filled in."""
+        return self._over(Network())
+
+    def _over(self, defaults: Defaults) -> Defaults:
+        """The defaults, with the options that were given in their place."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(defaults)}
+        return dataclasses.replace(defaults, **{name: value for name, value in options.items() if value is not None})
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -194,8 +214,8 @@ class TrainConfig:
         return PARTS if "backbone" in named else tuple(part for part in PARTS if part in named)
 
     def resolve(self) -> Self:
-        """The same configuration with every option that was left to the recipe filled in."""
-        return dataclasses.replace(self, **dataclasses.asdict(self.settings))
+        """The same configuration with every option filled in that was left to the recipe or to the network."""
+        return dataclasses.replace(self, **dataclasses.asdict(self.settings), **dataclasses.asdict(self.network))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -67,10 +67,10 @@ def test_defaults_are_those_of_the_help():
         "recipe": "robust",
         "init": None,
         "freeze": None,
-        "model": "resnet50",
-        "variant": "tutorial",
-        "width": 64,
-        "stem_relu": True,
+        "model": None,
+        "variant": None,
+        "width": None,
+        "stem_relu": None,
         "precision": "float32",
         "learning_rate": None,
         "schedule": None,
@@ -141,17 +141,20 @@ RESOLVED = {
 }
 
 
+NETWORK = {"model": "resnet50", "variant": "tutorial", "width": 64, "stem_relu": True}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_fills_in_what_was_left_to_it_and_nothing_else(recipe):
+def test_the_recipe_and_the_network_fill_in_what_was_left_to_them_and_nothing_else(recipe):
     given = TrainConfig(recipe=recipe, epochs=3, seed=9)
     resolved = given.resolve()
-    assert resolved.to_json() == given.to_json() | RESOLVED[recipe]
+    assert resolved.to_json() == given.to_json() | RESOLVED[recipe] | NETWORK
     assert resolved.resolve() == resolved
     assert [name for name, value in resolved.to_json().items() if value is None] == ["data", "init", "freeze"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", RESOLVED["robust"])
+@pytest.mark.parametrize("name", [*RESOLVED["robust"], *NETWORK])
 def test_an_explicit_value_goes_before_the_recipe(recipe, name):
     value = FLAGS[name][1]
     expected = TrainConfig(recipe=recipe).resolve().to_json() | {name: value}
@@ -222,6 +225,7 @@ MISTAKES = [
     ("model", 50, f"--model must be {MODELS}, not 50"),
     ("variant", "tf", "--variant must be 'tutorial' or 'keras' or 'torchvision', not 'tf'"),
     ("width", 0, "--width must be at least 1, not 0"),
+    ("width", True, "--width must be a whole number, not True"),
     ("width", 64.0, "--width must be a whole number, not 64.0"),
     ("stem_relu", 1, "--stem-relu must be true or false, not 1"),
     ("learning_rate", 0, "--learning-rate must be above 0, not 0"),
@@ -443,5 +447,17 @@ def test_help_shows_the_help_texts(capsys, monkeypatch):
 
 def test_the_networks_to_choose_from_are_those_that_there_are():
     hints = typing.get_type_hints(TrainConfig)
-    assert typing.get_args(hints["model"]) == tuple(SIZES)
-    assert typing.get_args(hints["variant"]) == tuple(VARIANTS)
+    assert typing.get_args(typing.get_args(hints["model"])[0]) == tuple(SIZES)
+    assert typing.get_args(typing.get_args(hints["variant"])[0]) == tuple(VARIANTS)
+
+
+def test_help_shows_no_none(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "None" not in capsys.readouterr().out
+
+
+def test_a_switch_that_may_be_left_out_can_be_given_both_ways():
+    assert parse().stem_relu is None
+    assert parse("--stem-relu").stem_relu is True
+    assert parse("--no-stem_relu").stem_relu is False

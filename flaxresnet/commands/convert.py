@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import WRITERS, write_weights
 from flaxresnet.interop.run_folders import write_run
 from flaxresnet.interop.sources import open_weights
+from flaxresnet.interop.weights import SCALING, Weights, fits_images
 from flaxresnet.interop.worlds import WORLDS
 
 
@@ -38,6 +40,15 @@ class Arguments:
     class_names: str | None = None
     """Names of the classes, divided by commas, for files that do not tell; otherwise a run calls them 0, 1, …."""
 
+    stem_relu: bool | None = None
+    """Whether a ReLU follows bn_conv1, for weights of the tutorials that do not tell; otherwise it does."""
+
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images, where the file does not tell, or of a network that takes any."""
+
+    scaling: Literal["tutorial", "keras", "torchvision"] | None = None
+    """How pixels are scaled, where not as this world's pretrained weights want it: ÷255, Caffe's or ImageNet's."""
+
     overwrite: bool = False
     """Replace OUT where it is a file that exists."""
 
@@ -54,22 +65,36 @@ def main(arguments: Arguments) -> int:
     if to_file and target.exists() and not arguments.overwrite:
         raise UserError(f"{target} exists; give --overwrite to replace it")
     weights = open_weights(arguments.source, arguments.checkpoint)
-    if arguments.class_names is not None:
-        names = tuple(name.strip() for name in arguments.class_names.split(","))
-        if len(names) != weights.num_classes or not all(names):
-            raise UserError(
-                f"--class-names has {len(names)} names; {arguments.source} has {weights.num_classes} classes"
-            )
-        weights = replace(weights, class_names=names)
+    weights = told(weights, arguments)
     if to_file:
         write_weights(weights, target, arguments.world)
     else:
         write_run(weights, target, f"weights of {arguments.source}")
     classes = "no last layer" if weights.num_classes is None else f"{weights.num_classes} classes"
     numbers = sum(array.size for array in weights.table.values())
-    title = WORLDS[weights.variant].title
-    print(f"{weights.size} as in {title}, {classes}, {numbers:,} numbers in {len(weights.table)} arrays: {target}")
+    network = f"{weights.network.model} as in {WORLDS[weights.network.variant].title}"
+    print(f"{network}, {classes}, {numbers:,} numbers in {len(weights.table)} arrays: {target}")
     p = weights.preprocessing
     scaling = f"· {p.scale:.4g} - {p.mean} / {p.std}, {p.channels}"
     print(f"images of {p.height}×{p.width}, pixels 0–255 {scaling}")
     return 0
+
+
+def told(weights: Weights, arguments: Arguments) -> Weights:
+    """The weights with what the command line says of them; raises UserError where it says what cannot be."""
+    source = arguments.source
+    if (names := arguments.class_names) is not None:
+        listed = tuple(name.strip() for name in names.split(","))
+        if len(listed) != weights.num_classes or not all(listed):
+            raise UserError(f"--class-names has {len(listed)} names; {source} has {weights.num_classes} classes")
+        weights = replace(weights, class_names=listed)
+    if arguments.stem_relu not in (None, weights.network.stem_relu):
+        if "stem_relu" not in weights.assumed:
+            known = "with" if weights.network.stem_relu else "without"
+            raise UserError(f"--stem-relu is for weights that do not tell; {source} is {known} a ReLU there")
+        weights = replace(weights, network=replace(weights.network, stem_relu=arguments.stem_relu))
+    scaled = Preprocessing(1, 1, **SCALING[arguments.scaling]) if arguments.scaling else weights.preprocessing
+    height, width = arguments.image_size or (weights.preprocessing.height, weights.preprocessing.width)
+    if arguments.image_size and not fits_images(weights, (height, width)):
+        raise UserError(f"--image-size {height} {width} does not fit {source}, whose last layer wants another")
+    return replace(weights, preprocessing=replace(scaled, height=height, width=width))

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flaxresnet.errors import UserError
@@ -12,6 +12,8 @@ from flaxresnet.interop import keras_files, torch_files
 from flaxresnet.interop.weights import Weights
 from flaxresnet.interop.worlds import WORLDS
 
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # how PyTorch's files are called
+SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors", *PICKLED)  # of files that are read
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"  # what such files begin with
 
 
@@ -66,7 +68,7 @@ def write_weights(weights: Weights, path: str | Path, world: str | None = None) 
 
     Args:
       weights: what to write.
-      path: a file that ends in one of `KINDS`; what is there is replaced.
+      path: a file that ends in one of `WRITERS`; what is there is replaced.
       world: whose names to use, `"torchvision"` or `"huggingface"`; None: the first world of the weights' variant.
 
     Raises:
@@ -74,7 +76,7 @@ def write_weights(weights: Weights, path: str | Path, world: str | None = None) 
     """
     path = Path(path)
     kind = kind_to_write(path)
-    world = world or weights.variant
+    world = world or weights.network.variant
     check_writable(weights, kind, world)
     with _replacing(path) as temporary:
         WRITERS[kind][1](weights, world, temporary)
@@ -90,20 +92,26 @@ def kind_to_write(path: Path) -> str:
 
 def check_writable(weights: Weights, kind: str, world: str) -> None:
     """Raises UserError where a kind of file cannot hold these weights under that world's names."""
-    worlds = WRITERS[kind][0]
-    fitting = [name for name in worlds if WORLDS[name].variant == weights.variant]
-    this = f"a {weights.size} of the variant {weights.variant}"
+    network, worlds = weights.network, WRITERS[kind][0]
+    fitting = _of_variant(worlds, network.variant)
+    this = f"a {network.model} of the variant {network.variant}"
     if not fitting:
-        others = [k for k, (names, _) in WRITERS.items() if any(WORLDS[n].variant == weights.variant for n in names)]
+        others = [other for other, (names, _) in WRITERS.items() if _of_variant(names, network.variant)]
         raise UserError(f"{this} cannot be written as {kind}; its kinds are {', '.join(others)}")
     if world not in fitting:
         raise UserError(f"{this} cannot be written with the names of {world}; choose {' or '.join(fitting)}")
     if world == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
-        raise UserError(f"Hugging Face's ResNet has neither groups nor wide blocks, so it cannot hold a {weights.size}")
-    if not weights.stem_relu and weights.variant != "tutorial":
+        raise UserError(
+            f"Hugging Face's ResNet has neither groups nor wide blocks, so it cannot hold a {network.model}"
+        )
+    if not network.stem_relu and network.variant != "tutorial":
         raise UserError(f"{this} without a ReLU in its stem cannot be written for {WORLDS[world].title}, which has one")
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
+
+
+def _of_variant(worlds: Iterable[str], variant: str) -> list[str]:
+    return [name for name in worlds if WORLDS[name].variant == variant]
 
 
 def _kind(path: Path) -> str:
@@ -123,7 +131,7 @@ def _kind(path: Path) -> str:
         raise UserError("it is an archive of neither Keras nor PyTorch")
     if start[8:] == b"{" or path.suffix == ".safetensors":
         return ".safetensors"
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
+    if path.suffix in PICKLED:
         return ".pth"
     raise UserError(f"it is no file of weights; known are {', '.join(WRITERS)}")
 

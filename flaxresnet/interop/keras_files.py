@@ -17,11 +17,10 @@ import numpy as np
 from flaxresnet.errors import UserError
 from flaxresnet.interop.keras_model import KerasLayer, in_keras_order, keras_config, keras_layers
 from flaxresnet.interop.layers import Table
-from flaxresnet.interop.weights import Weights, describe, recognise
+from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
-ABOUT = "flaxresnet"  # the attribute, or the file in the archive, that holds `describe`'s words
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
 LARGEST_TEXT = 64 * 2**20  # bytes of a model's configuration
 LARGEST = 4 * 2**30  # bytes of all arrays of a file, or of an archive's member; more is no ResNet
@@ -66,7 +65,7 @@ def write_h5(weights: Weights, file: IO[bytes]) -> None:
     layers = in_keras_order(_layers(weights))
     with h5py.File(file, "w") as h5:
         h5.attrs["keras_version"], h5.attrs["backend"] = KERAS_VERSION, "jax"
-        h5.attrs["model_config"] = json.dumps(keras_config(layers, _model_name(weights)))
+        h5.attrs["model_config"] = json.dumps(keras_config(layers, weights.network.model))
         h5.attrs[ABOUT] = json.dumps(describe(weights))
         root = h5.create_group("model_weights")
         root.attrs["keras_version"], root.attrs["backend"] = KERAS_VERSION, "jax"
@@ -95,7 +94,7 @@ def write_keras(weights: Weights, file: IO[bytes]) -> None:
     metadata = {"keras_version": KERAS_VERSION, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("metadata.json", json.dumps(metadata))
-        archive.writestr("config.json", json.dumps(keras_config(_layers(weights), _model_name(weights))))
+        archive.writestr("config.json", json.dumps(keras_config(_layers(weights), weights.network.model)))
         archive.writestr(ABOUT + ".json", json.dumps(describe(weights)))
         archive.writestr("model.weights.h5", store.getvalue())
 
@@ -129,7 +128,7 @@ def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str,
 
 
 def _write_store(h5: h5py.File, weights: Weights) -> None:
-    h5.create_group("vars").attrs["name"] = _model_name(weights)
+    h5.create_group("vars").attrs["name"] = weights.network.model
     count: dict[str, int] = {}
     for layer in in_keras_order(_layers(weights)):
         kind = _snake_case(layer.kind)
@@ -164,7 +163,7 @@ def _recognised(entries: Table, config: dict[str, Any], about: dict[str, Any]) -
         _require_like_ours(config, weights)
     epsilon = weights.model.epsilon
     if other := sorted({e for e in facts.epsilons if abs(e - epsilon) > 1e-3 * epsilon}):
-        title = WORLDS[weights.variant].title
+        title = WORLDS[weights.network.variant].title
         raise UserError(f"its batch norm has epsilon {other[0]:g}, where the network of {title} has {epsilon:g}")
     return weights
 
@@ -191,13 +190,15 @@ def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
         for option, values in expected.items():
             found = options.get(option, values[0])
             if (list(found) if isinstance(found, tuple) else found) not in values:
-                raise UserError(f"its layer {name} has {option} {found}, where a {weights.size} has {values[0]}")
+                raise UserError(
+                    f"its layer {name} has {option} {found}, where a {weights.network.model} has {values[0]}"
+                )
 
 
 class _Facts:
     """What a model's configuration tells that weights do not."""
 
-    def __init__(self, image_size: tuple[int, int] | None, stem_relu: bool, epsilons: list[float]) -> None:
+    def __init__(self, image_size: tuple[int, int] | None, stem_relu: bool | None, epsilons: list[float]) -> None:
         self.image_size, self.stem_relu, self.epsilons = image_size, stem_relu, epsilons
 
     @classmethod
@@ -208,12 +209,12 @@ class _Facts:
         sides = tuple(shape[1:3]) if shape and len(shape) == 4 and None not in shape[1:3] else None
         after = [of["class_name"] for of in layers if '["bn_conv1", 0, 0' in json.dumps(of.get("inbound_nodes"))]
         epsilons = [of["config"].get("epsilon", 1e-3) for of in layers if of["class_name"] == "BatchNormalization"]
-        return cls(sides, not after or "MaxPooling2D" not in after, epsilons)
+        return cls(sides, "MaxPooling2D" not in after if after else None, epsilons)
 
 
 def _layers(weights: Weights) -> list[KerasLayer]:
     image = weights.preprocessing.height, weights.preprocessing.width
-    return keras_layers(weights.model, image, WORLDS[weights.variant])
+    return keras_layers(weights.model, image, WORLDS[weights.network.variant])
 
 
 def _arrays(layer: KerasLayer, table: Table) -> dict[str, np.ndarray]:
@@ -222,10 +223,6 @@ def _arrays(layer: KerasLayer, table: Table) -> dict[str, np.ndarray]:
         return {}
     named = {leaf: f"{layer.table}/{TABLE_LEAVES.get(leaf, leaf)}" for leaf in LEAVES[_snake_case(layer.kind)]}
     return {leaf: table[name] for leaf, name in named.items() if name in table}
-
-
-def _model_name(weights: Weights) -> str:
-    return weights.size
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:

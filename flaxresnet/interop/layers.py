@@ -39,6 +39,11 @@ class Place(NamedTuple):
     block: int
     branch: str
 
+    @property
+    def number(self) -> int:
+        """Of the convolution in its block, from 1 on; 0 is the shortcut's."""
+        return 0 if self.branch == "1" else "abc".index(self.branch[1]) + 1
+
 
 def place_of(layer: str) -> Place | None:
     """Where a layer stands by its name; None for those outside of blocks (`conv1`, `bn_conv1`, `fc`)."""

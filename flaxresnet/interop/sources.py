@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from flaxresnet.errors import UserError
-from flaxresnet.interop.files import read_weights
+from flaxresnet.interop.files import SUFFIXES, read_weights
 from flaxresnet.interop.run_folders import read_run
 from flaxresnet.interop.weights import Weights
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-SUFFIXES = {".h5", ".hdf5", ".keras", ".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -32,9 +31,8 @@ def open_weights(source: str, checkpoint: Literal["latest", "best"] = "latest") 
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if is_folder:
         # A folder as Hugging Face's `save_pretrained` makes it holds a file of weights.
-        return next((read_weights(path / name) for name in HUB_FILES if (path / name).exists()), None) or read_run(
-            path, checkpoint
-        )
+        saved = [path / name for name in HUB_FILES if (path / name).exists()]
+        return read_weights(saved[0]) if saved else read_run(path, checkpoint)
     if not exists and HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
         return read_weights(_from_hub(source))
     return read_weights(path)

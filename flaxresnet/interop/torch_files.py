@@ -12,16 +12,11 @@ from safetensors.numpy import save
 
 from flaxresnet.errors import UserError
 from flaxresnet.interop.layers import Table
-from flaxresnet.interop.weights import Weights, describe, recognise
+from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
 
-ABOUT = "flaxresnet"  # the entry of the file's metadata that holds `describe`'s words
-WRAPPERS = (
-    "state_dict",
-    "state_dict_ema",
-    "model_state_dict",
-    "model",
-)  # under which training scripts keep the weights in a checkpoint
+# Under which training scripts keep the weights in a checkpoint.
+WRAPPERS = ("state_dict", "state_dict_ema", "model_state_dict", "model")
 
 
 def read_safetensors(path: Path) -> Weights:

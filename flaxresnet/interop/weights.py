@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from flaxresnet.config import Network
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
-from flaxresnet.models.resnet import SIZES, ResNet, resnet
+from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
 SCALING: dict[str, dict[str, Any]] = {
@@ -21,6 +22,7 @@ SCALING: dict[str, dict[str, Any]] = {
 # tied to one by their last layer, the likeliest first.
 USUAL_SIDE = 224
 USUAL_SIDES = (64, *range(32, 513, 32))
+ABOUT = "flaxresnet"  # under which files of every kind keep what `describe` says
 
 
 @dataclass(frozen=True)
@@ -28,33 +30,26 @@ class Weights:
     """A network's variables and what is known of it.
 
     Attributes:
-      size, variant: names in `SIZES` and `VARIANTS`.
-      width, stem_relu: fields of `ResNet`.
+      network: which network.
       num_classes: None where the last layer is missing, as in files made for fine-tuning.
       table: the variables; see `interop/layers.py`.
       preprocessing: from a photo to the network's input.
       class_names: one a class, or None where the file does not tell.
+      assumed: fields of `network` that the file does not tell.
     """
 
-    size: str
-    variant: str
-    width: int
-    stem_relu: bool
+    network: Network
     num_classes: int | None
     table: Table
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
+    assumed: frozenset[str] = frozenset()
 
     @property
     def model(self) -> ResNet:
         """The network; without a last layer among the weights, with one of a single class."""
-        return resnet(
-            self.size,
-            self.variant,
-            num_classes=self.num_classes or 1,
-            width=self.width,
-            stem_relu=self.stem_relu,
-        )
+        n = self.network
+        return resnet(n.model, n.variant, num_classes=self.num_classes or 1, width=n.width, stem_relu=n.stem_relu)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -66,7 +61,7 @@ def recognise(
     entries: Table,
     image_size: tuple[int, int] | None = None,
     about: dict[str, Any] | None = None,
-    stem_relu: bool = True,
+    stem_relu: bool | None = None,
 ) -> Weights:
     """The network that a file's entries belong to, every one of them in its place.
 
@@ -74,7 +69,7 @@ def recognise(
       entries: the file's arrays by its own names.
       image_size: height and width of the images, where the file tells.
       about: what `describe` wrote into the file, if it did.
-      stem_relu: whether the network has a ReLU after its first batch norm.
+      stem_relu: whether the network has a ReLU after its first batch norm, where the file tells.
 
     Raises:
       UserError: the names are of no known world, or entries are missing, unexpected or of another shape.
@@ -105,22 +100,32 @@ def recognise(
     expected = {key: shapes[name] for name, key in keys.items()}
     have = {key: array.shape for key, array in found.items()} | {keys[name]: a.shape for name, a in table.items()}
     require_equal(expected, have, f"the weights are not those of a {size} of {world.title}")
+    stem_relu = about.get("stem_relu", stem_relu)
+    network = Network(cast(Any, size), cast(Any, world.variant), width, stem_relu is not False)
     return Weights(
-        size=size,
-        variant=world.variant,
-        width=width,
-        stem_relu=about.get("stem_relu", stem_relu),
+        network=network,
         num_classes=num_classes,
         table=table,
         preprocessing=stored or Preprocessing(*side, **SCALING[world.variant]),
         class_names=tuple(names) if names else None,
+        # Of the two tutorials one has no ReLU there; all other worlds have it.
+        assumed=frozenset({"stem_relu"}) if stem_relu is None and world.variant == "tutorial" else frozenset(),
+    )
+
+
+def fits_images(weights: Weights, image_size: tuple[int, int]) -> bool:
+    """Whether the network takes images of this height and width."""
+    return (
+        min(image_size) >= SMALLEST_IMAGE
+        and weights.table.keys() <= layers.shapes_of(weights.model, image_size).keys()
+        and all(layers.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())
     )
 
 
 def describe(weights: Weights) -> dict[str, Any]:
     """What a file of weights cannot say by names and shapes, for `recognise` to read back; values are JSON's."""
     return {
-        "stem_relu": weights.stem_relu,
+        "stem_relu": weights.network.stem_relu,
         "class_names": list(weights.class_names) if weights.class_names else None,
         "preprocessing": weights.preprocessing.to_json(),
     }

@@ -58,21 +58,18 @@ def _turned(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _torchvision(place: Place) -> str:
-    block = f"layer{place.stage - 1}.{place.block}"
-    if place.branch == "1":
-        return f"{block}.downsample.{int(place.is_norm)}"
-    return f"{block}.{'bn' if place.is_norm else 'conv'}{'abc'.index(place.branch[1]) + 1}"
+    main = f"{'bn' if place.is_norm else 'conv'}{place.number}"
+    return f"layer{place.stage - 1}.{place.block}.{main if place.number else f'downsample.{int(place.is_norm)}'}"
 
 
 def _hugging_face(place: Place) -> str:
-    block = f"resnet.encoder.stages.{place.stage - 2}.layers.{place.block}"
-    part = "shortcut" if place.branch == "1" else f"layer.{'abc'.index(place.branch[1])}"
-    return f"{block}.{part}.{'normalization' if place.is_norm else 'convolution'}"
+    part = f"layer.{place.number - 1}" if place.number else "shortcut"
+    kind = "normalization" if place.is_norm else "convolution"
+    return f"resnet.encoder.stages.{place.stage - 2}.layers.{place.block}.{part}.{kind}"
 
 
 def _keras(place: Place) -> str:
-    index = 0 if place.branch == "1" else "abc".index(place.branch[1]) + 1
-    return f"conv{place.stage}_block{place.block + 1}_{index}_{'bn' if place.is_norm else 'conv'}"
+    return f"conv{place.stage}_block{place.block + 1}_{place.number}_{'bn' if place.is_norm else 'conv'}"
 
 
 _EMBEDDER = "resnet.embedder.embedder"

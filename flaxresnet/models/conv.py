@@ -148,7 +148,7 @@ class Conv(nn.Conv):
     conv_general_dilated: Any = conv_general_dilated
 
 
-def features_first(shape: Sequence[int]) -> bool:
+def lies_features_first(shape: Sequence[int]) -> bool:
     """Whether a kernel of this shape, (h, w, channels, features), had better lie (features, h, w, channels).
 
     It had where the matrix product is over before the kernel has been read twice: one photo at a time.
@@ -157,9 +157,9 @@ def features_first(shape: Sequence[int]) -> bool:
 
 
 class FoldedConv(nn.Module):
-    """A convolution for inference, with a bias; a kernel that is `features_first` lies (features, h, w, channels).
+    """`Conv` for inference, whose large kernels (`lies_features_first`) lie (features, h, w, channels).
 
-    Fields as in `nn.Conv`, as far as `ResNet` gives them; `use_bias` has to be True.
+    Fields as in `nn.Conv`, as far as `ResNet` gives them.
     """
 
     features: int
@@ -173,9 +173,9 @@ class FoldedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1] // self.feature_group_count, self.features)
-        turned = features_first(shape)
+        turned = lies_features_first(shape)
         kernel = self.param("kernel", nn.initializers.zeros, (shape[3], *shape[:3]) if turned else shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         window = Window(self.strides, _explicit_padding(x.shape[1:3], shape[:2], self.strides, self.padding))
         if not turned or self.feature_group_count > 1:

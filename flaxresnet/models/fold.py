@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.conv import FoldedConv, features_first
+from flaxresnet.models.conv import FoldedConv, lies_features_first
 from flaxresnet.models.resnet import ResNet
 
 
@@ -41,7 +41,7 @@ def _fold(params: Any, stats: Any, epsilon: float) -> Any:
             gain = params[norm]["scale"] * lax.rsqrt(stats[norm]["var"] + epsilon)  # (features,)
             bias = (layer.get("bias", 0.0) - stats[norm]["mean"]) * gain + params[norm]["bias"]
             kernel = layer["kernel"] * gain
-            turned = jnp.moveaxis(kernel, -1, 0) if features_first(kernel.shape) else kernel
+            turned = jnp.moveaxis(kernel, -1, 0) if lies_features_first(kernel.shape) else kernel
             folded[name] = {"kernel": turned, "bias": bias}
         elif name not in stats:
             folded[name] = layer

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.errors import UserError
+from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState
 
 
@@ -111,6 +113,26 @@ class Checkpoints:
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
+
+
+def load_run(run: str | Path, which: str = "latest") -> tuple[RunInfo, Any]:
+    """A run's description and its variables for prediction, {"params", "batch_stats"}.
+
+    Args:
+      run: its folder.
+      which: "latest" or "best".
+
+    Raises:
+      UserError: the folder holds no run, no finished checkpoint, or a damaged one.
+    """
+    folder = RunFolder(run)
+    info = folder.read_info()
+    images = jax.ShapeDtypeStruct((1, info.preprocessing.height, info.preprocessing.width, 3), jnp.float32)
+    shapes = jax.eval_shape(info.model().init, jax.random.key(0), images)
+    if not folder.checkpoints.is_dir():
+        raise UserError(f"{folder.path} holds no checkpoint yet; train for at least one epoch first")
+    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+        return info, checkpoints.restore_variables(shapes, which)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxresnet.compilation_cache import use_compilation_cache
-from flaxresnet.config import TrainConfig
+from flaxresnet.config import PARTS, TrainConfig
 from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.loader import DeviceLoader
 from flaxresnet.errors import UserError
@@ -73,7 +73,6 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     Raises:
       UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
     """
-    config = config.resolve()
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     reporter = Reporter(verbose, config.epochs, config.batch_size)
@@ -86,10 +85,14 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     # A run that goes on has its weights; those that it began with need not be there any more.
     begun = stored_start(config)
     weights = open_weights(config.init) if config.init and begun is None else None
-    like = begun or weights
-    config = adopt(config, like) if like else config
+    if begun:
+        config = adopt(config, begun.config.network)
+    elif weights:
+        config = adopt(config, weights.network, weights.assumed)
+    config = config.resolve()
     check_network(config)
 
+    like = begun or weights
     info = describe_run(config, splits, train, test, like.preprocessing if like else None)
     folder = prepare_folder(info, reporter.note)
     with Checkpoints(folder.checkpoints) as checkpoints:
@@ -121,7 +124,9 @@ class Trainer:
         reporter.steps_per_epoch = self.train.steps_per_epoch
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
-        self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if self.config.recalibrate else None
+        # Where all of the network but its last layer is frozen there are no statistics to measure.
+        measured = self.config.recalibrate and self.config.frozen != PARTS
+        self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
         self.zero = jax.device_put(Metrics.zero(), self.replicated)
         self.programs = self._compile(info)
 
@@ -173,6 +178,7 @@ class Trainer:
             if self.weights:
                 self.state, with_head = begin_with(self.state, self.weights, self.class_names)
                 self.reporter.note(describe_start(self.config, self.weights, with_head, self.class_names))
+                self.weights = None  # their memory is for the first step
         else:
             # The checkpoint has its row too, so that the two agree wherever the run was cut off.
             self.state, last = self.checkpoints.restore(self.programs.shapes)

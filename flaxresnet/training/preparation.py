@@ -43,12 +43,13 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
 
 def check_network(config: TrainConfig) -> None:
     """Raises UserError where there is no network of this width."""
-    fields = SIZES[config.model]
+    network = config.network
+    fields = SIZES[network.model]
     groups, widen = fields.get("groups", 1), fields.get("widen", 1)
-    if config.width * widen % groups:
+    if network.width * widen % groups:
         least = groups // math.gcd(groups, widen)
         raise UserError(
-            f"--width {config.width} cannot be divided into the {groups} groups of {config.model}; "
+            f"--width {network.width} cannot be divided into the {groups} groups of {network.model}; "
             f"give a multiple of {least}"
         )
 

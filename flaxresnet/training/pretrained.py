@@ -1,53 +1,44 @@
 """Starting from weights that have learned elsewhere: `--init` and `--freeze`."""
 
-from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from typing import Any
 
 import jax
 
-from flaxresnet.config import PARTS, TrainConfig
-from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.config import PARTS, Network, TrainConfig, flag
 from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState
 
-DEFAULTS = TrainConfig()
 
-
-class Start(NamedTuple):
-    """What a run that began with weights has of them: fields as in `Weights`."""
-
-    size: str
-    variant: str
-    width: int
-    stem_relu: bool
-    preprocessing: Preprocessing
-
-
-def stored_start(config: TrainConfig) -> Start | None:
-    """The start of the run that `config` goes on with, where it began with the same weights and has checkpoints."""
+def stored_start(config: TrainConfig) -> RunInfo | None:
+    """The run that `config` goes on with, where it began with the same weights and has finished an epoch."""
     folder = RunFolder(config.workdir)
-    if not (config.init and config.resume and folder.exists() and folder.has_checkpoints()):
+    if not (config.init and config.resume and folder.exists() and folder.read_metrics()):
         return None
     info = folder.read_info()
-    c = info.config
-    same = c.init == config.init and folder.read_metrics()
-    return Start(c.model, c.variant, c.width, c.stem_relu, info.preprocessing) if same else None
+    return info if info.config.init == config.init else None
 
 
-def adopt(config: TrainConfig, weights: Weights | Start) -> TrainConfig:
-    """The configuration with the network of the weights; raises UserError where it asks for another one."""
-    theirs = {name: getattr(weights, name) for name in ("variant", "width", "stem_relu")} | {"model": weights.size}
+def adopt(config: TrainConfig, network: Network, assumed: Collection[str] = ()) -> TrainConfig:
+    """The configuration with the network of the weights; raises UserError where it asks for another one.
+
+    Fields that are only assumed of the network give way to what the configuration asks for.
+    """
+    theirs = asdict(network)
     for name, value in theirs.items():
-        asked = getattr(config, name)
-        if asked not in (value, getattr(DEFAULTS, name)):
-            flag = name.replace("_", "-")
-            raise UserError(f"--init {config.init} has --{flag} {value}, not {asked}; leave --{flag} out")
-    return replace(config, **cast(Any, theirs))
+        if (asked := getattr(config, name)) in (value, None):
+            continue
+        if name in assumed:
+            theirs[name] = asked
+        else:
+            raise UserError(f"--init {config.init} has {flag(name)} {value}, not {asked}; leave {flag(name)} out")
+    return replace(config, **theirs)
 
 
 def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]) -> tuple[TrainState, bool]:
@@ -86,7 +77,7 @@ def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class
         same = weights.num_classes == len(class_names)
         why = "other names or another size of images" if same else f"{there} there, {len(class_names)} here"
         head = f"the last layer starts anew ({why})"
-    return f"starting from {config.init}: {weights.size}, {weights.variant}; {head}"
+    return f"starting from {config.init}: {weights.network.model}, {weights.network.variant}; {head}"
 
 
 def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:

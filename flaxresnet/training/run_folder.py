@@ -54,13 +54,13 @@ class RunInfo:
     versions: dict[str, str]
 
     def model(self) -> ResNet:
-        c = self.config
+        c, network = self.config, self.config.network
         return resnet(
-            c.model,
-            c.variant,
+            network.model,
+            network.variant,
             num_classes=len(self.class_names),
-            width=c.width,
-            stem_relu=c.stem_relu,
+            width=network.width,
+            stem_relu=network.stem_relu,
             momentum=c.settings.momentum,
             residual_scale=c.settings.residual_scale,
             dtype=jnp.dtype(c.precision),
@@ -73,6 +73,8 @@ class RunInfo:
         for name, value in mine.items():
             if name not in MAY_CHANGE and value != theirs[name]:
                 return f"{flag(name)} {theirs[name]}, not {value}"
+        if self.preprocessing != other.preprocessing:
+            return "images of another size or scaling"
         if self.class_names != other.class_names:
             return f"classes {', '.join(other.class_names)}, not {', '.join(self.class_names)}"
         for split, word in (("train", "training"), ("test", "test")):

@@ -1,8 +1,11 @@
 """Networks with random weights that tests carry between worlds."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 
+from flaxresnet.config import Network
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import SCALING, Weights
@@ -27,15 +30,16 @@ def random_weights(
 
     shapes = layers.shapes_of(resnet(size, variant, num_classes=classes, width=width), image_size)
     return Weights(
-        size=size,
-        variant=variant,
-        width=width,
-        stem_relu=True,
+        network=Network(size, variant, width),
         num_classes=classes,
         table={name: drawn(name, shape) for name, shape in shapes.items()},
         preprocessing=Preprocessing(*image_size, **SCALING[variant]),
         class_names=tuple("abcdefghij"[:classes]),
     )
+
+
+def without_relu(weights: Weights) -> Weights:
+    return replace(weights, network=replace(weights.network, stem_relu=False))
 
 
 def random_images(image: int = 64) -> np.ndarray:
@@ -62,6 +66,5 @@ def assert_same(got: Weights, expected: Weights) -> None:
     assert got.table.keys() == expected.table.keys()
     for name, array in expected.table.items():
         np.testing.assert_array_equal(got.table[name], array, err_msg=name)
-    assert got.size == expected.size
-    assert got.variant == expected.variant
+    assert got.network == expected.network
     assert got.num_classes == expected.num_classes

@@ -1,13 +1,12 @@
 """Which kind of file it is, what is refused, and that a file is written whole or not at all."""
 
-import dataclasses
 import json
 import struct
 import zipfile
 
 import numpy as np
 import pytest
-from networks import random_weights
+from networks import random_weights, without_relu
 from safetensors.numpy import save_file
 
 from flaxresnet.errors import UserError
@@ -116,7 +115,7 @@ def test_a_file_that_is_no_weights_is_refused_in_one_sentence(tmp_path, damage, 
 def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path, size, variant, name, world, message):
     weights = random_weights("resnet18" if size == "no relu" else size, variant, width=4)
     with pytest.raises(UserError, match=message):
-        write_weights(dataclasses.replace(weights, stem_relu=size != "no relu"), tmp_path / name, world)
+        write_weights(without_relu(weights) if size == "no relu" else weights, tmp_path / name, world)
     assert list(tmp_path.iterdir()) == []
 
 

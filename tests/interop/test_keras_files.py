@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
+from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights, without_relu
 
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import read_weights, write_weights
@@ -46,7 +46,7 @@ def test_keras_and_we_read_each_others_files_and_agree(tmp_path, network, size, 
     np.save(tmp_path / "images.npy", images)
     reference("make", tmp_path, network)
     weights = read_weights(tmp_path / "theirs.keras")
-    assert (weights.size, weights.variant, weights.num_classes) == (size, variant, 5)
+    assert (weights.network.model, weights.network.variant, weights.num_classes) == (size, variant, 5)
     assert (weights.preprocessing.height, weights.preprocessing.width) == (64, 64)
     for kind in KINDS:
         assert_same(read_weights(tmp_path / f"theirs.{kind}"), weights)
@@ -106,12 +106,12 @@ def test_networks_that_keras_has_not_itself_answer_alike_there(tmp_path, size, v
 
 
 def test_a_stem_without_relu_is_read_from_the_models_description(tmp_path):
-    weights = dataclasses.replace(random_weights("resnet14", "tutorial"), stem_relu=False)
+    weights = without_relu(random_weights("resnet14", "tutorial"))
     write_weights(weights, tmp_path / "w.h5")
     with h5py.File(tmp_path / "w.h5", "a") as file:
         del file.attrs["flaxresnet"]
     back = read_weights(tmp_path / "w.h5")
-    assert back.stem_relu is False
+    assert back.network.stem_relu is False
     assert back.class_names is None
     assert (back.preprocessing.height, back.preprocessing.width) == (64, 64)
 
@@ -122,7 +122,7 @@ def test_a_network_without_its_last_layer_is_read(tmp_path):
         del file["model_weights/predictions"]
     back = read_weights(tmp_path / "w.h5")
     assert back.num_classes is None
-    assert back.size == "resnet18"
+    assert back.network.model == "resnet18"
     with pytest.raises(UserError, match=r"have no last layer; train one with --init"):
         write_weights(back, tmp_path / "again.h5")
 

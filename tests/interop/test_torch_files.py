@@ -149,7 +149,7 @@ def test_what_wrappers_put_before_the_names_is_taken_off(tmp_path):
     headless = {k.removeprefix("resnet."): v for k, v in entries.items() if not k.startswith("classifier")}
     torch.save({k: torch.from_numpy(v) for k, v in headless.items()}, tmp_path / "w.pth")
     back = read_weights(tmp_path / "w.pth")
-    assert (back.size, back.num_classes) == ("resnet18", None)
+    assert (back.network.model, back.num_classes) == ("resnet18", None)
 
 
 def test_a_file_that_holds_no_table_is_refused(tmp_path):

@@ -109,7 +109,7 @@ def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, dat
 
     weights = dataclasses.replace(random_weights("resnet18", "keras", width=4), class_names=None)
     write_weights(weights, tmp_path / "w.h5")
-    train(data_folder, tmp_path / "run", init=str(tmp_path / "w.h5"), model="resnet50", width=64, stem_relu=True)
+    train(data_folder, tmp_path / "run", init=str(tmp_path / "w.h5"), model=None, width=None)
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (stored["config"]["model"], stored["config"]["variant"], stored["config"]["width"]) == (
         "resnet18",

@@ -162,6 +162,12 @@ def test_other_classes_are_a_difference():
     assert new.difference(INFO) == "classes Fäuste, 五, palm, not palm, 五, Fäuste"
 
 
+@pytest.mark.parametrize("changes", [{"height": 32}, {"scale": 1 / 255}, {"channels": "bgr"}], ids=str)
+def test_other_preprocessing_is_a_difference(changes):
+    new = dataclasses.replace(INFO, preprocessing=dataclasses.replace(INFO.preprocessing, **changes))
+    assert new.difference(INFO) == "images of another size or scaling"
+
+
 def test_other_training_data_are_a_difference_wherever_they_lie():
     new = dataclasses.replace(INFO, data=INFO.data | {"train_fingerprint": "f" * 64})
     assert new.difference(INFO) == "other training data (signs.h5)"

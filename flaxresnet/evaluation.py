@@ -11,7 +11,7 @@ import numpy as np
 from flaxresnet.classifier import Classifier, Which
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.synthetic import drawn_signs
-from flaxresnet.errors import UserError
+from flaxresnet.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 
@@ -142,7 +142,7 @@ def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:
         raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
     mine, theirs = classifier.class_names, dataset.class_names
     if dataset.names_given and mine != theirs:
-        raise UserError(f"{source} has the classes {', '.join(theirs)}, but the network's are {', '.join(mine)}")
+        raise UserError(f"{source} has the classes {listed(theirs)}, but the network's are {listed(mine)}")
     if len(theirs) > len(mine):
         known = f"the network's {len(mine)} classes are 0 to {len(mine) - 1}"
         raise UserError(f"{source} holds the label {len(theirs) - 1}; {known}")

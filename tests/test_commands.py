@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from conftest import SMALL, blobs
+from networks import random_weights
 from PIL import Image
 from rich.console import Console
 
@@ -19,6 +21,9 @@ from flaxresnet.commands.evaluate import show
 from flaxresnet.data.dataset import open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.interop.files import write_weights
+from flaxresnet.interop.run_folders import read_run
+from flaxresnet.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -250,3 +255,42 @@ def test_weights_are_carried_from_a_run_to_keras_and_back(shell, finished_run, d
     assert not (tmp_path / "x").exists()
     status, out, _ = shell("convert", file, file, "--overwrite")
     assert status == 0
+
+
+@pytest.fixture
+def silent_file(finished_run, tmp_path):
+    """Weights of the tutorials by Keras's names alone, as `save_weights` writes them."""
+    path = tmp_path / "silent.weights.h5"
+    write_weights(read_run(finished_run), path)
+    with h5py.File(path, "a") as file:
+        del file.attrs["flaxresnet"]
+    return path
+
+
+def test_what_a_file_does_not_tell_can_be_said(shell, silent_file, tmp_path):
+    words = ("--no-stem-relu", "--image-size", 32, 32, "--scaling", "torchvision", "--class-names", "a,b,c")
+    status, out, _ = shell("convert", silent_file, tmp_path / "said", *words)
+    assert status == 0
+    assert "images of 32×32, pixels 0–255 · 0.003922 - (0.485, 0.456, 0.406) / (0.229, 0.224, 0.225), rgb" in out
+    classifier = fr.Classifier.load(tmp_path / "said")
+    assert classifier.preprocessing.std == (0.229, 0.224, 0.225)
+    assert classifier.class_names == ("a", "b", "c")
+    assert RunFolder(tmp_path / "said").read_info().config.stem_relu is False
+
+    write_weights(random_weights("resnet14", "torchvision"), tmp_path / "any.safetensors")
+    status, out, _ = shell("convert", tmp_path / "any.safetensors", tmp_path / "sized", "--image-size", 96, 80)
+    assert status == 0
+    assert "images of 96×80" in out
+
+
+def test_what_is_said_of_a_file_has_to_fit_it(shell, silent_file, finished_run, tmp_path):
+    for words, message in (
+        ((silent_file, tmp_path / "x", "--image-size", 64, 32), "--image-size 64 32 does not fit"),
+        ((silent_file, tmp_path / "x", "--image-size", 3, 3), "--image-size 3 3 does not fit"),
+        ((finished_run, tmp_path / "x", "--no-stem-relu"), "--stem-relu is for weights that do not tell"),
+        ((silent_file, tmp_path / "x", "--class-names", "a,,c"), "--class-names has 3 names"),
+    ):
+        status, _, err = shell("convert", *words)
+        assert status == 2
+        assert message in err
+    assert not (tmp_path / "x").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.errors import UserError
+from flaxresnet.errors import UserError, listed
 
 DEFAULT_FOLDER = Path("datasets")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -72,9 +72,9 @@ class Splits:
         for name, split in present.items():
             yield f"X_{name} shape: {split.images.shape}  Y_{name} shape: {split.labels.shape}"
         some = next(iter(present.values()))
-        yield f"{len(some.class_names)} classes: {', '.join(some.class_names)}"
+        yield f"{len(some.class_names)} classes: {listed(some.class_names)}"
         for name, split in present.items():
-            yield f"{name} images a class: {', '.join(map(str, split.class_counts()))}"
+            yield f"{name} images a class: {listed(split.class_counts().tolist())}"
 
 
 def open_dataset(path: str | Path | None = None) -> Splits:

@@ -1,12 +1,11 @@
 """A trained network as it travels between worlds: what it is, its arrays, and how it wants its images."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from flaxresnet.config import Network
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
+from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
@@ -143,15 +142,8 @@ def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
         },
     }
     if any(lists.values()):
-        raise UserError(
-            f"{complaint}: " + "; ".join(f"{what}: {_listed(names)}" for what, names in lists.items() if names)
-        )
-
-
-def _listed(names: Iterable[str], most: int = 8) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
+        wrong = (f"{what}: {listed(sorted(names), 8)}" for what, names in lists.items() if names)
+        raise UserError(f"{complaint}: {'; '.join(wrong)}")
 
 
 def _closest(

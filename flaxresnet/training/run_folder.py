@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flaxresnet.config import TrainConfig, flag
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
+from flaxresnet.errors import UserError, listed
 from flaxresnet.models.resnet import ResNet, resnet
 
 FORMAT = 1
@@ -76,7 +76,7 @@ class RunInfo:
         if self.preprocessing != other.preprocessing:
             return "images of another size or scaling"
         if self.class_names != other.class_names:
-            return f"classes {', '.join(other.class_names)}, not {', '.join(self.class_names)}"
+            return f"classes {listed(other.class_names)}, not {listed(self.class_names)}"
         for split, word in (("train", "training"), ("test", "test")):
             if self.data[f"{split}_fingerprint"] != other.data[f"{split}_fingerprint"]:
                 return f"other {word} data ({other.data['source']})"

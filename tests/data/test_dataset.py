@@ -166,3 +166,11 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     for path in (None, "datasets"):
         with pytest.raises(UserError, match="datasets cannot be read: Permission denied"):
             open_dataset(path)
+
+
+def test_a_thousand_classes_are_not_all_listed():
+    names = tuple(f"c{i}" for i in range(1000))
+    many = Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), names)
+    lines = list(Splits(many, None, "many.h5").describe())
+    assert lines[-2] == "1000 classes: " + ", ".join(names[:20]) + " and 980 more"
+    assert lines[-1] == "train images a class: 1" + ", 0" * 19 + " and 980 more"

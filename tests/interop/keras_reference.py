@@ -67,8 +67,8 @@ def make(folder, network):
 
 def check(folder, network):
     images = np.load(folder / "images.npy")
-    for kind in ("h5", "keras", "weights.h5"):
-        path = folder / f"ours.{kind}"
+    for path in folder.glob("ours.*"):
+        kind = path.name.removeprefix("ours.")
         model = build(network)
         model.load_weights(path)
         np.save(folder / f"loaded_weights_{kind}.npy", answers(model, images))

@@ -9,6 +9,7 @@ from networks import after_one_pass, assert_close, assert_same, logits_of, rando
 from flaxresnet.errors import UserError
 from flaxresnet.interop import torch_files
 from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.interop.run_folders import read_run, write_run
 from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SIZES
 
@@ -81,6 +82,9 @@ def test_pytorch_and_we_read_each_others_weights_and_agree(tmp_path, world, size
         back = read_weights(tmp_path / name)
         assert (back.class_names, back.preprocessing) == (ours.class_names, ours.preprocessing)
 
+    if world == "torchvision":
+        write_run(ours, tmp_path / "run", "a test")
+        assert_same(read_run(tmp_path / "run"), ours)
     if world == "torchvision" and size in ("resnet18", "resnet50"):
         stats, key = after_one_pass(ours, images), WORLDS[world].key
         pixels = {}

@@ -51,6 +51,18 @@ def test_large_kernels_lie_features_first(small_init, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("features", [8, 128], ids=["small kernel", "large kernel"])
+def test_a_folded_convolution_may_have_no_bias(monkeypatch, features):
+    monkeypatch.setattr(conv, "LARGE_KERNEL", 9 * 8 * 128)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.random((2, 5, 5, 8), np.float32), rng.random((3, 3, 8, features), np.float32)
+    expected = conv.Conv(features, (3, 3), use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    layer = conv.FoldedConv(features, (3, 3), use_bias=False)
+    turned = np.moveaxis(kernel, -1, 0) if conv.lies_features_first(kernel.shape) else kernel
+    assert layer.init(jax.random.key(0), x)["params"].keys() == {"kernel"}
+    np.testing.assert_allclose(layer.apply({"params": {"kernel": turned}}, x), expected, rtol=1e-5)
+
+
 def test_elsewhere_than_on_cpu_the_convolution_is_xlas_own():
     layer = conv.FoldedConv(512, (3, 3))
     x, kernel = np.zeros((1, 2, 2, 512), np.float32), np.zeros((512, 3, 3, 512), np.float32)

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import flaxresnet as fr
-from flaxresnet.models.resnet import VARIANTS
+from flaxresnet.models.resnet import VARIANTS, resnet
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet50_tree.json"
 
@@ -58,12 +58,23 @@ def test_the_parameter_tree_is_the_recorded_one():
     )
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 64), (65, 96), (224, 224)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 64), (65, 96), (224, 224), (512, 512)])
 def test_any_image_of_32_pixels_or_more_gives_logits(size):
     out, _ = jax.eval_shape(
         fr.ResNet50(num_classes=6).init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     )
     assert (out.shape, out.dtype) == ((2, 6), jnp.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("classes", [2, 10, 1_000, 10_000])
+def test_any_number_of_classes_gives_as_many_logits(variant, classes):
+    model = resnet("resnet50", variant, num_classes=classes)
+    variables = shapes_of(model)
+    dense = variables["params"][f"fc{classes}"]
+    assert (dense["kernel"].shape, dense["bias"].shape) == ((2048, classes), (classes,))
+    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((3, 64, 64, 3), np.float32))
+    assert logits.shape == (3, classes)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finis
 
 
 def test_what_is_frozen_costs_no_gradient(small_init):
-    model = fr.ResNet18(num_classes=2, width=4)
+    model = fr.ResNet(num_classes=2, stage_sizes=(1, 1, 1, 1), bottleneck=False, width=4)
     variables = small_init(model)
     images = np.zeros((2, 32, 32, 3), np.float32)
 
@@ -107,15 +107,11 @@ def test_what_is_frozen_costs_no_gradient(small_init):
 def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, data_folder):
     from networks import random_weights
 
-    weights = dataclasses.replace(random_weights("resnet18", "keras", width=4), class_names=None)
+    weights = dataclasses.replace(random_weights("resnet14", "keras", width=4), class_names=None)
     write_weights(weights, tmp_path / "w.h5")
     train(data_folder, tmp_path / "run", init=str(tmp_path / "w.h5"), model=None, width=None)
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (stored["config"]["model"], stored["config"]["variant"], stored["config"]["width"]) == (
-        "resnet18",
-        "keras",
-        4,
-    )
+    assert [stored["config"][name] for name in ("model", "variant", "width")] == ["resnet14", "keras", 4]
     classifier = fr.Classifier.load(tmp_path / "run")
     assert classifier.preprocessing.channels == "bgr"
     assert classifier.preprocessing.mean == (103.939, 116.779, 123.68)

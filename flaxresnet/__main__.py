@@ -9,6 +9,8 @@ from flaxresnet.errors import UserError
 COMMANDS = {
     "evaluate": "loss, accuracy with its interval, per-class table and confusion matrix of a run",
     "predict": "label and probability of photos",
+    "summary": "the layers of a network: shapes, parameters, work",
+    "diagram": "a picture of a network, whole and on one page",
     "convert": "weights from and to Keras and PyTorch",
     "check-data": "what a data set holds, or what is wrong with it",
     "make-data": "write the drawn hand signs as HDF5 files",

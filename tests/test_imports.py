@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "training": {"training", "models", "data", "config", "compilation_cache", "memory", "interop"},
     "classifier": {"models", "data", "training.checkpoint", "training.run_folder"},
     "interop": {"interop", "models", "data", "config", "training.checkpoint", "training.run_folder"},
+    "inspection": {"inspection", "models"},
     "evaluation": {"classifier", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]

@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 
 from flaxresnet.errors import UserError
-from flaxresnet.interop.keras_model import KerasLayer, in_keras_order, keras_config, keras_layers
+from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
 from flaxresnet.interop.layers import Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.models.graph import Layer
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
@@ -212,12 +213,12 @@ class _Facts:
         return cls(sides, "MaxPooling2D" not in after if after else None, epsilons)
 
 
-def _layers(weights: Weights) -> list[KerasLayer]:
+def _layers(weights: Weights) -> list[Layer]:
     image = weights.preprocessing.height, weights.preprocessing.width
     return keras_layers(weights.model, image, WORLDS[weights.network.variant])
 
 
-def _arrays(layer: KerasLayer, table: Table) -> dict[str, np.ndarray]:
+def _arrays(layer: Layer, table: Table) -> dict[str, np.ndarray]:
     """A layer's arrays by Keras's names, in Keras's order."""
     if layer.table is None:
         return {}

@@ -83,23 +83,3 @@ def shapes_of(model: ResNet, image_size: tuple[int, int]) -> Shapes:
     """The table's names and shapes for a network, without making any array."""
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     return {name: leaf.shape for name, leaf in flatten(jax.eval_shape(model.init, jax.random.key(0), images)).items()}
-
-
-def last_side(model: ResNet, side: int) -> int:
-    """Height that the last stage gives for images of a height; widths likewise."""
-    side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # the stem's convolution and pooling
-    for _ in model.stage_sizes[1:]:
-        side = -(-side // 2)
-    return side
-
-
-def pooled_side(model: ResNet, side: int) -> int:
-    """Height of what the tutorials' last layer weights."""
-    return last_side(model, side) // min(2, last_side(model, side))
-
-
-def count_convolutions(model: ResNet) -> int:
-    """How many convolutions a network has, by which a file of weights tells its size."""
-    inside = 3 if model.bottleneck else 2
-    shortcuts = len(model.stage_sizes) - (0 if model.bottleneck else 1)  # a basic block's stage 2 keeps its shape
-    return 1 + inside * sum(model.stage_sizes) + shortcuts

@@ -9,6 +9,7 @@ from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
+from flaxresnet.models.graph import count_convolutions, pooled_side
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
@@ -153,7 +154,7 @@ def _closest(
     named = {size: resnet(size, world.variant, num_classes=num_classes or 1, width=width) for size in SIZES}
     sizes = {size: model for size, model in named.items() if model.width * model.widen % model.groups == 0}
     convolutions = sum(array.ndim == 4 for array in found.values())
-    distance = {size: abs(layers.count_convolutions(model) - convolutions) for size, model in sizes.items()}
+    distance = {size: abs(count_convolutions(model) - convolutions) for size, model in sizes.items()}
     rows = next((world.from_theirs(array).shape[0] for array in found.values() if array.ndim == 2), None)
 
     def fitting(size: str) -> tuple[int, str, Shapes, tuple[int, int]]:
@@ -173,5 +174,5 @@ def _usual_image(model: ResNet, rows: int | None) -> tuple[int, int]:
     if model.head == "average":
         return USUAL_SIDE, USUAL_SIDE
     outside = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
-    sides = (side for side in USUAL_SIDES if layers.pooled_side(model, side) ** 2 * outside == rows)
+    sides = (side for side in USUAL_SIDES if pooled_side(model, side) ** 2 * outside == rows)
     return (next(sides, USUAL_SIDES[0]),) * 2

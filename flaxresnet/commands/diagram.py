@@ -1,0 +1,41 @@
+"""`python -m flaxresnet diagram RUN|NAME`: the tutorials' `plot_model`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flaxresnet.commands.network import NetworkArguments, subject_of
+from flaxresnet.errors import UserError
+from flaxresnet.inspection.layers import inspect
+
+
+@dataclass(frozen=True)
+class Arguments(NetworkArguments):
+    """Draws a network, as the tutorials' plot_model(show_shapes=True, show_layer_names=True) does.
+
+    Four files: the whole graph and an overview of one page, each as PNG and as SVG.
+
+    Example: python -m flaxresnet diagram resnet50 --to-file resnet.png
+    """
+
+    to_file: str = "resnet.png"
+    """Where to write the whole graph; the other three get names like it. What is there is replaced."""
+
+
+def main(arguments: Arguments) -> int:
+    from flaxresnet.inspection.diagram import overview, save, whole
+
+    subject = subject_of(arguments)
+    path = Path(arguments.to_file)
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"--to-file {path} does not say what to draw; let its name end in .png or .svg")
+    layers = inspect(subject.model, subject.image_size)
+    for name, draw in ((path.stem, whole), (f"{path.stem}-overview", overview)):
+        figure = draw(layers, subject.title)
+        for ending in (".png", ".svg"):
+            target = path.with_name(name + ending)
+            try:
+                save(figure, target)
+            except OSError as error:
+                raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+            print(target)
+    return 0

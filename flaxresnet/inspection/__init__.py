@@ -1,0 +1,1 @@
+"""Looking at a network: its summary and its diagram."""

@@ -1,0 +1,86 @@
+"""`python -m flaxresnet summary`: what it prints, and how far it folds."""
+
+import sys
+
+import pytest
+
+import flaxresnet as fr
+from flaxresnet import __main__ as commands
+from flaxresnet.models.resnet import SIZES
+
+
+@pytest.fixture
+def summary(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", *map(str, words)])
+        assert commands.main() == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_tutorials_network_is_the_default_and_ends_with_keras_totals(summary):
+    out = summary()
+    assert "resnet50, tutorial, images of 64×64" in out
+    assert "Total params: 23,600,006 (90.0 MiB as float32)\nTrainable params: 23,546,886\n" in out
+    assert "Non-trainable params: 53,120 (batch norm's averages)\n" in out
+    (line,) = (line for line in out.splitlines() if "res2a_branch2b" in line)
+    assert line.split() == ["res2a_branch2b", "Conv2D", "3×3", "(None,", "15,", "15,", "64)", "36,928", "16.60", "yes"]
+
+
+@pytest.mark.parametrize("size", sorted(set(SIZES) - {"resnet14"}))
+@pytest.mark.parametrize("depth", ["layers", "blocks", "parts"])
+def test_every_network_fits_a_hundred_columns(summary, size, depth):
+    for variant in ("tutorial", "torchvision"):
+        out = summary(size, "--variant", variant, "--num-classes", 1000, "--depth", depth)
+        assert max(map(len, out.splitlines())) <= 100
+        assert "…" not in out
+
+
+def test_blocks_and_parts_fold_into_lines_whose_sums_are_the_totals(summary):
+    totals = set()
+    for depth, lines in (("layers", 177), ("blocks", 18), ("parts", 6)):
+        out = summary("--depth", depth)
+        table = [line for line in out.partition("Total")[0].splitlines() if "(None" in line]
+        assert len(table) == lines
+        totals.add(out.partition("Total")[2])
+    assert len(totals) == 1
+    assert "convolutional block" in summary("--depth", "blocks")
+    assert "3 blocks" in summary("--depth", "parts")
+
+
+def test_a_run_is_shown_as_it_was_trained(summary, finished_run):
+    out = summary(finished_run)
+    assert f"resnet14 of {finished_run}, images of 32×32" in out
+    assert "fc3" in out
+
+
+def test_frozen_parts_are_marked(summary, finished_run, monkeypatch):
+    frozen = fr.TrainConfig(model="resnet14", width=4, freeze="stem").resolve()
+    info = commands.import_module("flaxresnet.training.run_folder").RunFolder(finished_run).read_info()
+    monkeypatch.setattr(
+        "flaxresnet.training.run_folder.RunFolder.read_info",
+        lambda _: type(info)(frozen, info.class_names, info.preprocessing, info.data, info.versions),
+    )
+    out = summary(finished_run, "--depth", "parts")
+    assert [line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["stem"], ["stage2"])] == [
+        "no",
+        "yes",
+    ]
+    assert "(batch norm's averages, frozen parts)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resnet51"], "resnet51 is neither a run's folder nor a network; the networks are resnet14, resnet18"),
+        (["--num-classes", "1"], "--num-classes must be at least 2, not 1"),
+        (["--image-size", "64", "31"], "--image-size must be at least 32, not 31"),
+        (["--width", "0"], "--width must be at least 1, not 0"),
+        (["resnext50_32x4d", "--width", "8"], "--width 8 cannot be divided into the 32 groups of resnext50_32x4d"),
+    ],
+)
+def test_what_is_no_network_is_refused(summary, words, message):
+    with pytest.raises(fr.UserError) as caught:
+        summary(*words)
+    assert message in str(caught.value)

@@ -12,6 +12,7 @@ COMMANDS = {
     "summary": "the layers of a network: shapes, parameters, work",
     "diagram": "a picture of a network, whole and on one page",
     "convert": "weights from and to Keras and PyTorch",
+    "explain": "where in photos the network looked",
     "check-data": "what a data set holds, or what is wrong with it",
     "make-data": "write the drawn hand signs as HDF5 files",
 }

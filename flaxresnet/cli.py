@@ -101,7 +101,7 @@ def _as_shown(arguments: type) -> type:
     checks = {f.name: f.metadata for f in dataclasses.fields(arguments)}
     shown: dict[str, Any] = {}
     for name, kind in _optional(arguments).items():
-        values = METAVARS.get(kind) or "{" + ",".join(typing.get_args(kind)) + "}"
+        values = METAVARS.get(kind) or "{" + ",".join(map(str, typing.get_args(kind))) + "}"
         flag = name.replace("_", "-")
         switch: dict[str, Any] = {"name": f"no-{flag}", "aliases": [f"--{flag}"]} if kind is bool else {}
         shown[name] = Annotated[kind | None, tyro.conf.arg(metavar=values.strip(), help_behavior_hint="", **switch)]

@@ -74,7 +74,7 @@ def _trace(model: ResNet, image_size: tuple[int, int]) -> tuple[Any, dict[str, t
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
-        if context.module.name:
+        if context.module.name and context.method_name == "__call__":
             given[context.module.name] = result.shape[1:]
         return result
 

@@ -1,0 +1,104 @@
+"""`python -m flaxresnet explain RUN PHOTO…`: where the network looked."""
+
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from flaxresnet.commands.photos import Reader
+from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.errors import UserError, listed
+from flaxresnet.training.checkpoint import load_run
+
+BATCH = 16  # photos at a time
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
+
+    Example: python -m flaxresnet explain runs/default photo.jpg --top-k 3
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run (train.py's --workdir)."""
+
+    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
+    """Pictures, folders of pictures, or patterns such as 'photos/*.jpg'."""
+
+    stage: Literal[2, 3, 4, 5] | None = None
+    """Whose features are shown; early stages see small things. Left out: the last with at least 4×4 places."""
+
+    class_name: str | None = None
+    """The class that is explained. Left out: each photo's most probable one."""
+
+    top_k: int = 3
+    """How many classes are named under the picture."""
+
+    to_folder: str = "explanations"
+    """Where the PNGs are written, named like the photos. What is there is replaced."""
+
+    checkpoint: Literal["latest", "best"] = "latest"
+    """The weights after the last epoch, or those that were best on the test images."""
+
+
+def main(arguments: Arguments) -> int:
+    import jax
+    import jax.numpy as jnp
+
+    from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
+    from flaxresnet.inspection.overlay import explanation, save
+
+    if not arguments.photos:
+        raise UserError("no photo given; name one or more pictures after the run's folder")
+    if arguments.top_k < 1:
+        raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+    use_compilation_cache()
+    info, variables = load_run(arguments.run, arguments.checkpoint)
+    names, preprocessing, model = info.class_names, info.preprocessing, info.model()
+    chosen = _index(arguments.class_name, names)
+    stage = arguments.stage or usual_stage(model, (preprocessing.height, preprocessing.width))
+    if stage > 1 + len(model.stage_sizes):
+        raise UserError(f"--stage {stage} is not in this network; its last is {1 + len(model.stage_sizes)}")
+    classes = None if chosen is None else jnp.full(BATCH, chosen)
+    explain = jax.jit(lambda v, images: grad_cam(model, v, preprocessing.scaled(images), stage, classes))
+
+    folder, written = Path(arguments.to_folder), set[Path]()
+    read = Reader(arguments.photos)
+    while batch := list(islice(read.photos, BATCH)):
+        images = np.stack([preprocessing.load(photo) for _, photo in batch])
+        padded = np.concatenate([images, np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)])
+        logits, maps = explain(variables, padded)
+        probabilities = np.asarray(jax.nn.softmax(logits))
+        for (name, photo), row, heat in zip(batch, probabilities, np.asarray(maps), strict=False):
+            best = np.argsort(-row)[: arguments.top_k]
+            shown = names[int(best[0]) if chosen is None else chosen]
+            lines = ["   ".join(f"{names[index]} {row[index]:.4f}" for index in best)]
+            figure = explanation(photo, heat, f"{Path(name).name}: what speaks for {shown} (stage {stage})", lines)
+            target = _unused(folder / f"{Path(name).stem}.png", written)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                save(figure, target)
+            except OSError as error:
+                raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+            print(f"{name}  {names[int(best[0])]}  {row[best[0]]:.4f}  {target}", flush=True)
+    return read.status()
+
+
+def _index(class_name: str | None, names: tuple[str, ...]) -> int | None:
+    if class_name is None:
+        return None
+    if class_name not in names:
+        raise UserError(f"--class-name {class_name!r} is none of the run's classes: {listed(names)}")
+    return names.index(class_name)
+
+
+def _unused(path: Path, written: set[Path]) -> Path:
+    """The path, or where another photo of this name has it, one with a number."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    free = path if path not in written else next(other for other in numbered if other not in written)
+    written.add(free)
+    return free

@@ -1,0 +1,65 @@
+"""Where a network looks: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxresnet.models.resnet import ResNet, block_names
+
+SHARPEST = 4  # places a side that a map should have for a person to see where, not only whether
+
+
+def grad_cam(
+    model: ResNet, variables: Any, images: jax.Array, stage: int, classes: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Weighs a stage's features by how much the class's logit rises with them, and adds them up.
+
+    With A the features and w = the mean over all places of ∂ logit / ∂ A, the map is ReLU(Σ w · A) over the channels
+    (equations 1 and 2 of the paper).
+
+    Args:
+      model: a network.
+      variables: its {"params", "batch_stats"}.
+      images: (n, height, width, 3), scaled as the network takes them.
+      stage: whose features: 2, 3, ….
+      classes: (n,) int, whose logit; None: each image's most probable class.
+
+    Returns:
+      logits (n, classes) and maps (n, rows, columns), float32, at least 0; their unit is that of logits.
+
+    Raises:
+      ValueError: the network has no such stage.
+    """
+    if stage not in range(2, 2 + len(model.stage_sizes)):
+        raise ValueError(f"stage is {stage}; this network's are 2 to {1 + len(model.stage_sizes)}")
+    last = f"res{stage}{block_names(model.stage_sizes[stage - 2])[-1]}"
+
+    def logit(change: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The logits' sum over the images, which do not see each other, after a change of the stage's features."""
+
+        def changed(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            result = call(*args, **kwargs)
+            is_last = (context.module.name, context.method_name) == (last, "__call__")
+            return result + change if is_last else result
+
+        with nn.intercept_methods(changed):
+            seen = model.apply(variables, images, features=True)
+        logits = seen["logits"]
+        chosen = logits.max(1) if classes is None else jnp.take_along_axis(logits, classes[:, None], 1)
+        return chosen.sum(), seen
+
+    shape = jax.eval_shape(lambda: model.apply(variables, images, features=True))[f"stage{stage}"]
+    slope, seen = jax.grad(logit, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+    weights = slope.astype(jnp.float32).mean((1, 2))  # (n, channels)
+    maps = jnp.einsum("nhwc,nc->nhw", seen[f"stage{stage}"].astype(jnp.float32), weights)
+    return seen["logits"], nn.relu(maps)
+
+
+def usual_stage(model: ResNet, image_size: tuple[int, int]) -> int:
+    """The last stage whose map has at least 4×4 places; where none has, the first."""
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    seen = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, features=True)[0], images)
+    sides = {stage: min(seen[f"stage{stage}"].shape[1:3]) for stage in range(2, 2 + len(model.stage_sizes))}
+    return max((stage for stage, side in sides.items() if side >= SHARPEST), default=2)

@@ -1,0 +1,144 @@
+"""Grad-CAM against formulas by hand, the pictures of it, and the command that makes them."""
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet import __main__ as commands
+from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
+from flaxresnet.inspection.overlay import overlay
+
+
+def network(small_init, size, **fields):
+    """A network with every variable away from its start, and two images for it."""
+    model = fr.ResNet(**({"num_classes": 3, "stage_sizes": (1, 1), "width": 4} | fields))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: leaf + rng.uniform(0, 0.3, leaf.shape).astype(np.float32), small_init(model, size=size)
+    )
+    return model, variables, rng.random((2, size, size, 3), np.float32)
+
+
+@pytest.mark.parametrize("head", ["average", "flatten"])
+def test_at_the_last_stage_the_weights_are_those_of_the_dense_layer(small_init, head):
+    """Over an average of places a logit rises with each by its share of W; a channel's weight is the mean of these."""
+    model, variables, images = network(small_init, 32, head=head)
+    seen = model.apply(variables, images, features=True)
+    features, kernel = np.asarray(seen["stage3"], np.float64), np.asarray(variables["params"]["fc3"]["kernel"])
+    assert features.shape[1:3] == (4, 4)
+    classes = np.array([2, 0])
+    logits, maps = grad_cam(model, variables, images, 3, jnp.asarray(classes))
+    np.testing.assert_allclose(logits, seen["logits"], rtol=1e-5)
+    # The tutorials' head averages windows of 2×2, and has weights for each of the four.
+    by_window = kernel.reshape(2, 2, -1, 3).sum((0, 1)) if head == "flatten" else kernel
+    for image, label in enumerate(classes):
+        expected = np.maximum(features[image] @ (by_window[:, label] / 16), 0)
+        np.testing.assert_allclose(maps[image], expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+def test_at_an_earlier_stage_the_slope_goes_through_the_blocks_after_it(small_init):
+    model, variables, images = network(small_init, 32, head="average")
+    features = model.apply(variables, images, features=True)["stage2"]
+    block = fr.ConvolutionalBlock((8, 8, 32), strides=2, label="3a")
+    inside = {kind: variables[kind]["res3a"] for kind in ("params", "batch_stats")}
+
+    def logit(features):
+        x = block.apply(inside, features).mean((1, 2)) @ variables["params"]["fc3"]["kernel"]
+        return x[:, 1].sum()
+
+    weights = jax.grad(logit)(features).mean((1, 2))
+    expected = np.maximum(np.einsum("nhwc,nc->nhw", features, weights), 0)
+    _, maps = grad_cam(model, variables, images, 2, jnp.array([1, 1]))
+    np.testing.assert_allclose(maps, expected, rtol=1e-3, atol=1e-5 * expected.max())
+    assert expected.max() > 0
+
+
+def test_without_a_class_it_is_the_most_probable_one(small_init):
+    model, variables, images = network(small_init, 32)
+    logits, maps = grad_cam(model, variables, images, 2)
+    _, expected = grad_cam(model, variables, images, 2, logits.argmax(1))
+    np.testing.assert_array_equal(maps, expected)
+
+
+def test_a_stage_that_is_not_there_is_refused(small_init):
+    model, variables, images = network(small_init, 32)
+    with pytest.raises(ValueError, match=r"stage is 4; this network's are 2 to 3"):
+        grad_cam(model, variables, images, 4)
+
+
+@pytest.mark.parametrize(("size", "stage"), [(32, 3), (64, 4), (224, 5)])
+def test_the_usual_stage_has_four_places_a_side(size, stage):
+    assert usual_stage(fr.resnet("resnet18", "torchvision", num_classes=2, width=4), (size, size)) == stage
+
+
+def test_an_overlay_is_the_photo_where_nothing_was_looked_at():
+    photo = blobs(1, seed=0, size=64).images[0]
+    np.testing.assert_array_equal(overlay(photo, np.zeros((4, 4), np.float32)), photo)
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 3] = 7
+    changed = np.abs(overlay(photo, heat).astype(int) - photo).sum(-1)
+    assert changed[:16, 48:].mean() > 50
+    assert max(changed[32:].max(), changed[:, :16].max()) <= 2  # bicubic stretching swings a little
+
+
+@pytest.fixture
+def explain(monkeypatch, capsys, tmp_path):
+    (tmp_path / "here" / "photos" / "more").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for name, index in (("red.png", 0), ("more/red.png", 3), ("more/green.png", 1)):
+        Image.fromarray(blobs(4, seed=8, size=48).images[index]).save(f"photos/{name}")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", "explain", *map(str, words)])
+        status = commands.main()
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_a_folder_of_photos_is_explained_and_the_unreadable_named(explain, finished_run, tmp_path):
+    (tmp_path / "here" / "photos" / "junk.jpg").write_text("no picture")
+    status, out, err = explain(finished_run, "photos", "--top-k", 2)
+    assert status == 1
+    assert "photos/junk.jpg cannot be read as a picture" in err
+    answer = fr.Classifier.load(finished_run).predict("photos/red.png")
+    assert f"photos/red.png  {answer.label}  {answer.probability:.4f}  explanations/red-2.png\n" in out
+    assert re.findall(r"explanations/\S+", out) == [f"explanations/{name}.png" for name in ("green", "red", "red-2")]
+    for name in ("green", "red", "red-2"):
+        with Image.open(f"explanations/{name}.png") as picture:
+            assert picture.size[0] == 880
+
+
+def test_one_class_can_be_asked_for(explain, finished_run):
+    assert explain(finished_run, "photos/*.png", "--class-name", "blue", "--to-folder", "blue")[0] == 0
+    assert explain(finished_run, "photos/red.png", "--to-folder", "best", "--stage", 2)[0] == 0
+    with Image.open("blue/red.png") as asked, Image.open("best/red.png") as best:
+        assert np.any(np.asarray(asked) != np.asarray(best))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no photo given; name one or more pictures after the run's folder"),
+        (["photos", "--top-k", 0], "--top-k must be at least 1, not 0"),
+        (["photos", "--class-name", "pink"], "--class-name 'pink' is none of the run's classes: red, green, blue"),
+        (["photos", "--stage", 4], "--stage 4 is not in this network; its last is 2"),
+        (["no/*.png"], "no/*.png stands for no file"),
+        (["empty"], "empty holds no picture (.avif, .bmp"),
+        (["photos", "--to-folder", "file/in/the/way"], "cannot be written: Not a directory"),
+    ],
+)
+def test_a_mistake_is_a_sentence(explain, finished_run, tmp_path, words, message):
+    (tmp_path / "here" / "empty").mkdir()
+    (tmp_path / "here" / "file").write_text("")
+    with pytest.raises(fr.UserError) as caught:
+        explain(finished_run, *words)
+    assert message in str(caught.value)

@@ -1,5 +1,7 @@
 """The commands as a user types them: what they print, and how they end."""
 
+import csv
+import io
 import json
 import os
 import subprocess
@@ -18,6 +20,7 @@ import train
 from flaxresnet import __main__ as commands
 from flaxresnet import cli
 from flaxresnet.commands.evaluate import show
+from flaxresnet.commands.photos import Reader
 from flaxresnet.data.dataset import open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import drawn_signs
@@ -80,6 +83,8 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
         (("evaluate", "nowhere"), "nowhere holds no run"),
         (("evaluate",), "run"),
         (("predict", "nowhere"), "no photo given"),
+        (("predict", "nowhere", "a.jpg", "--top-k", "0"), "--top-k must be at least 1, not 0"),
+        (("predict", "nowhere", "a.jpg", "--json", "--csv"), "--json and --csv are two ways to print"),
         (("predict", "nowhere", "photo.jpg"), "nowhere holds no run"),
         (("check-data", "nowhere.h5"), "nowhere.h5 does not exist"),
         (("make-data", "out", "--train", "0"), "--train must be at least 1, not 0"),
@@ -151,6 +156,50 @@ def test_photos_that_cannot_be_read_are_named_and_the_rest_answered(shell, finis
     assert out.count("\n") == 1
     assert "junk.jpg cannot be read as a picture" in err
     assert shell("predict", finished_run, "junk.jpg")[0] == 2
+
+
+def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        Image.fromarray(blobs(3, seed=8).images[index]).save(f"photos/{index}.png")
+    status, out, _ = shell("predict", finished_run, "photos", "--top-k", 2)
+    assert status == 0
+    answers = [fr.Classifier.load(finished_run).predict(f"photos/{index}.png") for index in range(3)]
+    ranked = [sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:2] for answer in answers]
+    assert out.splitlines() == [
+        f"photos/{index}.png  " + "  ".join(f"{name}  {share:.4f}" for name, share in pairs)
+        for index, pairs in enumerate(ranked)
+    ]
+    _, out, _ = shell("predict", finished_run, "photos/[01].png", "--json", "--top-k", 3)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["file"] for row in rows] == ["photos/0.png", "photos/1.png"]
+    assert [(top["label"], top["probability"]) for top in rows[0]["top"]][:2] == ranked[0]
+    _, out, _ = shell("predict", finished_run, "photos", "--csv", "--top-k", 2)
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert list(table[0]) == [
+        "file",
+        "label",
+        "probability",
+        "label 2",
+        "probability 2",
+        "p(red)",
+        "p(green)",
+        "p(blue)",
+    ]
+    for row, answer in zip(table, answers, strict=True):
+        assert row["label"] == answer.label
+        assert float(row["p(green)"]) == pytest.approx(answer.probabilities["green"], abs=1e-6)
+
+
+def test_photos_are_read_a_batch_at_a_time(tmp_path):
+    for index in range(10):
+        (tmp_path / f"{index}.png").write_bytes(b"")
+    loaded = []
+    reader = Reader([str(tmp_path)], loaded.append, batch=4)
+    assert len(next(reader.batches)) == len(loaded) == 4
+    assert [len(batch) for batch in reader.batches] == [4, 2]
+    assert reader.status() == 0
 
 
 def test_check_data_says_what_a_data_set_holds(shell, data_folder):

@@ -1,7 +1,7 @@
 """`python -m flaxresnet explain RUN PHOTO…`: where the network looked."""
 
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +10,7 @@ import tyro
 
 from flaxresnet.commands.photos import Reader
 from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.data.preprocess import decode
 from flaxresnet.errors import UserError, listed
 from flaxresnet.training.checkpoint import load_run
 
@@ -50,7 +51,7 @@ def main(arguments: Arguments) -> int:
     import jax.numpy as jnp
 
     from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
-    from flaxresnet.inspection.overlay import explanation, save
+    from flaxresnet.inspection.overlay import explanation, save, shown
 
     if not arguments.photos:
         raise UserError("no photo given; name one or more pictures after the run's folder")
@@ -67,17 +68,22 @@ def main(arguments: Arguments) -> int:
     explain = jax.jit(lambda v, images: grad_cam(model, v, preprocessing.scaled(images), stage, classes))
 
     folder, written = Path(arguments.to_folder), set[Path]()
-    read = Reader(arguments.photos)
-    while batch := list(islice(read.photos, BATCH)):
-        images = np.stack([preprocessing.load(photo) for _, photo in batch])
+
+    def load(name: str) -> tuple[np.ndarray, np.ndarray]:
+        photo = decode(name)
+        return shown(photo), preprocessing.load(photo)
+
+    reader = Reader(arguments.photos, load, BATCH)
+    for batch in reader.batches:
+        images = np.stack([image for _, (_, image) in batch])
         padded = np.concatenate([images, np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)])
         logits, maps = explain(variables, padded)
         probabilities = np.asarray(jax.nn.softmax(logits))
-        for (name, photo), row, heat in zip(batch, probabilities, np.asarray(maps), strict=False):
+        for (name, (photo, _)), row, heat in zip(batch, probabilities, np.asarray(maps), strict=False):
             best = np.argsort(-row)[: arguments.top_k]
-            shown = names[int(best[0]) if chosen is None else chosen]
-            lines = ["   ".join(f"{names[index]} {row[index]:.4f}" for index in best)]
-            figure = explanation(photo, heat, f"{Path(name).name}: what speaks for {shown} (stage {stage})", lines)
+            explained = names[int(best[0]) if chosen is None else chosen]
+            title = f"{Path(name).name}: what speaks for {explained} (stage {stage})"
+            figure = explanation(photo, heat, title, "   ".join(f"{names[index]}: {row[index]:.4f}" for index in best))
             target = _unused(folder / f"{Path(name).stem}.png", written)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +91,7 @@ def main(arguments: Arguments) -> int:
             except OSError as error:
                 raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
             print(f"{name}  {names[int(best[0])]}  {row[best[0]]:.4f}  {target}", flush=True)
-    return read.status()
+    return reader.status()
 
 
 def _index(class_name: str | None, names: tuple[str, ...]) -> int | None:

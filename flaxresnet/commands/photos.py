@@ -1,15 +1,15 @@
 """Photos as the command line names them: files, folders and patterns."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from flaxresnet.data.preprocess import decode
 from flaxresnet.errors import UserError
 
+T = TypeVar("T")
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
 
 
@@ -33,17 +33,23 @@ def photos_of(words: Iterable[str]) -> Iterator[str]:
             yield word
 
 
-class Reader:
-    """Photos one after the other; those that cannot be read are named on standard error and left out."""
+class Reader(Generic[T]):
+    """Photos, some at a time; those that cannot be read are named on standard error and left out.
 
-    def __init__(self, words: Iterable[str]) -> None:
+    Attributes:
+      batches: lists of (file, photo), in order; one photo after the other is read, and no more than a list's are held.
+    """
+
+    def __init__(self, words: Iterable[str], load: Callable[[str], T], batch: int) -> None:
+        """Reads what `photos_of(words)` names with `load`, which raises UserError, `batch` at a time."""
         self.read = self.unread = 0
-        self.photos = self._photos(words)
+        photos = self._photos(words, load)
+        self.batches = iter(lambda: list(islice(photos, batch)), [])
 
-    def _photos(self, words: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    def _photos(self, words: Iterable[str], load: Callable[[str], T]) -> Iterator[tuple[str, T]]:
         for name in photos_of(words):
             try:
-                photo = decode(name)
+                photo = load(name)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 self.unread += 1

@@ -1,13 +1,17 @@
 """`python -m flaxresnet predict RUN PHOTO…`."""
 
+import csv
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
-from flaxresnet.classifier import Classifier
+from flaxresnet.classifier import BATCH, Classifier
+from flaxresnet.commands.photos import Reader
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.errors import UserError
 
@@ -16,39 +20,79 @@ from flaxresnet.errors import UserError
 class Arguments:
     """Classifies photos: a line each with file, label and probability.
 
-    Example: python -m flaxresnet predict runs/default photo.jpg
+    Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run (train.py's --workdir)."""
 
     photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
-    """Pictures of any format that Pillow reads, and of any size."""
+    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
 
     checkpoint: Literal["latest", "best"] = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
+    top_k: int = 1
+    """How many classes to name, the most probable first."""
+
     json: bool = False
     """Print one JSON object a photo, with the probabilities of all classes."""
+
+    csv: bool = False
+    """Print a table with commas, with the probabilities of all classes."""
 
 
 def main(arguments: Arguments) -> int:
     if not arguments.photos:
         raise UserError("no photo given; name one or more pictures after the run's folder")
+    if arguments.top_k < 1:
+        raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+    if arguments.json and arguments.csv:
+        raise UserError("--json and --csv are two ways to print; give one of them")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    unread = 0
-    for photo in arguments.photos:
-        try:
-            answer = classifier.predict(photo)
-        except UserError as error:  # the other photos still get their answer
-            print(f"error: {error}", file=sys.stderr)
-            unread += 1
-            continue
-        if arguments.json:
-            row = {"file": photo, "label": answer.label, "probability": answer.probability}
-            print(json.dumps(row | {"probabilities": answer.probabilities}), flush=True)
-        else:
-            print(f"{photo}  {answer.label}  {answer.probability:.4f}", flush=True)
-    # All unreadable is the user's mistake; some unreadable is a job partly done.
-    return 0 if not unread else 2 if unread == len(arguments.photos) else 1
+    form = as_json if arguments.json else as_table if arguments.csv else as_words
+    write = form(classifier.class_names, arguments.top_k)
+    reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
+    for batch in reader.batches:
+        rows = classifier.probabilities(np.stack([image for _, image in batch]))
+        for (file, _), row in zip(batch, rows, strict=True):
+            write(file, row)
+        sys.stdout.flush()
+    return reader.status()
+
+
+# Each makes a function that prints a photo's answer: its file and the probabilities, (classes,).
+Writer = Callable[[str, np.ndarray], Any]
+
+
+def as_words(names: tuple[str, ...], top_k: int) -> Writer:
+    def write(file: str, row: np.ndarray) -> None:
+        best = np.argsort(-row, kind="stable")[:top_k]
+        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), sep="  ")
+
+    return write
+
+
+def as_json(names: tuple[str, ...], top_k: int) -> Writer:
+    def write(file: str, row: np.ndarray) -> None:
+        probabilities = dict(zip(names, row.tolist(), strict=True))
+        best = [names[index] for index in np.argsort(-row, kind="stable")[:top_k]]
+        answer = {"file": file, "label": best[0], "probability": probabilities[best[0]]}
+        more = {"top": [{"label": name, "probability": probabilities[name]} for name in best]} if top_k > 1 else {}
+        print(json.dumps(answer | more | {"probabilities": probabilities}))
+
+    return write
+
+
+def as_table(names: tuple[str, ...], top_k: int) -> Writer:
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
+    table.writerow(["file", "label", "probability", *ranks[: 2 * (len(names) - 1)], *(f"p({name})" for name in names)])
+
+    def write(file: str, row: np.ndarray) -> None:
+        best = np.argsort(-row, kind="stable")[:top_k]
+        pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
+        table.writerow([file, *pairs, *(f"{share:.6f}" for share in row)])
+
+    return write

@@ -31,37 +31,32 @@ def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint(photo * (1 - STRENGTH * level) + colours * STRENGTH * level).astype(np.uint8)
 
 
-def explanation(photo: np.ndarray, heat: np.ndarray, title: str, lines: list[str]) -> Figure:
+def explanation(photo: np.ndarray, heat: np.ndarray, title: str, words: str) -> Figure:
     """A photo, the same with a map over it, and what the network says of it.
 
     Args:
-      photo: (height, width, 3), uint8.
+      photo: (height, width, 3), uint8, as `shown` gives it.
       heat: (rows, columns), at least 0.
       title: over the picture.
-      lines: under it.
+      words: under it.
     """
-    shown = _at_most(photo, LARGEST)
-    figure = Figure(
-        figsize=(8, 8 * 0.47 * shown.shape[0] / shown.shape[1] + 0.55 + 0.22 * len(lines)), facecolor="white"
-    )
-    height = figure.get_figheight()
-    bottom, top = (0.12 + 0.22 * len(lines)) / height, 1 - 0.4 / height
-    for left, picture in ((0.02, shown), (0.51, overlay(shown, heat))):
-        axes: Any = figure.add_axes((left, bottom, 0.47, top - bottom))
+    wide, share = 8, 0.47  # inches of the page, and how much of it each picture takes
+    height = wide * share * photo.shape[0] / photo.shape[1] + 0.75
+    figure = Figure(figsize=(wide, height), facecolor="white")
+    for left, picture in ((0.02, photo), (0.51, overlay(photo, heat))):
+        axes: Any = figure.add_axes((left, 0.35 / height, share, 1 - 0.75 / height))
         axes.imshow(picture)
         axes.axis("off")
-    figure.text(0.02, 1 - 0.22 / height, title, fontsize=11, weight="bold", va="center", parse_math=False)
-    for index, line in enumerate(lines):
-        y = (0.1 + 0.22 * (len(lines) - 1 - index)) / height
-        figure.text(0.02, y, line, fontsize=10, va="center", parse_math=False)
+    figure.text(0.02, 1 - 0.2 / height, title, fontsize=11, weight="bold", va="center", parse_math=False)
+    figure.text(0.02, 0.17 / height, words, fontsize=10, va="center", parse_math=False)
     return figure
 
 
-def _at_most(photo: np.ndarray, side: int) -> np.ndarray:
-    """The photo with its longer side brought down, or small ones brought up, to `side` pixels."""
-    scale = side / max(photo.shape[:2])
-    size = [max(1, round(length * scale)) for length in photo.shape[1::-1]]
-    return np.asarray(Image.fromarray(photo).resize((size[0], size[1]), Image.Resampling.BICUBIC))
+def shown(photo: np.ndarray) -> np.ndarray:
+    """The photo as the picture has it: with its longer side of 640 pixels."""
+    scale = LARGEST / max(photo.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in photo.shape[:2])
+    return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def save(figure: Figure, path: Path) -> None:

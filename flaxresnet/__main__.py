@@ -13,6 +13,7 @@ COMMANDS = {
     "diagram": "a picture of a network, whole and on one page",
     "convert": "weights from and to Keras and PyTorch",
     "explain": "where in photos the network looked",
+    "export": "a run as one file for JAX alone, or as ONNX",
     "check-data": "what a data set holds, or what is wrong with it",
     "make-data": "write the drawn hand signs as HDF5 files",
 }

@@ -84,7 +84,7 @@ FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
 
 NOT_EMPTY: Check = (lambda value: value != ""), "a name"
 PARTS_LIST: Check = (
-    (lambda value: set(value.split(",")) <= {*PARTS, "backbone"}),
+    (lambda value: set(value.replace(" ", "").split(",")) <= {*PARTS, "backbone"}),
     f"backbone, or some of {','.join(PARTS)}, divided by commas",
 )
 
@@ -210,7 +210,7 @@ class TrainConfig:
     @property
     def frozen(self) -> tuple[str, ...]:
         """The parts of the network that `freeze` names."""
-        named = self.freeze.split(",") if self.freeze else []
+        named = self.freeze.replace(" ", "").split(",") if self.freeze else []
         return PARTS if "backbone" in named else tuple(part for part in PARTS if part in named)
 
     def resolve(self) -> Self:

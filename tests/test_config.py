@@ -215,7 +215,6 @@ MISTAKES = [
     ("init", "", "--init must be a name, not ''"),
     ("init", 3, "--init must be text, not 3"),
     ("freeze", "stage9", f"--freeze must be {PARTS_WORDS}, not 'stage9'"),
-    ("freeze", "stem, stage2", f"--freeze must be {PARTS_WORDS}, not 'stem, stage2'"),
     ("freeze", "", f"--freeze must be {PARTS_WORDS}, not ''"),
     ("head_epochs", -1, "--head-epochs must be at least 0, not -1"),
     ("layer_decay", 0, "--layer-decay must be above 0 and at most 1, not 0"),

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "classifier": {"models", "data", "training.checkpoint", "training.run_folder"},
     "interop": {"interop", "models", "data", "config", "training.checkpoint", "training.run_folder"},
     "inspection": {"inspection", "models"},
+    "export": {"classifier", "models"},
     "evaluation": {"classifier", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]

@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import WRITERS, write_weights
 from flaxresnet.interop.run_folders import write_run
 from flaxresnet.interop.sources import open_weights
-from flaxresnet.interop.weights import SCALING, Weights, fits_images
+from flaxresnet.interop.weights import SCALING, Weights, check_names, fits_images
 from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.models.resnet import SMALLEST_IMAGE
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def main(arguments: Arguments) -> int:
     print(f"{network}, {classes}, {numbers:,} numbers in {len(weights.table)} arrays: {target}")
     p = weights.preprocessing
     scaling = f"· {p.scale:.4g} - {p.mean} / {p.std}, {p.channels}"
-    print(f"images of {p.height}×{p.width}, pixels 0–255 {scaling}")
+    given = arguments.image_size and arguments.scaling
+    say = "" if given or "preprocessing" not in weights.assumed else "; assumed: --image-size and --scaling tell better"
+    print(f"images of {p.height}×{p.width}, pixels 0–255 {scaling}{say}")
     return 0
 
 
@@ -85,8 +88,9 @@ def told(weights: Weights, arguments: Arguments) -> Weights:
     source = arguments.source
     if (names := arguments.class_names) is not None:
         listed = tuple(name.strip() for name in names.split(","))
-        if len(listed) != weights.num_classes or not all(listed):
+        if len(listed) != weights.num_classes:
             raise UserError(f"--class-names has {len(listed)} names; {source} has {weights.num_classes} classes")
+        check_names(listed, weights.num_classes)
         weights = replace(weights, class_names=listed)
     if arguments.stem_relu not in (None, weights.network.stem_relu):
         if "stem_relu" not in weights.assumed:
@@ -96,5 +100,8 @@ def told(weights: Weights, arguments: Arguments) -> Weights:
     scaled = Preprocessing(1, 1, **SCALING[arguments.scaling]) if arguments.scaling else weights.preprocessing
     height, width = arguments.image_size or (weights.preprocessing.height, weights.preprocessing.width)
     if arguments.image_size and not fits_images(weights, (height, width)):
-        raise UserError(f"--image-size {height} {width} does not fit {source}, whose last layer wants another")
+        limits = (
+            f"sides have {SMALLEST_IMAGE} to {LARGEST_SIDE} pixels, and the tutorials' last layer is tied to its own"
+        )
+        raise UserError(f"--image-size {height} {width} does not fit {source}: {limits}")
     return replace(weights, preprocessing=replace(scaled, height=height, width=width))

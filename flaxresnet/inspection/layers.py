@@ -99,7 +99,7 @@ def _size(tree: Any) -> int:
 def _shape(layer: Layer, taken: tuple[int, ...]) -> tuple[int, ...]:
     """What a layer without variables gives for one image."""
     if layer.kind == "InputLayer":
-        return tuple(layer.options["batch_shape"][1:])
+        return tuple(layer.options["batch_input_shape"][1:])
     *sides, channels = taken
     if layer.kind == "ZeroPadding2D":
         return (*(side + sum(pad) for side, pad in zip(sides, layer.options["padding"], strict=True)), channels)

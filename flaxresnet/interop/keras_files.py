@@ -15,11 +15,12 @@ import h5py
 import numpy as np
 
 from flaxresnet.errors import UserError
+from flaxresnet.interop.keras_meaning import require_alike
 from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
 from flaxresnet.interop.layers import Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
-from flaxresnet.models.graph import Layer
+from flaxresnet.models.graph import Layer, last_side
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
@@ -171,29 +172,20 @@ def _recognised(entries: Table, config: dict[str, Any], about: dict[str, Any]) -
 
 def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
     """Raises UserError where a model's layers do something else than the network that its weights fit."""
-    ours = {layer.name: layer.options for layer in _layers(weights) if layer.kind == "Conv2D"}
-    for layer in config["config"]["layers"]:
-        kind, options = layer["class_name"], layer["config"]
-        name = options["name"]
-        expected: dict[str, tuple[Any, ...]] = {"activation": ("relu", "softmax", "linear")}
-        if kind not in KINDS:
+    described = config["config"]["layers"]
+    for layer in described:
+        if layer["class_name"] not in KINDS:
+            name, kind = layer["config"]["name"], layer["class_name"]
             raise UserError(f"its layer {name} is a {kind}, which is no part of a ResNet as known here")
-        if kind == "Conv2D" and name in ours:
-            strides, groups = ours[name]["strides"], ours[name]["groups"]
-            expected = {
-                "strides": (strides,),
-                "groups": (groups,),
-                "dilation_rate": ([1, 1],),
-                "activation": ("linear",),
-            }
-        elif kind == "MaxPooling2D":
-            expected = {"pool_size": ([3, 3],), "strides": ([2, 2],), "padding": ("valid",)}
-        for option, values in expected.items():
-            found = options.get(option, values[0])
-            if (list(found) if isinstance(found, tuple) else found) not in values:
-                raise UserError(
-                    f"its layer {name} has {option} {found}, where a {weights.network.model} has {values[0]}"
-                )
+    # The last layer may have any name.
+    dense = [layer["config"]["name"] for layer in described if layer["class_name"] == "Dense"]
+    ours = _layers(weights)
+    ours = [*ours[:-1], ours[-1]._replace(name=dense[0] if len(dense) == 1 else ours[-1].name)]
+    height, width = (
+        last_side(weights.model, side) for side in (weights.preprocessing.height, weights.preprocessing.width)
+    )
+    title = f"a {weights.network.model} of {WORLDS[weights.network.variant].title}"
+    require_alike(config, ours, (height, width), title)
 
 
 class _Facts:

@@ -59,5 +59,6 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
             with Checkpoints(folder.checkpoints) as checkpoints:
                 checkpoints.save_variables(weights.variables)
             folder.path.rename(run)
-    except OSError as error:
-        raise UserError(f"{run} cannot be written: {error.strerror or error}") from error
+    except Exception as error:  # Orbax tells a full disk in many ways
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UserError(f"{run} cannot be written: {reason if isinstance(reason, str) else reason[0]}") from error

@@ -1,5 +1,6 @@
 """PyTorch's weights: safetensors, and `.pth` where torch is installed; no pickle is executed."""
 
+import io
 import json
 import pickle
 from collections import OrderedDict
@@ -52,7 +53,9 @@ def write_pth(weights: Weights, world: str, path: Path) -> None:
     state = OrderedDict((key, torch.from_numpy(array.copy())) for key, array in state_dict(weights, world).items())
     # Where PyTorch keeps its modules' versions; `load_state_dict` looks only for its own entries.
     state._metadata = {ABOUT: describe(weights)}  # type: ignore[attr-defined]
-    torch.save(state, path)
+    buffer = io.BytesIO()  # of a full disk PyTorch would tell in its own way
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def state_dict(weights: Weights, world: str) -> Table:

@@ -1,10 +1,14 @@
 """A trained network as it travels between worlds: what it is, its arrays, and how it wants its images."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+
 from flaxresnet.config import Network
-from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Shapes, Table
@@ -35,7 +39,7 @@ class Weights:
       table: the variables; see `interop/layers.py`.
       preprocessing: from a photo to the network's input.
       class_names: one a class, or None where the file does not tell.
-      assumed: fields of `network` that the file does not tell.
+      assumed: what the file does not tell: `"preprocessing"`, fields of `network`.
     """
 
     network: Network
@@ -47,9 +51,9 @@ class Weights:
 
     @property
     def model(self) -> ResNet:
-        """The network; without a last layer among the weights, with one of a single class."""
+        """The network; without a last layer among the weights, with one of two classes."""
         n = self.network
-        return resnet(n.model, n.variant, num_classes=self.num_classes or 1, width=n.width, stem_relu=n.stem_relu)
+        return resnet(n.model, n.variant, num_classes=self.num_classes or 2, width=n.width, stem_relu=n.stem_relu)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -82,15 +86,19 @@ def recognise(
         markers = ", ".join(f"{w.marker} ({w.title})" for w in WORLDS.values())
         raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
     found = {key: array for key, array in entries.items() if not key.endswith("num_batches_tracked")}
+    for key, array in found.items():
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise UserError(f"its array {key} holds {_wrong_number(array)}, which no trained network has")
     heads = [array for array in found.values() if array.ndim == 2]
     num_classes = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
     if num_classes is not None and num_classes < 2:
         raise UserError(
             f"its last layer has {num_classes} output; a classifier needs one for each of two or more classes"
         )
+    found = _with_head_as_there(found, world, num_classes)
     names = about.get("class_names") if num_classes else None
-    if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
-        raise UserError(f"it names {len(names)} classes, and its last layer has {num_classes} outputs")
+    if names:
+        check_names(names, num_classes)
     if found[world.marker].ndim != 4:
         raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
     width = world.from_theirs(found[world.marker]).shape[-1]
@@ -102,21 +110,35 @@ def recognise(
     require_equal(expected, have, f"the weights are not those of a {size} of {world.title}")
     stem_relu = about.get("stem_relu", stem_relu)
     network = Network(cast(Any, size), cast(Any, world.variant), width, stem_relu is not False)
+    assumed = [] if stored else ["preprocessing"]
+    if stem_relu is None and world.variant == "tutorial":  # of the two tutorials one has none; all other worlds have it
+        assumed.append("stem_relu")
     return Weights(
         network=network,
         num_classes=num_classes,
         table=table,
         preprocessing=stored or Preprocessing(*side, **SCALING[world.variant]),
         class_names=tuple(names) if names else None,
-        # Of the two tutorials one has no ReLU there; all other worlds have it.
-        assumed=frozenset({"stem_relu"}) if stem_relu is None and world.variant == "tutorial" else frozenset(),
+        assumed=frozenset(assumed),
     )
+
+
+def check_names(names: Sequence[Any], num_classes: int | None) -> None:
+    """Raises UserError unless there is a name for each class, each its own and of printable letters."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"its names of classes are {str(names)[:80]!r}, not a list of words")
+    if len(names) != num_classes:
+        raise UserError(f"it names {len(names)} classes, and its last layer has {num_classes} outputs")
+    for name, count in Counter(names).items():
+        if not name.strip() or not name.isprintable() or count > 1:
+            raise UserError(f"{name!r} among the names of classes is empty, not printable, or there twice")
 
 
 def fits_images(weights: Weights, image_size: tuple[int, int]) -> bool:
     """Whether the network takes images of this height and width."""
     return (
         min(image_size) >= SMALLEST_IMAGE
+        and max(image_size) <= LARGEST_SIDE
         and weights.table.keys() <= layers.shapes_of(weights.model, image_size).keys()
         and all(layers.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())
     )
@@ -147,11 +169,28 @@ def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
         raise UserError(f"{complaint}: {'; '.join(wrong)}")
 
 
+def _wrong_number(array: np.ndarray) -> str:
+    if array.dtype.kind not in "fiu":
+        return f"numbers of the type {array.dtype}"
+    return str(array[~np.isfinite(array)].flat[0])
+
+
+def _with_head_as_there(found: Table, world: World, num_classes: int | None) -> Table:
+    """The arrays with the last layer under the name that it has in that world; people name it as they like."""
+    kernels = [key for key, array in found.items() if array.ndim == 2]
+    expected = world.key(f"{HEAD}/kernel", num_classes)
+    if len(kernels) != 1 or kernels[0] == expected:
+        return found
+    divider = "." if world.torch else "/"
+    theirs, usual = (key.rpartition(divider)[0] + divider for key in (kernels[0], expected))
+    return {usual + key.removeprefix(theirs) if key.startswith(theirs) else key: a for key, a in found.items()}
+
+
 def _closest(
     found: Table, world: World, width: int, num_classes: int | None, image_size: tuple[int, int] | None
 ) -> tuple[str, Shapes, tuple[int, int]]:
     """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
-    named = {size: resnet(size, world.variant, num_classes=num_classes or 1, width=width) for size in SIZES}
+    named = {size: resnet(size, world.variant, num_classes=num_classes or 2, width=width) for size in SIZES}
     sizes = {size: model for size, model in named.items() if model.width * model.widen % model.groups == 0}
     convolutions = sum(array.ndim == 4 for array in found.values())
     distance = {size: abs(count_convolutions(model) - convolutions) for size, model in sizes.items()}

@@ -56,7 +56,7 @@ def graph(model: ResNet, image_size: tuple[int, int], names: Names = AS_IN_THE_P
       names: how the layers are called.
     """
     built = _Builder(model, names)
-    x = built.add("input_1", "InputLayer", {"batch_shape": [None, *image_size, 3], "dtype": "float32"})
+    x = built.add("input_1", "InputLayer", {"batch_input_shape": [None, *image_size, 3], "dtype": "float32"})
     x = built.add("conv1_pad", "ZeroPadding2D", {"padding": [[3, 3], [3, 3]]}, x)
     x = built.conv_norm("conv1", "bn_conv1", x, model.width, 7, 2)
     x = built.relu("conv1_relu", x) if model.stem_relu else x

@@ -98,6 +98,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
         check_images(images)
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes is {self.num_classes}; a classifier needs two or more")
         if self.width * self.widen % self.groups:
             raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
         conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)

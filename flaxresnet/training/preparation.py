@@ -84,7 +84,12 @@ def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:
             note(f"the run in {folder.path} is kept as {folder.set_aside()}")
         elif not folder.exists():
             raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {elsewhere}")
-        elif difference := info.difference(folder.read_info()):
+        elif (stored := folder.read_info()).data["train_fingerprint"] is None:
+            raise UserError(
+                f"--workdir {folder.path} holds {stored.data['source']}, no run to go on with; "
+                f"start from it with --init {folder.path} and give another --workdir"
+            )
+        elif difference := info.difference(stored):
             raise UserError(f"--workdir {folder.path} holds a run with {difference}; {elsewhere}")
         elif (rows := folder.read_metrics()) and rows[-1]["epoch"] >= info.config.epochs:
             # Nothing will be trained: the record of how many epochs were stays.

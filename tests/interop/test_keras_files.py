@@ -160,20 +160,17 @@ def same_thing_twice(file):
     file["model_weights/again"] = file["model_weights/conv1"]
 
 
-def other_strides(file):
-    config = json.loads(file.attrs["model_config"])
-    layer = next(of for of in config["config"]["layers"] if of["name"] == "res2a_branch2b")
-    layer["config"]["strides"] = [2, 2]
-    file.attrs["model_config"] = json.dumps(config)
+def changed_layer(name, kind=None, **options):
+    """Damage that changes a layer in the model's description."""
 
+    def damage(file):
+        config = json.loads(file.attrs["model_config"])
+        layer = next(of for of in config["config"]["layers"] if of["name"] == name)
+        layer["class_name"] = kind or layer["class_name"]
+        layer["config"].update(options)
+        file.attrs["model_config"] = json.dumps(config)
 
-def other_pooling(file):
-    config = file.attrs["model_config"]
-    file.attrs["model_config"] = config.replace('"pool_size": [3, 3]', '"pool_size": [2, 2]')
-
-
-def other_activation(file):
-    file.attrs["model_config"] = file.attrs["model_config"].replace('"relu"', '"leaky_relu"')
+    return damage
 
 
 def layer_in_front(file):
@@ -182,6 +179,22 @@ def layer_in_front(file):
 
 def wrong_class_names(file):
     file.attrs["flaxresnet"] = json.dumps({"class_names": ["one"]})
+
+
+def same_class_name_twice(file):
+    file.attrs["flaxresnet"] = json.dumps({"class_names": ["a", "b", "c", "d", "a"]})
+
+
+def class_name_with_a_line_break(file):
+    file.attrs["flaxresnet"] = json.dumps({"class_names": ["a", "b", "c", "d", "e\nf"]})
+
+
+def class_names_in_a_table(file):
+    file.attrs["flaxresnet"] = json.dumps({"class_names": {"a": 1}})
+
+
+def not_a_number(file):
+    file["model_weights/conv1/conv1/kernel"][0, 0, 0, 0] = np.nan
 
 
 def strange_resizing(file):
@@ -205,11 +218,34 @@ def text_for_numbers(file):
         (link_outside, "model_weights/conv1/conv1/kernel in it is a link; only plain arrays are read"),
         (lie_about_size, "its arrays take more than 4 GiB"),
         (same_thing_twice, "model_weights/conv1 in it is there under another name too; only plain arrays are read"),
-        (other_strides, r"its layer res2a_branch2b has strides \[2, 2\], where a resnet14 has \[1, 1\]"),
-        (other_pooling, r"its layer pool1_pool has pool_size \[2, 2\], where a resnet14 has \[3, 3\]"),
-        (other_activation, r"its layer \w+ has activation leaky_relu, where a resnet14 has relu"),
+        (
+            changed_layer("res2a_branch2b", strides=[2, 2]),
+            "its layer res2a_branch2b computes something else, .* a resnet14",
+        ),
+        (changed_layer("res2a_branch2b", dilation_rate=[2, 2]), "its layer res2a_branch2b computes something else"),
+        (changed_layer("res2a_branch2b", activation="relu"), "its layer res2a_branch2b computes something else"),
+        (
+            changed_layer("res2a_branch2b", data_format="channels_first"),
+            "res2a_branch2b has data_format channels_first",
+        ),
+        (changed_layer("conv1", padding="same"), "its layer conv1 computes something else"),
+        (changed_layer("conv1_pad", padding=[[2, 3], [3, 3]]), "its layer conv1 computes something else"),
+        (changed_layer("input_1", batch_input_shape=[None, 64, 64, 1]), "its layer conv1 computes something else"),
+        (changed_layer("pool1_pool", pool_size=[2, 2]), "its layer res2a_branch2a computes something else"),
+        (changed_layer("pool1_pool", "AveragePooling2D"), "its layer res2a_branch2a computes something else"),
+        (changed_layer("res2a_1_relu", activation="leaky_relu"), "its layer res2a_branch2b computes something else"),
+        (changed_layer("res2a_1_relu", activation="linear"), "its layer res2a_branch2b computes something else"),
+        (changed_layer("res2a_1_relu", "ReLU", max_value=6.0), "its layer res2a_branch2b computes something else"),
+        (changed_layer("res2a_1_relu", "ReLU", negative_slope=0.2), "its layer res2a_branch2b computes something else"),
+        (changed_layer("avg_pool", pool_size=[3, 3]), "its layer fc5 computes something else"),
+        (changed_layer("avg_pool", strides=[1, 1]), "its layer fc5 computes something else"),
+        (changed_layer("avg_pool", "GlobalAveragePooling2D"), "its layer fc5 computes something else"),
         (layer_in_front, "its layer conv1_pad is a Rescaling, which is no part of a ResNet as known here"),
         (wrong_class_names, "it names 1 classes, and its last layer has 5 outputs"),
+        (same_class_name_twice, "'a' among the names of classes is empty, not printable, or there twice"),
+        (class_name_with_a_line_break, r"'e\\nf' among the names of classes is empty, not printable"),
+        (class_names_in_a_table, r"its names of classes are \"\{'a': 1\}\", not a list of words"),
+        (not_a_number, "its array conv1/kernel holds nan, which no trained network has"),
         (strange_resizing, r"preprocessing with resize that cannot be: \{'height': 64"),
         (one_output, "its last layer has 1 output; a classifier needs one for each of two or more classes"),
         (text_for_numbers, "conv1/conv1/bias in it is not a plain array of numbers"),
@@ -226,6 +262,47 @@ def test_a_file_with_something_wrong_is_refused(tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         read_weights(path)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        changed_layer("res2a_1_relu", "ReLU", max_value=None, negative_slope=0.0),
+        changed_layer("res2a_branch2a", padding="same"),
+        changed_layer("conv1_pad", padding=3),
+        changed_layer("avg_pool", strides=None),
+    ],
+    ids=["ReLU", "same", "padding", "strides"],
+)
+def test_another_way_to_write_the_same_is_read(tmp_path, damage):
+    path, weights = tmp_path / "w.h5", random_weights("resnet14", "tutorial")
+    write_weights(weights, path)
+    with h5py.File(path, "a") as file:
+        damage(file)
+    assert_same(read_weights(path), weights)
+
+
+def test_an_average_over_all_may_be_written_as_one(tmp_path):
+    weights = random_weights("resnet18", "tutorial", width=4)  # its last stage gives 2×2
+    write_weights(weights, tmp_path / "w.h5")
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        changed_layer("avg_pool", "GlobalAveragePooling2D")(file)
+        changed_layer("flatten", "Dropout")(file)
+    assert_same(read_weights(tmp_path / "w.h5"), weights)
+
+
+def test_the_last_layer_may_have_any_name(tmp_path):
+    weights = random_weights("resnet18", "keras", width=4)
+    write_weights(weights, tmp_path / "w.h5")
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        root = file["model_weights"]
+        root.move("predictions", "probs")
+        root["probs"].move("predictions", "probs")
+        root["probs"].attrs["weight_names"] = [b"probs/kernel:0", b"probs/bias:0"]
+        for leaf in ("kernel", "bias"):
+            root["probs"].move(f"probs/{leaf}", f"probs/{leaf}:0")
+        file.attrs["model_config"] = file.attrs["model_config"].replace("predictions", "probs")
+    assert_same(read_weights(tmp_path / "w.h5"), weights)
 
 
 def test_weights_without_names_are_refused_and_those_with_a_description_read(tmp_path):

@@ -259,3 +259,9 @@ def test_an_unknown_size_or_variant_is_refused(size, variant, wrong):
 def test_images_of_another_form_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         fr.ResNet50(num_classes=6).init(jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("classes", [1, 0, -1])
+def test_fewer_than_two_classes_are_refused(classes):
+    with pytest.raises(ValueError, match=f"num_classes is {classes}; a classifier needs two or more"):
+        shapes_of(fr.ResNet50(num_classes=classes))

@@ -142,7 +142,7 @@ def test_a_folder_made_of_weights_answers_and_does_not_go_on(tmp_path, data_fold
     )
     with pytest.raises(fr.UserError, match=r"copy exists and is not overwritten; name another folder"):
         write_run(weights, tmp_path / "copy", "weights of a test")
-    with pytest.raises(fr.UserError, match=r"copy holds a run with .*; give another --workdir"):
+    with pytest.raises(fr.UserError, match=r"copy holds weights of a test, no run to go on with; start from it with"):
         train(data_folder, tmp_path / "copy")
     with pytest.raises(fr.UserError, match=r"have no last layer; train one with --init first"):
         write_run(dataclasses.replace(weights, num_classes=None), tmp_path / "headless", "nothing")

@@ -127,6 +127,7 @@ def test_the_model_is_that_of_the_configuration():
     assert model.head == "average"
     assert model.frozen == ()
     assert changed(freeze="stage3,stem").model().frozen == ("stem", "stage3")
+    assert changed(freeze="stage3, stem").model().frozen == ("stem", "stage3")
     assert changed(freeze="backbone").model().frozen == ("stem", "stage2", "stage3", "stage4", "stage5")
     assert model.momentum == 0.8
 

@@ -1,0 +1,50 @@
+"""`python -m flaxresnet export RUN FILE`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from flaxresnet.classifier import Classifier
+from flaxresnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Writes a run as one file that runs without flaxresnet: images in, probabilities out.
+
+    A .zip holds StableHLO for CPUs, CUDA GPUs and TPUs, which JAX runs, and metadata.json; an .onnx is for ONNX Runtime
+    and others, with the metadata inside.
+
+    Example: python -m flaxresnet export runs/default signs.zip
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run (train.py's --workdir)."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """A name that ends in .zip or .onnx. What is there is replaced."""
+
+    preprocessing: bool = True
+    """The program takes uint8 RGB images and scales them; otherwise floats, scaled by the caller."""
+
+    checkpoint: Literal["latest", "best"] = "latest"
+    """The weights after the last epoch, or those that were best on the test images."""
+
+
+def main(arguments: Arguments) -> int:
+    from flaxresnet.export import export_onnx, export_stablehlo
+
+    path = Path(arguments.file)
+    writers = {".zip": export_stablehlo, ".onnx": export_onnx}
+    if path.suffix not in writers:
+        raise UserError(f"{path} does not say what to write; let its name end in {' or '.join(writers)}")
+    classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    writers[path.suffix](classifier, path, arguments.preprocessing)
+    p = classifier.preprocessing
+    takes = "uint8 RGB" if arguments.preprocessing else "float32, scaled by the caller"
+    size = path.stat().st_size / 2**20
+    gives = f"(n, {len(classifier.class_names)}) probabilities"
+    print(f"{path}, {size:.1f} MiB: (n, {p.height}, {p.width}, 3) {takes} → {gives}")
+    return 0

@@ -1,0 +1,102 @@
+"""A trained network as one file that other programs run: StableHLO for anything with JAX, ONNX for anything else."""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxresnet.classifier import Classifier
+from flaxresnet.errors import UserError
+from flaxresnet.models.conv import FoldedConv
+from flaxresnet.models.fold import fold_batch_norm
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PROGRAM, METADATA = "program.stablehlo", "metadata.json"  # what is in the StableHLO archive
+
+
+def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
+    """What a caller has to know; values are JSON's.
+
+    `input` says whether images are uint8 RGB, which the program scales, or floats scaled as `preprocessing` says.
+    """
+    p = classifier.preprocessing
+    return {
+        "class_names": list(classifier.class_names),
+        "height": p.height,
+        "width": p.width,
+        "input": "uint8 RGB" if preprocessing else "float32, scaled by the caller",
+        "output": "probabilities",
+        "preprocessing": p.to_json(),
+    }
+
+
+def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
+    """Writes a zip archive with a program for CPUs, CUDA GPUs and TPUs, any number of images, and its metadata.
+
+    `jax.export.deserialize` reads the program, which needs jax and flatbuffers and nothing of this project.
+
+    Args:
+      classifier: what to write.
+      path: the archive; what is there is replaced.
+      preprocessing: whether the program takes (n, height, width, 3) uint8 RGB images and scales them, or float32 ones
+        that the caller has scaled. Either way they have the network's size.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    (count,) = jax.export.symbolic_shape("n")
+    images = _images(classifier, preprocessing, count)
+    exported = jax.export.export(jax.jit(_program(classifier, preprocessing, FoldedConv)), platforms=PLATFORMS)(images)
+    about = json.dumps(metadata(classifier, preprocessing), indent=2)
+    with _told(path), zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(PROGRAM, exported.serialize())
+        archive.writestr(METADATA, about)
+
+
+def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
+    """Writes an ONNX model for any number of images, with `metadata` in its metadata_props, values as JSON.
+
+    Arguments and errors are those of `export_stablehlo`; UserError also where jax2onnx is not installed.
+    """
+    try:
+        import onnx
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise UserError(f"writing ONNX needs {error.name}; install it with: pip install 'flaxresnet[onnx]'") from None
+    model = to_onnx(
+        _program(classifier, preprocessing, nn.Conv),
+        [_images(classifier, preprocessing, "n")],
+        model_name="flaxresnet",
+        input_names=["images"],
+        output_names=["probabilities"],
+    )
+    for key, value in metadata(classifier, preprocessing).items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    with _told(path):
+        onnx.save(model, str(path))
+
+
+def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., Any]) -> Callable[[Any], Any]:
+    """From images to probabilities, with the weights inside and batch norm folded."""
+    model, variables = fold_batch_norm(classifier.model.clone(frozen=()), classifier.variables, conv)
+    scaled = classifier.preprocessing.scaled if preprocessing else lambda images: images
+    return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)))
+
+
+def _images(classifier: Classifier, preprocessing: bool, count: Any) -> Any:
+    shape = (count, classifier.preprocessing.height, classifier.preprocessing.width, 3)
+    return jax.ShapeDtypeStruct(shape, jnp.uint8 if preprocessing else jnp.float32)
+
+
+@contextlib.contextmanager
+def _told(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

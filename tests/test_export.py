@@ -1,0 +1,113 @@
+"""Programs that run without flaxresnet: the same answers, any number of images, all that a caller has to know."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import blobs
+
+import flaxresnet as fr
+from flaxresnet import __main__ as commands
+from flaxresnet.export import export_stablehlo
+
+IMAGES = blobs(5, seed=3).images
+# What README shows: nothing of flaxresnet, and a number of images that the program has not seen before.
+PROGRAM = """
+import json, sys, zipfile
+import jax, numpy as np
+
+with zipfile.ZipFile(sys.argv[1]) as archive:
+    program = jax.export.deserialize(archive.read("program.stablehlo"))
+    about = json.loads(archive.read("metadata.json"))
+images = np.load(sys.argv[2])
+assert images.shape[1:3] == (about["height"], about["width"])
+np.save(sys.argv[3], program.call(images))
+assert not any(name.startswith(("flaxresnet", "flax", "orbax")) for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run):
+    return fr.Classifier.load(finished_run)
+
+
+@pytest.mark.parametrize("preprocessing", [True, False])
+def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier, preprocessing):
+    export_stablehlo(classifier, tmp_path / "signs.zip", preprocessing)
+    images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.scaled(IMAGES))
+    for count in (1, 5):
+        np.save(tmp_path / "images.npy", images[:count])
+        paths = [str(tmp_path / name) for name in ("signs.zip", "images.npy", "answers.npy")]
+        subprocess.run([sys.executable, "-c", PROGRAM, *paths], check=True)
+        np.testing.assert_allclose(np.load(paths[2]), classifier.probabilities(IMAGES[:count]), atol=1e-5)
+
+
+def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(tmp_path, classifier):
+    import jax
+
+    export_stablehlo(classifier, tmp_path / "signs.zip")
+    with zipfile.ZipFile(tmp_path / "signs.zip") as archive:
+        about = json.loads(archive.read("metadata.json"))
+        program = jax.export.deserialize(archive.read("program.stablehlo"))
+    assert about == {
+        "class_names": ["red", "green", "blue"],
+        "height": 32,
+        "width": 32,
+        "input": "uint8 RGB",
+        "output": "probabilities",
+        "preprocessing": json.loads(json.dumps(classifier.preprocessing.to_json())),
+    }
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert str(program.in_avals[0].shape) == "(n, 32, 32, 3)"
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))), reason="install the `onnx` extra"
+)
+@pytest.mark.parametrize("preprocessing", [True, False])
+def test_onnx_answers_alike(tmp_path, classifier, preprocessing):
+    import onnxruntime
+
+    from flaxresnet.export import export_onnx
+
+    export_onnx(classifier, tmp_path / "signs.onnx", preprocessing)
+    session = onnxruntime.InferenceSession(str(tmp_path / "signs.onnx"))
+    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert about["class_names"] == ["red", "green", "blue"]
+    images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.scaled(IMAGES))
+    for count in (1, 5):
+        (answers,) = session.run(["probabilities"], {"images": images[:count]})
+        np.testing.assert_allclose(answers, classifier.probabilities(IMAGES[:count]), atol=1e-4)
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "export", *map(str, words)])
+    return commands.main()
+
+
+def test_the_command_says_what_it_wrote(monkeypatch, capsys, tmp_path, finished_run):
+    assert command(monkeypatch, finished_run, tmp_path / "s.zip") == 0
+    assert "MiB: (n, 32, 32, 3) uint8 RGB → (n, 3) probabilities" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("s.txt", "s.txt does not say what to write; let its name end in .zip or .onnx"),
+        ("no/s.zip", "no/s.zip cannot be written: No such file or directory"),
+    ],
+)
+def test_where_nothing_can_be_written_it_says_so(monkeypatch, tmp_path, finished_run, name, message):
+    with pytest.raises(fr.UserError) as caught:
+        command(monkeypatch, finished_run, tmp_path / name)
+    assert str(caught.value).endswith(message)
+
+
+def test_without_the_extra_it_says_which(monkeypatch, tmp_path, finished_run):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(fr.UserError, match=r"needs \w+; install it with: pip install 'flaxresnet\[onnx\]'"):
+        command(monkeypatch, finished_run, tmp_path / "s.onnx")

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from conftest import blobs
 
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.export import export_stablehlo
 
 IMAGES = blobs(5, seed=3).images
@@ -46,9 +48,20 @@ def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier, prep
         np.testing.assert_allclose(np.load(paths[2]), classifier.probabilities(IMAGES[:count]), atol=1e-5)
 
 
-def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(tmp_path, classifier):
-    import jax
+def test_a_network_of_full_width_can_be_written_for_any_number_of_images(tmp_path):
+    """The forms of its convolutions are chosen by the number of images, which is a symbol here."""
+    model = fr.ResNet(num_classes=3, stage_sizes=(1, 1), bottleneck=False)
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    wide = fr.Classifier(model, variables, ("a", "b", "c"), Preprocessing(64, 64))
+    export_stablehlo(wide, tmp_path / "wide.zip")
+    with zipfile.ZipFile(tmp_path / "wide.zip") as archive:
+        program = jax.export.deserialize(archive.read("program.stablehlo"))
+    photos = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
+    np.testing.assert_allclose(program.call(photos), wide.probabilities(photos), atol=1e-5)
 
+
+def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(tmp_path, classifier):
     export_stablehlo(classifier, tmp_path / "signs.zip")
     with zipfile.ZipFile(tmp_path / "signs.zip") as archive:
         about = json.loads(archive.read("metadata.json"))

@@ -60,7 +60,8 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: in
     if pixels <= SMALL:
         return PATCHES
     winograd_can = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and set(pads) <= {0, 1, 2} and bits >= 32
-    if winograd_can and min(channels, features) >= WIDE and image[0] * pixels >= MANY:
+    many = isinstance(image[0], int) and image[0] * pixels >= MANY  # an exported program's number of images is a symbol
+    if winograd_can and min(channels, features) >= WIDE and many:
         return WINOGRAD
     if channels <= FEW:
         return NATIVE._replace(kernel_gradient="rows")

@@ -24,7 +24,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Ar
 
 
 def _native(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
-    return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
+    return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding=[(padding, padding)] * 2)
 
 
 def _forward(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:

@@ -177,7 +177,7 @@ def block_names(count: int) -> list[str]:
 def flat_average(x: jax.Array) -> jax.Array:
     """2×2 average pooling, then one row an image: rows, columns, channels, as Keras flattens."""
     window = (min(2, x.shape[1]), min(2, x.shape[2]))  # a 32×32 image has shrunk to 1×1 here
-    return nn.avg_pool(x, window, strides=window).reshape(x.shape[0], -1)
+    return nn.avg_pool(x, window_shape=window, strides=window).reshape(x.shape[0], -1)
 
 
 def check_images(images: jax.Array) -> None:

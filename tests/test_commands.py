@@ -337,7 +337,8 @@ def test_what_is_said_of_a_file_has_to_fit_it(shell, silent_file, finished_run, 
         ((silent_file, tmp_path / "x", "--image-size", 64, 32), "--image-size 64 32 does not fit"),
         ((silent_file, tmp_path / "x", "--image-size", 3, 3), "--image-size 3 3 does not fit"),
         ((finished_run, tmp_path / "x", "--no-stem-relu"), "--stem-relu is for weights that do not tell"),
-        ((silent_file, tmp_path / "x", "--class-names", "a,,c"), "--class-names has 3 names"),
+        ((silent_file, tmp_path / "x", "--class-names", "a,,c"), "'' among the names of classes is empty"),
+        ((silent_file, tmp_path / "x", "--class-names", "a,b,a"), "'a' among the names of classes is"),
     ):
         status, _, err = shell("convert", *words)
         assert status == 2

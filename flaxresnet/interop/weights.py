@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.config import Network
@@ -87,7 +88,7 @@ def recognise(
         raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
     found = {key: array for key, array in entries.items() if not key.endswith("num_batches_tracked")}
     for key, array in found.items():
-        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        if not _is_real(array) or not np.isfinite(array).all():
             raise UserError(f"its array {key} holds {_wrong_number(array)}, which no trained network has")
     heads = [array for array in found.values() if array.ndim == 2]
     num_classes = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
@@ -169,8 +170,12 @@ def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
         raise UserError(f"{complaint}: {'; '.join(wrong)}")
 
 
+def _is_real(array: np.ndarray) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)  # bfloat16 is one
+
+
 def _wrong_number(array: np.ndarray) -> str:
-    if array.dtype.kind not in "fiu":
+    if not _is_real(array):
         return f"numbers of the type {array.dtype}"
     return str(array[~np.isfinite(array)].flat[0])
 

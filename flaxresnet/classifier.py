@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Self
 
 import jax
 import numpy as np
 
+from flaxresnet.config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.fold import fold_batch_norm
@@ -14,8 +15,6 @@ from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.checkpoint import load_run
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
-
-Which = Literal["latest", "best"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Classifier:
             )
         batch = 1 if len(images) == 1 else BATCH
         chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
-        outputs = [np.asarray(self._apply(self._folded, _pad(chunk, batch)))[: len(chunk)] for chunk in chunks]
+        outputs = [np.asarray(self._apply(self._folded, padded(chunk, batch)))[: len(chunk)] for chunk in chunks]
         return np.concatenate(outputs) if outputs else np.zeros((0, len(self.class_names)), np.float32)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -93,5 +92,6 @@ class Classifier:
         return Prediction(self.class_names[best], probabilities[self.class_names[best]], probabilities)
 
 
-def _pad(images: np.ndarray, count: int) -> np.ndarray:
+def padded(images: np.ndarray, count: int) -> np.ndarray:
+    """The images with black ones behind them: `count` in all, so that one program serves any number up to it."""
     return np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), images.dtype)])

@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-# What `--help` shows in place of an option's value; a switch has none.
-METAVARS: dict[Any, str] = {str: "STR", int: "INT", float: "FLOAT", tuple[int, int]: "INT INT", bool: " "}
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+# What `--help` shows in place of an option's value; a switch has none.
+METAVARS: dict[Any, str] = {str: "STR", int: "INT", float: "FLOAT", tuple[int, int]: "INT INT", bool: ""}
 
 
 def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
@@ -101,10 +101,10 @@ def _as_shown(arguments: type) -> type:
     checks = {f.name: f.metadata for f in dataclasses.fields(arguments)}
     shown: dict[str, Any] = {}
     for name, kind in _optional(arguments).items():
-        values = METAVARS.get(kind) or "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+        values = METAVARS[kind] if kind in METAVARS else "{" + ",".join(map(str, typing.get_args(kind))) + "}"
         flag = name.replace("_", "-")
         switch: dict[str, Any] = {"name": f"no-{flag}", "aliases": [f"--{flag}"]} if kind is bool else {}
-        shown[name] = Annotated[kind | None, tyro.conf.arg(metavar=values.strip(), help_behavior_hint="", **switch)]
+        shown[name] = Annotated[kind | None, tyro.conf.arg(metavar=values, help_behavior_hint="", **switch)]
     members: dict[str, Any] = {name: dataclasses.field(default=None, metadata=checks[name]) for name in shown}
     members |= {"__annotations__": shown, "__module__": arguments.__module__}
     return dataclasses.dataclass(frozen=True)(type(arguments.__name__, (arguments,), members))
@@ -114,7 +114,13 @@ def _spelt_out(arguments: type, argv: Sequence[str]) -> list[str]:
     """The command line with a value behind every switch that may be left out, which tyro does not know as a switch."""
     flags = [name.replace("_", "-") for name, kind in _optional(arguments).items() if kind is bool]
     spelt = {f"--{flag}": f"--{flag}=True" for flag in flags} | {f"--no-{flag}": f"--{flag}=False" for flag in flags}
-    return [spelt.get(word.replace("_", "-"), word) for word in argv]
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if (name := name.replace("_", "-")) in spelt and equals:
+            raise UserError(f"{name} is a switch and takes no value, not {value!r}")
+        words.append(spelt.get(name, word))
+    return words
 
 
 def _sentence(box: str, arguments: type, argv: Sequence[str]) -> str:

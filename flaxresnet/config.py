@@ -28,6 +28,7 @@ Model = Literal[
     "wide_resnet50_2",
 ]
 Variant = Literal["tutorial", "keras", "torchvision"]
+Which = Literal["latest", "best"]  # of a run's checkpoints: after the last epoch, or the best on the test images
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from flaxresnet.classifier import Classifier, Which
+from flaxresnet.classifier import Classifier
+from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.synthetic import drawn_signs
 from flaxresnet.errors import UserError, listed

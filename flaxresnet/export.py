@@ -1,9 +1,8 @@
 """A trained network as one file that other programs run: StableHLO for anything with JAX, ONNX for anything else."""
 
-import contextlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.errors import UserError
 from flaxresnet.models.conv import FoldedConv
 from flaxresnet.models.fold import fold_batch_norm
+from flaxresnet.writing import replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, METADATA = "program.stablehlo", "metadata.json"  # what is in the StableHLO archive
@@ -54,7 +54,7 @@ def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bo
     images = _images(classifier, preprocessing, count)
     exported = jax.export.export(jax.jit(_program(classifier, preprocessing, FoldedConv)), platforms=PLATFORMS)(images)
     about = json.dumps(metadata(classifier, preprocessing), indent=2)
-    with _told(path), zipfile.ZipFile(path, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(PROGRAM, exported.serialize())
         archive.writestr(METADATA, about)
 
@@ -65,7 +65,6 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
     Arguments and errors are those of `export_stablehlo`; UserError also where jax2onnx is not installed.
     """
     try:
-        import onnx
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(f"writing ONNX needs {error.name}; install it with: pip install 'flaxresnet[onnx]'") from None
@@ -78,13 +77,13 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
     )
     for key, value in metadata(classifier, preprocessing).items():
         model.metadata_props.add(key=key, value=json.dumps(value))
-    with _told(path):
-        onnx.save(model, str(path))
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
 
 
 def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., Any]) -> Callable[[Any], Any]:
     """From images to probabilities, with the weights inside and batch norm folded."""
-    model, variables = fold_batch_norm(classifier.model.clone(frozen=()), classifier.variables, conv)
+    model, variables = fold_batch_norm(classifier.model, classifier.variables, conv)
     scaled = classifier.preprocessing.scaled if preprocessing else lambda images: images
     return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)))
 
@@ -92,11 +91,3 @@ def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., An
 def _images(classifier: Classifier, preprocessing: bool, count: Any) -> Any:
     shape = (count, classifier.preprocessing.height, classifier.preprocessing.width, 3)
     return jax.ShapeDtypeStruct(shape, jnp.uint8 if preprocessing else jnp.float32)
-
-
-@contextlib.contextmanager
-def _told(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

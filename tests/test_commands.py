@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -196,10 +197,28 @@ def test_photos_are_read_a_batch_at_a_time(tmp_path):
     for index in range(10):
         (tmp_path / f"{index}.png").write_bytes(b"")
     loaded = []
-    reader = Reader([str(tmp_path)], loaded.append, batch=4)
+
+    def load(file):
+        loaded.append(file)
+        return file
+
+    reader = Reader([str(tmp_path)], load, batch=4)
     assert len(next(reader.batches)) == len(loaded) == 4
     assert [len(batch) for batch in reader.batches] == [4, 2]
     assert reader.status() == 0
+
+
+def test_a_folder_without_pictures_is_named_and_the_others_read(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    Image.fromarray(blobs(3, seed=8).images[0]).save("red.png")
+    status, out, err = shell("predict", finished_run, "empty", "no/*.png", "red.png")
+    assert status == 1
+    assert out.startswith("red.png  ")
+    assert out.count("\n") == 1
+    assert "error: empty holds no picture (.avif, .bmp" in err
+    assert "error: no/*.png stands for no file" in err
+    assert shell("predict", finished_run, "empty")[::2] == (2, err.splitlines()[0] + "\n")
 
 
 def test_check_data_says_what_a_data_set_holds(shell, data_folder):
@@ -330,6 +349,12 @@ def test_what_a_file_does_not_tell_can_be_said(shell, silent_file, tmp_path):
     status, out, _ = shell("convert", tmp_path / "any.safetensors", tmp_path / "sized", "--image-size", 96, 80)
     assert status == 0
     assert "images of 96×80" in out
+
+    source = random_weights("resnet14", "tutorial")
+    other = replace(source, preprocessing=replace(source.preprocessing, resize="bilinear"))
+    write_weights(other, tmp_path / "other.keras")
+    assert shell("convert", tmp_path / "other.keras", tmp_path / "scaled", "--scaling", "keras")[0] == 0
+    assert fr.Classifier.load(tmp_path / "scaled").preprocessing.resize == "bilinear"
 
 
 def test_what_is_said_of_a_file_has_to_fit_it(shell, silent_file, finished_run, tmp_path):

@@ -460,3 +460,5 @@ def test_a_switch_that_may_be_left_out_can_be_given_both_ways():
     assert parse().stem_relu is None
     assert parse("--stem-relu").stem_relu is True
     assert parse("--no-stem_relu").stem_relu is False
+    with pytest.raises(UserError, match="--no-stem-relu is a switch and takes no value, not 'False'"):
+        parse("--no-stem-relu=False")

@@ -16,16 +16,17 @@ MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "compilation_cache": set(),
+    "writing": set(),
     "memory": set(),
     "cli": {"config", "memory"},
     "models": {"models"},
     "data": {"data"},
     "training": {"training", "models", "data", "config", "compilation_cache", "memory", "interop"},
-    "classifier": {"models", "data", "training.checkpoint", "training.run_folder"},
-    "interop": {"interop", "models", "data", "config", "training.checkpoint", "training.run_folder"},
-    "inspection": {"inspection", "models"},
-    "export": {"classifier", "models"},
-    "evaluation": {"classifier", "data", "training.metrics", "training.run_folder"},
+    "classifier": {"config", "models", "data", "training.checkpoint", "training.run_folder"},
+    "interop": {"interop", "writing", "models", "data", "config", "training.checkpoint", "training.run_folder"},
+    "inspection": {"inspection", "models", "writing"},
+    "export": {"classifier", "models", "writing"},
+    "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from flaxresnet.config import Which
 from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import WRITERS, write_weights
@@ -35,7 +36,7 @@ class Arguments:
     world: Literal["torchvision", "huggingface"] | None = None
     """Whose names a .safetensors or .pth file gets. Left out: torchvision's, which timm shares."""
 
-    checkpoint: Literal["latest", "best"] = "latest"
+    checkpoint: Which = "latest"
     """Of a run's folder: the weights after the last epoch, or those that were best on the test images."""
 
     class_names: str | None = None
@@ -97,8 +98,9 @@ def told(weights: Weights, arguments: Arguments) -> Weights:
             known = "with" if weights.network.stem_relu else "without"
             raise UserError(f"--stem-relu is for weights that do not tell; {source} is {known} a ReLU there")
         weights = replace(weights, network=replace(weights.network, stem_relu=arguments.stem_relu))
-    scaled = Preprocessing(1, 1, **SCALING[arguments.scaling]) if arguments.scaling else weights.preprocessing
-    height, width = arguments.image_size or (weights.preprocessing.height, weights.preprocessing.width)
+    had = weights.preprocessing
+    scaled = Preprocessing(1, 1, had.resize, **SCALING[arguments.scaling]) if arguments.scaling else had
+    height, width = arguments.image_size or (had.height, had.width)
     if arguments.image_size and not fits_images(weights, (height, width)):
         limits = (
             f"sides have {SMALLEST_IMAGE} to {LARGEST_SIDE} pixels, and the tutorials' last layer is tied to its own"

@@ -22,7 +22,8 @@ class Arguments(NetworkArguments):
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.inspection.diagram import overview, save, whole
+    from flaxresnet.inspection.diagram import overview, whole
+    from flaxresnet.inspection.figures import save
 
     subject = subject_of(arguments)
     path = Path(arguments.to_file)
@@ -33,9 +34,6 @@ def main(arguments: Arguments) -> int:
         figure = draw(layers, subject.title)
         for ending in (".png", ".svg"):
             target = path.with_name(name + ending)
-            try:
-                save(figure, target)
-            except OSError as error:
-                raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+            save(figure, target)
             print(target)
     return 0

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.config import Which
 from flaxresnet.evaluation import Evaluation, evaluate
 
 WIDEST_LINE = 400  # columns, where the output is no terminal
@@ -30,7 +31,7 @@ class Arguments:
     data: str | None = None
     """HDF5 file or folder with a test split. Left out: what the run was trained with."""
 
-    checkpoint: Literal["latest", "best"] = "latest"
+    checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
 
     split: Literal["test", "train"] = "test"

@@ -3,32 +3,30 @@
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-import tyro
 
-from flaxresnet.commands.photos import Reader
+from flaxresnet.classifier import padded
+from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.preprocess import decode
 from flaxresnet.errors import UserError, listed
 from flaxresnet.training.checkpoint import load_run
+from flaxresnet.writing import saying_why_not
 
 BATCH = 16  # photos at a time
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(PhotoArguments):
     """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
 
     Example: python -m flaxresnet explain runs/default photo.jpg --top-k 3
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run (train.py's --workdir)."""
-
-    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
-    """Pictures, folders of pictures, or patterns such as 'photos/*.jpg'."""
+    top_k: int = 3
+    """How many classes are named under the picture, the most probable first."""
 
     stage: Literal[2, 3, 4, 5] | None = None
     """Whose features are shown; early stages see small things. Left out: the last with at least 4×4 places."""
@@ -36,27 +34,19 @@ class Arguments:
     class_name: str | None = None
     """The class that is explained. Left out: each photo's most probable one."""
 
-    top_k: int = 3
-    """How many classes are named under the picture."""
-
     to_folder: str = "explanations"
     """Where the PNGs are written, named like the photos. What is there is replaced."""
-
-    checkpoint: Literal["latest", "best"] = "latest"
-    """The weights after the last epoch, or those that were best on the test images."""
 
 
 def main(arguments: Arguments) -> int:
     import jax
     import jax.numpy as jnp
 
+    from flaxresnet.inspection.figures import save
     from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
-    from flaxresnet.inspection.overlay import explanation, save, shown
+    from flaxresnet.inspection.overlay import explanation, shown
 
-    if not arguments.photos:
-        raise UserError("no photo given; name one or more pictures after the run's folder")
-    if arguments.top_k < 1:
-        raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+    check(arguments)
     use_compilation_cache()
     info, variables = load_run(arguments.run, arguments.checkpoint)
     names, preprocessing, model = info.class_names, info.preprocessing, info.model()
@@ -76,20 +66,17 @@ def main(arguments: Arguments) -> int:
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:
         images = np.stack([image for _, (_, image) in batch])
-        padded = np.concatenate([images, np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)])
-        logits, maps = explain(variables, padded)
+        logits, maps = explain(variables, padded(images, BATCH))
         probabilities = np.asarray(jax.nn.softmax(logits))
         for (name, (photo, _)), row, heat in zip(batch, probabilities, np.asarray(maps), strict=False):
-            best = np.argsort(-row)[: arguments.top_k]
+            best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
             title = f"{Path(name).name}: what speaks for {explained} (stage {stage})"
             figure = explanation(photo, heat, title, "   ".join(f"{names[index]}: {row[index]:.4f}" for index in best))
             target = _unused(folder / f"{Path(name).stem}.png", written)
-            try:
+            with saying_why_not(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                save(figure, target)
-            except OSError as error:
-                raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+            save(figure, target)
             print(f"{name}  {names[int(best[0])]}  {row[best[0]]:.4f}  {target}", flush=True)
     return reader.status()
 

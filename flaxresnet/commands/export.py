@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from flaxresnet.classifier import Classifier
+from flaxresnet.config import Which
 from flaxresnet.errors import UserError
 
 
@@ -29,12 +30,12 @@ class Arguments:
     preprocessing: bool = True
     """The program takes uint8 RGB images and scales them; otherwise floats, scaled by the caller."""
 
-    checkpoint: Literal["latest", "best"] = "latest"
+    checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.export import export_onnx, export_stablehlo
+    from flaxresnet.export import export_onnx, export_stablehlo, metadata
 
     path = Path(arguments.file)
     writers = {".zip": export_stablehlo, ".onnx": export_onnx}
@@ -42,9 +43,8 @@ def main(arguments: Arguments) -> int:
         raise UserError(f"{path} does not say what to write; let its name end in {' or '.join(writers)}")
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
     writers[path.suffix](classifier, path, arguments.preprocessing)
-    p = classifier.preprocessing
-    takes = "uint8 RGB" if arguments.preprocessing else "float32, scaled by the caller"
-    size = path.stat().st_size / 2**20
-    gives = f"(n, {len(classifier.class_names)}) probabilities"
-    print(f"{path}, {size:.1f} MiB: (n, {p.height}, {p.width}, 3) {takes} → {gives}")
+    about = metadata(classifier, arguments.preprocessing)
+    takes = f"(n, {about['height']}, {about['width']}, 3) {about['input']}"
+    gives = f"(n, {len(about['class_names'])}) {about['output']}"
+    print(f"{path}, {path.stat().st_size / 2**20:.1f} MiB: {takes} → {gives}")
     return 0

@@ -11,6 +11,7 @@ from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.writing import saying_why_not
 
 LEAST = {"train": 1, "test": 1, "image_size": SMALLEST_IMAGE, "seed": 0}
 
@@ -53,11 +54,9 @@ def main(arguments: Arguments) -> int:
         if path.exists():
             raise UserError(f"{path} exists and is not overwritten; move it away, or name another folder")
     splits = drawn_signs(arguments.seed, arguments.train, arguments.test, arguments.image_size, arguments.variety)
-    try:
+    with saying_why_not(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in paths.items():
             write_hdf5(path, name, getattr(splits, name))
             print(f"{path}: {len(getattr(splits, name))} images")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     return 0

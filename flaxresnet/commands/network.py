@@ -1,12 +1,14 @@
 """What `summary` and `diagram` look at: a run's network, or one by its name."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, cast
 
 import tyro
 
+from flaxresnet.config import TrainConfig, Variant, flag
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
+from flaxresnet.training.preparation import check_network
 from flaxresnet.training.run_folder import RunFolder
 
 IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # what each was made for
@@ -19,17 +21,17 @@ class NetworkArguments:
     network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|NAME")] = "resnet50"
     """A run's folder, or a network: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, …."""
 
-    variant: Literal["tutorial", "keras", "torchvision"] = "tutorial"
-    """How a network that is given by its name is written."""
+    variant: Variant | None = None
+    """How a network that is given by its name is written. Left out: tutorial."""
 
     image_size: tuple[int, int] | None = None
     """Height and width of its images. Left out: 64×64 for the tutorials' variant, else 224×224."""
 
-    num_classes: int = 6
-    """Its classes."""
+    num_classes: int | None = None
+    """Its classes. Left out: 6, as in the tutorials."""
 
-    width: int = 64
-    """Features of its first convolution."""
+    width: int | None = None
+    """Features of its first convolution. Left out: 64."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,27 @@ class Subject:
 def subject_of(arguments: NetworkArguments) -> Subject:
     """The network that the command line names. Raises UserError where there is none."""
     name = arguments.network
+    given = [
+        option for option in ("variant", "image_size", "num_classes", "width") if getattr(arguments, option) is not None
+    ]
     if name not in SIZES:
         if not RunFolder(name).exists():
             raise UserError(f"{name} is neither a run's folder nor a network; the networks are {', '.join(SIZES)}")
+        if given:
+            raise UserError(
+                f"{flag(given[0])} is for a network that is given by its name; {name} is a run and has its own"
+            )
         info = RunFolder(name).read_info()
         image_size = info.preprocessing.height, info.preprocessing.width
         return Subject(f"{info.config.network.model} of {name}", info.model(), image_size)
-    image_size = arguments.image_size or IMAGE_SIZES[arguments.variant]
-    for option, value, least in (
-        ("image-size", min(image_size), SMALLEST_IMAGE),
-        ("num-classes", arguments.num_classes, 2),
-        ("width", arguments.width, 1),
-    ):
-        if value < least:
-            raise UserError(f"--{option} must be at least {least}, not {value}")
-    model = resnet(name, arguments.variant, num_classes=arguments.num_classes, width=arguments.width)
-    if model.width * model.widen % model.groups:
-        raise UserError(f"--width {arguments.width} cannot be divided into the {model.groups} groups of {name}")
-    return Subject(f"{name}, {arguments.variant}", model, image_size)
+    config = TrainConfig(model=cast(Any, name), variant=arguments.variant, width=arguments.width)
+    check_network(config)
+    network = config.network
+    image_size = arguments.image_size or IMAGE_SIZES[network.variant]
+    if min(image_size) < SMALLEST_IMAGE:
+        raise UserError(f"--image-size must be at least {SMALLEST_IMAGE}, not {min(image_size)}")
+    classes = 6 if arguments.num_classes is None else arguments.num_classes
+    if classes < 2:
+        raise UserError(f"--num-classes must be at least 2, not {classes}")
+    model = resnet(network.model, network.variant, num_classes=classes, width=network.width)
+    return Subject(f"{name}, {network.variant}", model, image_size)

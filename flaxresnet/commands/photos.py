@@ -2,61 +2,98 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
+import numpy as np
+import tyro
+
+from flaxresnet.config import Which
 from flaxresnet.errors import UserError
 
 T = TypeVar("T")
+U = TypeVar("U")
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
 
 
-def photos_of(words: Iterable[str]) -> Iterator[str]:
-    """The files: those that are named, the pictures in a folder and those below it, and what a pattern stands for.
+def files_of(word: str) -> list[str]:
+    """The file that is named, the pictures in a folder and those below it, or what a pattern stands for.
 
     Raises:
-      UserError: a folder holds no picture, or a pattern stands for nothing.
+      UserError: the folder holds no picture, or the pattern stands for nothing.
     """
-    for word in words:
-        if Path(word).is_dir():
-            found = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in ENDINGS)
-            if not found:
-                raise UserError(f"{word} holds no picture ({', '.join(sorted(ENDINGS))})")
-            yield from found
-        elif has_magic(word) and not Path(word).exists():
-            if not (found := sorted(glob(word, recursive=True))):  # noqa: PTH207 - Path's takes no absolute pattern
-                raise UserError(f"{word} stands for no file")
-            yield from found
-        else:
-            yield word
+    if Path(word).is_dir():
+        found = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in ENDINGS)
+        wrong = f"holds no picture ({', '.join(sorted(ENDINGS))})"
+    elif has_magic(word) and not Path(word).exists():
+        found, wrong = sorted(glob(word, recursive=True)), "stands for no file"  # noqa: PTH207 - Path's wants no absolute
+    else:
+        return [word]
+    if not found:
+        raise UserError(f"{word} {wrong}")
+    return found
+
+
+@dataclass(frozen=True)
+class PhotoArguments:
+    """Which run, which photos."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run (train.py's --workdir)."""
+
+    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
+    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
+
+    checkpoint: Which = "latest"
+    """The weights after the last epoch, or those that were best on the test images."""
+
+    top_k: int = 1
+    """How many classes to name, the most probable first."""
+
+
+def check(arguments: PhotoArguments) -> None:
+    """Raises UserError where there is nothing to do."""
+    if not arguments.photos:
+        raise UserError("no photo given; name one or more pictures after the run's folder")
+    if arguments.top_k < 1:
+        raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+
+
+def most_probable(row: np.ndarray, count: int) -> np.ndarray:
+    """(classes,) probabilities → the indices of the highest, the highest first."""
+    return np.argsort(-row, kind="stable")[:count]
 
 
 class Reader(Generic[T]):
-    """Photos, some at a time; those that cannot be read are named on standard error and left out.
+    """Photos, some at a time; what cannot be read is named on standard error and left out.
 
     Attributes:
       batches: lists of (file, photo), in order; one photo after the other is read, and no more than a list's are held.
     """
 
     def __init__(self, words: Iterable[str], load: Callable[[str], T], batch: int) -> None:
-        """Reads what `photos_of(words)` names with `load`, which raises UserError, `batch` at a time."""
-        self.read = self.unread = 0
-        photos = self._photos(words, load)
-        self.batches = iter(lambda: list(islice(photos, batch)), [])
+        """Reads the files of each word (`files_of`) with `load`, which raises UserError, `batch` at a time."""
+        self._read = self._unread = 0
+        files = (file for word in words for file in self._tried(files_of, word) or ())
+        photos = ((file, self._tried(load, file)) for file in files)
+        read = ((file, photo) for file, photo in photos if photo is not None)
+        self.batches: Iterator[list[tuple[str, T]]] = iter(lambda: self._counted(list(islice(read, batch))), [])
 
-    def _photos(self, words: Iterable[str], load: Callable[[str], T]) -> Iterator[tuple[str, T]]:
-        for name in photos_of(words):
-            try:
-                photo = load(name)
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                self.unread += 1
-                continue
-            self.read += 1
-            yield name, photo
+    def _tried(self, function: Callable[[str], U], word: str) -> U | None:
+        try:
+            return function(word)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            self._unread += 1
+            return None
+
+    def _counted(self, batch: list[tuple[str, T]]) -> list[tuple[str, T]]:
+        self._read += len(batch)
+        return batch
 
     def status(self) -> int:
-        """All unreadable is the user's mistake; some unreadable is a job partly done."""
-        return 0 if not self.unread else 1 if self.read else 2
+        """Nothing readable is the user's mistake; something unreadable is a job partly done."""
+        return 0 if not self._unread else 1 if self._read else 2

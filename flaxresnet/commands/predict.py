@@ -5,35 +5,22 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import Reader
+from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.errors import UserError
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(PhotoArguments):
     """Classifies photos: a line each with file, label and probability.
 
     Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run (train.py's --workdir)."""
-
-    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
-    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
-
-    checkpoint: Literal["latest", "best"] = "latest"
-    """The weights after the last epoch, or those that were best on the test images."""
-
-    top_k: int = 1
-    """How many classes to name, the most probable first."""
 
     json: bool = False
     """Print one JSON object a photo, with the probabilities of all classes."""
@@ -43,15 +30,12 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    if not arguments.photos:
-        raise UserError("no photo given; name one or more pictures after the run's folder")
-    if arguments.top_k < 1:
-        raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+    check(arguments)
     if arguments.json and arguments.csv:
         raise UserError("--json and --csv are two ways to print; give one of them")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    form = as_json if arguments.json else as_table if arguments.csv else as_words
+    form = as_json if arguments.json else as_csv if arguments.csv else as_words
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
@@ -68,7 +52,7 @@ Writer = Callable[[str, np.ndarray], Any]
 
 def as_words(names: tuple[str, ...], top_k: int) -> Writer:
     def write(file: str, row: np.ndarray) -> None:
-        best = np.argsort(-row, kind="stable")[:top_k]
+        best = most_probable(row, top_k)
         print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), sep="  ")
 
     return write
@@ -77,7 +61,7 @@ def as_words(names: tuple[str, ...], top_k: int) -> Writer:
 def as_json(names: tuple[str, ...], top_k: int) -> Writer:
     def write(file: str, row: np.ndarray) -> None:
         probabilities = dict(zip(names, row.tolist(), strict=True))
-        best = [names[index] for index in np.argsort(-row, kind="stable")[:top_k]]
+        best = [names[index] for index in most_probable(row, top_k)]
         answer = {"file": file, "label": best[0], "probability": probabilities[best[0]]}
         more = {"top": [{"label": name, "probability": probabilities[name]} for name in best]} if top_k > 1 else {}
         print(json.dumps(answer | more | {"probabilities": probabilities}))
@@ -85,13 +69,13 @@ def as_json(names: tuple[str, ...], top_k: int) -> Writer:
     return write
 
 
-def as_table(names: tuple[str, ...], top_k: int) -> Writer:
+def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
     table = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
     table.writerow(["file", "label", "probability", *ranks[: 2 * (len(names) - 1)], *(f"p({name})" for name in names)])
 
     def write(file: str, row: np.ndarray) -> None:
-        best = np.argsort(-row, kind="stable")[:top_k]
+        best = most_probable(row, top_k)
         pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
         table.writerow([file, *pairs, *(f"{share:.6f}" for share in row)])
 

@@ -11,6 +11,7 @@ from flaxresnet.errors import UserError, listed
 
 DEFAULT_FOLDER = Path("datasets")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+MOST_COUNTS = 20  # classes whose numbers of images are said one by one
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,13 @@ class Splits:
         some = next(iter(present.values()))
         yield f"{len(some.class_names)} classes: {listed(some.class_names)}"
         for name, split in present.items():
-            yield f"{name} images a class: {listed(split.class_counts().tolist())}"
+            yield f"{name} images a class: {_balance(split.class_counts())}"
+
+
+def _balance(counts: np.ndarray) -> str:
+    if len(counts) <= MOST_COUNTS:
+        return ", ".join(map(str, counts))
+    return f"{counts.min():,} to {counts.max():,}, median {int(np.median(counts)):,}"
 
 
 def open_dataset(path: str | Path | None = None) -> Splits:

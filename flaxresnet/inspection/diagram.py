@@ -5,14 +5,12 @@ Drawn with Matplotlib alone. Distances are in inches, y grows downwards.
 
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
-from matplotlib.path import Path as Line
+from matplotlib.path import Path
 
 from flaxresnet.inspection.layers import Inspected, kind_of
 
@@ -20,7 +18,6 @@ ROW, BOX = 0.62, 0.44  # from box to box, and a box's height
 WIDE, SIDE = 3.5, 3.0  # widths of boxes on the main path and beside it
 GAP = 0.75  # between the two columns, where shortcuts run
 MARGIN = 0.4
-DPI = 110  # at which the words are read with ease at full size
 # Of the overview: its boxes, and what is written over the examples beside them.
 STEP, STEP_HIGH, STEP_WIDE, HEADING = 1.02, 0.6, 3.3, 0.55
 OVERVIEW_LEFT = MARGIN + STEP_WIDE + 1.4
@@ -61,14 +58,18 @@ def lay_out(layers: Sequence[Inspected]) -> dict[str, Place]:
     return places
 
 
+def _height(layers: Sequence[Inspected]) -> float:
+    """Of the boxes, one under the other."""
+    return ROW * (1 + max(place.row for place in lay_out(layers).values()))
+
+
 def is_shortcut(one: Inspected) -> bool:
     return "_branch1" in one.layer.name
 
 
 def whole(layers: Sequence[Inspected], title: str) -> Figure:
     """Every layer with its name, kind and the shapes of what it takes and gives, as Keras's `plot_model` draws it."""
-    rows = 1 + max(place.row for place in lay_out(layers).values())
-    figure, axes = _page(2 * MARGIN + WIDE + GAP + SIDE + 0.4, 2 * MARGIN + 0.4 + rows * ROW)
+    figure, axes = _page(2 * MARGIN + WIDE + GAP + SIDE + 0.4, 2 * MARGIN + 0.4 + _height(layers))
     axes.text(MARGIN, MARGIN, title, fontsize=13, weight="bold", va="center", color=INK)
     draw_layers(axes, layers, MARGIN, MARGIN + 0.4)
     return figure
@@ -130,7 +131,7 @@ def overview(layers: Sequence[Inspected], title: str) -> Figure:
     for heading, example in kinds:
         axes.text(OVERVIEW_LEFT, y - 0.2, heading, fontsize=11, weight="bold", va="center", color=INK)
         draw_layers(axes, example, OVERVIEW_LEFT, y)
-        y += (1 + max(place.row for place in lay_out(example).values())) * ROW + HEADING
+        y += _height(example) + HEADING
     return figure
 
 
@@ -205,12 +206,6 @@ def _skip(axes: Axes, y: float, step: Step) -> None:
     axes.text(lane + 0.08, (upper + lower) / 2, words, fontsize=8, color=SHORTCUT, va="center")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture as its name's ending says; the same picture gives the same file. Raises OSError."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flaxresnet"}):
-        figure.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
 def _page(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
@@ -240,7 +235,7 @@ def _box(
 def _arrow(axes: Axes, points: Sequence[tuple[float, float]], colour: str = SHORTCUT) -> None:
     axes.add_patch(
         FancyArrowPatch(
-            path=Line(points),
+            path=Path(points),
             arrowstyle="-|>",
             mutation_scale=9,
             color=colour,

@@ -1,6 +1,5 @@
 """Pictures of explanations: a photo, and beside it the same with what the network looked at."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,8 +56,3 @@ def shown(photo: np.ndarray) -> np.ndarray:
     scale = LARGEST / max(photo.shape[:2])
     height, width = (max(1, round(side * scale)) for side in photo.shape[:2])
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes it as PNG. Raises OSError."""
-    figure.savefig(path, dpi=110)

@@ -1,16 +1,14 @@
 """Files of weights of every world: which kind a file is, reading and writing it."""
 
-import contextlib
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flaxresnet.errors import UserError
 from flaxresnet.interop import keras_files, torch_files
 from flaxresnet.interop.weights import Weights
 from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.writing import replacing
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # how PyTorch's files are called
 SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors", *PICKLED)  # of files that are read
@@ -78,7 +76,7 @@ def write_weights(weights: Weights, path: str | Path, world: str | None = None) 
     kind = kind_to_write(path)
     world = world or weights.network.variant
     check_writable(weights, kind, world)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         WRITERS[kind][1](weights, world, temporary)
 
 
@@ -134,24 +132,3 @@ def _kind(path: Path) -> str:
     if path.suffix in PICKLED:
         return ".pth"
     raise UserError(f"it is no file of weights; known are {', '.join(WRITERS)}")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end, or is gone where that failed."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from flaxresnet.errors import UserError
-from flaxresnet.interop.keras_meaning import require_alike
+from flaxresnet.interop.keras_meaning import inputs_of, require_alike
 from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
 from flaxresnet.interop.layers import Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
@@ -31,11 +31,6 @@ LEAVES = {
     "conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-}
-# Layers of which a ResNet is made in Keras.
-KINDS = {
-    *("InputLayer", "ZeroPadding2D", "Conv2D", "BatchNormalization", "Activation", "ReLU", "MaxPooling2D", "Add"),
-    *("AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dropout", "Dense", "Softmax"),
 }
 TABLE_LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
@@ -173,10 +168,6 @@ def _recognised(entries: Table, config: dict[str, Any], about: dict[str, Any]) -
 def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
     """Raises UserError where a model's layers do something else than the network that its weights fit."""
     described = config["config"]["layers"]
-    for layer in described:
-        if layer["class_name"] not in KINDS:
-            name, kind = layer["config"]["name"], layer["class_name"]
-            raise UserError(f"its layer {name} is a {kind}, which is no part of a ResNet as known here")
     # The last layer may have any name.
     dense = [layer["config"]["name"] for layer in described if layer["class_name"] == "Dense"]
     ours = _layers(weights)
@@ -200,7 +191,7 @@ class _Facts:
         inputs = [of["config"] for of in layers if of["class_name"] == "InputLayer"]
         shape = (inputs[0].get("batch_shape") or inputs[0].get("batch_input_shape")) if inputs else None
         sides = tuple(shape[1:3]) if shape and len(shape) == 4 and None not in shape[1:3] else None
-        after = [of["class_name"] for of in layers if '["bn_conv1", 0, 0' in json.dumps(of.get("inbound_nodes"))]
+        after = [of["class_name"] for of in layers if "bn_conv1" in inputs_of(of)]
         epsilons = [of["config"].get("epsilon", 1e-3) for of in layers if of["class_name"] == "BatchNormalization"]
         return cls(sides, "MaxPooling2D" not in after if after else None, epsilons)
 

@@ -12,7 +12,12 @@ from flaxresnet.errors import UserError
 from flaxresnet.interop.keras_model import keras_config
 from flaxresnet.models.graph import Layer
 
-IDLE = {"Dropout", "SpatialDropout2D", "GaussianNoise", "Softmax"}  # nothing in inference, or after the logits
+IDLE = {"Dropout", "Softmax"}  # nothing in inference, or after the logits
+# Layers of which a ResNet is made in Keras.
+KINDS = IDLE | {
+    *("InputLayer", "ZeroPadding2D", "Conv2D", "BatchNormalization", "Activation", "ReLU", "MaxPooling2D", "Add"),
+    *("AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dense"),
+}
 Form = tuple[Any, ...]
 
 
@@ -49,12 +54,12 @@ class Meaning:
         layers = {layer["config"]["name"]: layer for layer in config["config"]["layers"]}
         waiting = list(layers)
         while waiting:  # Keras may list a layer before what it takes
-            ready = [name for name in waiting if set(_inputs(layers[name])) <= self.forms.keys()]
+            ready = [name for name in waiting if set(inputs_of(layers[name])) <= self.forms.keys()]
             if not ready:
                 raise UserError(f"its layer {waiting[0]} takes something that is not in the model")
             for name in ready:
                 layer = layers[name]
-                taken = [self.forms[source] for source in _inputs(layer)]
+                taken = [self.forms[source] for source in inputs_of(layer)]
                 self.forms[name] = self._form(name, layer["class_name"], layer["config"], taken)
             waiting = [name for name in waiting if name not in self.forms]
 
@@ -62,6 +67,8 @@ class Meaning:
         return self.numbers.setdefault(form, len(self.numbers))
 
     def _form(self, name: str, kind: str, options: dict[str, Any], taken: list[Form]) -> Form:
+        if kind not in KINDS:
+            raise UserError(f"its layer {name} is a {kind}, which is no part of a ResNet as known here")
         if options.get("data_format", "channels_last") not in (None, "channels_last"):
             raise UserError(f"its layer {name} has data_format {options['data_format']}, not channels_last")
         if kind == "InputLayer":
@@ -125,7 +132,7 @@ def _sides(padding: Any) -> Form:
     return tuple(both)
 
 
-def _inputs(layer: dict[str, Any]) -> list[str]:
+def inputs_of(layer: dict[str, Any]) -> list[str]:
     """Names of the layers that a layer takes: Keras 2 writes [name, 0, 0, …], Keras 3 a keras_history of that form."""
 
     def names(value: Any) -> Iterator[str]:

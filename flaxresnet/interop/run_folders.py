@@ -3,11 +3,10 @@
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config import TrainConfig, Which
 from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import Weights
@@ -15,7 +14,7 @@ from flaxresnet.training.checkpoint import Checkpoints, load_run
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
-def read_run(run: str | Path, checkpoint: Literal["latest", "best"] = "latest") -> Weights:
+def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:
     """A run's weights, with the statistics that it was evaluated with. Raises UserError as `Classifier.load` does."""
     info, variables = load_run(run, checkpoint)
     return Weights(

@@ -3,8 +3,8 @@
 import logging
 import re
 from pathlib import Path
-from typing import Literal
 
+from flaxresnet.config import Which
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import SUFFIXES, read_weights
 from flaxresnet.interop.run_folders import read_run
@@ -14,7 +14,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_weights(source: str, checkpoint: Literal["latest", "best"] = "latest") -> Weights:
+def open_weights(source: str, checkpoint: Which = "latest") -> Weights:
     """The weights of a run's folder, a file, or a model on the hub, such as `"microsoft/resnet-50"`.
 
     Args:

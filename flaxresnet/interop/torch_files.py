@@ -41,9 +41,9 @@ def read_pth(path: Path) -> Weights:
         raise UserError(f"it holds a {type(state).__name__}; in PyTorch: torch.save(model.state_dict(), …)")
     about = getattr(state, "_metadata", {}).get(ABOUT)
     tensors = {name: tensor.detach() for name, tensor in state.items() if torch.is_tensor(tensor)}
-    if strange := next((name for name, tensor in tensors.items() if tensor.is_complex()), None):
-        raise UserError(f"its array {strange} holds complex numbers, which no ResNet has")
-    return recognise(_bare({name: tensor.to(torch.float32).numpy() for name, tensor in tensors.items()}), about=about)
+    # NumPy has no bfloat16, and what is no real number is for `recognise` to name.
+    arrays = {n: (t.to(torch.float32) if t.is_floating_point() else t).numpy() for n, t in tensors.items()}
+    return recognise(_bare(arrays), about=about)
 
 
 def write_safetensors(weights: Weights, world: str) -> bytes:

@@ -15,7 +15,7 @@ from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
 from flaxresnet.models.graph import count_convolutions, pooled_side
-from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
+from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
 SCALING: dict[str, dict[str, Any]] = {
@@ -87,21 +87,12 @@ def recognise(
         markers = ", ".join(f"{w.marker} ({w.title})" for w in WORLDS.values())
         raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
     found = {key: array for key, array in entries.items() if not key.endswith("num_batches_tracked")}
-    for key, array in found.items():
-        if not _is_real(array) or not np.isfinite(array).all():
-            raise UserError(f"its array {key} holds {_wrong_number(array)}, which no trained network has")
-    heads = [array for array in found.values() if array.ndim == 2]
-    num_classes = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
-    if num_classes is not None and num_classes < 2:
-        raise UserError(
-            f"its last layer has {num_classes} output; a classifier needs one for each of two or more classes"
-        )
+    _check_arrays(found, world)
+    num_classes = _classes_of(found, world)
     found = _with_head_as_there(found, world, num_classes)
     names = about.get("class_names") if num_classes else None
     if names:
         check_names(names, num_classes)
-    if found[world.marker].ndim != 4:
-        raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
     width = world.from_theirs(found[world.marker]).shape[-1]
     size, shapes, side = _closest(found, world, width, num_classes, image_size)
     keys = {name: world.key(name, num_classes) for name in shapes}
@@ -170,14 +161,27 @@ def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
         raise UserError(f"{complaint}: {'; '.join(wrong)}")
 
 
-def _is_real(array: np.ndarray) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)  # bfloat16 is one
+def _check_arrays(found: Table, world: World) -> None:
+    """Raises UserError unless the first convolution is one and all numbers are real and finite."""
+    for key, array in found.items():
+        wrong = None
+        if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):  # bfloat16 is floating
+            wrong = f"numbers of the type {array.dtype}"
+        elif not np.isfinite(array).all():
+            wrong = array[~np.isfinite(array)].flat[0]
+        if wrong is not None:
+            raise UserError(f"its array {key} holds {wrong}, which no trained network has")
+    if found[world.marker].ndim != 4:
+        raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
 
 
-def _wrong_number(array: np.ndarray) -> str:
-    if not _is_real(array):
-        return f"numbers of the type {array.dtype}"
-    return str(array[~np.isfinite(array)].flat[0])
+def _classes_of(found: Table, world: World) -> int | None:
+    """How many classes the last layer tells apart; None where there is no such layer."""
+    heads = [array for array in found.values() if array.ndim == 2]
+    count = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
+    if count is not None and count < 2:
+        raise UserError(f"its last layer has {count} output; a classifier needs one for each of two or more classes")
+    return count
 
 
 def _with_head_as_there(found: Table, world: World, num_classes: int | None) -> Table:
@@ -195,8 +199,8 @@ def _closest(
     found: Table, world: World, width: int, num_classes: int | None, image_size: tuple[int, int] | None
 ) -> tuple[str, Shapes, tuple[int, int]]:
     """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
-    named = {size: resnet(size, world.variant, num_classes=num_classes or 2, width=width) for size in SIZES}
-    sizes = {size: model for size, model in named.items() if model.width * model.widen % model.groups == 0}
+    fitting_groups = [size for size in SIZES if width % width_step(size) == 0]
+    sizes = {size: resnet(size, world.variant, num_classes=num_classes or 2, width=width) for size in fitting_groups}
     convolutions = sum(array.ndim == 4 for array in found.values())
     distance = {size: abs(count_convolutions(model) - convolutions) for size, model in sizes.items()}
     rows = next((world.from_theirs(array).shape[0] for array in found.values() if array.ndim == 2), None)

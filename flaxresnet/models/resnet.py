@@ -4,6 +4,7 @@ He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385
 2016, arXiv:1605.07146, and with groups (ResNeXt) by Xie et al. 2016, arXiv:1611.05431.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from string import ascii_lowercase
@@ -160,6 +161,12 @@ ResNet34 = partial(resnet, "resnet34")
 ResNet50 = partial(resnet, "resnet50")
 ResNet101 = partial(resnet, "resnet101")
 ResNet152 = partial(resnet, "resnet152")
+
+
+def width_step(size: str) -> int:
+    """A network's width is a multiple of this, so that its groups are of one size."""
+    groups, widen = (SIZES[size].get(field, 1) for field in ("groups", "widen"))
+    return groups // math.gcd(groups, widen)
 
 
 def part_of(layer: str) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from flaxresnet.config import Which
 from flaxresnet.errors import UserError
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState
@@ -79,7 +80,7 @@ class Checkpoints:
                 raise KeyError("epoch")
         return state.replace(params=found["params"], **found["training"]), row
 
-    def restore_variables(self, variables: Any, which: str = "latest") -> Any:
+    def restore_variables(self, variables: Any, which: Which = "latest") -> Any:
         """Parameters and measured statistics for prediction.
 
         Args:
@@ -115,7 +116,7 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
 
 
-def load_run(run: str | Path, which: str = "latest") -> tuple[RunInfo, Any]:
+def load_run(run: str | Path, which: Which = "latest") -> tuple[RunInfo, Any]:
     """A run's description and its variables for prediction, {"params", "batch_stats"}.
 
     Args:

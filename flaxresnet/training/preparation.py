@@ -1,6 +1,5 @@
 """What must hold before the first step: fitting data, and a folder that takes this run."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE
+from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, width_step
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
@@ -44,13 +43,11 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
 def check_network(config: TrainConfig) -> None:
     """Raises UserError where there is no network of this width."""
     network = config.network
-    fields = SIZES[network.model]
-    groups, widen = fields.get("groups", 1), fields.get("widen", 1)
-    if network.width * widen % groups:
-        least = groups // math.gcd(groups, widen)
+    step = width_step(network.model)
+    if network.width % step:
         raise UserError(
-            f"--width {network.width} cannot be divided into the {groups} groups of {network.model}; "
-            f"give a multiple of {least}"
+            f"--width {network.width} cannot be divided into the {SIZES[network.model]['groups']} groups of "
+            f"{network.model}; give a multiple of {step}"
         )
 
 

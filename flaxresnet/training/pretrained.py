@@ -77,7 +77,9 @@ def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class
         same = weights.num_classes == len(class_names)
         why = "other names or another size of images" if same else f"{there} there, {len(class_names)} here"
         head = f"the last layer starts anew ({why})"
-    return f"starting from {config.init}: {weights.network.model}, {weights.network.variant}; {head}"
+    scaling = "; it does not tell how its pixels were scaled: as those of its kind are, it is assumed"
+    told = "" if "preprocessing" not in weights.assumed else scaling
+    return f"starting from {config.init}: {weights.network.model}, {weights.network.variant}; {head}{told}"
 
 
 def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:

@@ -50,9 +50,10 @@ def logits_of(weights: Weights, images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(weights.model.apply)(weights.variables, images))
 
 
-def after_one_pass(weights: Weights, images: np.ndarray) -> dict[str, np.ndarray]:
+def after_one_pass(weights: Weights, images: np.ndarray, momentum: float = 0.99) -> dict[str, np.ndarray]:
     """The running statistics after one pass in training mode, as a table."""
-    apply = jax.jit(lambda v, x: weights.model.apply(v, x, train=True, mutable=["batch_stats"])[1])
+    model = weights.model.clone(momentum=momentum)
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[1])
     table = layers.flatten({"params": {}} | apply(weights.variables, images))
     return {name: np.asarray(leaf) for name, leaf in table.items()}
 

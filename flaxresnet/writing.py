@@ -1,0 +1,36 @@
+"""Writing files: whole or not at all, and a full disk or a missing permission as a sentence."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flaxresnet.errors import UserError
+
+
+@contextlib.contextmanager
+def saying_why_not(path: str | Path) -> Iterator[None]:
+    """Turns an OSError into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end, or is gone where that failed."""
+    path = Path(path)
+    with saying_why_not(path):
+        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ COMMANDS = {
     "summary": "the layers of a network: shapes, parameters, work",
     "diagram": "a picture of a network, whole and on one page",
     "convert": "weights from and to Keras and PyTorch",
+    "report": "a page about a run: figures, mistakes, how far to trust it",
     "explain": "where in photos the network looked",
     "export": "a run as one file for JAX alone, or as ONNX",
     "check-data": "what a data set holds, or what is wrong with it",

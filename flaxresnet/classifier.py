@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.config import Which
+from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.checkpoint import load_run
+from flaxresnet.trust.calibration import softmax
+from flaxresnet.trust.stored import Trust, digest
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
+ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,30 @@ class Prediction:
       label: name of the most probable class.
       probability: its probability, in [0, 1].
       probabilities: of every class, by name, in the order of the classes.
+      strangeness: how unlike the training images the photo is, from 0; None where the run does not know.
+      strange: whether that is more than is usual for photos like them; None where the run does not know.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    strangeness: float | None = None
+    strange: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says of some photos.
+
+    Attributes:
+      probabilities: (n, classes), float32, each row summing to 1.
+      strangeness: (n,), float32; see `strangeness.py`. None where the run has nothing to compare with.
+      strange: (n,), bool: above the run's threshold; None likewise.
+    """
+
+    probabilities: np.ndarray
+    strangeness: np.ndarray | None
+    strange: np.ndarray | None
 
 
 class Classifier:
@@ -38,17 +62,38 @@ class Classifier:
     Attributes:
       class_names: one a class, in the order of the logits.
       preprocessing: from a photo to the network's input.
+      trust: what the run knows of its own answers; None where it has not been calibrated.
+      mirrors: whether an image and its mirror image are of one class, as training had it.
     """
 
     def __init__(
-        self, model: ResNet, variables: Any, class_names: tuple[str, ...], preprocessing: Preprocessing
+        self,
+        model: ResNet,
+        variables: Any,
+        class_names: tuple[str, ...],
+        preprocessing: Preprocessing,
+        trust: Trust | None = None,
+        mirrors: bool = False,
     ) -> None:
         self.model = model
         self.variables = variables
         self.class_names = class_names
         self.preprocessing = preprocessing
+        self.trust = trust
+        self.mirrors = mirrors
         folded, self._folded = fold_batch_norm(model, variables)
-        self._apply = jax.jit(lambda v, images: folded.apply(v, preprocessing.scaled(images), train=False))
+
+        def seen(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            features = folded.apply(variables, images, features=True)
+            return features["logits"], features["embedding"]
+
+        def view(variables: Any, images: jax.Array, matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+            maps = jnp.broadcast_to(matrix, (len(images), 2, 2))
+            viewed = sample_bilinear(images.astype(jnp.float32) / 255, maps, jnp.zeros((len(images), 2)))
+            return seen(variables, preprocessing.normalized(viewed))
+
+        self._apply = jax.jit(lambda v, images: seen(v, preprocessing.scaled(images)))
+        self._view = jax.jit(view)
 
     @classmethod
     def load(cls, run: str | Path, checkpoint: Which = "latest") -> Self:
@@ -58,12 +103,35 @@ class Classifier:
           UserError: the folder holds no run, no finished checkpoint, or a damaged one.
         """
         info, variables = load_run(run, checkpoint)
-        return cls(info.model(), variables, info.class_names, info.preprocessing)
+        trust = Trust.read(run, digest(variables["params"]))
+        mirrors = info.config.flip and info.config.settings.augment > 0
+        return cls(info.model(), variables, info.class_names, info.preprocessing, trust, mirrors)
+
+    @property
+    def temperature(self) -> float:
+        """Of the softmax that makes probabilities of logits."""
+        return self.trust.temperature if self.trust else 1.0
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.
 
         Raises UserError for another shape or dtype.
+        """
+        return self.see(images)[0]
+
+    def see(self, images: np.ndarray, views: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and embeddings.
+
+        Args:
+          images: (n, height, width, 3) uint8, in the network's size.
+          views: average the logits over views of each image: as it is, 10% nearer and farther, and their mirror images
+            where training had such. Embeddings are of the image as it is.
+
+        Returns:
+          (n, classes) and (n, features), float32.
+
+        Raises:
+          UserError: images of another shape or dtype.
         """
         expected = (self.preprocessing.height, self.preprocessing.width, 3)
         if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
@@ -72,13 +140,36 @@ class Classifier:
                 "uint8; `preprocessing.load` brings a photo to that size"
             )
         batch = 1 if len(images) == 1 else BATCH
-        chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
-        outputs = [np.asarray(self._apply(self._folded, padded(chunk, batch)))[: len(chunk)] for chunk in chunks]
-        return np.concatenate(outputs) if outputs else np.zeros((0, len(self.class_names)), np.float32)
+        chunks = [images[i : i + batch] for i in range(0, max(len(images), 1), batch)]
+        looked = [self._look(padded(chunk, batch), views) for chunk in chunks]
+        logits, embeddings = (np.concatenate(parts)[: len(images)] for parts in zip(*looked, strict=True))
+        return logits, embeddings
+
+    def _look(self, images: np.ndarray, views: bool) -> tuple[np.ndarray, np.ndarray]:
+        logits, embeddings = map(np.asarray, self._apply(self._folded, images))
+        if views:
+            others = [self._view(self._folded, images, matrix)[0] for matrix in self._matrices()]
+            logits = np.mean([logits, *map(np.asarray, others)], axis=0)
+        return logits, embeddings
+
+    def _matrices(self) -> list[np.ndarray]:
+        """Of the views besides the image as it is; see `sample_bilinear`."""
+        sides = (1, -1) if self.mirrors else (1,)
+        return [np.diag([zoom, side * zoom]).astype(np.float32) for zoom in ZOOMS for side in sides][1:]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(n, height, width, 3) uint8 → (n, classes) float32, each row summing to 1. Raises as `logits` does."""
-        return np.asarray(jax.nn.softmax(self.logits(images), axis=-1))
+        """(n, height, width, 3) uint8 → (n, classes) float32, each row summing to 1. Raises as `logits` does.
+
+        They are softmax(logits / T), with T the run's `temperature`.
+        """
+        return self.answers(images).probabilities
+
+    def answers(self, images: np.ndarray, views: bool = False) -> Answers:
+        """All that the network says of (n, height, width, 3) uint8 images. Arguments and errors are those of `see`."""
+        logits, embeddings = self.see(images, views)
+        scores = self.trust.strangeness(embeddings) if self.trust else None
+        strange = scores > self.trust.threshold if self.trust and scores is not None else None
+        return Answers(softmax(logits, self.temperature), scores, strange)
 
     def predict(self, photo: str | Path | IO[bytes] | np.ndarray) -> Prediction:
         """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
@@ -86,10 +177,16 @@ class Classifier:
         Raises:
           UserError: the photo cannot be read.
         """
-        row = self.probabilities(self.preprocessing.load(photo)[None])[0]
+        answers = self.answers(self.preprocessing.load(photo)[None])
+        row = answers.probabilities[0]
         best = int(row.argmax())
-        probabilities = dict(zip(self.class_names, row.tolist(), strict=True))
-        return Prediction(self.class_names[best], probabilities[self.class_names[best]], probabilities)
+        return Prediction(
+            label=self.class_names[best],
+            probability=float(row[best]),
+            probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
+            strangeness=None if answers.strangeness is None else float(answers.strangeness[0]),
+            strange=None if answers.strange is None else bool(answers.strange[0]),
+        )
 
 
 def padded(images: np.ndarray, count: int) -> np.ndarray:

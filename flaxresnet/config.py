@@ -177,6 +177,15 @@ class TrainConfig:
     recalibrate: int = option(512, at_least(0))
     """Images, in whole batches, to measure batch norm's statistics on before evaluating; 0: the running averages."""
 
+    report: bool = True
+    """Write a page about the run at its end, report/index.html in the workdir, and calibrate its probabilities."""
+
+    tensorboard: bool = False
+    """Write the figures of each epoch for TensorBoard too, and pictures of mistakes at the end (extra tensorboard)."""
+
+    profile: bool = False
+    """Write a trace of five training steps into the folder profile in the workdir, for XProf or TensorBoard."""
+
     resume: bool = True
     """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""
 

@@ -102,26 +102,29 @@ def evaluate(
     """
     if split not in ("test", "train"):
         raise UserError(f"split is {split!r}; give 'test' or 'train'")
-    splits = _data_of_run(run, split) if data is None else open_dataset(data)
+    splits = data_of_run(run, split) if data is None else open_dataset(data)
     dataset = {"test": splits.test, "train": splits.train}[split]
     if dataset is None:
         other = "train" if split == "test" else "test"
         raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
     classifier = Classifier.load(run, checkpoint)
     check_fit(classifier, dataset, splits.source)
-    return replace(evaluate_classifier(classifier, dataset), source=splits.source, split=split)
+    result = evaluation_of(classifier.logits(dataset.images), dataset.labels, classifier.class_names)
+    return replace(result, source=splits.source, split=split)
 
 
-def evaluate_classifier(classifier: Classifier, dataset: Dataset) -> Evaluation:
-    """The figures of a classifier on images that fit it (`check_fit`)."""
-    logits = classifier.logits(dataset.images)
-    log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(dataset)), dataset.labels]
-    confusion = confusion_matrix(dataset.labels, logits.argmax(axis=1), len(classifier.class_names))
-    return Evaluation(float(-log_likelihoods.mean()), confusion, classifier.class_names)
+def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
+    """The figures of (n, classes) logits of images with (n,) labels."""
+    log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels]
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
+    return Evaluation(float(-log_likelihoods.mean()), confusion, class_names)
 
 
-def _data_of_run(run: str | Path, split: str) -> Splits:
-    """What the run was trained with, wherever the current folder is."""
+def data_of_run(run: str | Path, split: str) -> Splits:
+    """What the run was trained with, wherever the current folder is.
+
+    Raises UserError where it is not here any more, or has another such split ("train", "test") now.
+    """
     stored = RunFolder(run).read_info().data
     path = stored["path"]
     if stored["train_fingerprint"] is None:

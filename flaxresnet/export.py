@@ -23,7 +23,8 @@ PROGRAM, METADATA = "program.stablehlo", "metadata.json"  # what is in the Stabl
 def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
     """What a caller has to know; values are JSON's.
 
-    `input` says whether images are uint8 RGB, which the program scales, or floats scaled as `preprocessing` says.
+    `input` says whether images are uint8 RGB, which the program scales, or floats scaled as `preprocessing` says;
+    `temperature` is what the program divides logits by before the softmax.
     """
     p = classifier.preprocessing
     return {
@@ -32,6 +33,7 @@ def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
         "width": p.width,
         "input": "uint8 RGB" if preprocessing else "float32, scaled by the caller",
         "output": "probabilities",
+        "temperature": classifier.temperature,
         "preprocessing": p.to_json(),
     }
 
@@ -85,7 +87,7 @@ def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., An
     """From images to probabilities, with the weights inside and batch norm folded."""
     model, variables = fold_batch_norm(classifier.model, classifier.variables, conv)
     scaled = classifier.preprocessing.scaled if preprocessing else lambda images: images
-    return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)))
+    return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)) / classifier.temperature)
 
 
 def _images(classifier: Classifier, preprocessing: bool, count: Any) -> Any:

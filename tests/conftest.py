@@ -15,7 +15,8 @@ import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
 
-SMALL = {"model": "resnet14", "width": 4, "batch_size": 8, "residual_scale": 1.0}  # a dozen steps have to teach it
+# A dozen steps have to teach it.
+SMALL = {"model": "resnet14", "width": 4, "batch_size": 8, "residual_scale": 1.0, "report": False}
 # In this process the smallest network has one stage and not four, for it is compiled some twenty times; what surrounds
 # the network does not care. `test_devices.py` gives it two, and the tests of the models use it as it is.
 SIZES["resnet14"] = {"stage_sizes": (1,)}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet.trust.stored import Trust, digest
+from flaxresnet.trust.strangeness import normalised
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,61 @@ def test_a_photo_is_answered_as_its_pixels_are(classifier, tmp_path):
     assert answer.probability == max(answer.probabilities.values()) == answer.probabilities["green"]
     assert list(answer.probabilities) == ["red", "green", "blue"]
     assert sum(answer.probabilities.values()) == pytest.approx(1)
+
+
+def test_views_are_those_that_training_had(finished_run):
+    classifier = fr.Classifier.load(finished_run)
+    assert classifier.mirrors is False  # it was trained with --augment 0
+    images = blobs(3, seed=7).images
+    _, embeddings = classifier.see(images)
+    seen = {}
+    for mirrors in (False, True):
+        classifier.mirrors = mirrors
+        averaged, same = classifier.see(images, views=True)
+        np.testing.assert_array_equal(same, embeddings)
+        shapes = [(zoom, side) for zoom in (0.9, 1.0, 1.1) for side in ((1, -1) if mirrors else (1,))]
+        views = [classifier.model.apply(classifier.variables, viewed(images, *shape)) for shape in shapes]
+        assert len(views) == (6 if mirrors else 3)
+        np.testing.assert_allclose(averaged, np.mean(views, axis=0), rtol=1e-3, atol=1e-4)
+        seen[mirrors] = averaged
+    assert np.abs(seen[True] - seen[False]).max() > 1e-4
+
+
+def viewed(images: np.ndarray, zoom: float, side: int) -> np.ndarray:
+    """Bilinear sampling by NumPy: (n, 32, 32, 3) uint8 → float32 in [0, 1]; positions beyond the edge repeat it."""
+    result = images / 255.0
+    for axis, sign in ((1, 1), (2, side)):
+        place = np.clip((np.arange(32) - 15.5) * zoom * sign + 15.5, 0, 31)
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1 if i == axis else 1 for i in range(4)])
+        above = result.take(np.minimum(low + 1, 31), axis)
+        result = result.take(low, axis) * (1 - share) + above * share
+    return result.astype(np.float32)
+
+
+def test_a_calibrated_run_answers_with_its_temperature_and_knows_strange_photos(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = fr.Classifier.load(run)
+    images = blobs(40, seed=7).images
+    logits, embeddings = before.see(images)
+    assert before.answers(images).strange is None
+    assert before.predict(images[0]).strangeness is None
+    noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    trust = Trust(digest(before.variables["params"]), 2.0, normalised(embeddings).astype(np.float16), 0.0)
+    usual, odd = (np.median(trust.strangeness(before.see(some)[1])) for some in (images, noise))
+    assert usual < odd
+    replace(trust, threshold=float(usual)).write(run)
+    after = fr.Classifier.load(run)
+    expected = np.exp(logits.astype(np.float64) / 2)
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(after.probabilities(images), expected, rtol=1e-4, atol=1e-7)
+    assert after.answers(images).strange.mean() == pytest.approx(0.5, abs=0.05)
+    answers = after.answers(noise)
+    np.testing.assert_array_equal(answers.strange, answers.strangeness > np.float32(usual))
+    strangest = int(answers.strangeness.argmax())
+    answer = after.predict(noise[strangest])
+    assert answer.strange is True
+    assert answer.strangeness == pytest.approx(float(answers.strangeness[strangest]), rel=1e-3)
 
 
 def test_a_photo_of_any_size_is_answered(classifier):

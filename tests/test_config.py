@@ -48,6 +48,9 @@ FLAGS = {
     "head_epochs": (["--head-epochs", "1.5"], 1.5),
     "layer_decay": (["--layer-decay", "0.7"], 0.7),
     "recalibrate": (["--recalibrate", "0"], 0),
+    "report": (["--no-report"], False),
+    "tensorboard": (["--tensorboard"], True),
+    "profile": (["--profile"], True),
     "resume": (["--no-resume"], False),
     "compilation_cache": (["--no-compilation-cache"], False),
 }
@@ -84,6 +87,9 @@ def test_defaults_are_those_of_the_help():
         "head_epochs": None,
         "layer_decay": None,
         "recalibrate": 512,
+        "report": True,
+        "tensorboard": False,
+        "profile": False,
         "resume": True,
         "compilation_cache": True,
     }
@@ -254,6 +260,9 @@ MISTAKES = [
     ("momentum", NAN, "--momentum must be at least 0 and below 1, not nan"),
     ("recalibrate", -1, "--recalibrate must be at least 0, not -1"),
     ("recalibrate", False, "--recalibrate must be a whole number, not False"),
+    ("report", 1, "--report must be true or false, not 1"),
+    ("tensorboard", "yes", "--tensorboard must be true or false, not 'yes'"),
+    ("profile", 5, "--profile must be true or false, not 5"),
     ("resume", 0, "--resume must be true or false, not 0"),
     ("compilation_cache", "yes", "--compilation-cache must be true or false, not 'yes'"),
 ]

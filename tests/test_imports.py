@@ -21,10 +21,18 @@ MAY_IMPORT = {
     "cli": {"config", "memory"},
     "models": {"models"},
     "data": {"data"},
-    "training": {"training", "models", "data", "config", "compilation_cache", "memory", "interop"},
-    "classifier": {"config", "models", "data", "training.checkpoint", "training.run_folder"},
+    # The report at a run's end is the one thing of `inspection` that training takes.
+    "training": {
+        *("training", "models", "data", "config", "compilation_cache", "memory", "interop"),
+        "inspection.report",
+    },
+    "trust": {"trust", "writing"},
+    "classifier": {"config", "models", "data", "trust", "training.checkpoint", "training.run_folder"},
     "interop": {"interop", "writing", "models", "data", "config", "training.checkpoint", "training.run_folder"},
-    "inspection": {"inspection", "models", "writing"},
+    "inspection": {
+        *("inspection", "models", "writing", "classifier", "config", "data", "evaluation", "trust"),
+        "training.run_folder",
+    },
     "export": {"classifier", "models", "writing"},
     "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }

@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from flaxresnet.classifier import padded
+from flaxresnet.classifier import Classifier, padded
 from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.preprocess import decode
 from flaxresnet.errors import UserError, listed
-from flaxresnet.training.checkpoint import load_run
+from flaxresnet.trust.calibration import softmax
 from flaxresnet.writing import saying_why_not
 
 BATCH = 16  # photos at a time
@@ -48,8 +48,8 @@ def main(arguments: Arguments) -> int:
 
     check(arguments)
     use_compilation_cache()
-    info, variables = load_run(arguments.run, arguments.checkpoint)
-    names, preprocessing, model = info.class_names, info.preprocessing, info.model()
+    classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    names, preprocessing, model = classifier.class_names, classifier.preprocessing, classifier.model
     chosen = _index(arguments.class_name, names)
     stage = arguments.stage or usual_stage(model, (preprocessing.height, preprocessing.width))
     if stage > 1 + len(model.stage_sizes):
@@ -66,8 +66,8 @@ def main(arguments: Arguments) -> int:
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:
         images = np.stack([image for _, (_, image) in batch])
-        logits, maps = explain(variables, padded(images, BATCH))
-        probabilities = np.asarray(jax.nn.softmax(logits))
+        logits, maps = explain(classifier.variables, padded(images, BATCH))
+        probabilities = softmax(np.asarray(logits), classifier.temperature)
         for (name, (photo, _)), row, heat in zip(batch, probabilities, np.asarray(maps), strict=False):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]

@@ -14,13 +14,21 @@ from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_proba
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.errors import UserError
 
+UNLIKE = "unlike the training images"
+
 
 @dataclass(frozen=True)
 class Arguments(PhotoArguments):
     """Classifies photos: a line each with file, label and probability.
 
+    The probability is calibrated, and a photo that is unlike the training images is said to be so, where the run has
+    its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time).
+
     Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
+
+    tta: bool = False
+    """Average over views of each photo, nearer, farther and mirrored (if training mirrored): slower, often surer."""
 
     json: bool = False
     """Print one JSON object a photo, with the probabilities of all classes."""
@@ -39,32 +47,38 @@ def main(arguments: Arguments) -> int:
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
-        rows = classifier.probabilities(np.stack([image for _, image in batch]))
-        for (file, _), row in zip(batch, rows, strict=True):
-            write(file, row)
+        answers = classifier.answers(np.stack([image for _, image in batch]), views=arguments.tta)
+        scores, signs = (
+            [None] * len(batch) if known is None else known.tolist() for known in (answers.strangeness, answers.strange)
+        )
+        for (file, _), row, score, sign in zip(batch, answers.probabilities, scores, signs, strict=True):
+            write(file, row, score, sign)
         sys.stdout.flush()
     return reader.status()
 
 
-# Each makes a function that prints a photo's answer: its file and the probabilities, (classes,).
-Writer = Callable[[str, np.ndarray], Any]
+# Each makes a function that prints a photo's answer: its file, the probabilities, (classes,), its strangeness and
+# whether that is high, or None for both where the run does not know.
+Writer = Callable[[str, np.ndarray, float | None, bool | None], Any]
 
 
 def as_words(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
         best = most_probable(row, top_k)
-        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), sep="  ")
+        sign = [UNLIKE] if strange else []
+        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *sign, sep="  ")
 
     return write
 
 
 def as_json(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
         probabilities = dict(zip(names, row.tolist(), strict=True))
         best = [names[index] for index in most_probable(row, top_k)]
         answer = {"file": file, "label": best[0], "probability": probabilities[best[0]]}
         more = {"top": [{"label": name, "probability": probabilities[name]} for name in best]} if top_k > 1 else {}
-        print(json.dumps(answer | more | {"probabilities": probabilities}))
+        odd = {"strangeness": score, "strange": strange}
+        print(json.dumps(answer | more | odd | {"probabilities": probabilities}))
 
     return write
 
@@ -72,11 +86,13 @@ def as_json(names: tuple[str, ...], top_k: int) -> Writer:
 def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
     table = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
-    table.writerow(["file", "label", "probability", *ranks[: 2 * (len(names) - 1)], *(f"p({name})" for name in names)])
+    ranks = ranks[: 2 * (len(names) - 1)]
+    table.writerow(["file", "label", "probability", *ranks, "strangeness", "strange", *(f"p({n})" for n in names)])
 
-    def write(file: str, row: np.ndarray) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
         best = most_probable(row, top_k)
         pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
-        table.writerow([file, *pairs, *(f"{share:.6f}" for share in row)])
+        odd = ["", ""] if score is None else [f"{score:.6f}", str(strange).lower()]
+        table.writerow([file, *pairs, *odd, *(f"{share:.6f}" for share in row)])
 
     return write

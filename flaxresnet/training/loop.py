@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import PARTS, TrainConfig
-from flaxresnet.data.dataset import Dataset, open_dataset
+from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.loader import DeviceLoader
 from flaxresnet.errors import UserError
 from flaxresnet.interop.sources import open_weights
@@ -25,10 +25,12 @@ from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import check_network, check_splits, describe_run, prepare_folder
 from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, describe_start, stored_start
+from flaxresnet.training.profile import Profile
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.step import EvalStep
+from flaxresnet.training.tensorboard import EventFile
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2
@@ -95,10 +97,29 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     like = begun or weights
     info = describe_run(config, splits, train, test, like.preprocessing if like else None)
     folder = prepare_folder(info, reporter.note)
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        trainer = Trainer(info, train, test, folder, checkpoints, reporter, weights)
-        with trainer.programs:
-            return trainer.run()
+    with EventFile(folder.path / "tensorboard" if config.tensorboard else None) as events:
+        with Checkpoints(folder.checkpoints) as checkpoints:
+            trainer = Trainer(info, train, test, folder, checkpoints, reporter, events, weights)
+            del weights  # their memory is for the first step
+            with trainer.programs:
+                run = trainer.run()
+        del trainer  # and its arrays
+        if config.report or config.tensorboard:
+            _look_back(run, config, splits, reporter, events)
+    return run
+
+
+def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:
+    """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
+    from flaxresnet.inspection.report import investigate, write_report
+
+    try:
+        found = investigate(run.workdir, splits)
+        events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
+        if config.report:
+            reporter.note(f"report: {write_report(run.workdir, found)}")
+    except UserError as error:
+        reporter.note(f"there is no report: {error}")
 
 
 class Trainer:
@@ -112,9 +133,11 @@ class Trainer:
         folder: RunFolder,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        events: EventFile,
         weights: Weights | None = None,
     ) -> None:
         self.config, self.folder, self.checkpoints, self.reporter = info.config, folder, checkpoints, reporter
+        self.events, self.profile = events, Profile(folder.path / "profile" if info.config.profile else None)
         self.weights, self.class_names = weights, info.class_names
         mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -167,6 +190,7 @@ class Trainer:
             self.checkpoints.save(self.state, eval_stats, row)
             self.folder.append_metrics(row)
             self.reporter.row(row)
+            self.events.row(row)
             return_freed_memory()  # what an epoch's end took, a step may not find a use for
         return Run(self.folder.path, rows)
 
@@ -229,6 +253,7 @@ class Trainer:
         under_way, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
         with self.reporter.epoch(epoch) as update:
             for done, batch in enumerate(self.train.epoch(self.config.seed, epoch), start=1):
+                self.profile.before_step(metrics)
                 self.state, metrics = train_step(self.state, metrics, batch)
                 under_way.append((done, metrics))
                 if len(under_way) > STEPS_AHEAD:
@@ -237,6 +262,7 @@ class Trainer:
                         update(done, *self._checked(oldest))
                         self.programs.begin_rest()
                         next_read = done + READ_EVERY * done / (time.perf_counter() - start)
+            self.profile.end(metrics)
             return self._checked(metrics)
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:

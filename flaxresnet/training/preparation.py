@@ -1,5 +1,7 @@
 """What must hold before the first step: fitting data, and a folder that takes this run."""
 
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -69,7 +71,15 @@ def describe_run(
             "test_fingerprint": test.fingerprint(),
         },
         versions=package_versions(),
+        device=device_words(),
     )
+
+
+def device_words() -> str:
+    """What this computes on: "1 × cpu (x86_64, 2 cores)"."""
+    kind = jax.devices()[0].device_kind
+    host = f" ({platform.machine()}, {os.cpu_count()} cores)" if kind == "cpu" else ""
+    return f"{jax.device_count()} × {kind}{host}"
 
 
 def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:

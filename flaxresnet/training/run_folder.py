@@ -20,7 +20,8 @@ FORMAT = 1
 PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Options that may differ between a run and its continuation: they do not change what a step computes.
-MAY_CHANGE = {"data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"}
+REPORTING = {"report", "tensorboard", "profile"}
+MAY_CHANGE = {"data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"} | REPORTING
 
 
 def package_versions() -> dict[str, str]:
@@ -45,6 +46,7 @@ class RunInfo:
       preprocessing: from a photo to the network's input.
       data: where the data came from (`path` is None for drawn hand signs), how many images, and fingerprints.
       versions: of the packages that the run was made with.
+      device: what it was begun on, in words.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class RunInfo:
     preprocessing: Preprocessing
     data: dict[str, Any]
     versions: dict[str, str]
+    device: str = ""
 
     def model(self) -> ResNet:
         c, network = self.config, self.config.network
@@ -90,6 +93,7 @@ class RunInfo:
             "preprocessing": self.preprocessing.to_json(),
             "data": self.data,
             "versions": self.versions,
+            "device": self.device,
         }
 
     @classmethod
@@ -104,6 +108,7 @@ class RunInfo:
             preprocessing=Preprocessing.from_json(values["preprocessing"]),
             data=dict(values["data"]),
             versions=dict(values["versions"]),
+            device=str(values.get("device", "")),
         )
 
 

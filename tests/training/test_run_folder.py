@@ -53,11 +53,15 @@ OTHER = {
     "head_epochs": 2.0,
     "layer_decay": 0.25,
     "recalibrate": 0,
+    "report": False,
+    "tensorboard": True,
+    "profile": True,
     "resume": False,
     "compilation_cache": False,
 }
 
-HARMLESS = ["data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"]
+HARMLESS = ["data", "workdir", "epochs", "recalibrate", "report", "tensorboard", "profile", "resume"]
+HARMLESS += ["compilation_cache"]
 
 
 def written(tmp_path, info=INFO):
@@ -90,6 +94,7 @@ def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
             "test_fingerprint": "fedcba9876543210",
         },
         "versions": {"python": "3.12.1", "jax": "0.7.0"},
+        "device": "",
     }
 
 

@@ -1,0 +1,45 @@
+"""`python -m flaxresnet report RUN`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.config import Which
+from flaxresnet.data.dataset import open_dataset
+from flaxresnet.evaluation import data_of_run
+from flaxresnet.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Writes a page about a run, RUN/report/index.html, with its figures as PNGs beside it.
+
+    It shows learning curves, what is taken for what, how sure answers are and how rightly, the most confident mistakes,
+    and the set-up. Of the test images it also learns a temperature, for `predict`'s probabilities, and what photos
+    usually look like; both are kept with the run, unless other --data or --checkpoint is given.
+
+    Example: python -m flaxresnet report runs/default
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run (train.py's --workdir)."""
+
+    data: str | None = None
+    """HDF5 file or folder with a test split. Left out: what the run was trained with."""
+
+    checkpoint: Which = "latest"
+    """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
+
+
+def main(arguments: Arguments) -> int:
+    from flaxresnet.inspection.report import investigate, write_report
+
+    use_compilation_cache()
+    run, checkpoint = arguments.run, arguments.checkpoint
+    splits = data_of_run(run, "test") if arguments.data is None else open_dataset(arguments.data)
+    own = arguments.data is None or RunFolder(run).read_info().data["train_fingerprint"] is None
+    found = investigate(run, splits, checkpoint)
+    print(write_report(run, found, keep=own and checkpoint == "latest"))
+    return 0

@@ -1,0 +1,281 @@
+"""The report of a run: one page that opens from disk, with its figures as PNGs beside it."""
+
+import dataclasses
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flaxresnet.classifier import Classifier
+from flaxresnet.config import TrainConfig, Which, flag
+from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.errors import UserError
+from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
+from flaxresnet.inspection import page
+from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
+from flaxresnet.inspection.figures import save
+from flaxresnet.training.run_folder import RunFolder, RunInfo
+from flaxresnet.trust.assessment import Assessment, assess
+from flaxresnet.trust.calibration import calibration_error, softmax
+from flaxresnet.trust.stored import digest
+from flaxresnet.trust.strangeness import FALSE_ALARMS, REFERENCES
+from flaxresnet.writing import replacing, saying_why_not
+
+MOST_MISTAKES = 24  # pictures
+MOST_CLASSES = 200  # rows of the table; the worst, where there are more
+MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw
+SAMPLE_STREAM = 0x5E7  # of the random numbers that choose reference images
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report tells.
+
+    Attributes:
+      info: the run's description.
+      rows: of `metrics.jsonl`; empty for weights that were not trained here.
+      result: on the test images.
+      assessment: how far answers can be trusted.
+      mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
+    """
+
+    info: RunInfo
+    rows: list[dict[str, Any]]
+    result: Evaluation
+    assessment: Assessment
+    mistakes: list[tuple[np.ndarray, int, int, float]]
+
+    def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
+        """The mistakes' images, each with what it is and was taken for."""
+        names = self.info.class_names
+        for place, (image, true, other, sure) in enumerate(self.mistakes, start=1):
+            yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
+
+
+def write_report(run: str | Path, found: Findings, keep: bool = True) -> Path:
+    """Writes `report/index.html` and its PNGs into a run's folder, and calibrates the run.
+
+    Args:
+      run: the run's folder.
+      found: what to tell of it.
+      keep: store in the run what was learned of its trustworthiness, for `Classifier`.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    folder = Path(run) / "report"
+    with saying_why_not(folder):
+        folder.mkdir(exist_ok=True)
+    if keep:
+        found.assessment.trust.write(run)
+    html = page.page(f"{Path(run).name}: report", parts_of(found, Path(run).name, folder))
+    with replacing(folder / "index.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return folder / "index.html"
+
+
+def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -> Findings:
+    """Looks at a run.
+
+    Args:
+      run: the run's folder.
+      splits: with the test images that the report is about, and the training images, if there are any here.
+      checkpoint: the latest, or the one that was best on the test images.
+
+    Raises:
+      UserError: there is no run, or the data do not fit it.
+    """
+    folder, test = RunFolder(run), splits.test
+    if test is None:
+        raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
+    info, classifier = folder.read_info(), Classifier.load(run, checkpoint)
+    check_fit(classifier, test, splits.source)
+    logits, embeddings = classifier.see(test.images)
+    references = _references(classifier, splits.train, info)
+    assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
+    result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
+    mistakes = most_confident_mistakes(test, softmax(logits, assessment.trust.temperature))
+    return Findings(info, folder.read_metrics(), result, assessment, mistakes)
+
+
+def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
+    """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
+    known = info.data["train_fingerprint"]
+    fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
+    if train is None or not fits or (known is not None and train.fingerprint() != known):
+        return np.zeros((0, 1), np.float32)
+    order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(len(train))[:REFERENCES]
+    return classifier.see(train.images[np.sort(order)])[1]
+
+
+def most_confident_mistakes(
+    dataset: Dataset, probabilities: np.ndarray, most: int = MOST_MISTAKES
+) -> list[tuple[np.ndarray, int, int, float]]:
+    """Wrongly classified images, the surest first, as `Findings.mistakes` has them; (n, classes) probabilities."""
+    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != dataset.labels)
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+    return [(dataset.images[i], int(dataset.labels[i]), int(predicted[i]), float(sure[i])) for i in chosen]
+
+
+def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
+    """The page's parts, in order; figures are written into the folder on the way."""
+
+    def chart(file: str, alt: str, draw: Callable[[str], Figure]) -> str:
+        for theme, path in (("light", folder / f"{file}.png"), ("dark", folder / f"{file}-dark.png")):
+            save(draw(theme), path)
+        return page.chart((folder / f"{file}.png").read_bytes(), (folder / f"{file}-dark.png").read_bytes(), alt)
+
+    info, result, assessment = found.info, found.result, found.assessment
+    network = info.config.network
+    yield f"<h1>{escape(name)}</h1>"
+    epochs = f", {found.rows[-1]['epoch']} epochs" if found.rows else ""
+    yield page.words(
+        f"{network.model} ({network.variant}), {len(info.class_names)} classes{epochs}; tested on "
+        f"{result.count:,} images of {result.source}",
+        soft=True,
+    )
+    yield page.figures(_headline(found))
+    if found.rows:
+        alt = f"Loss, accuracy and learning rate of {len(found.rows)} epochs"
+        curves = chart("curves", alt, lambda theme: learning_curves(found.rows, theme))
+        yield page.section("Learning curves", curves, page.words(CURVES, soft=True))
+    if len(info.class_names) <= LARGEST_MATRIX:
+        alt = "Images by true and predicted class; the table of classes below has the figures"
+        matrix = chart("confusion", alt, lambda theme: confusion_chart(result.confusion, info.class_names, theme))
+    else:
+        matrix = page.table(("true", "predicted", "images"), _confusions(result))
+    yield page.section("What is taken for what", matrix)
+    yield page.section("Classes", *_classes(result))
+    alt = "Accuracy by confidence, before and after the temperature"
+    curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
+    yield page.section("Does it know when it is sure?", curve, *map(page.words, _calibration(assessment)))
+    yield page.section("The most confident mistakes", *_mistakes(found))
+    yield page.section("Set-up", *_set_up(found))
+
+
+CURVES = (
+    "Training figures are of the augmented images, while the weights moved; test figures of all test images after each "
+    "epoch."
+)
+
+
+def _headline(found: Findings) -> Iterator[tuple[str, str, str]]:
+    low, high = found.result.accuracy_interval
+    yield "Test accuracy", f"{found.result.accuracy:.4f}", f"95% interval {low:.3f} to {high:.3f}"
+    yield "Test loss", f"{found.result.loss:.4f}", "nats"
+    error = calibration_error(found.assessment.after)
+    yield "Calibration error", f"{error:.3f}", f"as trained {calibration_error(found.assessment.before):.3f}"
+    if found.rows:
+        rate = statistics.median(row["images_per_second"] for row in found.rows)
+        total = sum(row["seconds"] for row in found.rows)
+        yield "Training", f"{rate:,.0f} images/s", f"{total / 60:,.1f} minutes of steps"
+
+
+def _confusions(result: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """The commonest mistakes, of classes too many for a matrix."""
+    wrong = result.confusion * (1 - np.eye(len(result.class_names), dtype=int))
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]:
+        true, predicted = np.unravel_index(place, wrong.shape)
+        if wrong[true, predicted]:
+            yield result.class_names[true], result.class_names[predicted], f"{wrong[true, predicted]:,}"
+
+
+def _classes(result: Evaluation) -> Iterator[str]:
+    rows = result.per_class
+    if len(rows) > MOST_CLASSES:
+        rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MOST_CLASSES]
+        yield page.words(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        low, high = row["recall_interval"]
+        figures = ("–" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
+        precision, recall, f1 = figures
+        return row["class"], f"{row['images']:,}", precision, recall, f"{low:.3f}–{high:.3f}", f1
+
+    head = ("class", "images", "precision", "recall", "95% interval of the recall", "F1")
+    yield page.table(head, map(cells, rows))
+
+
+def _calibration(assessment: Assessment) -> Iterator[str]:
+    before, after = calibration_error(assessment.before), calibration_error(assessment.after)
+    yield (
+        f"A photo's probability is softmax(logits / T) with the temperature T = {assessment.trust.temperature:.3f}, "
+        f"fitted on these test images and kept with the run. The expected calibration error is {before:.3f} without it "
+        f"and {after:.3f} with it, where each half of every class was judged by the temperature of the other half."
+    )
+    if not len(assessment.trust.references):
+        yield "Without the training images it cannot be told which photos are unlike them."
+    elif not assessment.told:
+        yield "There are too few test images to tell how unlike the training images a photo may usually be."
+    else:
+        share = assessment.false_alarms / assessment.told
+        yield (
+            "predict says of a photo that it is unlike the training images where its strangeness (1 - cosine to the "
+            f"fifth nearest of {len(assessment.trust.references):,} of them, in the features before the last layer) is "
+            f"above {assessment.trust.threshold:.4f}: meant for {FALSE_ALARMS:.0%} of photos like the test's. Judged "
+            f"half by half, it was said of {assessment.false_alarms} of {assessment.told} test images ({share:.1%})."
+        )
+
+
+def _mistakes(found: Findings) -> Iterator[str]:
+    names, wrong = found.info.class_names, found.result.count - int(np.trace(found.result.confusion))
+    if not wrong:
+        yield page.words("None: every test image was answered rightly.")
+        return
+    more = f"; the first {len(found.mistakes)}" if len(found.mistakes) < wrong else ""
+    yield page.words(f"{wrong:,} of {found.result.count:,} test images{more}:")
+    yield page.photos(
+        (image, f"{escape(names[true])}, taken for <b class=wrong>{escape(names[other])}</b> ({sure:.3f})")
+        for image, true, other, sure in found.mistakes
+    )
+
+
+def _set_up(found: Findings) -> Iterator[str]:
+    info, data = found.info, found.info.data
+    fingerprint = f", fingerprint {data['train_fingerprint']}" if data["train_fingerprint"] else ""
+    yield page.facts(
+        [
+            ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
+            ("tested on", f"{found.result.source}: {found.result.count:,} images"),
+            ("device", info.device or "not recorded"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())),
+            ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
+        ]
+    )
+    yield page.words("The same run again:")
+    yield f"<pre>{escape(command_of(info.config))}</pre>"
+    yield page.folded("All options", json.dumps(info.config.to_json(), indent=2))
+
+
+def _count(data: dict[str, Any], split: str) -> str:
+    count = data.get(f"{split}_images")
+    return f"{count:,}" if isinstance(count, int) else "an unknown number of"
+
+
+def command_of(config: TrainConfig) -> str:
+    """The command line that trains like this."""
+    usual = TrainConfig(recipe=config.recipe).resolve()
+    words = ["python train.py"]
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.name == "recipe" or value is None or value == getattr(usual, f.name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(f.name) if value else flag(f"no-{f.name}"))
+        else:
+            words.append(f"{flag(f.name)} {shlex.quote(str(value))}")
+    if config.recipe != TrainConfig().recipe:
+        words.insert(1, f"--recipe {config.recipe}")
+    return " ".join(words)

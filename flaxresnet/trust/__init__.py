@@ -1,0 +1,1 @@
+"""How far a network's answers can be trusted."""

@@ -1,0 +1,234 @@
+"""A run's report: its figures are those of the data, and its page is whole in a browser."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import SMALL, blobs
+
+import flaxresnet as fr
+from flaxresnet import __main__ as commands
+from flaxresnet.data.dataset import Splits
+from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.inspection.report import command_of, investigate, most_confident_mistakes, write_report
+from flaxresnet.training import tensorboard
+
+PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+REPORTING = SMALL | {"report": True, "augment": 0.0}
+NAMES = ("red", "<i>green</i>", "blue")
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """Its folder and one of its classes have names that would be HTML."""
+    run = shutil.copytree(finished_run, tmp_path / "run <b>&")
+    config = json.loads((run / "config.json").read_text())
+    config["class_names"][1] = NAMES[1]
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def images_of(count, seed):
+    return replace(blobs(count, seed), class_names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def noisy_splits():
+    """A test split in which a third of the labels are wrong."""
+    test = blobs(60, seed=3)
+    labels = test.labels.copy()
+    labels[::3] = (labels[::3] + 1) % 3
+    return Splits(blobs(44, seed=1), fr.Dataset(test.images, labels, NAMES), "noisy.h5")
+
+
+def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, capsys):
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
+    fr.fit(config)
+    page = tmp_path / "run" / "report" / "index.html"
+    assert f"report: {page}" in capsys.readouterr().out.replace("\n", "")
+    assert {path.name for path in page.parent.iterdir()} == {"index.html"} | PICTURES
+    classifier = fr.Classifier.load(tmp_path / "run")
+    assert classifier.trust is not None
+    assert classifier.predict(blobs(1, seed=0).images[0]).strange is not None
+    # Going on changes the weights, and what was known of the old ones is not said of the new.
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=2, augment=0.0, **SMALL), verbose=False)
+    assert fr.Classifier.load(tmp_path / "run").trust is None
+
+
+def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report").write_text("a file in the way")
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
+    assert fr.fit(config).history[-1]["epoch"] == 1
+    assert "there is no report: " in capsys.readouterr().out
+
+
+def test_findings_are_those_of_evaluate(run, finished_run, noisy_splits):
+    expected = fr.evaluate(finished_run)
+    splits = Splits(noisy_splits.train, images_of(19, seed=2), "test.h5")
+    found = investigate(run, splits)
+    assert found.result.confusion.tolist() == expected.confusion.tolist()
+    assert found.result.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert [row["epoch"] for row in found.rows] == [1, 2, 3]
+    assert len(found.assessment.trust.references) == 44
+
+
+def test_the_surest_mistakes_come_first():
+    data = blobs(6, seed=0)
+    probabilities = np.full((6, 3), 0.1)
+    for image, (other, sure) in enumerate([(0, 0.9), (2, 0.5), (0, 0.8), (1, 0.6), (1, 0.9), (0, 0.7)]):
+        probabilities[image, other] = sure
+    found = most_confident_mistakes(data, probabilities, most=3)
+    assert [(true, other, sure) for _, true, other, sure in found] == [(2, 0, 0.8), (2, 0, 0.7), (0, 1, 0.6)]
+    np.testing.assert_array_equal(found[0][0], data.images[2])
+
+
+def test_training_images_that_have_changed_are_no_reference(run, noisy_splits):
+    other = Splits(blobs(44, seed=99), images_of(19, seed=2), "test.h5")
+    found = investigate(run, other)
+    assert len(found.assessment.trust.references) == 0
+    page = write_report(run, found).read_text()
+    assert "Without the training images it cannot be told which photos are unlike them." in page
+
+
+def test_words_from_outside_are_no_html(run, noisy_splits):
+    text = write_report(run, investigate(run, noisy_splits)).read_text()
+    assert "<b>&" not in text
+    assert "run &lt;b&gt;&amp;" in text
+    assert not re.search(r'(?:src|href|srcset)="(?!data:)', text)
+
+
+def test_many_classes_become_tables(run):
+    found = investigate(run, Splits(None, images_of(19, seed=2), "test.h5"))
+    names = tuple(f"c{i}" for i in range(300))
+    confusion = np.zeros((300, 300), int)
+    confusion[np.arange(300), np.arange(300)] = 9
+    confusion[7, 8] = 1234
+    many = fr.Evaluation(0.5, confusion, names, "many.h5")
+    found = replace(found, result=many, info=replace(found.info, class_names=names))
+    text = write_report(run, found, keep=False).read_text()
+    assert "<td>c7</td><td>c8</td><td>1,234</td>" in text
+    assert "The 200 classes with the lowest F1, of 300." in text
+    assert not (run / "calibration.safetensors").exists()
+
+
+def test_weights_of_elsewhere_have_a_report_too(run, noisy_splits, monkeypatch, capsys, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"source": "weights of x.h5", "path": None, "train_fingerprint": None, "test_fingerprint": None}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.jsonl").unlink()
+    write_hdf5(tmp_path / "test.h5", "test", images_of(60, seed=3))
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "test.h5")])
+    assert commands.main() == 0
+    assert capsys.readouterr().out.strip() == str(run / "report" / "index.html")
+    assert fr.Classifier.load(run).temperature != 1.0
+    text = (run / "report" / "index.html").read_text()
+    assert "Learning curves" not in text
+
+
+def test_other_data_leave_the_runs_own_calibration(finished_run, monkeypatch, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run)])
+    assert commands.main() == 0
+    kept = (run / "calibration.safetensors").read_bytes()
+    write_hdf5(tmp_path / "test.h5", "test", blobs(30, seed=31))
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "test.h5")])
+    assert commands.main() == 0
+    assert (run / "calibration.safetensors").read_bytes() == kept
+
+
+def test_without_test_images_there_is_nothing_to_report(run):
+    with pytest.raises(fr.UserError, match=r"only\.h5 has no test split, which a report is about; give other --data"):
+        investigate(run, Splits(blobs(44, seed=1), None, "only.h5"))
+
+
+def test_the_command_line_trains_the_same():
+    config = fr.TrainConfig(data="my data", recipe="fast", epochs=3, flip=False, tensorboard=True).resolve()
+    line = command_of(config)
+    assert line == "python train.py --recipe fast --data 'my data' --epochs 3 --no-flip --tensorboard"
+    assert command_of(fr.TrainConfig().resolve()) == "python train.py"
+
+
+def browser_page(path: Path, width: int, scheme: str):
+    """What Chromium makes of a page: messages, pictures that failed, what sticks out, the background's colour."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="install playwright (the `test` extra)")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; install one to look at pages with it")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        said = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        page.goto(path.absolute().as_uri())
+        failed = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+        images = page.evaluate("document.images.length")
+        outside = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        source = page.evaluate("document.querySelector('picture img').currentSrc.slice(-200)")
+        browser.close()
+    return said, images, failed, outside, colour, source
+
+
+def test_the_page_is_whole_in_a_browser_light_dark_and_on_a_phone(run, noisy_splits):
+    path = write_report(run, investigate(run, noisy_splits))
+    found = {how: browser_page(path, *how) for how in ((1000, "light"), (1000, "dark"), (360, "light"))}
+    for said, images, failed, outside, _, _ in found.values():
+        assert said == []
+        assert images > 3
+        assert failed == 0
+        assert outside <= 0
+    light, dark = found[1000, "light"], found[1000, "dark"]
+    assert light[4] == "rgb(255, 255, 255)" != dark[4]
+    assert light[5] != dark[5]
+
+
+def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
+    pytest.importorskip("tensorboardX", reason="install tensorboardX (the `test` extra)")
+    with h5py.File(data_folder / "test.h5") as file:
+        images, labels = file["test_set_x"][:], file["test_set_y"][:].reshape(-1)
+    folder = tmp_path / "data"
+    shutil.copytree(data_folder, folder)
+    wrong = fr.Dataset(images, ((labels + 1) % 3).astype(np.int32), ("red", "green", "blue"))
+    (folder / "test.h5").unlink()
+    write_hdf5(folder / "test.h5", "test", wrong)
+    config = fr.TrainConfig(data=folder, workdir=tmp_path / "run", epochs=2, augment=0.0, tensorboard=True, **SMALL)
+    history = fr.fit(config, verbose=False).history
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    from tensorboardX.proto.event_pb2 import Event
+
+    scalars, pictures, data = {}, [], events.read_bytes()
+    while data:  # records: length, its checksum, the event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+        for value in event.summary.value:
+            if value.HasField("image"):
+                pictures.append(value.tag)
+            else:
+                scalars[value.tag, event.step] = value.simple_value
+    for row in history:
+        for tag, name in (("loss/train", "train_loss"), ("accuracy/test", "test_accuracy"), ("run/seconds", "seconds")):
+            assert scalars[tag, row["step"]] == pytest.approx(row[name], rel=1e-6)
+    assert pictures
+    assert all(tag.startswith("mistakes/") for tag in pictures)
+
+
+def test_without_tensorboardx_the_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(fr.UserError, match=r"pip install 'flaxresnet\[tensorboard\]'"):
+        tensorboard.EventFile(tmp_path)
+
+
+def test_profile_traces_a_few_steps(data_folder, tmp_path):
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=2, augment=0.0, profile=True, **SMALL)
+    fr.fit(config, verbose=False)
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1

@@ -1,6 +1,7 @@
 """The same network, batch and optimiser in other frameworks: `python benchmarks/peers.py`.
 
-Each framework runs in a process of its own (`peer.py`). They take turns, a few steps each, round after round, so that
+Each program of each framework runs in a process of its own (`peer.py`): what training leaves behind is no matter of
+inference. They take turns, a few steps each, round after round, so that
 whatever else the machine does falls on all alike; only one of them works at a time. Frameworks that are not installed
 are named as such. `pip install '.[peers]'` brings PyTorch and Keras; TensorFlow takes `pip install tensorflow-cpu`.
 """
@@ -48,7 +49,10 @@ class Arguments:
     """Turns of each framework."""
 
     steps: int = 3
-    """Steps in a turn."""
+    """Training steps in a turn."""
+
+    infer_steps: int = 10
+    """Inference steps in a turn."""
 
     peers: tuple[Literal[*PEERS], ...] = tuple(PEERS)  # type: ignore[valid-type]
     """Frameworks to time beside ours."""
@@ -136,24 +140,27 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def main(arguments: Arguments) -> None:
     console = Console(width=WIDTH)
-    peers = []
+    names = []
     for name in dict.fromkeys((OURS, *arguments.peers)):  # ours first, whichever others were asked for
         if missing := [package for package in PEERS[name].needs if find_spec(package) is None]:
             console.print(f"{name}: not timed, {' and '.join(missing)} not installed")
         else:
-            peers.append(start(name, arguments.image_size))
-    turns = [("train", arguments.batch_size), *(("infer", size) for size in arguments.infer_batch_sizes)]
+            names.append(name)
+    turns = [("train", arguments.batch_size, arguments.steps)]
+    turns += [("infer", size, arguments.infer_steps) for size in arguments.infer_batch_sizes]
     rows: list[dict[str, Any]] = []
-    for kind, batch_size in turns:
+    for kind, batch_size, steps in turns:
+        peers = [start(name, arguments.image_size) for name in names]
         for number in range(arguments.rounds + 1):  # the first, which compiles, counts no times
             for peer in peers:
-                peer.take_turn(kind, batch_size, arguments.steps if number else 0)
+                peer.take_turn(kind, batch_size, steps if number else 0)
         rows += (new := rows_of(peers, f"{kind} {batch_size}"))
         console.print(as_table(f"{kind}, batch {batch_size}, {arguments.image_size}×{arguments.image_size}", new))
-    for peer in peers:
-        peer.process.stdin.close()
-        if peer.failure:
-            console.print(f"{peer.name} failed: {peer.failure}", markup=False)
+        for peer in peers:
+            peer.process.stdin.close()
+            peer.process.wait()
+            if peer.failure:
+                console.print(f"{peer.name} failed: {peer.failure}", markup=False)
     if arguments.json:
         arguments.json.write_text(json.dumps({"numpy": np.__version__, "rows": rows}, indent=2) + "\n")
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "weights from and to Keras and PyTorch",
     "report": "a page about a run: figures, mistakes, how far to trust it",
     "explain": "where in photos the network looked",
+    "demo": "a page to try a run on, in the browser",
     "export": "a run as one file for JAX alone, or as ONNX",
     "check-data": "what a data set holds, or what is wrong with it",
     "make-data": "write the drawn hand signs as HDF5 files",

@@ -33,6 +33,7 @@ MAY_IMPORT = {
         *("inspection", "models", "writing", "classifier", "config", "data", "evaluation", "trust"),
         "training.run_folder",
     },
+    "demo": {"classifier", "data", "inspection"},
     "export": {"classifier", "models", "writing"},
     "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }

@@ -7,12 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from flaxresnet.classifier import Classifier, padded
+from flaxresnet.classifier import Classifier
 from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.preprocess import decode
 from flaxresnet.errors import UserError, listed
-from flaxresnet.trust.calibration import softmax
 from flaxresnet.writing import saying_why_not
 
 BATCH = 16  # photos at a time
@@ -39,39 +38,29 @@ class Arguments(PhotoArguments):
 
 
 def main(arguments: Arguments) -> int:
-    import jax
-    import jax.numpy as jnp
-
+    from flaxresnet.inspection.explainer import Explainer
     from flaxresnet.inspection.figures import save
-    from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
     from flaxresnet.inspection.overlay import explanation, shown
 
     check(arguments)
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    names, preprocessing, model = classifier.class_names, classifier.preprocessing, classifier.model
+    names = classifier.class_names
     chosen = _index(arguments.class_name, names)
-    stage = arguments.stage or usual_stage(model, (preprocessing.height, preprocessing.width))
-    if stage > 1 + len(model.stage_sizes):
-        raise UserError(f"--stage {stage} is not in this network; its last is {1 + len(model.stage_sizes)}")
-    classes = None if chosen is None else jnp.full(BATCH, chosen)
-    explain = jax.jit(lambda v, images: grad_cam(model, v, preprocessing.scaled(images), stage, classes))
-
+    explainer = Explainer(classifier, arguments.stage, BATCH)
     folder, written = Path(arguments.to_folder), set[Path]()
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         photo = decode(name)
-        return shown(photo), preprocessing.load(photo)
+        return shown(photo), classifier.preprocessing.load(photo)
 
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:
-        images = np.stack([image for _, (_, image) in batch])
-        logits, maps = explain(classifier.variables, padded(images, BATCH))
-        probabilities = softmax(np.asarray(logits), classifier.temperature)
-        for (name, (photo, _)), row, heat in zip(batch, probabilities, np.asarray(maps), strict=False):
+        probabilities, maps = explainer.explain(np.stack([image for _, (_, image) in batch]), chosen)
+        for (name, (photo, _)), row, heat in zip(batch, probabilities, maps, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
-            title = f"{Path(name).name}: what speaks for {explained} (stage {stage})"
+            title = f"{Path(name).name}: what speaks for {explained} (stage {explainer.stage})"
             figure = explanation(photo, heat, title, "   ".join(f"{names[index]}: {row[index]:.4f}" for index in best))
             target = _unused(folder / f"{Path(name).stem}.png", written)
             with saying_why_not(folder):

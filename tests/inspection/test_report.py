@@ -5,11 +5,11 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from browser import chromium, listen
 from conftest import SMALL, blobs
 
 import flaxresnet as fr
@@ -20,8 +20,6 @@ from flaxresnet.inspection.report import command_of, investigate, most_confident
 from flaxresnet.training import tensorboard
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 REPORTING = SMALL | {"report": True, "augment": 0.0}
 NAMES = ("red", "<i>green</i>", "blue")
 
@@ -157,39 +155,22 @@ def test_the_command_line_trains_the_same():
     assert command_of(fr.TrainConfig().resolve()) == "python train.py"
 
 
-def browser_page(path: Path, width: int, scheme: str):
-    """What Chromium makes of a page: messages, pictures that failed, what sticks out, the background's colour."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="install playwright (the `test` extra)")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here; install one to look at pages with it")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        said = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.absolute().as_uri())
-        failed = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
-        images = page.evaluate("document.images.length")
-        outside = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        source = page.evaluate("document.querySelector('picture img').currentSrc.slice(-200)")
-        browser.close()
-    return said, images, failed, outside, colour, source
-
-
 def test_the_page_is_whole_in_a_browser_light_dark_and_on_a_phone(run, noisy_splits):
     path = write_report(run, investigate(run, noisy_splits))
-    found = {how: browser_page(path, *how) for how in ((1000, "light"), (1000, "dark"), (360, "light"))}
-    for said, images, failed, outside, _, _ in found.values():
-        assert said == []
-        assert images > 3
-        assert failed == 0
-        assert outside <= 0
-    light, dark = found[1000, "light"], found[1000, "dark"]
-    assert light[4] == "rgb(255, 255, 255)" != dark[4]
-    assert light[5] != dark[5]
+    colours, sources = {}, {}
+    with chromium() as browser:
+        for width, scheme in ((1000, "light"), (1000, "dark"), (360, "light")):
+            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            said = listen(page)
+            page.goto(path.absolute().as_uri())
+            assert page.evaluate("document.images.length") > 3
+            assert page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            sources[scheme] = page.evaluate("document.querySelector('picture img').currentSrc.slice(-200)")
+            assert said == []
+    assert colours["light"] == "rgb(255, 255, 255)" != colours["dark"]
+    assert sources["light"] != sources["dark"]
 
 
 def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):

@@ -1,0 +1,83 @@
+"""Which pictures a run calls unlike its training images: `python benchmarks/strangeness.py RUN`.
+
+The run's test images, the same changed, and pictures of other things. The run needs its report.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flaxresnet.classifier import Classifier
+from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.data.augment import augment
+from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.evaluation import data_of_run
+
+TILES = 8  # a side, of the shuffled images
+
+
+def pictures(test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Sets by name, each (n, height, width, 3) uint8; `test` are the test images."""
+    rng = np.random.default_rng(0)
+    yield "test images", test
+    yield "augmented as in training", _bytes(augment(jax.random.key(0), test / np.float32(255)))
+    yield "mirrored", test[:, :, ::-1]
+    yield "moved by a sixth", np.roll(test, test.shape[2] // 6, axis=2)
+    yield "a quarter turned", np.rot90(test, axes=(1, 2)) if test.shape[1] == test.shape[2] else test[:0]
+    yield "upside down", test[:, ::-1]
+    yield "at 40% light", _bytes(test * np.float32(0.4 / 255))
+    yield "negative", 255 - test
+    yield "tiles shuffled", _shuffled(test, rng)
+    if test.shape[1:3] == (64, 64):
+        yield "drawn hand signs", drawn_signs(seed=1, train=12, test=102).test.images
+    yield "noise", rng.integers(0, 256, test.shape, dtype=np.uint8)
+    yield "one grey each", np.broadcast_to(rng.integers(0, 256, (len(test), 1, 1, 1), dtype=np.uint8), test.shape)
+
+
+def _bytes(images: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
+def _shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    count, height, width, channels = images.shape
+    rows, columns = height // TILES, width // TILES
+    tiles = images[:, : rows * TILES, : columns * TILES].reshape(count, TILES, rows, TILES, columns, channels)
+    tiles = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(count, TILES * TILES, rows, columns, channels)
+    tiles = tiles[:, rng.permutation(TILES * TILES)].reshape(count, TILES, TILES, rows, columns, channels)
+    shuffled = np.zeros_like(images)
+    joined = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(count, rows * TILES, columns * TILES, channels)
+    shuffled[:, : rows * TILES, : columns * TILES] = joined
+    return shuffled
+
+
+def main(run: str) -> None:
+    use_compilation_cache()
+    splits, classifier = data_of_run(run, "test"), Classifier.load(run)
+    if classifier.trust is None or not len(classifier.trust.references):
+        raise SystemExit(f"{run} does not know its training images; `python -m flaxresnet report {run}` teaches it")
+    labels = splits.test.labels
+    table = Table("pictures", box=box.SIMPLE)
+    for name in ("images", "called strange", "median strangeness", "accuracy", "with --tta", "mean confidence"):
+        table.add_column(name, justify="right")
+    for name, images in pictures(splits.test.images):
+        if not len(images):
+            continue
+        answers = classifier.answers(np.ascontiguousarray(images))
+        same = len(images) == len(labels) and name not in ("noise", "one grey each", "drawn hand signs")
+        viewed = classifier.answers(np.ascontiguousarray(images), views=True) if same else answers
+        rights = [f"{np.mean(a.probabilities.argmax(1) == labels):.3f}" if same else "–" for a in (answers, viewed)]
+        share, middle = f"{answers.strange.mean():.3f}", f"{np.median(answers.strangeness):.4f}"
+        confidence = f"{answers.probabilities.max(1).mean():.3f}"
+        table.add_row(name, str(len(images)), share, middle, *rights, confidence)
+    console = Console(width=110)
+    console.print(f"called strange above {classifier.trust.threshold:.4f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

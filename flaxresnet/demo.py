@@ -1,0 +1,146 @@
+"""A page on which a run can be tried: drop a picture or use the camera, see the classes and where they come from."""
+
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flaxresnet.classifier import Classifier
+from flaxresnet.data.dataset import Dataset
+from flaxresnet.data.preprocess import decode
+from flaxresnet.errors import UserError
+from flaxresnet.inspection.explainer import Explainer
+from flaxresnet.inspection.overlay import overlay, shown
+
+LARGEST_UPLOAD = 20 * 2**20  # bytes
+MOST_PIXELS = 50_000_000  # of an uploaded picture; a telephone's have 12 to 48 million
+MOST_WAITING = 64  # requests; more are told to come back
+MOST_EXAMPLES = 12
+UNLIKE = "This picture is unlike the training images; the answer may mean nothing."
+HINT = "Drop a picture, or use the camera."
+
+
+def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> Any:
+    """The page, a `gradio.Blocks`, for `serve`.
+
+    Args:
+      classifier: what answers.
+      title: over the page.
+      examples: labelled images, of which some are offered to try.
+
+    Raises:
+      UserError: gradio is not installed.
+    """
+    gr = _gradio()
+    explainer = Explainer(classifier)
+    folder = tempfile.TemporaryDirectory(prefix="flaxresnet-examples-")
+
+    def answer(path: str | None) -> tuple[dict[str, float] | None, np.ndarray | None, str]:
+        """What the page shows of an uploaded file: probabilities, the overlay, a sentence."""
+        if path is None:
+            return None, None, HINT
+        try:
+            photo = read_upload(Path(path).read_bytes())
+        except UserError as error:
+            return None, None, str(error)
+        image = classifier.preprocessing.load(photo)[None]
+        answers = classifier.answers(image)
+        _, maps = explainer.explain(image)
+        probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
+        strange = answers.strange is not None and bool(answers.strange[0])
+        return probabilities, overlay(shown(photo), maps[0]), UNLIKE if strange else ""
+
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        gr.Markdown(f"# {title}")
+        with gr.Row():
+            with gr.Column():
+                photo = gr.Image(type="filepath", label="Picture", sources=["upload", "webcam", "clipboard"])
+                # Gradio would open the file itself, and name its place on this machine where it cannot.
+                photo.preprocess = lambda payload: None if payload is None else payload.path
+                if examples is not None:
+                    gr.Examples(list(_written(examples, Path(folder.name))), inputs=photo, label="Test images")
+            with gr.Column():
+                note = gr.Markdown(HINT, elem_id="note")
+                label = gr.Label(label="Classes", num_top_classes=5, elem_id="classes")
+                heat = gr.Image(label="What speaks for the first", interactive=False, format="png", elem_id="heat")
+        photo.change(answer, photo, [label, heat, note], api_visibility="private", show_progress="minimal")
+    blocks.examples_folder = folder  # which goes when the page goes
+    return blocks.queue(max_size=MOST_WAITING, api_open=False)
+
+
+def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
+    """Serves a page.
+
+    Args:
+      blocks: from `make_page`.
+      host: the address to listen at; "127.0.0.1" is this computer alone.
+      port: 0 is any that is free.
+      wait: until it is stopped.
+
+    Returns:
+      Its address.
+
+    Raises:
+      UserError: the address cannot be listened at.
+    """
+    gr = _gradio()
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
+    try:
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            quiet=True,
+            show_error=False,
+            prevent_thread_lock=True,
+            max_file_size=LARGEST_UPLOAD,
+            footer_links=[],
+            ssr_mode=False,
+            theme=gr.themes.Default(**fonts),
+        )
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port} cannot be used ({error}); give another --port") from None
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if wait:
+        blocks.block_thread()
+    return address
+
+
+def read_upload(data: bytes) -> np.ndarray:
+    """A file's bytes as (height, width, 3) uint8 RGB.
+
+    Raises UserError, which names nothing of this machine, where it is no picture or has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as file:
+            width, height = file.size
+        if width * height <= MOST_PIXELS:
+            return decode(io.BytesIO(data))
+    except Exception:  # a decoder may raise anything for a damaged file
+        raise UserError("This file cannot be read as a picture; give a JPEG, PNG or the like.") from None
+    raise UserError(f"This picture has {width}×{height} pixels; give one of up to {MOST_PIXELS // 10**6} million.")
+
+
+def _written(examples: Dataset, folder: Path) -> Iterator[str]:
+    """Some images of each class as files."""
+    classes = len(examples.class_names)
+    each = max(1, MOST_EXAMPLES // classes)
+    chosen = [place for c in range(classes) for place in np.flatnonzero(examples.labels == c)[:each]]
+    for number, place in enumerate(chosen[:MOST_EXAMPLES]):
+        Image.fromarray(examples.images[place]).save(folder / f"{number}.png")
+        yield str(folder / f"{number}.png")
+
+
+def _gradio() -> Any:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(f"the demo needs {error.name}; install it with: pip install 'flaxresnet[demo]'") from None
+    return gradio

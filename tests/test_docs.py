@@ -1,0 +1,89 @@
+"""What README.md and docs/ show is run as it is written: Python in order, commands as far as their words go."""
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet import cli
+from flaxresnet.__main__ import COMMANDS
+from flaxresnet.config import TrainConfig
+from flaxresnet.export import export_stablehlo
+from flaxresnet.models.resnet import SIZES
+
+ROOT = Path(fr.__file__).parent.parent
+PAGES = ["README.md", "docs/from-the-tutorials.md"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def beginning(tmp_path, monkeypatch, data_folder, finished_run):
+    """What the pages take to be there: data, a photo, an exported run; and a network that is trained in no time."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").symlink_to(data_folder)
+    Image.fromarray(blobs(1, seed=4).images[0]).save("photo.jpg")
+    export_stablehlo(fr.Classifier.load(finished_run), "signs.zip")
+    monkeypatch.setitem(SIZES, "resnet50", {"stage_sizes": (1,)})
+    resolve = TrainConfig.resolve
+    monkeypatch.setattr(TrainConfig, "resolve", lambda self: resolve(self.__class__(**(self.to_json() | SMALL))))
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")
+@pytest.mark.parametrize("page", PAGES)
+def test_python_runs_as_it_is_written(page, beginning, capsys):
+    found, names = blocks(page, "python"), {}
+    assert len(found) >= 2
+    for block in found:
+        exec(compile(block, page, "exec"), names)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_have_words_that_there_are(page):
+    text = (ROOT / page).read_text()
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    lines += re.findall(r"`(python [^`…]+)`", text)
+    checked = 0
+    for line in lines:
+        for part in line.partition("#")[0].split("&&"):
+            words = shlex.split(part)
+            if words[:2] == ["python", "train.py"] and "--help" not in words:
+                cli.parse(TrainConfig, words[2:], prog="train.py")
+            elif words[:3] == ["python", "-m", "flaxresnet"] and len(words) > 4:
+                assert words[3] in COMMANDS
+                module = import_module(f"flaxresnet.commands.{words[3].replace('-', '_')}")
+                cli.parse(module.Arguments, words[4:], prog=words[3])
+            elif words[:1] == ["python"] and words[1].endswith(".py"):
+                assert (ROOT / words[1]).exists(), line
+            else:
+                continue
+            checked += 1
+    assert checked >= 5
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    local = re.findall(r"\]\((?!https?:|#)([^)]+)\)", text) + re.findall(r'(?:src|srcset)="(?!https?:)([^"]+)"', text)
+    for target in local:
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_commands_help_says_what_it_does_with_an_example(name, capsys):
+    module = import_module(f"flaxresnet.commands.{name.replace('-', '_')}")
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(module.Arguments, ["--help"], prog=f"python -m flaxresnet {name}")
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"Example:\s+python -m\s+flaxresnet\s+{name}", out)

@@ -28,7 +28,7 @@ def keep(source: Path, name: str) -> None:
         picture = picture.convert("RGB")
         if picture.width > WIDEST:
             picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
-        picture.quantize(128, dither=Image.Dither.FLOYDSTEINBERG).save(GALLERY / name, optimize=True)
+        picture.quantize(256).save(GALLERY / name, optimize=True)
 
 
 def pages(run: str, photo: Path) -> None:
@@ -67,7 +67,7 @@ def main(run: str) -> None:
         photo = folder / "sign.png"
         Image.fromarray(drawn_signs().test.images[3]).resize((256, 256), Image.Resampling.BICUBIC).save(photo)
         command("explain", run, photo, "--to-folder", folder)
-        keep(folder / "sign.png", "explain.png")
+        keep(folder / "sign.explained.png", "explain.png")
         pages(run, photo)
 
 

@@ -64,11 +64,14 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
                 # Gradio would open the file itself, and name its place on this machine where it cannot.
                 photo.preprocess = lambda payload: None if payload is None else payload.path
                 if examples is not None:
-                    gr.Examples(list(_written(examples, Path(folder.name))), inputs=photo, label="Test images")
+                    files = [*_written(examples, Path(folder.name))]
+                    gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MOST_EXAMPLES)
             with gr.Column():
                 note = gr.Markdown(HINT, elem_id="note")
                 label = gr.Label(label="Classes", num_top_classes=5, elem_id="classes")
-                heat = gr.Image(label="What speaks for the first", interactive=False, format="png", elem_id="heat")
+                heat = gr.Image(
+                    label="What speaks for the first", interactive=False, format="png", buttons=[], elem_id="heat"
+                )
         photo.change(answer, photo, [label, heat, note], api_visibility="private", show_progress="minimal")
     blocks.examples_folder = folder  # which goes when the page goes
     return blocks.queue(max_size=MOST_WAITING, api_open=False)

@@ -1,14 +1,14 @@
 """`python -m flaxresnet explain RUN PHOTO…`: where the network looked."""
 
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
+from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.preprocess import decode
 from flaxresnet.errors import UserError, listed
@@ -34,7 +34,7 @@ class Arguments(PhotoArguments):
     """The class that is explained. Left out: each photo's most probable one."""
 
     to_folder: str = "explanations"
-    """Where the PNGs are written, named like the photos. What is there is replaced."""
+    """Where the PNGs are written: photo.explained.png for photo.jpg. Explanations that are there are replaced."""
 
 
 def main(arguments: Arguments) -> int:
@@ -62,7 +62,7 @@ def main(arguments: Arguments) -> int:
             explained = names[int(best[0]) if chosen is None else chosen]
             title = f"{Path(name).name}: what speaks for {explained} (stage {explainer.stage})"
             figure = explanation(photo, heat, title, "   ".join(f"{names[index]}: {row[index]:.4f}" for index in best))
-            target = _unused(folder / f"{Path(name).stem}.png", written)
+            target = _unused(folder, Path(name).stem, written)
             with saying_why_not(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(figure, target)
@@ -78,9 +78,10 @@ def _index(class_name: str | None, names: tuple[str, ...]) -> int | None:
     return names.index(class_name)
 
 
-def _unused(path: Path, written: set[Path]) -> Path:
-    """The path, or where another photo of this name has it, one with a number."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    free = path if path not in written else next(other for other in numbered if other not in written)
+def _unused(folder: Path, stem: str, written: set[Path]) -> Path:
+    """A file of a name that no photo has by chance, with a number where another photo of this name has been there."""
+    numbers = chain([""], (f"-{number}" for number in count(2)))
+    numbered = (folder / f"{stem}{number}{EXPLAINED}" for number in numbers)
+    free = next(path for path in numbered if path not in written)
     written.add(free)
     return free

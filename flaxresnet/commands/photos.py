@@ -16,6 +16,7 @@ from flaxresnet.errors import UserError
 
 T = TypeVar("T")
 U = TypeVar("U")
+EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
 
 
@@ -26,7 +27,8 @@ def files_of(word: str) -> list[str]:
       UserError: the folder holds no picture, or the pattern stands for nothing.
     """
     if Path(word).is_dir():
-        found = sorted(str(path) for path in Path(word).rglob("*") if path.suffix.lower() in ENDINGS)
+        paths = (path for path in Path(word).rglob("*") if path.suffix.lower() in ENDINGS)
+        found = sorted(str(path) for path in paths if not path.name.endswith(EXPLAINED))
         wrong = f"holds no picture ({', '.join(sorted(ENDINGS))})"
     elif has_magic(word) and not Path(word).exists():
         found, wrong = sorted(glob(word, recursive=True)), "stands for no file"  # noqa: PTH207 - Path's wants no absolute

@@ -34,7 +34,7 @@ def drawn_in(theme: str) -> Iterator[dict[str, str]]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
-        "font.size": 11,
+        "font.size": 9.5,
         "legend.frameon": False,
         "text.parse_math": False,
     }

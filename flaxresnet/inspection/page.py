@@ -10,6 +10,8 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+SHOWN = 0.64  # of a chart's pixels, on a wide screen
+
 
 def page(title: str, parts: Iterable[str]) -> str:
     """A whole page of parts, each HTML, in the report's style, light or dark as the reader's system is."""
@@ -37,10 +39,11 @@ def figures(pairs: Iterable[tuple[str, str, str]]) -> str:
 def chart(light: bytes, dark: bytes, alt: str) -> str:
     """A picture in two themes, both PNGs; `alt` says in words what it shows."""
     with Image.open(io.BytesIO(light)) as picture:
-        width, height = (round(side * 0.87) for side in picture.size)  # of 110 dots to an inch, to CSS's 96
+        width, height = picture.size
+    size = f'width={width} height={height} style="max-width: min(100%, {width * SHOWN:.0f}px)"'
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_inline(dark)}">'
-        f'<img class=chart src="{_inline(light)}" width={width} height={height} alt="{escape(alt)}"></picture>'
+        f'<img class=chart src="{_inline(light)}" {size} alt="{escape(alt)}"></picture>'
     )
 
 

@@ -32,6 +32,7 @@ from flaxresnet.writing import replacing, saying_why_not
 MOST_MISTAKES = 24  # pictures
 MOST_CLASSES = 200  # rows of the table; the worst, where there are more
 MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw
+DPI = 180  # dots to an inch: figures are sharp where a page shows them large, and on telephones
 SAMPLE_STREAM = 0x5E7  # of the random numbers that choose reference images
 
 
@@ -134,7 +135,7 @@ def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
 
     def chart(file: str, alt: str, draw: Callable[[str], Figure]) -> str:
         for theme, path in (("light", folder / f"{file}.png"), ("dark", folder / f"{file}-dark.png")):
-            save(draw(theme), path)
+            save(draw(theme), path, DPI)
         return page.chart((folder / f"{file}.png").read_bytes(), (folder / f"{file}-dark.png").read_bytes(), alt)
 
     info, result, assessment = found.info, found.result, found.assessment

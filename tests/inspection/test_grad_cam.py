@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -110,18 +111,28 @@ def test_a_folder_of_photos_is_explained_and_the_unreadable_named(explain, finis
     assert status == 1
     assert "photos/junk.jpg cannot be read as a picture" in err
     answer = fr.Classifier.load(finished_run).predict("photos/red.png")
-    assert f"photos/red.png  {answer.label}  {answer.probability:.4f}  explanations/red-2.png\n" in out
-    assert re.findall(r"explanations/\S+", out) == [f"explanations/{name}.png" for name in ("green", "red", "red-2")]
+    assert f"photos/red.png  {answer.label}  {answer.probability:.4f}  explanations/red-2.explained.png\n" in out
+    assert re.findall(r"explanations/\S+", out) == [
+        f"explanations/{name}.explained.png" for name in ("green", "red", "red-2")
+    ]
     for name in ("green", "red", "red-2"):
-        with Image.open(f"explanations/{name}.png") as picture:
+        with Image.open(f"explanations/{name}.explained.png") as picture:
             assert picture.size[0] == 880
 
 
 def test_one_class_can_be_asked_for(explain, finished_run):
     assert explain(finished_run, "photos/*.png", "--class-name", "blue", "--to-folder", "blue")[0] == 0
     assert explain(finished_run, "photos/red.png", "--to-folder", "best", "--stage", 2)[0] == 0
-    with Image.open("blue/red.png") as asked, Image.open("best/red.png") as best:
+    with Image.open("blue/red.explained.png") as asked, Image.open("best/red.explained.png") as best:
         assert np.any(np.asarray(asked) != np.asarray(best))
+
+
+def test_photos_are_neither_replaced_nor_joined_by_explanations(explain, finished_run, tmp_path):
+    before = Path("photos/red.png").read_bytes()
+    for _ in range(2):
+        _, out, _ = explain(finished_run, "photos", "--to-folder", "photos")
+        assert len(out.splitlines()) == 3
+    assert Path("photos/red.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(

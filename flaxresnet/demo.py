@@ -22,7 +22,7 @@ LARGEST_UPLOAD = 20 * 2**20  # bytes
 MOST_PIXELS = 50_000_000  # of an uploaded picture; a telephone's have 12 to 48 million
 MOST_WAITING = 64  # requests; more are told to come back
 MOST_EXAMPLES = 12
-UNLIKE = "This picture is unlike the training images; the answer may mean nothing."
+UNLIKE = "This picture is unlike the training images; take the answer with care."
 HINT = "Drop a picture, or use the camera."
 
 

@@ -83,6 +83,7 @@ POSITIVE: Check = (lambda value: 0 < value < math.inf), "above 0"
 FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
 
 
+IMAGE_SIZE: Check = (lambda value: min(value) >= 32 and max(value) <= 2**16, "two numbers of 32 or more")
 NOT_EMPTY: Check = (lambda value: value != ""), "a name"
 PARTS_LIST: Check = (
     (lambda value: set(value.replace(" ", "").split(",")) <= {*PARTS, "backbone"}),
@@ -103,7 +104,13 @@ class TrainConfig:
     """
 
     data: str | None = None
-    """HDF5 file, or folder with a train and a test one. Left out: `datasets/` if it has some, else drawn hand signs."""
+    """HDF5 file or folder with some, or a folder of pictures for each class. Left out: datasets/, or drawn signs."""
+
+    image_size: tuple[int, int] | None = option(None, IMAGE_SIZE)
+    """Height and width that pictures in folders are brought to. Left out: those of --init, or 64 64."""
+
+    skip_bad: float = option(0.0, FRACTION)
+    """Largest share of unreadable pictures in folders that is left out; with more the run does not begin."""
 
     workdir: str = option("runs/default", NOT_EMPTY)
     """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
@@ -196,6 +203,8 @@ class TrainConfig:
         for name in ("data", "workdir", "init"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
+        if isinstance(self.image_size, list):  # as JSON has it
+            object.__setattr__(self, "image_size", tuple(self.image_size))
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
             check_value(f.name, value := getattr(self, f.name), hints[f.name], f.metadata.get("check"))
@@ -258,6 +267,7 @@ def check_value(name: str, value: Any, hint: Any, check: Check | None) -> None:
 def words_for(hint: Any) -> str:
     """A type as a user would say it: `int | None` → "a whole number"."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    words[tuple[int, int]] = "two whole numbers"
     return " or ".join(
         " or ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else words[kind]
         for kind in _kinds(hint)
@@ -274,6 +284,10 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def _is_of_type(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        fits = isinstance(value, tuple) and len(value) == len(parts)
+        return fits and all(_is_of_type(one, part) for one, part in zip(value, parts, strict=True))
     if kind in (int, float):
         accepted = numbers.Integral if kind is int else numbers.Real  # NumPy's scalars among them
         return isinstance(value, accepted) and not isinstance(value, bool)

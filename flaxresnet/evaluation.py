@@ -102,7 +102,7 @@ def evaluate(
     """
     if split not in ("test", "train"):
         raise UserError(f"split is {split!r}; give 'test' or 'train'")
-    splits = data_of_run(run, split) if data is None else open_dataset(data)
+    splits = data_for(run, data, split)
     dataset = {"test": splits.test, "train": splits.train}[split]
     if dataset is None:
         other = "train" if split == "test" else "test"
@@ -120,18 +120,30 @@ def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str
     return Evaluation(float(-log_likelihoods.mean()), confusion, class_names)
 
 
+def data_for(run: str | Path, data: str | Path | None, split: str) -> Splits:
+    """Data for a run: what it was trained with where `data` is None (see `data_of_run`), else as `open_dataset` has it.
+
+    Pictures in folders are brought to the network's size.
+    """
+    if data is None:
+        return data_of_run(run, split)
+    preprocessing = RunFolder(run).read_info().preprocessing
+    return open_dataset(data, (preprocessing.height, preprocessing.width))
+
+
 def data_of_run(run: str | Path, split: str) -> Splits:
     """What the run was trained with, wherever the current folder is.
 
     Raises UserError where it is not here any more, or has another such split ("train", "test") now.
     """
-    stored = RunFolder(run).read_info().data
+    info = RunFolder(run).read_info()
+    stored, size = info.data, (info.preprocessing.height, info.preprocessing.width)
     path = stored["path"]
     if stored["train_fingerprint"] is None:
         raise UserError(f"{run} was made of {stored['source']} and knows no images; give --data")
     if path is not None and not Path(path).exists():
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
-    splits = drawn_signs() if path is None else open_dataset(path)
+    splits = drawn_signs() if path is None else open_dataset(path, size, info.config.skip_bad)
     dataset = getattr(splits, split)
     if dataset is None or dataset.fingerprint() != stored[f"{split}_fingerprint"]:
         what = path or "the hand signs that this version draws"

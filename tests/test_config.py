@@ -24,6 +24,8 @@ NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
 # A value of each option that is not its default, as flags and as Python has it.
 FLAGS = {
     "data": (["--data", "some/file.h5"], "some/file.h5"),
+    "image_size": (["--image-size", "96", "80"], (96, 80)),
+    "skip_bad": (["--skip-bad", "0.05"], 0.05),
     "workdir": (["--workdir", "runs/signs"], "runs/signs"),
     "epochs": (["--epochs", "3"], 3),
     "batch_size": (["--batch-size", "8"], 8),
@@ -65,6 +67,8 @@ def test_defaults_are_those_of_the_help():
         "data": None,
         "workdir": "runs/default",
         "epochs": 20,
+        "image_size": None,
+        "skip_bad": 0.0,
         "batch_size": 32,
         "seed": 0,
         "recipe": "robust",
@@ -156,7 +160,12 @@ def test_the_recipe_and_the_network_fill_in_what_was_left_to_them_and_nothing_el
     resolved = given.resolve()
     assert resolved.to_json() == given.to_json() | RESOLVED[recipe] | NETWORK
     assert resolved.resolve() == resolved
-    assert [name for name, value in resolved.to_json().items() if value is None] == ["data", "init", "freeze"]
+    assert [name for name, value in resolved.to_json().items() if value is None] == [
+        "data",
+        "image_size",
+        "init",
+        "freeze",
+    ]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -260,6 +269,10 @@ MISTAKES = [
     ("momentum", NAN, "--momentum must be at least 0 and below 1, not nan"),
     ("recalibrate", -1, "--recalibrate must be at least 0, not -1"),
     ("recalibrate", False, "--recalibrate must be a whole number, not False"),
+    ("image_size", (64, 16), "--image-size must be two numbers of 32 or more, not (64, 16)"),
+    ("image_size", (64.0, 64), "--image-size must be two whole numbers, not (64.0, 64)"),
+    ("image_size", 64, "--image-size must be two whole numbers, not 64"),
+    ("skip_bad", 1, "--skip-bad must be at least 0 and below 1, not 1"),
     ("report", 1, "--report must be true or false, not 1"),
     ("tensorboard", "yes", "--tensorboard must be true or false, not 'yes'"),
     ("profile", 5, "--profile must be true or false, not 5"),

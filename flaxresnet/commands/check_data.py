@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from flaxresnet.data.dataset import open_dataset
+from flaxresnet.data.dataset import USUAL_SIZE, open_dataset
 from flaxresnet.training.preparation import check_trainable
 
 
@@ -17,11 +17,17 @@ class Arguments:
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """HDF5 file, or folder with a train and a test HDF5 file."""
+    """HDF5 file, folder with a train and a test HDF5 file, or folder of pictures for each class."""
+
+    image_size: tuple[int, int] = USUAL_SIZE
+    """Height and width that pictures in folders are brought to."""
+
+    skip_bad: float = 0.0
+    """Largest share of unreadable pictures in folders that is left out."""
 
 
 def main(arguments: Arguments) -> int:
-    splits = open_dataset(arguments.data)
+    splits = open_dataset(arguments.data, arguments.image_size, arguments.skip_bad)
     for line in splits.describe():
         print(line)
     if splits.train is None or splits.test is None:

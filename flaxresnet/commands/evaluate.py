@@ -29,7 +29,7 @@ class Arguments:
     """Folder of the run (train.py's --workdir)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split. Left out: what the run was trained with."""
+    """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
 
     checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""

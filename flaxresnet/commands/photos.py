@@ -12,12 +12,12 @@ import numpy as np
 import tyro
 
 from flaxresnet.config import Which
+from flaxresnet.data.folder import ENDINGS
 from flaxresnet.errors import UserError
 
 T = TypeVar("T")
 U = TypeVar("U")
 EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
 
 
 def files_of(word: str) -> list[str]:

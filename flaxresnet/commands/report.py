@@ -7,8 +7,7 @@ import tyro
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
-from flaxresnet.data.dataset import open_dataset
-from flaxresnet.evaluation import data_of_run
+from flaxresnet.evaluation import data_for
 from flaxresnet.training.run_folder import RunFolder
 
 
@@ -27,7 +26,7 @@ class Arguments:
     """Folder of the run (train.py's --workdir)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split. Left out: what the run was trained with."""
+    """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
 
     checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
@@ -38,7 +37,7 @@ def main(arguments: Arguments) -> int:
 
     use_compilation_cache()
     run, checkpoint = arguments.run, arguments.checkpoint
-    splits = data_of_run(run, "test") if arguments.data is None else open_dataset(arguments.data)
+    splits = data_for(run, arguments.data, "test")
     own = arguments.data is None or RunFolder(run).read_info().data["train_fingerprint"] is None
     found = investigate(run, splits, checkpoint)
     print(write_report(run, found, keep=own and checkpoint == "latest"))

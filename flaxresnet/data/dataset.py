@@ -10,6 +10,7 @@ import numpy as np
 from flaxresnet.errors import UserError, listed
 
 DEFAULT_FOLDER = Path("datasets")
+USUAL_SIZE = (64, 64)  # the tutorials' images
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 MOST_COUNTS = 20  # classes whose numbers of images are said one by one
 
@@ -84,13 +85,17 @@ def _balance(counts: np.ndarray) -> str:
     return f"{counts.min():,} to {counts.max():,}, median {int(np.median(counts)):,}"
 
 
-def open_dataset(path: str | Path | None = None) -> Splits:
+def open_dataset(
+    path: str | Path | None = None, image_size: tuple[int, int] = USUAL_SIZE, skip_bad: float = 0.0
+) -> Splits:
     """Opens labelled images, reading files only, never writing.
 
     Args:
       path: an HDF5 file with a training split, a test split or both, or a folder with one HDF5 file for each, in the
-        tutorials' layout (see `flaxresnet.data.hdf5`). None: the folder `datasets` if it holds HDF5 files, else drawn
-        hand signs.
+        tutorials' layout (see `flaxresnet.data.hdf5`); or a folder of pictures, one folder a class (see
+        `flaxresnet.data.folder`). None: the folder `datasets` if it holds such, else drawn hand signs.
+      image_size: height and width that pictures in folders are brought to; HDF5 files have their own.
+      skip_bad: the largest share of pictures in folders that may be unreadable and are then left out, in [0, 1).
 
     Returns:
       The splits found, wholly in memory.
@@ -98,20 +103,27 @@ def open_dataset(path: str | Path | None = None) -> Splits:
     Raises:
       UserError: the path or what it holds is not such a data set; the text says what is wrong with it.
     """
+    from flaxresnet.data.folder import holds_classes, read_folder
+
     given, path = path, Path(path or DEFAULT_FOLDER)
     try:
         files = hdf5_files(path) if path.is_dir() else [path]
         exists = path.exists()
+        pictures = not files and holds_classes(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if given is None and not (exists and files):
+    if given is None and not (exists and (files or pictures)):
         from flaxresnet.data.synthetic import drawn_signs
 
         return drawn_signs()
     if not exists:
-        raise UserError(f"{path} does not exist; give an HDF5 file or a folder with HDF5 files")
+        raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
+    if pictures:
+        return replace(read_folder(path, image_size, skip_bad), path=str(path.absolute()))
     if not files:
-        raise UserError(f"{path} holds no HDF5 file (*.h5); give the folder or the file that does")
+        raise UserError(
+            f"{path} holds neither an HDF5 file (*.h5) nor a folder of pictures for each class; give one that does"
+        )
     from flaxresnet.data.hdf5 import read_hdf5
 
     return replace(read_hdf5(files, source=str(path)), path=str(path.absolute()))

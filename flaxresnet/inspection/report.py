@@ -276,7 +276,8 @@ def command_of(config: TrainConfig) -> str:
         if isinstance(value, bool):
             words.append(flag(f.name) if value else flag(f"no-{f.name}"))
         else:
-            words.append(f"{flag(f.name)} {shlex.quote(str(value))}")
+            values = value if isinstance(value, tuple) else (value,)
+            words.append(" ".join([flag(f.name), *(shlex.quote(str(one)) for one in values)]))
     if config.recipe != TrainConfig().recipe:
         words.insert(1, f"--recipe {config.recipe}")
     return " ".join(words)

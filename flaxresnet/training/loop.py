@@ -23,7 +23,13 @@ from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
-from flaxresnet.training.preparation import check_network, check_splits, describe_run, prepare_folder
+from flaxresnet.training.preparation import (
+    check_network,
+    check_splits,
+    describe_run,
+    image_size_for,
+    prepare_folder,
+)
 from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, describe_start, stored_start
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.programs import Programs
@@ -78,15 +84,16 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     reporter = Reporter(verbose, config.epochs, config.batch_size)
-    splits = open_dataset(config.data)
+    # A run that goes on has its weights; those that it began with need not be there any more.
+    begun = stored_start(config)
+    weights = open_weights(config.init) if config.init and begun is None else None
+    like = begun.preprocessing if begun else weights.preprocessing if weights else None
+    splits = open_dataset(config.data, image_size_for(config, like), config.skip_bad)
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
     if config.init is None and (config.freeze or config.settings.head_epochs):
         reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
-    # A run that goes on has its weights; those that it began with need not be there any more.
-    begun = stored_start(config)
-    weights = open_weights(config.init) if config.init and begun is None else None
     if begun:
         config = adopt(config, begun.config.network)
     elif weights:
@@ -94,8 +101,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     config = config.resolve()
     check_network(config)
 
-    like = begun or weights
-    info = describe_run(config, splits, train, test, like.preprocessing if like else None)
+    info = describe_run(config, splits, train, test, like)
     folder = prepare_folder(info, reporter.note)
     with EventFile(folder.path / "tensorboard" if config.tensorboard else None) as events:
         with Checkpoints(folder.checkpoints) as checkpoints:

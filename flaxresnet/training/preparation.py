@@ -8,16 +8,27 @@ from dataclasses import replace
 import jax
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, width_step
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
+def image_size_for(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
+    """Height and width for pictures of any size: as asked for, as the run that goes on has them, or as weights do."""
+    folder = RunFolder(config.workdir)
+    if config.image_size is None and config.resume and folder.exists():
+        like = folder.read_info().preprocessing
+    return config.image_size or ((like.height, like.width) if like else USUAL_SIZE)
+
+
 def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The training and the test split; raises UserError where training cannot begin with them."""
     train, test = check_trainable(splits)
+    if config.image_size not in (None, train.image_size):
+        wanted, there = ("×".join(map(str, size)) for size in (config.image_size or (), train.image_size))
+        raise UserError(f"--image-size {wanted} is for folders of pictures; the images in {splits.source} are {there}")
     if config.batch_size > len(train):
         raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
     if config.batch_size % (devices := jax.device_count()):

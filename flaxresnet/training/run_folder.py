@@ -20,8 +20,11 @@ FORMAT = 1
 PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # Options that may differ between a run and its continuation: they do not change what a step computes.
-REPORTING = {"report", "tensorboard", "profile"}
-MAY_CHANGE = {"data", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"} | REPORTING
+# Data have fingerprints, which are compared instead.
+MAY_CHANGE = {
+    *("data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"),
+    *("report", "tensorboard", "profile"),
+}
 
 
 def package_versions() -> dict[str, str]:

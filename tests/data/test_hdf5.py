@@ -160,8 +160,8 @@ def truncated(path):
 
 # What is wrong → (the files in the folder, what the error says). The data set is the folder.
 MISTAKES = {
-    "no files": ({}, r"data holds no HDF5 file \(\*\.h5\); give the folder or the file that does"),
-    "no HDF5 files": ({"a.txt": b"text"}, r"data holds no HDF5 file"),
+    "no files": ({}, r"data holds neither an HDF5 file \(\*\.h5\) nor a folder of pictures for each class; give"),
+    "no HDF5 files": ({"a.txt": b"text"}, r"data holds neither an HDF5 file"),
     "neither key": ({"a.h5": {"x": X, "y": Y}}, r"data has neither train_set_x nor test_set_x; the tutorials' layout"),
     "split twice": (
         {"a.h5": TRAIN, "b.h5": TRAIN},
@@ -323,7 +323,7 @@ def test_pixels_that_do_not_fit_in_memory_are_said_so(tmp_path, monkeypatch):
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.h5 does not exist; give an HDF5 file or a folder with HDF5 files"):
+    with pytest.raises(UserError, match=r"nowhere\.h5 does not exist; give an HDF5 file, or a folder"):
         open_dataset(tmp_path / "nowhere.h5")
 
 

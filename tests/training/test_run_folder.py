@@ -30,6 +30,8 @@ ROWS = [{"epoch": 1, "step": 8, "train_loss": 1.5}, {"epoch": 2, "step": 16, "tr
 OTHER = {
     "data": "other.h5",
     "workdir": "elsewhere",
+    "image_size": (96, 80),
+    "skip_bad": 0.5,
     "epochs": 9,
     "batch_size": 4,
     "seed": 5,
@@ -60,8 +62,8 @@ OTHER = {
     "compilation_cache": False,
 }
 
-HARMLESS = ["data", "workdir", "epochs", "recalibrate", "report", "tensorboard", "profile", "resume"]
-HARMLESS += ["compilation_cache"]
+HARMLESS = ["data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "report", "tensorboard", "profile"]
+HARMLESS += ["resume", "compilation_cache"]
 
 
 def written(tmp_path, info=INFO):

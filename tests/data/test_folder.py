@@ -1,0 +1,141 @@
+"""Pictures in folders, one a class: what is found, how it is split, and what is said of unreadable ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet.data import folder as reader
+from flaxresnet.data.folder import in_test
+from flaxresnet.data.preprocess import Preprocessing
+
+COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
+
+
+def draw(root, count, classes=tuple(COLOURS), kind="png", size=(40, 50)):
+    for label in classes:
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            colour = tuple(np.add(COLOURS.get(label, (90, 90, 90)), index % 50))
+            Image.new("RGB", size, colour).save(root / label / f"{index}.{kind}")
+
+
+def test_folders_named_like_splits_are_the_splits(tmp_path):
+    draw(tmp_path / "train", 4)
+    draw(tmp_path / "test", 2)
+    splits = fr.open_dataset(tmp_path, (32, 36))
+    assert splits.train.class_names == splits.test.class_names == ("blue", "green", "red")
+    assert (len(splits.train), len(splits.test)) == (12, 6)
+    assert splits.train.image_size == (32, 36)
+    assert splits.source == f"{tmp_path} (train and test)"
+    assert splits.path == str(tmp_path)
+    expected = Preprocessing(32, 36).load(tmp_path / "train" / "green" / "3.png")
+    np.testing.assert_array_equal(splits.train.images[7], expected)
+    assert splits.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_of_the_test_split(tmp_path, name):
+    draw(tmp_path / "train", 2)
+    draw(tmp_path / name, 1)
+    assert len(fr.open_dataset(tmp_path).test) == 3
+    draw(tmp_path / "test", 2)
+    splits = fr.open_dataset(tmp_path)
+    assert len(splits.test) == 6
+    assert f"{name} is not used" in splits.source
+
+
+def test_without_splits_names_decide_and_go_on_deciding_alike(tmp_path):
+    draw(tmp_path, 60)
+    before = fr.open_dataset(tmp_path)
+    assert 0.1 < len(before.test) / 180 < 0.3
+    assert len(before.train) + len(before.test) == 180
+    assert "split by the hash of each name, 20% for test" in before.source
+    draw(tmp_path, 61)  # one more of each changes nothing for the others
+    after = fr.open_dataset(tmp_path)
+    assert len(after.train) + len(after.test) == 183
+    assert {image.tobytes() for image in before.test.images} <= {image.tobytes() for image in after.test.images}
+
+
+def test_the_hash_is_the_same_on_every_machine():
+    chosen = [index for index in range(30) if in_test("cat", Path(f"{index}.jpg"))]
+    assert chosen == [3, 13]  # by hashlib alone
+
+
+def test_deeper_folders_belong_to_their_class_and_other_files_are_left_alone(tmp_path):
+    draw(tmp_path / "train", 2)
+    draw(tmp_path / "train" / "red" / "more", 1, classes=("inner",))
+    (tmp_path / "train" / "red" / "notes.txt").write_text("no picture")
+    (tmp_path / "train" / "red" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "train" / "empty").mkdir()
+    (tmp_path / "train" / ".cache").mkdir()
+    splits = fr.open_dataset(tmp_path)
+    assert splits.test is None
+    assert splits.train.class_counts().tolist() == [2, 2, 3]
+
+
+def test_unreadable_pictures_end_it_or_are_left_out_and_named(tmp_path):
+    draw(tmp_path / "train", 10)
+    (tmp_path / "train" / "red" / "bad.jpg").write_text("no picture")
+    with pytest.raises(fr.UserError) as caught:
+        fr.open_dataset(tmp_path)
+    assert "1 of 31 pictures in" in str(caught.value)
+    assert "give --skip-bad with the share that may be left out" in str(caught.value)
+    assert "bad.jpg cannot be read as a picture" in str(caught.value)
+    splits = fr.open_dataset(tmp_path, skip_bad=0.05)
+    assert splits.train.class_counts().tolist() == [10, 10, 10]
+    assert splits.train.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert "left out 1 unreadable: " in splits.source
+    with pytest.raises(fr.UserError, match="1 of 31"):
+        fr.open_dataset(tmp_path, skip_bad=0.03)
+
+
+def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
+    draw(tmp_path / "train", 2, classes=("red", "green"))
+    draw(tmp_path / "test", 2, classes=("red", "blue"))
+    with pytest.raises(fr.UserError, match="has test pictures of classes that training has not: blue"):
+        fr.open_dataset(tmp_path)
+
+
+def test_a_folder_without_pictures_says_what_is_missing(tmp_path):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(fr.UserError, match=r"holds neither an HDF5 file .* nor a folder of pictures for each class"):
+        fr.open_dataset(tmp_path)
+
+
+def test_more_than_memory_holds_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    draw(tmp_path / "train", 2)
+    monkeypatch.setattr(reader, "LARGEST", 1e-12)
+    with pytest.raises(fr.UserError, match=r"6 pictures of 64×64 in .* take 0\.0 GiB, more than half of this"):
+        fr.open_dataset(tmp_path)
+
+
+def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
+    for split, count, seed in (("train", 44, 1), ("test", 19, 2)):
+        data = blobs(count, seed=seed)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = tmp_path / "data" / split / data.class_names[label] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    options = {"data": tmp_path / "data", "workdir": tmp_path / "run", "augment": 0.0, **SMALL}
+    fr.fit(fr.TrainConfig(epochs=1, image_size=(32, 40), **options), verbose=False)
+    # Going on, the size is the run's.
+    run = fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
+    assert [row["epoch"] for row in run.history] == [1, 2]
+    info = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (info["preprocessing"]["height"], info["preprocessing"]["width"]) == (32, 40)
+    own = fr.evaluate(tmp_path / "run")
+    assert own.accuracy == pytest.approx(run.test_accuracy)
+    assert fr.evaluate(tmp_path / "run", tmp_path / "data").confusion.tolist() == own.confusion.tolist()
+    with pytest.raises(fr.UserError, match="images of another size"):
+        fr.fit(fr.TrainConfig(epochs=3, image_size=(32, 32), **options), verbose=False)
+
+
+def test_hdf5_files_have_a_size_of_their_own(data_folder, tmp_path):
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", image_size=(48, 32), **SMALL)
+    with pytest.raises(fr.UserError, match=r"--image-size 48×32 is for folders of pictures; the images .* are 32×32"):
+        fr.fit(config, verbose=False)

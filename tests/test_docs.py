@@ -79,6 +79,12 @@ def test_links_and_pictures_lead_somewhere(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
+def test_trainings_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(TrainConfig, ["--help"], prog="python train.py")
+    assert "Example: python train.py --data datasets/ --epochs 20" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_commands_help_says_what_it_does_with_an_example(name, capsys):
     module = import_module(f"flaxresnet.commands.{name.replace('-', '_')}")

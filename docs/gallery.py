@@ -22,13 +22,14 @@ def command(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "flaxresnet", *map(str, words)], check=True)
 
 
-def keep(source: Path, name: str) -> None:
-    """A picture in a width that a README shows, in few colours."""
+def keep(source: Path, name: str, shaded: bool = False) -> None:
+    """A picture in a width that a README shows; in 256 colours, unless it shades into many more."""
     with Image.open(source) as picture:
         picture = picture.convert("RGB")
         if picture.width > WIDEST:
             picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
-        picture.quantize(256).save(GALLERY / name, optimize=True)
+        picture = picture if shaded else picture.quantize(256)
+        picture.save(GALLERY / name, optimize=True)
 
 
 def pages(run: str, photo: Path) -> None:
@@ -54,7 +55,7 @@ def pages(run: str, photo: Path) -> None:
         page.wait_for_selector("#heat img")
         page.wait_for_timeout(1500)
         page.screenshot(path=shot)
-        keep(shot, "demo.png")
+        keep(shot, "demo.png", shaded=True)
         browser.close()
 
 
@@ -67,7 +68,7 @@ def main(run: str) -> None:
         photo = folder / "sign.png"
         Image.fromarray(drawn_signs().test.images[3]).resize((256, 256), Image.Resampling.BICUBIC).save(photo)
         command("explain", run, photo, "--to-folder", folder)
-        keep(folder / "sign.explained.png", "explain.png")
+        keep(folder / "sign.explained.png", "explain.png", shaded=True)
         pages(run, photo)
 
 

@@ -96,14 +96,19 @@ class Classifier:
         self._view = jax.jit(view)
 
     @classmethod
-    def load(cls, run: str | Path, checkpoint: Which = "latest") -> Self:
+    def load(cls, run: str | Path, checkpoint: Which = "latest", calibrated: bool = True) -> Self:
         """Loads a run's latest checkpoint, or the one that was best on the test images.
 
+        Args:
+          run: its folder.
+          checkpoint: "latest" or "best".
+          calibrated: take what the run knows of its own answers, if it does.
+
         Raises:
-          UserError: the folder holds no run, no finished checkpoint, or a damaged one.
+          UserError: the folder holds no run, no finished checkpoint, or something damaged.
         """
         info, variables = load_run(run, checkpoint)
-        trust = Trust.read(run, digest(variables["params"]))
+        trust = Trust.read(run, digest(variables["params"])) if calibrated else None
         mirrors = info.config.flip and info.config.settings.augment > 0
         return cls(info.model(), variables, info.class_names, info.preprocessing, trust, mirrors)
 

@@ -1,5 +1,6 @@
 """A page on which a run can be tried: drop a picture or use the camera, see the classes and where they come from."""
 
+import html
 import io
 import os
 import tempfile
@@ -19,6 +20,8 @@ from flaxresnet.inspection.explainer import Explainer
 from flaxresnet.inspection.overlay import overlay, shown
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that browsers and cameras make
+KEPT = (600, 3600)  # seconds: how often uploads are looked through, and how old they get
 MOST_PIXELS = 50_000_000  # of an uploaded picture; a telephone's have 12 to 48 million
 MOST_WAITING = 64  # requests; more are told to come back
 MOST_EXAMPLES = 12
@@ -46,7 +49,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         if path is None:
             return None, None, HINT
         try:
-            photo = read_upload(Path(path).read_bytes())
+            photo = read_upload(Path(path))
         except UserError as error:
             return None, None, str(error)
         image = classifier.preprocessing.load(photo)[None]
@@ -56,13 +59,14 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         strange = answers.strange is not None and bool(answers.strange[0])
         return probabilities, overlay(shown(photo), maps[0]), UNLIKE if strange else ""
 
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(f"# {title}")
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:
+        gr.HTML(f"<h1>{html.escape(title)}</h1>")
         with gr.Row():
             with gr.Column():
                 photo = gr.Image(type="filepath", label="Picture", sources=["upload", "webcam", "clipboard"])
                 # Gradio would open the file itself, and name its place on this machine where it cannot.
                 photo.preprocess = lambda payload: None if payload is None else payload.path
+                photo.async_move_resource_to_block_cache = _nothing_from_elsewhere(photo)
                 if examples is not None:
                     files = [*_written(examples, Path(folder.name))]
                     gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MOST_EXAMPLES)
@@ -93,6 +97,9 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
       UserError: the address cannot be listened at.
     """
     gr = _gradio()
+    # Gradio asks itself whether it is there, for which no proxy is of use.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", host)))
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
     try:
         _, address, _ = blocks.launch(
@@ -103,31 +110,50 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
             show_error=False,
             prevent_thread_lock=True,
             max_file_size=LARGEST_UPLOAD,
+            enable_monitoring=False,
             footer_links=[],
             ssr_mode=False,
             theme=gr.themes.Default(**fonts),
         )
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port} cannot be used ({error}); give another --port") from None
+    except Exception as error:  # what Gradio raises for a port that is taken, a proxy in between, …
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--host {host} --port {port} cannot be used ({reason}); give another --port") from None
     print(f"{address} (Ctrl-C ends it)", flush=True)
     if wait:
         blocks.block_thread()
     return address
 
 
-def read_upload(data: bytes) -> np.ndarray:
-    """A file's bytes as (height, width, 3) uint8 RGB.
+def read_upload(path: Path) -> np.ndarray:
+    """An uploaded file as (height, width, 3) uint8 RGB.
 
-    Raises UserError, which names nothing of this machine, where it is no picture or has too many pixels.
+    Raises UserError, which names nothing of this machine, where it is no picture or is too large.
     """
+    if path.stat().st_size > LARGEST_UPLOAD:
+        raise UserError(f"This file is too large; give one of up to {LARGEST_UPLOAD // 2**20} MiB.")
+    data = io.BytesIO(path.read_bytes())
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats) as file:
             width, height = file.size
         if width * height <= MOST_PIXELS:
-            return decode(io.BytesIO(data))
+            return decode(data)
     except Exception:  # a decoder may raise anything for a damaged file
         raise UserError("This file cannot be read as a picture; give a JPEG, PNG or the like.") from None
     raise UserError(f"This picture has {width}×{height} pixels; give one of up to {MOST_PIXELS // 10**6} million.")
+
+
+def _nothing_from_elsewhere(component: Any) -> Any:
+    """The component's own way to take a file, but that an address in a request is not fetched."""
+    take = component.async_move_resource_to_block_cache
+
+    async def checked(place: Any) -> Any:
+        if str(place).lower().startswith(("http:", "https:")):
+            raise ValueError("only files that were uploaded are taken")
+        return await take(place)
+
+    return checked
 
 
 def _written(examples: Dataset, folder: Path) -> Iterator[str]:

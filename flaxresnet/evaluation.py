@@ -51,19 +51,26 @@ class Evaluation:
 
     @cached_property
     def per_class(self) -> list[dict[str, Any]]:
-        """A row a class: name, images, precision, recall with its 95% interval, F1; None where undefined."""
+        """A row a class: name, images, precision, recall and F1 with their 95% intervals; None where undefined.
+
+        Intervals are Wilson's; that of F1 is the one of J = hits / (hits and misses of both kinds), of which F1 is
+        2J / (1 + J), as if those were drawn independently.
+        """
         rows = []
         for index, name in enumerate(self.class_names):
             hits = int(self.confusion[index, index])
             truly, predicted = int(self.confusion[index].sum()), int(self.confusion[:, index].sum())
+            either = wilson_interval(hits, truly + predicted - hits)
             rows.append(
                 {
                     "class": name,
                     "images": truly,
                     "precision": hits / predicted if predicted else None,
+                    "precision_interval": list(wilson_interval(hits, predicted)),
                     "recall": hits / truly if truly else None,
                     "recall_interval": list(wilson_interval(hits, truly)),
                     "f1": 2 * hits / (truly + predicted) if truly + predicted else None,
+                    "f1_interval": [2 * bound / (1 + bound) for bound in either],
                 }
             )
         return rows

@@ -31,6 +31,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())  # or a power cut could leave the new name with nothing in it
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

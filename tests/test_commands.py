@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,7 +55,7 @@ def shell(monkeypatch, capsys, tmp_path):
 
 
 def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if name != "report"]
     status, out, _ = shell(
         "train.py",
         "--data",
@@ -64,6 +65,7 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
         "--epochs",
         1,
         "--no-compilation-cache",
+        "--no-report",
         *flags,
     )
     loss, accuracy = out.splitlines()[-2:]
@@ -184,6 +186,8 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
         "probability",
         "label 2",
         "probability 2",
+        "strangeness",
+        "strange",
         "p(red)",
         "p(green)",
         "p(blue)",
@@ -191,6 +195,39 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
     for row, answer in zip(table, answers, strict=True):
         assert row["label"] == answer.label
         assert float(row["p(green)"]) == pytest.approx(answer.probabilities["green"], abs=1e-6)
+        assert row["strangeness"] == row["strange"] == ""
+
+
+def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert shell("report", run)[0] == 0
+    Image.fromarray(blobs(3, seed=8).images[0]).save("like.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save("unlike.png")
+    classifier = fr.Classifier.load(run)
+    odd = classifier.predict("unlike.png")
+    assert odd.strange
+    assert not classifier.predict("like.png").strange
+    like, unlike = shell("predict", run, "like.png", "unlike.png")[1].splitlines()
+    assert not like.endswith("unlike the training images")
+    assert unlike == f"unlike.png  {odd.label}  {odd.probability:.4f}  unlike the training images"
+    row = json.loads(shell("predict", run, "unlike.png", "--json")[1])
+    assert row["strange"] is True
+    assert row["strangeness"] == pytest.approx(odd.strangeness, rel=1e-4)
+    (table,) = csv.DictReader(io.StringIO(shell("predict", run, "unlike.png", "--csv")[1]))
+    assert (table["strange"], float(table["strangeness"])) == ("true", pytest.approx(odd.strangeness, abs=1e-5))
+
+
+def test_views_are_averaged_where_asked_for(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(blobs(3, seed=8).images[0]).save("red.png")
+    image = np.asarray(Image.open("red.png"))[None]
+    alone, viewed = (
+        json.loads(shell("predict", finished_run, "red.png", "--json", *words)[1]) for words in ([], ["--tta"])
+    )
+    expected = fr.Classifier.load(finished_run).answers(image, views=True).probabilities[0]
+    assert viewed["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
+    assert viewed["probability"] != alone["probability"]
 
 
 def test_photos_are_read_a_batch_at_a_time(tmp_path):
@@ -219,6 +256,17 @@ def test_a_folder_without_pictures_is_named_and_the_others_read(shell, finished_
     assert "error: empty holds no picture (.avif, .bmp" in err
     assert "error: no/*.png stands for no file" in err
     assert shell("predict", finished_run, "empty")[::2] == (2, err.splitlines()[0] + "\n")
+
+
+def test_a_path_that_may_not_be_looked_at_is_named_and_the_others_read(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "sub.jpg").mkdir(parents=True)
+    Image.fromarray(blobs(3, seed=8).images[0]).save("photos/sub.jpg/red.png")
+    long = "x" * 5000
+    status, out, err = shell("predict", finished_run, long, "photos/*", "photos")
+    assert status == 1
+    assert [line.split()[0] for line in out.splitlines()] == ["photos/sub.jpg/red.png"] * 2
+    assert err == f"error: {long} cannot be read: File name too long\n"
 
 
 def test_check_data_says_what_a_data_set_holds(shell, data_folder):

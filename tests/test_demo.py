@@ -6,6 +6,8 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,24 +97,63 @@ def test_files_of_this_machine_are_not_served(address, path):
     assert "root:" not in text
 
 
-def test_a_file_that_was_not_uploaded_is_not_classified(address):
-    event = {"data": [{"path": __file__, "meta": {"_type": "gradio.FileData"}}], "fn_index": 0, "session_hash": "s"}
-    status, text = asked(
-        f"{address}gradio_api/run/predict", json.dumps(event).encode(), {"Content-Type": "application/json"}
-    )
-    assert status >= 400
-    assert __file__ not in text
+def classified(address: str, file: dict[str, Any], session: str) -> tuple[bool, str]:
+    """Whether the page's own function took a file as a request names it, and all that was answered."""
+    config = json.loads(asked(f"{address}config")[1])
+    (photo,) = (c["id"] for c in config["components"] if c["props"].get("label") == "Picture")
+    (number,) = (d["id"] for d in config["dependencies"] if [photo, "change"] in d["targets"])
+    event = {"data": [{"meta": {"_type": "gradio.FileData"}, **file}], "fn_index": number, "session_hash": session}
+    as_json = {"Content-Type": "application/json"}
+    status, said = asked(f"{address}gradio_api/queue/join", json.dumps(event).encode(), as_json)
+    if status != 200:
+        return False, said
+    said = asked(f"{address}gradio_api/queue/data?session_hash={session}")[1]
+    lines = [json.loads(line.removeprefix("data:")) for line in said.splitlines() if line.startswith("data:")]
+    return any(line.get("msg") == "process_completed" and line["success"] for line in lines), said
 
 
-def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded():
-    buffer = io.BytesIO()
-    Image.new("1", (20_000, 3_000)).save(buffer, "PNG")
+def test_only_a_file_that_was_uploaded_is_classified(address, finished_run):
+    (uploaded_path,) = json.loads(uploaded(address, jpeg(1))[1])
+    taken, said = classified(address, {"path": uploaded_path}, "uploaded")
+    assert taken
+    assert "green" in said
+    secret = finished_run.parent / "secret.png"
+    secret.write_bytes(jpeg(2))
+    others = [{"path": str(secret)}, {"path": "/etc/hostname"}, {"path": "http://192.0.2.1/a.jpg"}]
+    others.append({"path": "x", "url": "https://192.0.2.1/a.jpg"})
+    for number, file in enumerate(others):
+        taken, said = classified(address, file, f"other{number}")
+        assert not taken
+        assert "blue" not in said
+        assert str(finished_run) not in said
+
+
+def test_nothing_of_where_the_run_lies_is_told(monkeypatch, finished_run):
+    told = {}
+    monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples: told.update(title=title))
+    monkeypatch.setattr(demo, "serve", lambda *_: "")
+    assert command.main(command.Arguments(str(finished_run))) == 0
+    assert told == {"title": finished_run.name}
+
+
+def picture(tmp_path: Path, kind: str, size: tuple[int, int]) -> Path:
+    Image.new("L", size).save(path := tmp_path / f"picture.{kind}")
+    return path
+
+
+def test_large_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     with pytest.raises(fr.UserError, match="This picture has 20000×3000 pixels; give one of up to 50 million"):
-        demo.read_upload(buffer.getvalue())
-    Image.new("1", (30_000, 30_000)).save(buffer := io.BytesIO(), "PNG")
+        demo.read_upload(picture(tmp_path, "png", (20_000, 3_000)))
     with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):
-        demo.read_upload(buffer.getvalue())
-    assert demo.read_upload(jpeg(0)).shape == (200, 300, 3)
+        demo.read_upload(picture(tmp_path, "png", (30_000, 30_000)))
+    with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):  # Pillow decodes it to open it
+        demo.read_upload(picture(tmp_path, "ico", (64, 64)))
+    monkeypatch.setattr(demo, "LARGEST_UPLOAD", 10)
+    with pytest.raises(fr.UserError, match="This file is too large"):
+        demo.read_upload(picture(tmp_path, "jpg", (64, 64)))
+    monkeypatch.setattr(demo, "LARGEST_UPLOAD", 10_000)
+    for kind in ("jpg", "png", "webp", "gif", "bmp", "tiff"):
+        assert demo.read_upload(picture(tmp_path, kind, (64, 48))).shape == (48, 64, 3)
 
 
 def test_only_this_computer_is_listened_to_unless_told_otherwise(address):

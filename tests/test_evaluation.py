@@ -9,6 +9,7 @@ from conftest import blobs
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 
 
@@ -28,6 +29,11 @@ def test_the_tables_follow_from_the_confusion_matrix():
     assert (a["images"], a["precision"], a["recall"]) == (10, pytest.approx(8 / 9), pytest.approx(0.8))
     assert a["f1"] == pytest.approx(2 * (8 / 9) * 0.8 / (8 / 9 + 0.8))
     assert b["precision"] == pytest.approx(9 / 11)
+    assert a["precision_interval"] == pytest.approx(wilson_interval(8, 9))
+    assert a["recall_interval"] == pytest.approx(wilson_interval(8, 10))
+    low, high = wilson_interval(8, 11)
+    assert a["f1_interval"] == pytest.approx([2 * low / (1 + low), 2 * high / (1 + high)])
+    assert a["f1_interval"][0] < a["f1"] < a["f1_interval"][1]
     assert (c["images"], c["precision"], c["recall"], c["f1"]) == (0, None, None, None)
     stored = result.to_json()
     assert stored["confusion"] == confusion.tolist()

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "interop": {"interop", "writing", "models", "data", "config", "training.checkpoint", "training.run_folder"},
     "inspection": {
         *("inspection", "models", "writing", "classifier", "config", "data", "evaluation", "trust"),
-        "training.run_folder",
+        *("training.run_folder", "training.metrics"),
     },
     "demo": {"classifier", "data", "inspection"},
     "export": {"classifier", "models", "writing"},

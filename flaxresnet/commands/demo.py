@@ -1,6 +1,7 @@
 """`python -m flaxresnet demo RUN`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -15,7 +16,7 @@ from flaxresnet.errors import UserError
 class Arguments:
     """Serves a page to try a run on: drop a picture or use the camera, see the classes and what speaks for them.
 
-    Needs gradio: pip install 'flaxresnet[demo]'. What is uploaded stays on this computer, for an hour.
+    Needs gradio: pip install 'flaxresnet[demo]'. What is uploaded stays on this computer, for an hour or so.
 
     Example: python -m flaxresnet demo runs/default
     """
@@ -41,7 +42,8 @@ def main(arguments: Arguments) -> int:
         raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    serve(make_page(classifier, arguments.run, examples_of(arguments.run)), arguments.host, arguments.port)
+    title = Path(arguments.run).absolute().resolve().name  # and nothing of where it lies
+    serve(make_page(classifier, title, examples_of(arguments.run)), arguments.host, arguments.port)
     return 0
 
 

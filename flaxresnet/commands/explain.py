@@ -15,6 +15,7 @@ from flaxresnet.errors import UserError, listed
 from flaxresnet.writing import saying_why_not
 
 BATCH = 16  # photos at a time
+IN_A_LINE = 3  # classes under the picture, for which there is room
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Arguments(PhotoArguments):
 def main(arguments: Arguments) -> int:
     from flaxresnet.inspection.explainer import Explainer
     from flaxresnet.inspection.figures import save
-    from flaxresnet.inspection.overlay import explanation, shown
+    from flaxresnet.inspection.overlay import explanation, shortened, shown
 
     check(arguments)
     use_compilation_cache()
@@ -60,8 +61,11 @@ def main(arguments: Arguments) -> int:
         for (name, (photo, _)), row, heat in zip(batch, probabilities, maps, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
-            title = f"{Path(name).name}: what speaks for {explained} (stage {explainer.stage})"
-            figure = explanation(photo, heat, title, "   ".join(f"{names[index]}: {row[index]:.4f}" for index in best))
+            short = shortened(Path(name).name, 24), shortened(explained, 24)
+            title = "{}: what speaks for {} (stage {})".format(*short, explainer.stage)
+            words = [f"{shortened(names[index], 24)}: {row[index]:.4f}" for index in best]
+            lines = ["   ".join(words[start : start + IN_A_LINE]) for start in range(0, len(words), IN_A_LINE)]
+            figure = explanation(photo, heat, title, lines)
             target = _unused(folder, Path(name).stem, written)
             with saying_why_not(folder):
                 folder.mkdir(parents=True, exist_ok=True)

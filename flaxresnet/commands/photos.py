@@ -24,19 +24,27 @@ def files_of(word: str) -> list[str]:
     """The file that is named, the pictures in a folder and those below it, or what a pattern stands for.
 
     Raises:
-      UserError: the folder holds no picture, or the pattern stands for nothing.
+      UserError: the folder holds no picture, the pattern stands for nothing, or there may be no looking.
     """
-    if Path(word).is_dir():
-        paths = (path for path in Path(word).rglob("*") if path.suffix.lower() in ENDINGS)
-        found = sorted(str(path) for path in paths if not path.name.endswith(EXPLAINED))
-        wrong = f"holds no picture ({', '.join(sorted(ENDINGS))})"
-    elif has_magic(word) and not Path(word).exists():
-        found, wrong = sorted(glob(word, recursive=True)), "stands for no file"  # noqa: PTH207 - Path's wants no absolute
-    else:
-        return [word]
+    try:
+        if Path(word).is_dir():
+            found, wrong = _pictures_in(word), f"holds no picture ({', '.join(sorted(ENDINGS))})"
+        elif has_magic(word) and not Path(word).exists():
+            matches = sorted(glob(word, recursive=True))  # noqa: PTH207 - Path's wants no absolute
+            found = [file for match in matches for file in (_pictures_in(match) if Path(match).is_dir() else [match])]
+            wrong = "stands for no file"
+        else:
+            return [word]
+    except OSError as error:
+        raise UserError(f"{word} cannot be read: {error.strerror}") from error
     if not found:
         raise UserError(f"{word} {wrong}")
     return found
+
+
+def _pictures_in(folder: str) -> list[str]:
+    paths = (path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    return sorted(str(path) for path in paths if not path.name.endswith(EXPLAINED))
 
 
 @dataclass(frozen=True)

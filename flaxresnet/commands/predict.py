@@ -28,7 +28,8 @@ class Arguments(PhotoArguments):
     """
 
     tta: bool = False
-    """Average over views of each photo, nearer, farther and mirrored (if training mirrored): slower, often surer."""
+    """Average over views of each photo, nearer, farther, and mirrored if training mirrored: slower, sometimes better.
+    Probabilities are calibrated for the photo alone."""
 
     json: bool = False
     """Print one JSON object a photo, with the probabilities of all classes."""

@@ -8,7 +8,6 @@ import tyro
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.evaluation import data_for
-from flaxresnet.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,10 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.inspection.report import investigate, write_report
 
     use_compilation_cache()
-    run, checkpoint = arguments.run, arguments.checkpoint
-    splits = data_for(run, arguments.data, "test")
-    own = arguments.data is None or RunFolder(run).read_info().data["train_fingerprint"] is None
-    found = investigate(run, splits, checkpoint)
-    print(write_report(run, found, keep=own and checkpoint == "latest"))
+    found = investigate(arguments.run, data_for(arguments.run, arguments.data, "test"), arguments.checkpoint)
+    print(write_report(arguments.run, found))
+    if found.is_own:
+        found.assessment.trust.write(arguments.run)
+    else:
+        print("the run's own calibration stays as it is: these are not its own test images, or not its latest weights")
     return 0

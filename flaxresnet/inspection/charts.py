@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from flaxresnet.inspection.figures import families, legible
 from flaxresnet.trust.calibration import Bin
 
 # `on_high` and `on_low` are for words on the matrix's shades.
@@ -37,6 +38,7 @@ def drawn_in(theme: str) -> Iterator[dict[str, str]]:
         "font.size": 9.5,
         "legend.frameon": False,
         "text.parse_math": False,
+        "font.family": families(),
     }
     with rc_context(settings):
         yield colours
@@ -72,7 +74,7 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
       theme: "light" or "dark".
     """
     count = len(class_names)
-    names = [name if len(name) <= 18 else name[:17] + "…" for name in class_names]
+    names = [name if len(name) <= 18 else name[:17] + "…" for name in legible(class_names)]
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 1.4 + 0.5 * count if count <= 7 else min(3.2 + 0.25 * count, 10)  # inches; wider than a phone if need be
     with drawn_in(theme) as colours:

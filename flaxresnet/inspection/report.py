@@ -11,17 +11,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from flaxresnet.classifier import Classifier
+from flaxresnet.classifier import BATCH, Classifier
 from flaxresnet.config import TrainConfig, Which, flag
+from flaxresnet.data.augment import augment
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.errors import UserError
 from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
 from flaxresnet.inspection import page
 from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.inspection.figures import save
+from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.trust.assessment import Assessment, assess
 from flaxresnet.trust.calibration import calibration_error, softmax
@@ -46,6 +50,8 @@ class Findings:
       result: on the test images.
       assessment: how far answers can be trusted.
       mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
+      checkpoint: which weights.
+      test_fingerprint: of the test images.
     """
 
     info: RunInfo
@@ -53,6 +59,16 @@ class Findings:
     result: Evaluation
     assessment: Assessment
     mistakes: list[tuple[np.ndarray, int, int, float]]
+    checkpoint: Which
+    test_fingerprint: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is of the weights and test images that the run is about, so that it may keep what was learned.
+
+        A run of weights from elsewhere has no images of its own; any will do.
+        """
+        return self.checkpoint == "latest" and self.info.data["test_fingerprint"] in (None, self.test_fingerprint)
 
     def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
         """The mistakes' images, each with what it is and was taken for."""
@@ -61,13 +77,12 @@ class Findings:
             yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
 
 
-def write_report(run: str | Path, found: Findings, keep: bool = True) -> Path:
-    """Writes `report/index.html` and its PNGs into a run's folder, and calibrates the run.
+def write_report(run: str | Path, found: Findings) -> Path:
+    """Writes `report/index.html` and its PNGs into a run's folder.
 
     Args:
       run: the run's folder.
       found: what to tell of it.
-      keep: store in the run what was learned of its trustworthiness, for `Classifier`.
 
     Returns:
       The page's path.
@@ -78,9 +93,8 @@ def write_report(run: str | Path, found: Findings, keep: bool = True) -> Path:
     folder = Path(run) / "report"
     with saying_why_not(folder):
         folder.mkdir(exist_ok=True)
-    if keep:
-        found.assessment.trust.write(run)
-    html = page.page(f"{Path(run).name}: report", parts_of(found, Path(run).name, folder))
+    name = Path(run).absolute().resolve().name
+    html = page.page(f"{name}: report", parts_of(found, name, folder))
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
     return folder / "index.html"
@@ -100,24 +114,37 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
     folder, test = RunFolder(run), splits.test
     if test is None:
         raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
-    info, classifier = folder.read_info(), Classifier.load(run, checkpoint)
+    # Without what the run knew of itself so far, which may be damaged.
+    info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
     check_fit(classifier, test, splits.source)
     logits, embeddings = classifier.see(test.images)
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
     result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
     mistakes = most_confident_mistakes(test, softmax(logits, assessment.trust.temperature))
-    return Findings(info, folder.read_metrics(), result, assessment, mistakes)
+    return Findings(info, folder.read_metrics(), result, assessment, mistakes, checkpoint, test.fingerprint())
 
 
 def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
-    """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
+    """Embeddings of training images, some of them where there are many; of none where there are none, or others.
+
+    Where training augmented its images, those of an augmented copy of each are among them.
+    """
     known = info.data["train_fingerprint"]
     fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
     if train is None or not fits or (known is not None and train.fingerprint() != known):
         return np.zeros((0, 1), np.float32)
     order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(len(train))[:REFERENCES]
-    return classifier.see(train.images[np.sort(order)])[1]
+    images, settings = train.images[np.sort(order)], info.config.settings
+    embeddings = [classifier.see(images)[1]]
+    if settings.augment:
+        keys = jax.random.split(jax.random.key(info.config.seed), -(-len(images) // BATCH))
+        copies = [
+            augment(key, jnp.asarray(images[start : start + BATCH]) / 255, settings.augment, info.config.flip)
+            for key, start in zip(keys, range(0, len(images), BATCH), strict=True)
+        ]
+        embeddings.append(classifier.see(np.rint(np.concatenate(copies) * 255).astype(np.uint8))[1])
+    return np.concatenate(embeddings)
 
 
 def most_confident_mistakes(
@@ -142,6 +169,8 @@ def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
     network = info.config.network
     yield f"<h1>{escape(name)}</h1>"
     epochs = f", {found.rows[-1]['epoch']} epochs" if found.rows else ""
+    if found.checkpoint == "best":
+        epochs += ", of which the weights are taken that were best on the test images (a flattering choice)"
     yield page.words(
         f"{network.model} ({network.variant}), {len(info.class_names)} classes{epochs}; tested on "
         f"{result.count:,} images of {result.source}",
@@ -161,7 +190,7 @@ def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
     yield page.section("Classes", *_classes(result))
     alt = "Accuracy by confidence, before and after the temperature"
     curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
-    yield page.section("Does it know when it is sure?", curve, *map(page.words, _calibration(assessment)))
+    yield page.section("Does it know when it is sure?", curve, *map(page.words, _calibration(found)))
     yield page.section("The most confident mistakes", *_mistakes(found))
     yield page.section("Set-up", *_set_up(found))
 
@@ -199,35 +228,45 @@ def _classes(result: Evaluation) -> Iterator[str]:
         rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MOST_CLASSES]
         yield page.words(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
 
-    def cells(row: dict[str, Any]) -> tuple[str, ...]:
-        low, high = row["recall_interval"]
-        figures = ("–" if row[name] is None else f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
-        precision, recall, f1 = figures
-        return row["class"], f"{row['images']:,}", precision, recall, f"{low:.3f}–{high:.3f}", f1
+    def figure(row: dict[str, Any], name: str) -> str:
+        low, high = row[f"{name}_interval"]
+        return "–" if row[name] is None else f"{row[name]:.3f} ({low:.2f}–{high:.2f})"
 
-    head = ("class", "images", "precision", "recall", "95% interval of the recall", "F1")
-    yield page.table(head, map(cells, rows))
+    names = ("precision", "recall", "f1")
+    cells = ((row["class"], f"{row['images']:,}", *(figure(row, name) for name in names)) for row in rows)
+    yield page.table(("class", "images", "precision", "recall", "F1"), cells)
+    yield page.words("In brackets: 95% intervals.", soft=True)
 
 
-def _calibration(assessment: Assessment) -> Iterator[str]:
+def _calibration(found: Findings) -> Iterator[str]:
+    assessment, trust = found.assessment, found.assessment.trust
     before, after = calibration_error(assessment.before), calibration_error(assessment.after)
+    kept = "and kept with the run" if found.is_own else "and, as these are not its own or not its latest, not kept"
     yield (
-        f"A photo's probability is softmax(logits / T) with the temperature T = {assessment.trust.temperature:.3f}, "
-        f"fitted on these test images and kept with the run. The expected calibration error is {before:.3f} without it "
-        f"and {after:.3f} with it, where each half of every class was judged by the temperature of the other half."
+        f"A photo's probability is softmax(logits / T) with the temperature T = {trust.temperature:.3f}, fitted on "
+        f"these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with it, "
+        "where each half of every class was judged by the temperature of the other half."
     )
-    if not len(assessment.trust.references):
+    if not len(trust.references):
         yield "Without the training images it cannot be told which photos are unlike them."
-    elif not assessment.told:
+        return
+    if not np.isfinite(trust.threshold):
         yield "There are too few test images to tell how unlike the training images a photo may usually be."
-    else:
+        return
+    yield (
+        "predict says of a photo that it is unlike the training images where its strangeness (1 - cosine to the fifth "
+        f"nearest of {len(trust.references):,} of them, augmented copies included, in the features before the last "
+        f"layer) is above {trust.threshold:.4f}: meant for {FALSE_ALARMS:.0%} of photos like the test's."
+    )
+    if assessment.told:
         share = assessment.false_alarms / assessment.told
+        low, high = wilson_interval(assessment.false_alarms, assessment.told)
         yield (
-            "predict says of a photo that it is unlike the training images where its strangeness (1 - cosine to the "
-            f"fifth nearest of {len(assessment.trust.references):,} of them, in the features before the last layer) is "
-            f"above {assessment.trust.threshold:.4f}: meant for {FALSE_ALARMS:.0%} of photos like the test's. Judged "
-            f"half by half, it was said of {assessment.false_alarms} of {assessment.told} test images ({share:.1%})."
+            f"Judged half by half, it was said of {assessment.false_alarms} of {assessment.told} test images "
+            f"({share:.1%}; 95% interval {low:.1%} to {high:.1%})."
         )
+    else:
+        yield "How often it is said of such photos cannot be measured with so few test images."
 
 
 def _mistakes(found: Findings) -> Iterator[str]:
@@ -249,14 +288,17 @@ def _set_up(found: Findings) -> Iterator[str]:
     yield page.facts(
         [
             ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
-            ("tested on", f"{found.result.source}: {found.result.count:,} images"),
+            (
+                "tested on",
+                f"{found.result.source}: {found.result.count:,} images, fingerprint {found.test_fingerprint}",
+            ),
             ("device", info.device or "not recorded"),
             ("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())),
             ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
         ]
     )
     yield page.words("The same run again:")
-    yield f"<pre>{escape(command_of(info.config))}</pre>"
+    yield f"<pre>{escape(command_of(dataclasses.replace(info.config, data=info.config.data or data['path'])))}</pre>"
     yield page.folded("All options", json.dumps(info.config.to_json(), indent=2))
 
 
@@ -266,12 +308,12 @@ def _count(data: dict[str, Any], split: str) -> str:
 
 
 def command_of(config: TrainConfig) -> str:
-    """The command line that trains like this."""
+    """The command line that trains like this, into a folder of its own."""
     usual = TrainConfig(recipe=config.recipe).resolve()
     words = ["python train.py"]
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if f.name == "recipe" or value is None or value == getattr(usual, f.name):
+        if f.name in ("recipe", "workdir") or value is None or value == getattr(usual, f.name):
             continue
         if isinstance(value, bool):
             words.append(flag(f.name) if value else flag(f"no-{f.name}"))

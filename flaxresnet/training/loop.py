@@ -102,10 +102,13 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     check_network(config)
 
     info = describe_run(config, splits, train, test, like)
+    workdir = Path(config.workdir)
+    events = EventFile(workdir / "tensorboard" if config.tensorboard else None, reporter.note)
+    profile = Profile(workdir / "profile" if config.profile else None)
     folder = prepare_folder(info, reporter.note)
-    with EventFile(folder.path / "tensorboard" if config.tensorboard else None) as events:
-        with Checkpoints(folder.checkpoints) as checkpoints:
-            trainer = Trainer(info, train, test, folder, checkpoints, reporter, events, weights)
+    with events:
+        with Checkpoints(folder.checkpoints) as checkpoints, profile:
+            trainer = Trainer(info, train, test, folder, checkpoints, reporter, events, profile, weights)
             del weights  # their memory is for the first step
             with trainer.programs:
                 run = trainer.run()
@@ -124,8 +127,10 @@ def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter
         events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
         if config.report:
             reporter.note(f"report: {write_report(run.workdir, found)}")
-    except UserError as error:
-        reporter.note(f"there is no report: {error}")
+            found.assessment.trust.write(run.workdir)
+    except Exception as error:  # whatever it is, what was trained is worth more
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reporter.note(f"there is no report: {reason}; `python -m flaxresnet report {run.workdir}` tries again")
 
 
 class Trainer:
@@ -140,10 +145,11 @@ class Trainer:
         checkpoints: Checkpoints,
         reporter: Reporter,
         events: EventFile,
+        profile: Profile,
         weights: Weights | None = None,
     ) -> None:
         self.config, self.folder, self.checkpoints, self.reporter = info.config, folder, checkpoints, reporter
-        self.events, self.profile = events, Profile(folder.path / "profile" if info.config.profile else None)
+        self.events, self.profile = events, profile
         self.weights, self.class_names = weights, info.class_names
         mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -259,7 +265,7 @@ class Trainer:
         under_way, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
         with self.reporter.epoch(epoch) as update:
             for done, batch in enumerate(self.train.epoch(self.config.seed, epoch), start=1):
-                self.profile.before_step(metrics)
+                self.profile.before_step(metrics, self.programs.are_compiled)
                 self.state, metrics = train_step(self.state, metrics, batch)
                 under_way.append((done, metrics))
                 if len(under_way) > STEPS_AHEAD:

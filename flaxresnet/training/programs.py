@@ -102,6 +102,11 @@ class Programs:
             )
         return self._rest
 
+    @property
+    def are_compiled(self) -> bool:
+        """Whether all that an epoch needs is compiled, so that steps have the machine to themselves."""
+        return self._rest is not None and all(rest is None or rest.done() for rest in self._rest)
+
     def create(self) -> TrainState:
         """The state before the first step."""
         if self._create is None:

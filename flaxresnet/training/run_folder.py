@@ -17,7 +17,7 @@ from flaxresnet.errors import UserError, listed
 from flaxresnet.models.resnet import ResNet, resnet
 
 FORMAT = 1
-PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "h5py", "Pillow")
 
 # Options that may differ between a run and its continuation: they do not change what a step computes.
 # Data have fingerprints, which are compared instead.

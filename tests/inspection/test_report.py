@@ -1,5 +1,6 @@
 """A run's report: its figures are those of the data, and its page is whole in a browser."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,8 +17,10 @@ import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.inspection.figures import legible
 from flaxresnet.inspection.report import command_of, investigate, most_confident_mistakes, write_report
 from flaxresnet.training import tensorboard
+from flaxresnet.training.profile import Profile
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True, "augment": 0.0}
@@ -59,6 +62,78 @@ def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, caps
     # Going on changes the weights, and what was known of the old ones is not said of the new.
     fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=2, augment=0.0, **SMALL), verbose=False)
     assert fr.Classifier.load(tmp_path / "run").trust is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), fr.UserError("out of ink")])
+def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, capsys, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("flaxresnet.inspection.report.investigate", fail)
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
+    assert fr.fit(config).history[-1]["epoch"] == 1
+    kind = "" if isinstance(error, fr.UserError) else "RuntimeError: "
+    expected = f"there is no report: {kind}{error}; `python -m flaxresnet report {tmp_path / 'run'}` tries again"
+    assert expected in capsys.readouterr().out.replace("\n", "")
+
+
+def test_report_mends_a_damaged_calibration(finished_run, tmp_path, monkeypatch):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "calibration.safetensors").write_bytes(b"damaged")
+    with pytest.raises(fr.UserError, match="is damaged"):
+        fr.Classifier.load(run)
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run)])
+    assert commands.main() == 0
+    assert fr.Classifier.load(run).trust is not None
+
+
+def test_data_that_have_moved_are_still_the_runs_own(finished_run, data_folder, tmp_path, monkeypatch):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    moved = shutil.copytree(data_folder, tmp_path / "moved")
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(moved)])
+    assert commands.main() == 0
+    assert len(fr.Classifier.load(run).trust.references) == 44
+    assert "fitted on these test images and kept with the run" in (run / "report" / "index.html").read_text()
+
+
+def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--checkpoint", "best"])
+    assert commands.main() == 0
+    assert "the run's own calibration stays as it is" in capsys.readouterr().out
+    assert not (run / "calibration.safetensors").exists()
+    text = (run / "report" / "index.html").read_text()
+    assert "of which the weights are taken that were best on the test images (a flattering choice)" in text
+    assert "and, as these are not its own or not its latest, not kept" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "told", "not_told"),
+    [
+        (12, "There are too few test images to tell how unlike", "predict says of a photo"),
+        (30, "How often it is said of such photos cannot be measured", "too few test images to tell how"),
+        (90, "Judged half by half, it was said of", "cannot be measured"),
+    ],
+)
+def test_what_is_said_of_strange_photos_is_what_predict_does(run, count, told, not_told):
+    found = investigate(run, Splits(blobs(44, seed=1), images_of(count, seed=2), "test.h5"))
+    text = write_report(run, found).read_text()
+    assert told in text
+    assert not_told not in text
+    assert np.isfinite(found.assessment.trust.threshold) == (count > 18)
+
+
+def test_names_in_letters_that_no_font_has_become_numbers():
+    assert legible(["palm", "été", "\U0010fffd", "αβ"]) == ["palm", "été", "2", "αβ"]
+
+
+def test_where_training_augmented_so_are_the_references(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["augment"] = 1.0
+    (run / "config.json").write_text(json.dumps(config))
+    found = investigate(run, Splits(blobs(44, seed=1), blobs(19, seed=2), "test.h5"))
+    assert found.assessment.trust.references.shape[0] == 88
 
 
 def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, capsys):
@@ -112,7 +187,7 @@ def test_many_classes_become_tables(run):
     confusion[7, 8] = 1234
     many = fr.Evaluation(0.5, confusion, names, "many.h5")
     found = replace(found, result=many, info=replace(found.info, class_names=names))
-    text = write_report(run, found, keep=False).read_text()
+    text = write_report(run, found).read_text()
     assert "<td>c7</td><td>c8</td><td>1,234</td>" in text
     assert "The 200 classes with the lowest F1, of 300." in text
     assert not (run / "calibration.safetensors").exists()
@@ -206,10 +281,73 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
 def test_without_tensorboardx_the_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(fr.UserError, match=r"pip install 'flaxresnet\[tensorboard\]'"):
-        tensorboard.EventFile(tmp_path)
+        tensorboard.EventFile(tmp_path, print)
+
+
+def test_a_missing_extra_is_said_before_an_old_run_is_set_aside(data_folder, finished_run, tmp_path, monkeypatch):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=1, tensorboard=True, resume=False, **SMALL)
+    with pytest.raises(fr.UserError, match="--tensorboard needs tensorboardX"):
+        fr.fit(config, verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_tensorboard_cannot_write_ends_no_training(tmp_path, capsys):
+    pytest.importorskip("tensorboardX", reason="install tensorboardX (the `test` extra)")
+    (tmp_path / "file").write_text("in the way")
+    said = []
+    with tensorboard.EventFile(tmp_path / "file" / "tensorboard", said.append) as events:
+        for step in (1, 2):
+            events.row({"epoch": 1, "step": step, "train_loss": 0.5})
+    assert said == [f"{tmp_path}/file/tensorboard cannot be written: Not a directory; nothing more goes to TensorBoard"]
 
 
 def test_profile_traces_a_few_steps(data_folder, tmp_path):
     config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=2, augment=0.0, profile=True, **SMALL)
     fr.fit(config, verbose=False)
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("steady", "traced"),
+    [
+        ([True] * 12, [2, 3, 4, 5, 6]),
+        ([False] * 4 + [True] * 8, [6, 7, 8, 9, 10]),
+        ([True] * 4, [2, 3]),  # a short epoch
+        ([False] * 12, []),
+        ([True] * 2, []),
+    ],
+)
+def test_only_steady_steps_are_traced_and_only_once(tmp_path, monkeypatch, steady, traced):
+    tracing, seen, calls = False, [], []
+
+    def switch(to):
+        nonlocal tracing
+        tracing = to
+        calls.append(to)
+
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: switch(True))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: switch(False))
+    with Profile(tmp_path) as profile:
+        for step, alone in enumerate(steady):
+            profile.before_step(None, alone)
+            seen += [step] if tracing else []
+        profile.end(None)
+        for _ in range(20):  # the next epoch
+            profile.before_step(None, True)
+            profile.end(None) if traced else None
+    assert seen == traced
+    assert not tracing
+    assert calls in ([True, False], [])
+
+
+def test_a_trace_ends_where_a_step_fails(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))
+    with contextlib.suppress(KeyboardInterrupt), Profile(tmp_path) as profile:
+        for _ in range(4):
+            profile.before_step(None, True)
+        raise KeyboardInterrupt
+    assert calls == ["start", "stop"]

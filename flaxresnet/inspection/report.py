@@ -11,14 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from flaxresnet.classifier import BATCH, Classifier
+from flaxresnet.classifier import Classifier
 from flaxresnet.config import TrainConfig, Which, flag
-from flaxresnet.data.augment import augment
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.errors import UserError
 from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
@@ -126,25 +123,13 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
 
 
 def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
-    """Embeddings of training images, some of them where there are many; of none where there are none, or others.
-
-    Where training augmented its images, those of an augmented copy of each are among them.
-    """
+    """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
     known = info.data["train_fingerprint"]
     fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
     if train is None or not fits or (known is not None and train.fingerprint() != known):
         return np.zeros((0, 1), np.float32)
     order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(len(train))[:REFERENCES]
-    images, settings = train.images[np.sort(order)], info.config.settings
-    embeddings = [classifier.see(images)[1]]
-    if settings.augment:
-        keys = jax.random.split(jax.random.key(info.config.seed), -(-len(images) // BATCH))
-        copies = [
-            augment(key, jnp.asarray(images[start : start + BATCH]) / 255, settings.augment, info.config.flip)
-            for key, start in zip(keys, range(0, len(images), BATCH), strict=True)
-        ]
-        embeddings.append(classifier.see(np.rint(np.concatenate(copies) * 255).astype(np.uint8))[1])
-    return np.concatenate(embeddings)
+    return classifier.see(train.images[np.sort(order)])[1]
 
 
 def most_confident_mistakes(
@@ -255,7 +240,7 @@ def _calibration(found: Findings) -> Iterator[str]:
         return
     yield (
         "predict says of a photo that it is unlike the training images where its strangeness (1 - cosine to the fifth "
-        f"nearest of {len(trust.references):,} of them, augmented copies included, in the features before the last "
+        f"nearest of {len(trust.references):,} of them, in the features before the last "
         f"layer) is above {trust.threshold:.4f}: meant for {FALSE_ALARMS:.0%} of photos like the test's."
     )
     if assessment.told:

@@ -127,15 +127,6 @@ def test_names_in_letters_that_no_font_has_become_numbers():
     assert legible(["palm", "été", "\U0010fffd", "αβ"]) == ["palm", "été", "2", "αβ"]
 
 
-def test_where_training_augmented_so_are_the_references(finished_run, tmp_path):
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    config["config"]["augment"] = 1.0
-    (run / "config.json").write_text(json.dumps(config))
-    found = investigate(run, Splits(blobs(44, seed=1), blobs(19, seed=2), "test.h5"))
-    assert found.assessment.trust.references.shape[0] == 88
-
-
 def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "report").write_text("a file in the way")

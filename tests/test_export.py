@@ -15,6 +15,7 @@ import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.export import export_stablehlo
+from flaxresnet.trust.stored import Trust, digest
 
 IMAGES = blobs(5, seed=3).images
 # What README shows: nothing of flaxresnet, and a number of images that the program has not seen before.
@@ -48,6 +49,19 @@ def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier, prep
         np.testing.assert_allclose(np.load(paths[2]), classifier.probabilities(IMAGES[:count]), atol=1e-5)
 
 
+def test_a_calibrated_run_keeps_its_temperature(tmp_path, classifier):
+    trust = Trust(digest(classifier.variables["params"]), 2.5, np.zeros((0, 1), np.float16), float("inf"))
+    sure = fr.Classifier(
+        classifier.model, classifier.variables, classifier.class_names, classifier.preprocessing, trust
+    )
+    export_stablehlo(sure, tmp_path / "signs.zip")
+    with zipfile.ZipFile(tmp_path / "signs.zip") as archive:
+        program = jax.export.deserialize(archive.read("program.stablehlo"))
+        assert json.loads(archive.read("metadata.json"))["temperature"] == 2.5
+    np.testing.assert_allclose(program.call(IMAGES), sure.probabilities(IMAGES), atol=1e-5)
+    assert np.abs(program.call(IMAGES) - classifier.probabilities(IMAGES)).max() > 0.01
+
+
 def test_a_network_of_full_width_can_be_written_for_any_number_of_images(tmp_path):
     """The forms of its convolutions are chosen by the number of images, which is a symbol here."""
     model = fr.ResNet(num_classes=3, stage_sizes=(1, 1), bottleneck=False)
@@ -72,6 +86,7 @@ def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(
         "width": 32,
         "input": "uint8 RGB",
         "output": "probabilities",
+        "temperature": 1.0,
         "preprocessing": json.loads(json.dumps(classifier.preprocessing.to_json())),
     }
     assert program.platforms == ("cpu", "cuda", "tpu")

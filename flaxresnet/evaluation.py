@@ -95,6 +95,7 @@ def evaluate(
     *,
     checkpoint: Which = "latest",
     split: Literal["test", "train"] = "test",
+    skip_bad: float = 0.0,
 ) -> Evaluation:
     """Evaluates a run on labelled images.
 
@@ -103,13 +104,14 @@ def evaluate(
       data: as for `open_dataset`; None takes what the run was trained with.
       checkpoint: the latest, or the one that was best on the test images.
       split: which of the data's splits.
+      skip_bad: the largest share of pictures in `data` that may be unreadable and are then left out, in [0, 1).
 
     Raises:
       UserError: the run or the data cannot be read, or they do not fit each other.
     """
     if split not in ("test", "train"):
         raise UserError(f"split is {split!r}; give 'test' or 'train'")
-    splits = data_for(run, data, split)
+    splits = data_for(run, data, split, skip_bad)
     dataset = {"test": splits.test, "train": splits.train}[split]
     if dataset is None:
         other = "train" if split == "test" else "test"
@@ -127,7 +129,7 @@ def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str
     return Evaluation(float(-log_likelihoods.mean()), confusion, class_names)
 
 
-def data_for(run: str | Path, data: str | Path | None, split: str) -> Splits:
+def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
     """Data for a run: what it was trained with where `data` is None (see `data_of_run`), else as `open_dataset` has it.
 
     Pictures in folders are brought to the network's size.
@@ -135,7 +137,7 @@ def data_for(run: str | Path, data: str | Path | None, split: str) -> Splits:
     if data is None:
         return data_of_run(run, split)
     preprocessing = RunFolder(run).read_info().preprocessing
-    return open_dataset(data, (preprocessing.height, preprocessing.width))
+    return open_dataset(data, (preprocessing.height, preprocessing.width), skip_bad)
 
 
 def data_of_run(run: str | Path, split: str) -> Splits:

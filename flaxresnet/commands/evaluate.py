@@ -31,6 +31,9 @@ class Arguments:
     data: str | None = None
     """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
 
+    skip_bad: float = 0.0
+    """Largest share of unreadable pictures in --data that is left out."""
+
     checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
 
@@ -43,7 +46,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     use_compilation_cache()
-    result = evaluate(arguments.run, arguments.data, checkpoint=arguments.checkpoint, split=arguments.split)
+    result = evaluate(
+        arguments.run,
+        arguments.data,
+        checkpoint=arguments.checkpoint,
+        split=arguments.split,
+        skip_bad=arguments.skip_bad,
+    )
     if arguments.json:
         print(json.dumps(result.to_json()))
     else:

@@ -27,6 +27,9 @@ class Arguments:
     data: str | None = None
     """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
 
+    skip_bad: float = 0.0
+    """Largest share of unreadable pictures in --data that is left out."""
+
     checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
 
@@ -35,10 +38,12 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.inspection.report import investigate, write_report
 
     use_compilation_cache()
-    found = investigate(arguments.run, data_for(arguments.run, arguments.data, "test"), arguments.checkpoint)
-    print(write_report(arguments.run, found))
+    found = investigate(
+        arguments.run, data_for(arguments.run, arguments.data, "test", arguments.skip_bad), arguments.checkpoint
+    )
     if found.is_own:
         found.assessment.trust.write(arguments.run)
-    else:
+    print(write_report(arguments.run, found))
+    if not found.is_own:
         print("the run's own calibration stays as it is: these are not its own test images, or not its latest weights")
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Splits
-from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError, listed
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
@@ -37,14 +37,18 @@ def read_folder(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0
       skip_bad: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
 
     Raises:
-      UserError: there is no picture, the splits differ in their classes, pictures cannot be read, or they would not
-        fit into memory.
+      UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
+        cannot be read, or they would not fit into memory.
     """
+    if not all(1 <= side <= LARGEST_SIDE for side in image_size):
+        raise UserError(f"--image-size must be two numbers from 1 to {LARGEST_SIDE}, not {image_size}")
+    if not 0 <= skip_bad < 1:
+        raise UserError(f"--skip-bad must be at least 0 and below 1, not {skip_bad}")
     parts = {name: folder / name for name in ("train", *TEST_NAMES) if _classes(folder / name)}
     if parts:
         tests = [name for name in TEST_NAMES if name in parts]
         train, test = _files(folder / "train"), _files(folder / tests[0]) if tests else []
-        how = f"train and {tests[0]}" if tests else "train"
+        how = " and ".join(name for name in ("train", *tests[:1]) if name in parts)
         if len(tests) > 1:
             how += f"; {', '.join(tests[1:])} is not used"
     else:
@@ -57,7 +61,7 @@ def read_folder(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0
     for files in (train, test):
         images, labels, wrong = _read(files, names, image_size)
         bad += wrong
-        splits.append(Dataset(images, labels, names) if files else None)
+        splits.append(Dataset(images, labels, names) if len(labels) else None)
     if len(bad) > skip_bad * (len(train) + len(test)):
         share = f"{len(bad)} of {len(train) + len(test)} pictures in {folder}"
         advice = "mend or remove them, or give --skip-bad with the share that may be left out"

@@ -113,6 +113,8 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
             with trainer.programs:
                 run = trainer.run()
         del trainer  # and its arrays
+        if config.profile and not profile.written:
+            reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
         if config.report or config.tensorboard:
             _look_back(run, config, splits, reporter, events)
     return run
@@ -126,8 +128,8 @@ def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter
         found = investigate(run.workdir, splits)
         events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
         if config.report:
-            reporter.note(f"report: {write_report(run.workdir, found)}")
             found.assessment.trust.write(run.workdir)
+            reporter.note(f"report: {write_report(run.workdir, found)}")
     except Exception as error:  # whatever it is, what was trained is worth more
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         reporter.note(f"there is no report: {reason}; `python -m flaxresnet report {run.workdir}` tries again")

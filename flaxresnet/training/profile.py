@@ -13,11 +13,14 @@ class Profile:
     """Traces steps BEFORE + 1 to BEFORE + STEPS of those that are steady, or as many of them as an epoch has.
 
     A context manager: leaving it ends a trace that has begun.
+
+    Attributes:
+      written: whether there is a trace.
     """
 
     def __init__(self, folder: Path | None) -> None:
         """None for no trace."""
-        self._folder, self._seen, self._tracing = folder, 0, False
+        self._folder, self._seen, self._tracing, self.written = folder, 0, False, False
 
     def __enter__(self) -> Self:
         return self
@@ -47,4 +50,4 @@ class Profile:
         if self._tracing:
             jax.block_until_ready(last)
             jax.profiler.stop_trace()
-            self._tracing, self._folder = False, None
+            self._tracing, self._folder, self.written = False, None, True

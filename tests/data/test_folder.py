@@ -101,6 +101,33 @@ def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
         fr.open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (0, 64)}, r"--image-size must be two numbers from 1 to 65536, not \(0, 64\)"),
+        ({"skip_bad": 1.0}, r"--skip-bad must be at least 0 and below 1, not 1\.0"),
+    ],
+)
+def test_a_size_or_a_share_that_cannot_be_is_named(tmp_path, options, message):
+    draw(tmp_path / "train", 2)
+    with pytest.raises(fr.UserError, match=message):
+        fr.open_dataset(tmp_path, **options)
+
+
+def test_a_split_of_which_nothing_can_be_read_is_no_split(tmp_path):
+    draw(tmp_path / "train", 10)
+    (tmp_path / "test" / "red").mkdir(parents=True)
+    (tmp_path / "test" / "red" / "bad.jpg").write_text("no picture")
+    assert fr.open_dataset(tmp_path, skip_bad=0.1).test is None
+
+
+def test_a_folder_of_test_pictures_alone_is_called_that(tmp_path):
+    draw(tmp_path / "test", 2)
+    splits = fr.open_dataset(tmp_path)
+    assert splits.train is None
+    assert splits.source == f"{tmp_path} (test)"
+
+
 def test_a_folder_without_pictures_says_what_is_missing(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(fr.UserError, match=r"holds neither an HDF5 file .* nor a folder of pictures for each class"):
@@ -131,6 +158,11 @@ def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
     own = fr.evaluate(tmp_path / "run")
     assert own.accuracy == pytest.approx(run.test_accuracy)
     assert fr.evaluate(tmp_path / "run", tmp_path / "data").confusion.tolist() == own.confusion.tolist()
+    (tmp_path / "data" / "test" / "red" / "bad.png").write_text("no picture")
+    with pytest.raises(fr.UserError, match="give --skip-bad"):
+        fr.evaluate(tmp_path / "run", tmp_path / "data")
+    assert fr.evaluate(tmp_path / "run", tmp_path / "data", skip_bad=0.1).count == own.count
+    (tmp_path / "data" / "test" / "red" / "bad.png").unlink()
     with pytest.raises(fr.UserError, match="images of another size"):
         fr.fit(fr.TrainConfig(epochs=3, image_size=(32, 32), **options), verbose=False)
 

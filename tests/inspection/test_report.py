@@ -300,6 +300,14 @@ def test_profile_traces_a_few_steps(data_folder, tmp_path):
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
 
 
+def test_a_run_too_short_for_a_trace_says_so(data_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flaxresnet.training.profile.BEFORE", 1000)
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, augment=0.0, profile=True, **SMALL)
+    fr.fit(config)
+    assert "--profile: no trace, for too few steps were left" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "profile").exists()
+
+
 @pytest.mark.parametrize(
     ("steady", "traced"),
     [
@@ -307,7 +315,7 @@ def test_profile_traces_a_few_steps(data_folder, tmp_path):
         ([False] * 4 + [True] * 8, [6, 7, 8, 9, 10]),
         ([True] * 4, [2, 3]),  # a short epoch
         ([False] * 12, []),
-        ([True] * 2, []),
+        ([True] * 2, []),  # nothing before the next epoch
     ],
 )
 def test_only_steady_steps_are_traced_and_only_once(tmp_path, monkeypatch, steady, traced):
@@ -327,7 +335,7 @@ def test_only_steady_steps_are_traced_and_only_once(tmp_path, monkeypatch, stead
         profile.end(None)
         for _ in range(20):  # the next epoch
             profile.before_step(None, True)
-            profile.end(None) if traced else None
+            profile.end(None)
     assert seen == traced
     assert not tracing
     assert calls in ([True, False], [])

@@ -11,6 +11,7 @@ import numpy as np
 from flaxresnet.config import Which
 from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.stored import StoredImages
 from flaxresnet.errors import UserError
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
@@ -117,14 +118,14 @@ class Classifier:
         """Of the softmax that makes probabilities of logits."""
         return self.trust.temperature if self.trust else 1.0
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: np.ndarray | StoredImages) -> np.ndarray:
         """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.
 
         Raises UserError for another shape or dtype.
         """
         return self.see(images)[0]
 
-    def see(self, images: np.ndarray, views: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def see(self, images: np.ndarray | StoredImages, views: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Logits and embeddings.
 
         Args:

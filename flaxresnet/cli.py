@@ -14,7 +14,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from flaxresnet.config import words_for
-from flaxresnet.errors import UserError
+from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -69,6 +69,9 @@ def run(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # `predict … | head`: nobody reads on, which is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("interrupted; what had been written is kept", file=sys.stderr)
         return INTERRUPTED

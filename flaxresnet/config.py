@@ -117,6 +117,12 @@ class TrainConfig:
     workdir: str = option("runs/default", NOT_EMPTY)
     """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
 
+    input: Literal["auto", "memory", "stream"] = "auto"
+    """Where images are: in memory, on the devices; or on disk, read while training. auto: in memory if they are few."""
+
+    workers: int | None = option(None, at_least(0))
+    """Processes that read images from disk; 0: threads of this one. Left out: a core each, all but one, at most 16."""
+
     epochs: int = option(20, at_least(1))
     """Passes over the training images, counted from the beginning of the run."""
 
@@ -194,6 +200,24 @@ class TrainConfig:
 
     profile: bool = False
     """Write a trace of five training steps into the folder profile in the workdir, for XProf or TensorBoard."""
+
+    checkpoint_steps: int = option(1000, at_least(1))
+    """Training steps between checkpoints within an epoch; after an epoch there is one in any case."""
+
+    shard_optimizer: bool = False
+    """Divide the optimiser's state over the devices (ZeRO, stage 1), so that each has less to keep."""
+
+    distributed: bool = False
+    """Train with the other processes of this job, as Slurm, Open MPI, Kubernetes or a TPU tells of them."""
+
+    coordinator_address: str | None = option(None, NOT_EMPTY)
+    """HOST:PORT of process 0, where nothing tells: the same for all processes."""
+
+    num_processes: int | None = option(None, at_least(1))
+    """How many processes train together, where nothing tells."""
+
+    process_id: int | None = option(None, at_least(0))
+    """Which of them this is, from 0, where nothing tells."""
 
     resume: bool = True
     """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""

@@ -1,42 +1,58 @@
 """`python -m flaxresnet make-data FOLDER`."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from flaxresnet.config import flag
+from flaxresnet.data.array_record import INDEX, write_records
+from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.writing import saying_why_not
 
-LEAST = {"train": 1, "test": 1, "image_size": SMALLEST_IMAGE, "seed": 0}
+LEAST = {"train": 1, "test": 1, "image_size": SMALLEST_IMAGE, "seed": 0, "shards": 1}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws hand signs, 0 to 5, and writes train_signs.h5 and test_signs.h5 in the tutorials' layout.
+    """Draws hand signs, 0 to 5, or takes pictures from elsewhere, and writes them as files to train on.
 
     Example: python -m flaxresnet make-data datasets
+    Example: python -m flaxresnet make-data records --source pictures/ --to arrayrecord
     """
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = "datasets"
-    """Where the two files go; files that are there already are not overwritten."""
+    """Where the files go; files that are there already are not overwritten."""
+
+    to: Literal["hdf5", "arrayrecord"] = "hdf5"
+    """hdf5: the tutorials' layout, a file a split. arrayrecord: shards, to be streamed; pictures go in as they are."""
+
+    source: str | None = None
+    """Data to convert, of any kind that train.py reads. Left out: hand signs are drawn."""
+
+    skip_bad: float = 0.0
+    """Largest share of unreadable pictures in --source that is left out."""
+
+    shards: int = 16
+    """ArrayRecord files for each split."""
 
     train: int = 1080
-    """Training images."""
+    """Training images to draw."""
 
     test: int = 120
-    """Test images."""
+    """Test images to draw."""
 
     image_size: int = 64
-    """Height and width in pixels."""
+    """Height and width in pixels; of ArrayRecord pictures train.py's --image-size decides."""
 
     variety: float = DEFAULT_VARIETY
-    """How much walls and cameras differ between pictures: 0 (a bright, plain wall) to 1."""
+    """How much walls and cameras differ between drawn pictures: 0 (a bright, plain wall) to 1."""
 
     seed: int = 0
     """Which hands are drawn."""
@@ -49,14 +65,34 @@ def main(arguments: Arguments) -> int:
     if not 0 <= arguments.variety <= 1:
         raise UserError(f"--variety must be between 0 and 1, not {arguments.variety}")
     folder = Path(arguments.folder)
-    paths = {name: folder / f"{name}_signs.h5" for name in ("train", "test")}
-    for path in paths.values():
-        if path.exists():
-            raise UserError(f"{path} exists and is not overwritten; move it away, or name another folder")
-    splits = drawn_signs(arguments.seed, arguments.train, arguments.test, arguments.image_size, arguments.variety)
+    files, write = WAYS[arguments.to]
+    for name in files:
+        if (folder / name).exists():
+            raise UserError(f"{folder / name} exists and is not overwritten; move it away, or name another folder")
+    splits = _splits(arguments)
     with saying_why_not(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, path in paths.items():
-            write_hdf5(path, name, getattr(splits, name))
-            print(f"{path}: {len(getattr(splits, name))} images")
+        for line in write(folder, splits, arguments.shards):
+            print(line)
     return 0
+
+
+def _splits(arguments: Arguments) -> Splits:
+    side = arguments.image_size
+    if arguments.source is None:
+        return drawn_signs(arguments.seed, arguments.train, arguments.test, side, arguments.variety)
+    return open_dataset(arguments.source, (side, side), arguments.skip_bad, "stream")
+
+
+def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:
+    for name, split in (("train", splits.train), ("test", splits.test)):
+        if split is not None:
+            write_hdf5(path := folder / f"{name}_signs.h5", name, split)
+            yield f"{path}: {len(split)} images"
+
+
+# What is written, by which one can see that it is there already, and how.
+WAYS: dict[str, tuple[tuple[str, ...], Callable[[Path, Splits, int], Iterator[str]]]] = {
+    "hdf5": (("train_signs.h5", "test_signs.h5"), _write_hdf5),
+    "arrayrecord": ((INDEX,), write_records),
+}

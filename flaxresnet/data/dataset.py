@@ -1,18 +1,25 @@
 """What a data set is, and `open_dataset`, which finds the reader for a path."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from flaxresnet.data.stored import StoredImages
 from flaxresnet.errors import UserError, listed
 
 DEFAULT_FOLDER = Path("datasets")
 USUAL_SIZE = (64, 64)  # the tutorials' images
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 MOST_COUNTS = 20  # classes whose numbers of images are said one by one
+MEMORY_SHARE = 0.25  # of this machine's memory, that images may take before they are streamed from disk
+LOOKED_AT_WHOLE = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
+LOOKED_AT = 512  # of those
+Input = Literal["auto", "memory", "stream"]
 
 
 @dataclass(frozen=True)
@@ -20,19 +27,25 @@ class Dataset:
     """Labelled images of one size.
 
     Attributes:
-      images: (n, height, width, 3), uint8, RGB, 0–255.
+      images: (n, height, width, 3), uint8, RGB, 0–255: in memory, or on disk and read when asked for.
       labels: (n,), int32, 0 ≤ label < len(class_names).
       class_names: one name a class.
       names_given: whether the names came with the data (else they are "0", "1", …).
+      identity: what tells these images from others where pixels are not looked at, such as names and sizes of files.
     """
 
-    images: np.ndarray
+    images: np.ndarray | StoredImages
     labels: np.ndarray
     class_names: tuple[str, ...]
     names_given: bool = True
+    identity: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_streamed(self) -> bool:
+        return isinstance(self.images, StoredImages)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -43,11 +56,24 @@ class Dataset:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def fingerprint(self) -> str:
-        """SHA-256 of shapes, pixels, labels and class names: equal exactly when the data are equal."""
+        """SHA-256 of shapes, pixels, labels and class names: equal exactly when the data are equal.
+
+        Of more than 2 GiB of pixels only some images are looked at, and in place of those that have an `identity`,
+        that; so it does not depend on whether they are streamed.
+        """
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        digest.update(np.ascontiguousarray(self.images).data)
+        for pixels in self._fingers():
+            digest.update(np.ascontiguousarray(pixels).data)
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         return digest.hexdigest()
+
+    def _fingers(self) -> Iterator[np.ndarray]:
+        if self.identity is not None:
+            yield np.frombuffer(self.identity.encode(), np.uint8)
+        elif self.images.nbytes > LOOKED_AT_WHOLE:
+            yield self.images[np.linspace(0, len(self) - 1, LOOKED_AT, dtype=int)]
+        else:
+            yield from (self.images[start : start + LOOKED_AT] for start in range(0, len(self), LOOKED_AT))
 
 
 @dataclass(frozen=True)
@@ -86,47 +112,69 @@ def _balance(counts: np.ndarray) -> str:
 
 
 def open_dataset(
-    path: str | Path | None = None, image_size: tuple[int, int] = USUAL_SIZE, skip_bad: float = 0.0
+    path: str | Path | None = None,
+    image_size: tuple[int, int] = USUAL_SIZE,
+    skip_bad: float = 0.0,
+    input: Input = "auto",
 ) -> Splits:
-    """Opens labelled images, reading files only, never writing.
+    """Opens labelled images, never writing to where they are.
 
     Args:
       path: an HDF5 file with a training split, a test split or both, or a folder with one HDF5 file for each, in the
         tutorials' layout (see `flaxresnet.data.hdf5`); or a folder of pictures, one folder a class (see
-        `flaxresnet.data.folder`). None: the folder `datasets` if it holds such, else drawn hand signs.
+        `flaxresnet.data.folder`); or a folder of ArrayRecord files (see `flaxresnet.data.array_record`). None: the
+        folder `datasets` if it holds such, else drawn hand signs.
       image_size: height and width that pictures in folders are brought to; HDF5 files have their own.
       skip_bad: the largest share of pictures in folders that may be unreadable and are then left out, in [0, 1).
+      input: "memory" reads all images now, "stream" when they are asked for, "auto" the first where they take no more
+        than a quarter of the machine's memory.
 
     Returns:
-      The splits found, wholly in memory.
+      The splits found.
 
     Raises:
       UserError: the path or what it holds is not such a data set; the text says what is wrong with it.
     """
+    from flaxresnet.data.array_record import holds_records, read_records
     from flaxresnet.data.folder import holds_classes, read_folder
 
+    if input not in ("auto", "memory", "stream"):
+        raise UserError(f"--input is {input!r}; give 'auto', 'memory' or 'stream'")
     given, path = path, Path(path or DEFAULT_FOLDER)
     try:
         files = hdf5_files(path) if path.is_dir() else [path]
-        exists = path.exists()
-        pictures = not files and holds_classes(path)
+        exists, records = path.exists(), holds_records(path)
+        pictures = not files and not records and holds_classes(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if given is None and not (exists and (files or pictures)):
+    if given is None and not (exists and (files or pictures or records)):
         from flaxresnet.data.synthetic import drawn_signs
 
         return drawn_signs()
     if not exists:
         raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
     if pictures:
-        return replace(read_folder(path, image_size, skip_bad), path=str(path.absolute()))
+        return replace(read_folder(path, image_size, skip_bad, input), path=str(path.absolute()))
+    if records:
+        return replace(read_records(path, image_size, skip_bad, input), path=str(path.absolute()))
     if not files:
         raise UserError(
             f"{path} holds neither an HDF5 file (*.h5) nor a folder of pictures for each class; give one that does"
         )
     from flaxresnet.data.hdf5 import read_hdf5
 
-    return replace(read_hdf5(files, source=str(path)), path=str(path.absolute()))
+    return replace(read_hdf5(files, source=str(path), input=input), path=str(path.absolute()))
+
+
+def is_to_be_streamed(source: str | Path, nbytes: int, input: Input) -> bool:
+    """Whether images stay on disk; raises UserError where memory was asked for that the machine has not."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    if input == "memory" and memory and nbytes > memory:
+        raise UserError(
+            f"the images of {source} take {nbytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of this "
+            "machine; give --input stream"
+        )
+    return input == "stream" or (input == "auto" and memory is not None and nbytes > MEMORY_SHARE * memory)
 
 
 def hdf5_files(folder: Path) -> list[Path]:

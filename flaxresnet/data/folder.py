@@ -6,21 +6,63 @@ one in five goes to test, by a hash of its class and name, whatever other pictur
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Splits
-from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
+from flaxresnet.data.checked import readable
+from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
+from flaxresnet.data.stored import Encoded
 from flaxresnet.errors import UserError, listed
 
+# Paths are text here and not `Path`, of which a million take a while to make and a GiB to keep.
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is there is the test split
 TEST_SHARE = 0.2
-LARGEST = 0.5  # of the machine's memory, that the images may take
-MOST_NAMED = 5  # unreadable pictures in a sentence
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that was found: its class, its path below the data's folder, and its size in bytes."""
+
+    label: str
+    path: str
+    nbytes: int
+
+
+class PictureFiles(Encoded):
+    """Pictures that are decoded, and brought to one size as photos are in prediction, when they are asked for."""
+
+    def __init__(self, folder: Path, paths: Sequence[str], image_size: tuple[int, int]) -> None:
+        super().__init__(str(folder.absolute()), len(paths), image_size)
+        self._paths, self._preprocessing = Names(paths), Preprocessing(*image_size)
+
+    def _read(self, place: int, part: Part | None) -> np.ndarray:
+        return self._preprocessing.load(self._path(place), part)
+
+    def _bytes(self, place: int) -> bytes:
+        try:
+            return Path(self._path(place)).read_bytes()
+        except OSError as error:
+            raise UserError(f"{self._path(place)} cannot be read: {error.strerror}") from error
+
+    def _path(self, place: int) -> str:
+        return os.path.join(self.location, self._paths[place])  # noqa: PTH118
+
+
+class Names:
+    """Many names in little memory: one block of bytes, where a list of a million paths would take a hundred MiB."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._bytes = b"".join(encoded)
+
+    def __getitem__(self, place: int) -> str:
+        return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]])
 
 
 def holds_classes(folder: Path) -> bool:
@@ -28,52 +70,46 @@ def holds_classes(folder: Path) -> bool:
     return any(_classes(part) for part in (folder, *(folder / name for name in ("train", *TEST_NAMES))))
 
 
-def read_folder(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0) -> Splits:
-    """Reads every picture, in the size given, into memory.
+def read_folder(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0, input: Input = "auto") -> Splits:
+    """Finds every picture and, in the size given, reads it into memory or sees that it can be read.
 
     Args:
       folder: see above.
       image_size: height and width, in pixels, that pictures are brought to as photos are in prediction.
       skip_bad: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
+      input: as for `open_dataset`.
 
     Raises:
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
-        cannot be read, or they would not fit into memory.
+        cannot be read, or memory was asked for that the machine has not.
     """
     if not all(1 <= side <= LARGEST_SIDE for side in image_size):
         raise UserError(f"--image-size must be two numbers from 1 to {LARGEST_SIDE}, not {image_size}")
-    if not 0 <= skip_bad < 1:
-        raise UserError(f"--skip-bad must be at least 0 and below 1, not {skip_bad}")
-    parts = {name: folder / name for name in ("train", *TEST_NAMES) if _classes(folder / name)}
-    if parts:
-        tests = [name for name in TEST_NAMES if name in parts]
-        train, test = _files(folder / "train"), _files(folder / tests[0]) if tests else []
-        how = " and ".join(name for name in ("train", *tests[:1]) if name in parts)
-        if len(tests) > 1:
-            how += f"; {', '.join(tests[1:])} is not used"
-    else:
-        every = _files(folder)
-        train, test = ([pair for pair in every if in_test(*pair) is wanted] for wanted in (False, True))
-        how = f"split by the hash of each name, {TEST_SHARE:.0%} for test"
+    train, test, how = _splits(folder)
     names = _class_names(folder, train, test)
-    _check_memory(folder, len(train) + len(test), image_size)
-    splits, bad = list[Dataset | None](), list[str]()
-    for files in (train, test):
-        images, labels, wrong = _read(files, names, image_size)
-        bad += wrong
-        splits.append(Dataset(images, labels, names) if len(labels) else None)
-    if len(bad) > skip_bad * (len(train) + len(test)):
-        share = f"{len(bad)} of {len(train) + len(test)} pictures in {folder}"
-        advice = "mend or remove them, or give --skip-bad with the share that may be left out"
-        raise UserError(f"{share} cannot be read; {advice}: {listed(bad, MOST_NAMED)}")
-    source = f"{folder} ({how})" + (f"; left out {len(bad)} unreadable: {listed(bad, MOST_NAMED)}" if bad else "")
-    return Splits(train=splits[0], test=splits[1], source=source)
+    found = [_labelled(folder, pictures, image_size, names) for pictures in (train, test)]
+    splits, left_out = readable(folder, found, skip_bad, input)
+    return Splits(train=splits[0], test=splits[1], source=f"{folder} ({how}){left_out}")
 
 
-def in_test(label: str, path: Path) -> bool:
+def in_test(label: str, path: str | Path) -> bool:
     """Whether a picture goes to test, where nobody has said so; it depends on its class and file name alone."""
-    digest = hashlib.sha256(f"{label}/{path.name}".encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(f"{label}/{Path(path).name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64
+
+
+def _splits(folder: Path) -> tuple[list[Picture], list[Picture], str]:
+    """The pictures for training and for test, and in words how they were told apart."""
+    parts = [name for name in ("train", *TEST_NAMES) if _classes(folder / name)]
+    if not parts:
+        every = list(_pictures(folder, folder))
+        train, test = ([p for p in every if in_test(p.label, p.path) is wanted] for wanted in (False, True))
+        return train, test, f"split by the hash of each name, {TEST_SHARE:.0%} for test"
+    tests = [name for name in parts if name in TEST_NAMES]
+    train = list(_pictures(folder / "train", folder)) if "train" in parts else []
+    test = list(_pictures(folder / tests[0], folder)) if tests else []
+    how = " and ".join(name for name in ("train", *tests[:1]) if name in parts)
+    return train, test, how + (f"; {', '.join(tests[1:])} is not used" if len(tests) > 1 else "")
 
 
 def _classes(folder: Path) -> list[Path]:
@@ -81,57 +117,44 @@ def _classes(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     inside = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return [path for path in inside if path.name not in ("train", *TEST_NAMES) and next(_pictures(path), None)]
+    return [path for path in inside if path.name not in ("train", *TEST_NAMES) and next(_files(path), None)]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _pictures(split: Path, folder: Path) -> Iterator[Picture]:
+    """Every picture of a split, in the order of their names, with paths below the folder."""
+    for label in _classes(split):
+        for path in _files(label):
+            yield Picture(label.name, os.path.relpath(path, folder), os.stat(path).st_size)  # noqa: PTH116
+
+
+def _files(folder: Path) -> Iterator[str]:
     """Every picture in a folder and below it, in the order of their names."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
-                yield Path(parent) / name
+            if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith("."):  # noqa: PTH122
+                yield os.path.join(parent, name)  # noqa: PTH118
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    """(class, picture), in the order of their names."""
-    return [(path.name, picture) for path in _classes(folder) for picture in _pictures(path)]
-
-
-def _class_names(folder: Path, train: Sequence[tuple[str, Path]], test: Sequence[tuple[str, Path]]) -> tuple[str, ...]:
-    ours, theirs = (sorted({label for label, _ in files}) for files in (train, test))
+def _class_names(folder: Path, train: Sequence[Picture], test: Sequence[Picture]) -> tuple[str, ...]:
+    ours, theirs = (sorted({picture.label for picture in pictures}) for pictures in (train, test))
     if ours and (strange := sorted(set(theirs) - set(ours))):
         raise UserError(f"{folder} has test pictures of classes that training has not: {listed(strange)}")
     return tuple(ours or theirs)
 
 
-def _check_memory(folder: Path, count: int, image_size: tuple[int, int]) -> None:
-    needed = 3 * count * image_size[0] * image_size[1]
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    if have and needed > LARGEST * have:
-        raise UserError(
-            f"{count:,} pictures of {image_size[0]}×{image_size[1]} in {folder} take {needed / 2**30:.1f} GiB, more "
-            f"than half of this machine's {have / 2**30:.1f}; give a smaller --image-size, or fewer pictures"
-        )
-
-
-def _read(
-    files: Sequence[tuple[str, Path]], names: tuple[str, ...], image_size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Images (n, height, width, 3) and labels (n,) of the readable ones, and what is wrong with the others."""
-    load: Callable[[Path], np.ndarray] = Preprocessing(*image_size).load
-    images = np.empty((len(files), *image_size, 3), np.uint8)
-    bad = {}
-
-    def read(place: int) -> None:
-        try:
-            images[place] = load(files[place][1])
-        except UserError as error:
-            bad[place] = str(error)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding Python's lock
-        list(pool.map(read, range(len(files))))
-    good = np.array([place for place in range(len(files)) if place not in bad], int)
+def _labelled(
+    folder: Path, pictures: Sequence[Picture], image_size: tuple[int, int], names: tuple[str, ...]
+) -> Dataset:
     number = {name: index for index, name in enumerate(names)}
-    labels = np.array([number[files[place][0]] for place in good], np.int32)
-    return images[good] if bad else images, labels, [bad[place] for place in sorted(bad)]
+    images = PictureFiles(folder, [picture.path for picture in pictures], image_size)
+    labels = np.array([number[picture.label] for picture in pictures], np.int32)
+    return Dataset(images, labels, names, identity=_identity(pictures))
+
+
+def _identity(pictures: Sequence[Picture]) -> str:
+    """Tells these pictures from others by their classes, names and sizes."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.label}\0{picture.path}\0{picture.nbytes}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -5,24 +5,58 @@ classes. The splits may be in one file or in two. Files are opened read-only.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.dataset import Dataset, Input, Splits, is_to_be_streamed
+from flaxresnet.data.preprocess import Part, Preprocessing
+from flaxresnet.data.stored import StoredImages
 from flaxresnet.errors import UserError
 
 MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are
+CHUNK_CACHE = 2**26  # bytes; images of one chunk that are asked for one after the other are read once
+AT_ONCE = 256  # images that are read and written together
 
 
-def read_hdf5(files: Sequence[Path], source: str) -> Splits:
+class Hdf5Images(StoredImages):
+    """An array of images in an HDF5 file, which every process opens for itself."""
+
+    def __init__(self, path: Path, key: str, shape: tuple[int, ...]) -> None:
+        super().__init__(str(path.absolute()), shape[0], (shape[1], shape[2]))
+        self._key = key
+
+    @cached_property
+    def _array(self) -> h5py.Dataset:
+        return h5py.File(self.location, "r", rdcc_nbytes=CHUNK_CACHE)[self._key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_array"}
+
+    def _read(self, place: int, part: Part | None) -> np.ndarray:
+        try:
+            image = np.asarray(self._array[place])
+        except (OSError, RuntimeError) as error:  # a damaged chunk, a file that is gone
+            raise UserError(f"{self.location}: {self._key}[{place}] cannot be read ({_first_line(error)})") from error
+        return Preprocessing(*image.shape[:2]).load(image, part) if part else image
+
+
+def read_hdf5(files: Sequence[Path], source: str, input: Input = "memory") -> Splits:
     """Reads the training and the test split from one or more files.
 
+    Args:
+      files: at least one.
+      source: where they come from, as words.
+      input: as for `open_dataset`.
+
     Raises:
-      UserError: a file cannot be read, a split is there twice, none is there, a split is malformed, or the two
-        differ in image size or class names.
+      UserError: a file cannot be read, a split is there twice, none is there, a split is malformed, the two
+        differ in image size or class names, or memory was asked for that the machine has not.
     """
     found: dict[str, tuple[Path, Dataset]] = {}
     for path in files:
@@ -40,13 +74,26 @@ def read_hdf5(files: Sequence[Path], source: str) -> Splits:
     splits = {name: split for name, (_, split) in found.items()}
     if len(splits) == 2:
         _check_agreement(source, splits)
+    if not is_to_be_streamed(source, sum(split.images.nbytes for split in splits.values()), input):
+        splits = {name: replace(split, images=_in_memory(split.images)) for name, split in splits.items()}
     return Splits(train=splits.get("train"), test=splits.get("test"), source=source)
+
+
+def _in_memory(images: Any) -> np.ndarray:
+    """The array as it is, read in one piece."""
+    try:
+        return np.asarray(images._array[()])
+    except MemoryError:
+        where = f"{images.location}: {images._key}"
+        raise UserError(f"{where} has {images.nbytes / 2**30:.0f} GiB of pixels, which do not fit in memory") from None
 
 
 def write_hdf5(path: Path, name: str, split: Dataset) -> None:
     """Writes one split (`name` is "train" or "test") as a file in the tutorials' layout."""
     with h5py.File(path, "w") as file:
-        file[f"{name}_set_x"] = split.images
+        images = file.create_dataset(f"{name}_set_x", split.images.shape, np.uint8)
+        for start in range(0, len(split), AT_ONCE):
+            images[start : start + AT_ONCE] = split.images[start : start + AT_ONCE]
         file[f"{name}_set_y"] = split.labels.astype(np.int64)
         file["list_classes"] = np.array([c.encode() for c in split.class_names])
 
@@ -74,10 +121,7 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
     if f"{name}_set_y" not in file:
         raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
     names = _class_names(path, file)
-    try:
-        images = np.asarray(x[()])
-    except MemoryError:
-        raise UserError(f"{where} has {x.nbytes / 2**30:.0f} GiB of pixels, which do not fit in memory") from None
+    images = Hdf5Images(path, f"{name}_set_x", x.shape)
     y = _array(path, file, f"{name}_set_y")
     labels = _labels(f"{path}: {name}_set_y", y, len(images), names)
     classes = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else int(labels.max()) + 1
@@ -153,7 +197,7 @@ def _check_agreement(source: str, splits: dict[str, Dataset]) -> None:
                     f"{source}: {name}_set_y holds the label {int(split.labels.max())}; "
                     f"the {len(longest)} classes are 0 to {len(longest) - 1}"
                 )
-            splits[name] = Dataset(split.images, split.labels, longest, train.names_given or test.names_given)
+            splits[name] = replace(split, class_names=longest, names_given=train.names_given or test.names_given)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,12 +1,18 @@
-"""Batches of a data set that lies on the device as uint8, gathered there."""
+"""Batches of a data set, split over the devices: of one that lies on them, or of one that is streamed from disk.
 
-from collections.abc import Iterator
-from typing import Any
+Which images are in a training step depends on the seed and on the number of the step alone, not on where they lie, on
+how many processes read them, or on where a run was cut off; so that number is all there is to the place in the data.
+"""
+
+from collections.abc import Generator, Iterator
+from functools import lru_cache
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxresnet.data.dataset import Dataset
 
@@ -22,32 +28,66 @@ class Batch(flax.struct.PyTreeNode):
     mask: jax.Array
 
 
-class DeviceLoader:
-    """A data set on the device, and its batches, split over the devices."""
+class Source(Protocol):
+    """Gives batches of the images at given places."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, replicated: Any, split: Any) -> None:
-        """`replicated` and `split` are the shardings of the whole set and of a batch's leading axis."""
-        self.count = len(dataset)
-        self.batch_size = batch_size
-        self._data = jax.device_put((dataset.images, dataset.labels), replicated)
-        self._split = split
-        self._take = jax.jit(_take, out_shardings=split)
+    def train(self, seed: int, first: int) -> Generator[Batch]:
+        """The batches of training steps `first`, `first` + 1, … (from 0), without end."""
+
+    def at(self, places: list[np.ndarray]) -> Iterator[Batch]:
+        """A batch for each of the arrays of places, padded and masked."""
+
+
+@lru_cache(maxsize=2)
+def order_of_epoch(seed: int, epoch: int, count: int) -> np.ndarray:
+    """All places of a data set, in the order in which an epoch (from 1) takes them."""
+    return np.random.default_rng((ORDER_STREAM, seed, epoch)).permutation(count)
+
+
+def places_of_step(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
+    """The places, (batch_size,), of a training step's images; steps count from 0 and go on from epoch to epoch."""
+    epoch, within = divmod(step, count // batch_size)
+    return order_of_epoch(seed, epoch + 1, count)[within * batch_size : (within + 1) * batch_size]
+
+
+def padded(places: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places with zeros behind them, int32, and the mask that tells them apart, float32; both (batch_size,)."""
+    whole = np.zeros(batch_size, np.int32)
+    whole[: len(places)] = places
+    return whole, (np.arange(batch_size) < len(places)).astype(np.float32)
+
+
+class Loader:
+    """A data set's batches."""
+
+    def __init__(self, source: Source, dataset: Dataset, batch_size: int, split: Any) -> None:
+        """`split` is the sharding of a batch's leading axis."""
+        self._source, self._split = source, split
+        self._shape = dataset.images.shape
+        self.count, self.batch_size = len(dataset), batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches an epoch; which images are left over changes from epoch to epoch."""
         return self.count // self.batch_size
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """The full batches of one epoch, in an order that depends on (seed, epoch) alone."""
-        order = np.random.default_rng((ORDER_STREAM, seed, epoch)).permutation(self.count)
-        for step in range(self.steps_per_epoch):
-            yield self._batch(order[step * self.batch_size : (step + 1) * self.batch_size])
+    def shapes(self) -> Batch:
+        """A batch of `jax.ShapeDtypeStruct`."""
+        kinds = {"images": (self._shape[1:], jnp.uint8), "labels": ((), jnp.int32), "mask": ((), jnp.float32)}
+        made = {
+            name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=self._split)
+            for name, (shape, dtype) in kinds.items()
+        }
+        return Batch(**made)
+
+    def train(self, seed: int, first: int = 0) -> Generator[Batch]:
+        """The full batches of training, from step `first` on, epoch after epoch, without end."""
+        return self._source.train(seed, first)
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, in the order of the data; the last batch is padded and masked."""
-        for start in range(0, self.count, self.batch_size):
-            yield self._batch(np.arange(start, min(start + self.batch_size, self.count)))
+        bounds = range(0, self.count, self.batch_size)
+        return self._source.at([np.arange(start, min(start + self.batch_size, self.count)) for start in bounds])
 
     def sample(self, count: int, seed: int) -> jax.Array:
         """Images for measuring statistics: (k, batch, height, width, 3) uint8, the same ones at each call.
@@ -57,15 +97,36 @@ class DeviceLoader:
         """
         batches = max(1, min(count, self.count) // self.batch_size)
         order = np.random.default_rng((ORDER_STREAM, seed)).permutation(self.count)[: batches * self.batch_size]
-        blocks = [self._batch(block).images for block in order.reshape(batches, self.batch_size)]
-        return jnp.stack(blocks)
-
-    def _batch(self, indices: np.ndarray) -> Batch:
-        padded = np.zeros(self.batch_size, np.int32)
-        padded[: len(indices)] = indices
-        mask = (np.arange(self.batch_size) < len(indices)).astype(np.float32)
-        return self._take(*self._data, padded, mask)
+        blocks = [batch.images for batch in self._source.at(list(order.reshape(batches, self.batch_size)))]
+        return jax.jit(lambda *images: jnp.stack(images), out_shardings=_below(self._split))(*blocks)
 
 
-def _take(images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Batch:
-    return Batch(images[indices], labels[indices], mask)
+class DeviceSource:
+    """A data set that lies on every device as uint8, and is gathered there."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, replicated: Any, split: Any) -> None:
+        """`replicated` and `split` are the shardings of the whole set and of a batch's leading axis."""
+        self._count, self._batch_size = len(dataset), batch_size
+        self._data = jax.device_put((dataset.images, dataset.labels), replicated)
+        self._take = jax.jit(_take, out_shardings=split)
+
+    def train(self, seed: int, first: int) -> Generator[Batch]:
+        step = first
+        while True:
+            yield self._batch(places_of_step(seed, step, self._count, self._batch_size))
+            step += 1
+
+    def at(self, places: list[np.ndarray]) -> Iterator[Batch]:
+        return map(self._batch, places)
+
+    def _batch(self, places: np.ndarray) -> Batch:
+        return self._take(*self._data, *padded(places, self._batch_size))
+
+
+def _take(images: jax.Array, labels: jax.Array, places: jax.Array, mask: jax.Array) -> Batch:
+    return Batch(images[places], labels[places], mask)
+
+
+def _below(split: Any) -> Any:
+    """The sharding of batches that are stacked on a new leading axis."""
+    return NamedSharding(split.mesh, PartitionSpec(None, *split.spec)) if isinstance(split, NamedSharding) else split

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -14,6 +15,8 @@ from flaxresnet.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 LARGEST_SIDE = 2**16  # pixels
+Box = tuple[float, float, float, float]  # of a part of a picture: left, upper, right, lower, in pixels
+Part = Callable[[int, int], Box]  # what to take of a picture of this height and width
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,23 @@ class Preprocessing:
             raise UserError(f"preprocessing with {wrong[0]} that cannot be: {values}")
         return made
 
-    def load(self, photo: str | Path | IO[bytes] | np.ndarray) -> np.ndarray:
-        """A photo in the network's size: (height, width, 3), uint8. See `decode` for what is read and raised."""
+    def load(self, photo: str | Path | IO[bytes] | np.ndarray, part: Part | None = None) -> np.ndarray:
+        """A photo in the network's size: (height, width, 3), uint8. See `decode` for what is read and raised.
+
+        Args:
+          photo: a file, or pixels (h, w, 3) uint8.
+          part: of the photo; None for the whole.
+        """
         from PIL import Image
 
         image = photo if isinstance(photo, np.ndarray) else decode(photo)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
             raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
-        if image.shape[:2] == (self.height, self.width):
+        if image.shape[:2] == (self.height, self.width) and part is None:
             return image
         resample = Image.Resampling[self.resize.upper()]
-        return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample))
+        box = part(*image.shape[:2]) if part else None
+        return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample, box))
 
     def scaled(self, images: jax.Array) -> jax.Array:
         """uint8 RGB images (…, height, width, 3) as the float32 that the network takes."""
@@ -81,6 +90,27 @@ class Preprocessing:
         """RGB images in [0, 1], such as augmentation gives, as the float32 that the network takes."""
         images = images if self.channels == "rgb" else images[..., ::-1]
         return (images * (255 * self.scale) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random part of a picture, of a random area and proportion (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+
+    Attributes:
+      smallest: the smallest share of the picture's area, in (0, 1].
+      widest: the part's sides are to each other as the picture's, times a factor between 1 / widest and widest.
+    """
+
+    smallest: float
+    widest: float = 4 / 3
+
+    def __call__(self, height: int, width: int, rng: np.random.Generator) -> Box:
+        """The part of a picture of (height, width) pixels; it lies within it whatever is drawn."""
+        area = rng.uniform(self.smallest, 1)
+        stretch = math.exp(rng.uniform(-1, 1) * math.log(self.widest) / 2)
+        tall, wide = min(1.0, math.sqrt(area) * stretch), min(1.0, math.sqrt(area) / stretch)
+        upper, left = rng.uniform(0, 1 - tall), rng.uniform(0, 1 - wide)
+        return left * width, upper * height, (left + wide) * width, (upper + tall) * height
 
 
 def decode(photo: str | Path | IO[bytes]) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Checkpoints of a run: the latest and the best one, written by Orbax in the background.
+"""Checkpoints of a run, written by Orbax in the background: the latest and the best, and the newest within an epoch.
 
 A checkpoint holds three items, so that each reader loads no more than it needs: `params`, `eval_stats` (the batch-norm
-statistics measured for these parameters) and `training` (running averages, optimiser state, step).
+statistics measured for these parameters) and `training` (running averages, optimiser state, step). One within an epoch
+has no `eval_stats`, for it is there to go on from alone, and the epoch's sums so far instead.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config import Which
 from flaxresnet.errors import UserError
+from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState
 
@@ -25,21 +27,13 @@ def rank(metrics: dict[str, Any]) -> tuple[float, float]:
     return metrics["test_accuracy"], -metrics["test_loss"]
 
 
-class Checkpoints:
-    """The checkpoints in a folder. A context manager: leaving it waits for what is being written."""
+class _Folder:
+    """Orbax's manager of a folder. A context manager: leaving it waits for what is being written."""
 
-    def __init__(self, folder: Path, read_only: bool = False) -> None:
-        keep = [policies.LatestN(n=1), policies.BestN(get_metric_fn=rank, n=1)]
-        options = ocp.CheckpointManagerOptions(
-            best_fn=rank,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
+    def __init__(self, folder: Path, **options: Any) -> None:
         self._folder = folder
-        with self._reading(folder):
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with reading(folder):
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
 
     def __enter__(self) -> Self:
         return self
@@ -47,15 +41,77 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Until all is written."""
+        self._manager.wait_until_finished()
+
+    def _restore(self, step: int | None, **expected: Any) -> Any:
+        if step is None:
+            raise UserError(f"{self._folder} holds no finished checkpoint; train for at least one epoch first")
+        shapes = jax.tree.map(_abstract, expected)
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()})
+        with reading(self._folder / str(step)):
+            return self._manager.restore(step, args=args)
+
+
+class Unfinished(_Folder):
+    """The newest state within an epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        newest = policies.LatestN(n=1)
+        super().__init__(folder, preservation_policy=newest, cleanup_tmp_directories=True, create=True)
+
+    def save(self, state: TrainState, metrics: Metrics) -> None:
+        """Starts writing what the epoch's next step needs; `metrics` are its sums so far."""
+        if (step := int(state.step)) != self.latest_step():
+            items = {"params": state.params, "training": _training(state), "sums": vars(metrics)}
+            args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def restore(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+        """The newest state and its epoch's sums, placed as those given are."""
+        sums = vars(metrics)
+        found = self._restore(self.latest_step(), params=state.params, training=_training(state), sums=sums)
+        return state.replace(params=found["params"], **found["training"]), Metrics(**found["sums"])
+
+    def clear(self) -> None:
+        """Deletes it, when its epoch is whole."""
+        self.wait()
+        for step in self._manager.all_steps():
+            self._manager.delete(step)
+
+
+class Checkpoints(_Folder):
+    """The checkpoints after each epoch: the latest and the best."""
+
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        keep = [policies.LatestN(n=1), policies.BestN(get_metric_fn=rank, n=1)]
+        alone = {jax.process_index()} if read_only else None  # readers do not wait for other processes
+        super().__init__(
+            folder,
+            best_fn=rank,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index() if read_only else 0,
+                active_processes=alone,
+                barrier_sync_key_prefix="reader" if read_only and jax.process_count() > 1 else None,
+            ),
+        )
+
     def save(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing a checkpoint, with the epoch's row of metrics, `test_accuracy` and `test_loss` among them."""
-        training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 eval_stats=ocp.args.StandardSave(eval_stats),
-                training=ocp.args.StandardSave(training),
+                training=ocp.args.StandardSave(_training(state)),
             ),
             metrics=row,
         )
@@ -66,19 +122,20 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._manager.save(0, args=ocp.args.Composite(**args))
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings), and its row."""
-        training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
         step = self.latest_step()
-        found = self._restore(step, params=state.params, training=training)
-        with self._reading(self._folder / str(step)):
+        found = self._restore(step, params=state.params, training=_training(state))
+        return state.replace(params=found["params"], **found["training"]), self.row()
+
+    def row(self) -> dict[str, Any]:
+        """The metrics of the latest checkpoint's epoch."""
+        step = self.latest_step()
+        with reading(self._folder / str(step)):
             row = self._manager.metrics(step)
             if "epoch" not in row:
                 raise KeyError("epoch")
-        return state.replace(params=found["params"], **found["training"]), row
+        return row
 
     def restore_variables(self, variables: Any, which: Which = "latest") -> Any:
         """Parameters and measured statistics for prediction.
@@ -98,22 +155,20 @@ class Checkpoints:
         found = self._restore(step, params=variables["params"], eval_stats=variables["batch_stats"])
         return {"params": found["params"], "batch_stats": found["eval_stats"]}
 
-    def _restore(self, step: int | None, **expected: Any) -> Any:
-        if step is None:
-            raise UserError(f"{self._folder} holds no finished checkpoint; train for at least one epoch first")
-        shapes = jax.tree.map(_abstract, expected)
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()})
-        with self._reading(self._folder / str(step)):
-            return self._manager.restore(step, args=args)
 
-    @contextlib.contextmanager
-    def _reading(self, path: Path) -> Iterator[None]:
-        """Turns whatever Orbax raises for a damaged checkpoint, which may be anything, into a sentence."""
-        try:
-            yield
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever Orbax raises for a damaged checkpoint, which may be anything, into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    """What goes on with training besides the parameters."""
+    return {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
 
 
 def load_run(run: str | Path, which: Which = "latest") -> tuple[RunInfo, Any]:

@@ -3,6 +3,8 @@
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import PARTS, TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
-from flaxresnet.data.loader import DeviceLoader
-from flaxresnet.errors import UserError
+from flaxresnet.data.loader import Batch, DeviceSource, Loader
+from flaxresnet.data.stream import StreamSource, usual_workers
+from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.sources import open_weights
 from flaxresnet.interop.weights import Weights
 from flaxresnet.memory import keep_freed_memory, return_freed_memory
-from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training import distributed
+from flaxresnet.training.checkpoint import Checkpoints, Unfinished
+from flaxresnet.training.interruption import Interruption
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import (
@@ -35,12 +40,14 @@ from flaxresnet.training.profile import Profile
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
+from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2
 READ_EVERY = 0.2  # seconds between two readings
+SIGNALS_APART = 1.0  # seconds in which all processes of a group get a signal
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,17 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     """
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
-    reporter = Reporter(verbose, config.epochs, config.batch_size)
+    distributed.join_processes(config)
+    with distributed.ending_together():
+        return _fit(config, Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size))
+
+
+def _fit(config: TrainConfig, reporter: Reporter) -> Run:
     # A run that goes on has its weights; those that it began with need not be there any more.
     begun = stored_start(config)
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
-    splits = open_dataset(config.data, image_size_for(config, like), config.skip_bad)
+    splits = open_dataset(config.data, image_size_for(config, like), config.skip_bad, config.input)
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
@@ -102,20 +114,30 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     check_network(config)
 
     info = describe_run(config, splits, train, test, like)
-    workdir = Path(config.workdir)
-    events = EventFile(workdir / "tensorboard" if config.tensorboard else None, reporter.note)
-    profile = Profile(workdir / "profile" if config.profile else None)
-    folder = prepare_folder(info, reporter.note)
+    workdir, first = Path(config.workdir), distributed.is_first()
+    events = EventFile(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
+    profile = Profile(workdir / "profile" if config.profile and first else None)
+    folder = distributed.by_the_first(lambda: prepare_folder(info, reporter.note)) or RunFolder(workdir)
     with events:
-        with Checkpoints(folder.checkpoints) as checkpoints, profile:
-            trainer = Trainer(info, train, test, folder, checkpoints, reporter, events, profile, weights)
+        with (
+            Checkpoints(folder.checkpoints) as checkpoints,
+            Unfinished(folder.unfinished) as unfinished,
+            profile,
+            Interruption() as interruption,
+        ):
+            trainer = Trainer(
+                info, train, test, folder, checkpoints, unfinished, reporter, events, profile, interruption, weights
+            )
             del weights  # their memory is for the first step
             with trainer.programs:
                 run = trainer.run()
         del trainer  # and its arrays
-        if config.profile and not profile.written:
+        if first:
+            with suppress(OSError):  # empty at a run's end
+                folder.unfinished.rmdir()
+        if config.profile and first and not profile.written:
             reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
-        if config.report or config.tensorboard:
+        if (config.report or config.tensorboard) and first:
             _look_back(run, config, splits, reporter, events)
     return run
 
@@ -145,27 +167,45 @@ class Trainer:
         test: Dataset,
         folder: RunFolder,
         checkpoints: Checkpoints,
+        unfinished: Unfinished,
         reporter: Reporter,
         events: EventFile,
         profile: Profile,
+        interruption: Interruption,
         weights: Weights | None = None,
     ) -> None:
         self.config, self.folder, self.checkpoints, self.reporter = info.config, folder, checkpoints, reporter
-        self.events, self.profile = events, profile
+        self.unfinished, self.events, self.profile, self.interruption = unfinished, events, profile, interruption
         self.weights, self.class_names = weights, info.class_names
         mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        split = NamedSharding(mesh, PartitionSpec("data"))
-        self.train = DeviceLoader(train, self.config.batch_size, self.replicated, split)
-        self.test = DeviceLoader(test, self.config.batch_size, self.replicated, split)
+        self.split = NamedSharding(mesh, PartitionSpec("data"))
+        self.train, self.test = self._loader(train), self._loader(test)
+        reporter.note(self._input_words(train))
         reporter.steps_per_epoch = self.train.steps_per_epoch
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
         # Where all of the network but its last layer is frozen there are no statistics to measure.
         measured = self.config.recalibrate and self.config.frozen != PARTS
         self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
+        self.state: TrainState
         self.zero = jax.device_put(Metrics.zero(), self.replicated)
         self.programs = self._compile(info)
+
+    def _loader(self, dataset: Dataset) -> Loader:
+        size, workers = self.config.batch_size, self.config.workers
+        source = (
+            StreamSource(dataset, size, self.split, usual_workers() if workers is None else workers)
+            if dataset.is_streamed
+            else DeviceSource(dataset, size, self.replicated, self.split)
+        )
+        return Loader(source, dataset, size, self.split)
+
+    def _input_words(self, train: Dataset) -> str:
+        if not train.is_streamed:
+            return f"input: all images on the device, {train.images.nbytes / 2**20:,.0f} MiB for training"
+        workers = usual_workers() if self.config.workers is None else self.config.workers
+        return f"input: streamed from disk by {f'{workers} worker process(es)' if workers else 'threads'}"
 
     def _compile(self, info: RunInfo) -> Programs:
         """The functions of the loop; those that the first step needs are compiled."""
@@ -174,10 +214,11 @@ class Trainer:
             info,
             self._optimizer(),
             make_augmentation(self.config, self.train.steps_per_epoch),
-            next(self.test.in_order()),
+            self.test.shapes(),
             self.sample,
             self.replicated,
-            fresh=self.checkpoints.latest_step() is None,
+            fresh=self.checkpoints.latest_step() is None and self.unfinished.latest_step() is None,
+            divided=self.config.shard_optimizer,
         )
         _ = programs.train_step  # waits for it
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
@@ -198,43 +239,61 @@ class Trainer:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
         rows = self._begin()
         done = rows[-1]["epoch"] if rows else 0
-        for epoch in range(done + 1, self.config.epochs + 1):
-            row, eval_stats = self._epoch(epoch)
-            rows.append(row)
-            self.checkpoints.save(self.state, eval_stats, row)
-            self.folder.append_metrics(row)
-            self.reporter.row(row)
-            self.events.row(row)
-            return_freed_memory()  # what an epoch's end took, a step may not find a use for
+        with closing(self.train.train(self.config.seed, int(self.state.step))) as batches:
+            for epoch in range(done + 1, self.config.epochs + 1):
+                row, eval_stats = self._epoch(epoch, batches)
+                rows.append(row)
+                self.checkpoints.save(self.state, eval_stats, row)
+                if distributed.is_first():
+                    self.folder.append_metrics(row)
+                self.reporter.row(row)
+                self.events.row(row)
+                self.metrics = self.zero
+                return_freed_memory()  # what an epoch's end took, a step may not find a use for
+        self.checkpoints.wait()
+        self.unfinished.clear()
         return Run(self.folder.path, rows)
 
     def _begin(self) -> list[dict[str, Any]]:
         """Fills the state, from the latest checkpoint or afresh; returns the rows of the epochs that it has seen."""
-        rows: list[dict[str, Any]] = []
-        if self.checkpoints.latest_step() is None:
+        rows, self.metrics = list[dict[str, Any]](), self.zero
+        after_epoch, within = (kept.latest_step() for kept in (self.checkpoints, self.unfinished))
+        if after_epoch is not None:
+            # The checkpoint has its row too, so that the two agree wherever the run was cut off.
+            last = self.checkpoints.row()
+            rows = [*(row for row in self.folder.read_metrics() if row["epoch"] < last["epoch"]), last]
+        if within is not None and within > (after_epoch or 0):
+            self.state, self.metrics = self.unfinished.restore(self.programs.shapes, self.zero)
+        elif after_epoch is not None:
+            self.state, _ = self.checkpoints.restore(self.programs.shapes)
+        else:
             self.state = self.programs.create()
             if self.weights:
                 self.state, with_head = begin_with(self.state, self.weights, self.class_names)
                 self.reporter.note(describe_start(self.config, self.weights, with_head, self.class_names))
                 self.weights = None  # their memory is for the first step
-        else:
-            # The checkpoint has its row too, so that the two agree wherever the run was cut off.
-            self.state, last = self.checkpoints.restore(self.programs.shapes)
-            rows = [*(row for row in self.folder.read_metrics() if row["epoch"] < last["epoch"]), last]
-            more = last["epoch"] < self.config.epochs
-            what = (
-                f"going on to epoch {self.config.epochs}" if more else f"nothing left for --epochs {self.config.epochs}"
-            )
-            self.reporter.note(f"epoch {last['epoch']} is done in {self.folder.path}; {what}")
+        if step := int(self.state.step):
+            self.reporter.note(self._where_it_goes_on(step, rows[-1]["epoch"] if rows else 0))
         if self.config.frozen:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
-        self.folder.write_metrics(rows)
+        if distributed.is_first():
+            self.folder.write_metrics(rows)
         return rows
 
-    def _epoch(self, epoch: int) -> tuple[dict[str, Any], Any]:
+    def _where_it_goes_on(self, step: int, epochs: int) -> str:
+        within, where = step - epochs * self.train.steps_per_epoch, self.folder.path
+        if within:
+            steps = f"{within} of {self.train.steps_per_epoch} steps of epoch {epochs + 1}"
+            return f"{steps} are done in {where}; going on with the next"
+        more = f"going on to epoch {self.config.epochs}"
+        return f"epoch {epochs} is done in {where}; " + (
+            more if epochs < self.config.epochs else f"nothing left for --epochs {self.config.epochs}"
+        )
+
+    def _epoch(self, epoch: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], Any]:
         """Trains and evaluates for one epoch: its row, and the statistics that it was evaluated with."""
-        start = time.perf_counter()
-        train_loss, train_accuracy = self._train(epoch)
+        start, steps = time.perf_counter(), epoch * self.train.steps_per_epoch - int(self.state.step)
+        train_loss, train_accuracy = self._train(epoch, steps, batches)
         trained = time.perf_counter()
         # In the first epoch this waits for compilation, which is no part of its figures.
         measure, eval_step = self.programs.measure, self.programs.eval_step
@@ -246,7 +305,6 @@ class Trainer:
         test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
         if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen
             raise self._diverged(int(self.state.step))
-        images = self.train.steps_per_epoch * self.config.batch_size
         row: dict[str, Any] = {
             "epoch": epoch,
             "step": int(self.state.step),
@@ -256,28 +314,62 @@ class Trainer:
             "test_accuracy": test_accuracy,
             "learning_rate": float(self.schedule(int(self.state.step) - 1)),
             "seconds": trained - start,
-            "images_per_second": images / (trained - start),
+            "images_per_second": steps * self.config.batch_size / (trained - start),
             "recalibrate_seconds": measured - ready,
             "evaluate_seconds": time.perf_counter() - measured,
         }
         return row, eval_stats
 
-    def _train(self, epoch: int) -> tuple[float, float]:
-        train_step, metrics = self.programs.train_step, self.zero
+    def _train(self, epoch: int, steps: int, batches: Iterator[Batch]) -> tuple[float, float]:
+        """Trains the steps that are left of an epoch: loss and accuracy over all of it."""
+        train_step = self.programs.train_step
         under_way, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
-        with self.reporter.epoch(epoch) as update:
-            for done, batch in enumerate(self.train.epoch(self.config.seed, epoch), start=1):
-                self.profile.before_step(metrics, self.programs.are_compiled)
-                self.state, metrics = train_step(self.state, metrics, batch)
-                under_way.append((done, metrics))
+        earlier = self.train.steps_per_epoch - steps
+        first = (epoch - 1) * self.train.steps_per_epoch
+        self.interruption.begin()
+        with self.reporter.epoch(epoch, earlier) as update:
+            for done in range(earlier + 1, self.train.steps_per_epoch + 1):
+                batch = self._next(batches, first + done - 1)
+                self.profile.before_step(self.metrics, self.programs.are_compiled)
+                self.state, self.metrics = train_step(self.state, self.metrics, batch)
+                under_way.append((done, self.metrics))
                 if len(under_way) > STEPS_AHEAD:
-                    done, oldest = under_way.popleft()
-                    if done >= next_read:  # waits for that step, so not at every one where steps are short
-                        update(done, *self._checked(oldest))
+                    over, oldest = under_way.popleft()
+                    if over >= next_read:  # waits for that step, so not at every one where steps are short
+                        update(over, *self._checked(oldest))
                         self.programs.begin_rest()
-                        next_read = done + READ_EVERY * done / (time.perf_counter() - start)
-            self.profile.end(metrics)
-            return self._checked(metrics)
+                        next_read = over + READ_EVERY * (over - earlier) / (time.perf_counter() - start)
+                self._stop_if_wanted(first + done)
+                if (first + done) % self.config.checkpoint_steps == 0:
+                    self._save_unfinished()
+            self.profile.end(self.metrics)
+            return self._checked(self.metrics)
+
+    def _next(self, batches: Iterator[Batch], step: int) -> Batch:
+        try:
+            return next(batches)
+        except UserError:
+            raise
+        except Exception:  # a worker process may have got the signal too, and sooner
+            time.sleep(SIGNALS_APART)
+            self._stop_if_wanted(step)
+            raise
+
+    def _stop_if_wanted(self, step: int) -> None:
+        """Saves the state and raises `Interrupted` where a signal said so; `step` is that of the state."""
+        if wanted := self.interruption.wanted(step):
+            start = time.perf_counter()
+            self._save_unfinished()
+            self.unfinished.wait()
+            self.checkpoints.wait()
+            seconds = time.perf_counter() - start
+            saved = f"saved in {self.folder.path} in {seconds:.1f} s; the same command goes on from there"
+            raise Interrupted(wanted, f"stopped by {wanted.name} after step {step}, {saved}")
+
+    def _save_unfinished(self) -> None:
+        self._checked(self.metrics)
+        if int(self.state.step) > (self.checkpoints.latest_step() or 0):
+            self.unfinished.save(self.state, self.metrics)
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
         """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""
@@ -297,5 +389,6 @@ class Trainer:
         variables = {"params": self.state.params, "batch_stats": eval_stats}
         metrics = self.zero
         for batch in self.test.in_order():
+            self._stop_if_wanted(int(self.state.step))
             metrics = eval_step(variables, metrics, batch)
         return metrics.means()

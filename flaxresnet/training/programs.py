@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
 from flaxresnet.data.loader import Batch
@@ -42,6 +42,22 @@ def compile_sparingly(lowered: Lowered, once: bool = False) -> Compiled:
     return compiled
 
 
+def placed(shapes: Any, sharding: NamedSharding, divided: bool = False) -> Any:
+    """Shapes of a pytree's arrays with where they lie: whole on every device, or divided over all of them.
+
+    Divided is each array along the first axis whose length is a multiple of the number of devices, as in ZeRO, stage 1
+    (Rajbhandari et al. 2020, arXiv:1910.02054); one that has none stays whole.
+    """
+    devices = sharding.mesh.size
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes = [axis for axis, length in enumerate(leaf.shape) if length and length % devices == 0]
+        spec = PartitionSpec(*[None] * axes[0], "data") if divided and axes else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(sharding.mesh, spec))
+
+    return jax.tree.map(place, shapes)
+
+
 class Programs:
     """Compiles a run's functions in a thread, in the order in which they are needed; a context manager.
 
@@ -58,16 +74,18 @@ class Programs:
         sample: jax.Array | None,
         sharding: NamedSharding,
         fresh: bool,
+        divided: bool = False,
     ) -> None:
         """Begins with what the first step needs.
 
         Args:
           info: the run.
           optimizer, augmentation: as for `make_train_step`.
-          batch: of its images, placed as all batches will be.
+          batch: the shapes of a batch, placed as all batches will be.
           sample: images to measure batch norm's statistics on, or None.
           sharding: of everything that the functions return.
           fresh: whether a first state is needed.
+          divided: whether the optimiser's state is divided over the devices instead.
         """
         self._model, self._preprocessing, self._batch, self._sample = info.model(), info.preprocessing, batch, sample
         self._jit = partial(jax.jit, out_shardings=sharding)
@@ -75,13 +93,18 @@ class Programs:
         self._rest: tuple[Future[Any], Future[Any] | None] | None = None
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
-        create = self._jit(partial(TrainState.create, self._model, optimizer, key, (height, width))).lower()
-        self._create = self._start(lambda: create, once=True) if fresh else None
+        first = partial(TrainState.create, self._model, optimizer, key, (height, width))
+        shapes, metrics = jax.eval_shape(first), jax.eval_shape(Metrics.zero)
+        self.shapes = placed(shapes, sharding)
+        if divided:
+            self.shapes = self.shapes.replace(opt_state=placed(shapes.opt_state, sharding, divided=True))
+        self._metrics = placed(metrics, sharding)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, (self.shapes, self._metrics))
+        create = jax.jit(first, out_shardings=shardings[0])
+        self._create = self._start(create.lower, once=True) if fresh else None
 
-        place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding))
-        self.shapes, self._metrics = place(create.out_info), place(jax.eval_shape(Metrics.zero))
         step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation)
-        lowered = self._jit(step, donate_argnums=0).lower(self.shapes, self._metrics, batch)
+        lowered = jax.jit(step, out_shardings=shardings, donate_argnums=0).lower(self.shapes, self._metrics, batch)
         self._train_step = self._start(lambda: lowered)
 
     def __enter__(self) -> Self:

@@ -38,8 +38,11 @@ class Reporter:
         )
 
     @contextmanager
-    def epoch(self, epoch: int) -> Iterator[Update]:
-        """A progress bar for one epoch; the time left is that of all training steps to come, without compilation."""
+    def epoch(self, epoch: int, earlier: int = 0) -> Iterator[Update]:
+        """A progress bar for one epoch, `earlier` steps of which were done by an earlier process.
+
+        The time left is that of all training steps to come, without compilation.
+        """
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -50,7 +53,7 @@ class Reporter:
             task = bar.add_task("", total=self.steps_per_epoch, epoch=f"{epoch}/{self.epochs}", figures="")
 
             def update(done: int, loss: float, accuracy: float) -> None:
-                step_seconds = (time.perf_counter() - start) / max(done, 1)
+                step_seconds = (time.perf_counter() - start) / max(done - earlier, 1)
                 left = step_seconds * ((self.epochs - epoch + 1) * self.steps_per_epoch - done)
                 figures = (
                     f"loss {loss:.4f}  accuracy {accuracy:.3f}  {self.batch_size / step_seconds:.0f} images/s"

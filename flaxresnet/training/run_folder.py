@@ -23,7 +23,8 @@ PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 # Data have fingerprints, which are compared instead.
 MAY_CHANGE = {
     *("data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"),
-    *("report", "tensorboard", "profile"),
+    *("report", "tensorboard", "profile", "checkpoint_steps", "input", "workers", "shard_optimizer"),
+    *("distributed", "coordinator_address", "num_processes", "process_id"),
 }
 
 
@@ -121,6 +122,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.unfinished = self.path / "unfinished"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 

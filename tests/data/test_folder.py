@@ -9,7 +9,6 @@ from conftest import SMALL, blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.data import folder as reader
 from flaxresnet.data.folder import in_test
 from flaxresnet.data.preprocess import Preprocessing
 
@@ -134,11 +133,14 @@ def test_a_folder_without_pictures_says_what_is_missing(tmp_path):
         fr.open_dataset(tmp_path)
 
 
-def test_more_than_memory_holds_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_more_than_memory_holds_is_streamed_and_refused_only_where_memory_is_asked_for(tmp_path, monkeypatch):
     draw(tmp_path / "train", 2)
-    monkeypatch.setattr(reader, "LARGEST", 1e-12)
-    with pytest.raises(fr.UserError, match=r"6 pictures of 64×64 in .* take 0\.0 GiB, more than half of this"):
-        fr.open_dataset(tmp_path)
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    assert fr.open_dataset(tmp_path).train.is_streamed
+    with pytest.raises(fr.UserError, match=r"take 0\.0 GiB, more than the 0\.0 GiB of this .* give --input stream"):
+        fr.open_dataset(tmp_path, input="memory")
+    with pytest.raises(fr.UserError, match="--input is 'disk'; give 'auto', 'memory' or 'stream'"):
+        fr.open_dataset(tmp_path, input="disk")
 
 
 def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):

@@ -72,10 +72,10 @@ def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(recipe, data_fold
     class KilledError(Exception):
         pass
 
-    def killed_in_the_third_epoch(self, epoch, train=loop.Trainer._train):
+    def killed_in_the_third_epoch(self, epoch, *rest, train=loop.Trainer._train):
         if epoch == 3:
             raise KilledError
-        return train(self, epoch)
+        return train(self, epoch, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_train", killed_in_the_third_epoch)
@@ -223,9 +223,9 @@ def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder
 def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, monkeypatch):
     taken = []
 
-    def train(self, epoch, real=loop.Trainer._train):
+    def train(self, *rest, real=loop.Trainer._train):
         taken.extend(jax.tree.leaves(self.state.params))
-        return real(self, epoch)
+        return real(self, *rest)
 
     monkeypatch.setattr(loop.Trainer, "_train", train)
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)

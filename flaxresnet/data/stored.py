@@ -1,0 +1,117 @@
+"""Images that stay on disk and are read when they are asked for."""
+
+import abc
+import copy
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import numpy as np
+
+from flaxresnet.data.preprocess import Part
+from flaxresnet.errors import UserError
+
+AT_ONCE = 4096  # reads that wait for a thread
+
+
+class StoredImages(abc.ABC):
+    """Images on disk, to be indexed as an array of (n, height, width, 3) uint8 would be; worker processes get copies.
+
+    Attributes:
+      location: where they are.
+      shape: (n, height, width, 3).
+      dtype: uint8.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, location: str, count: int, image_size: tuple[int, int]) -> None:
+        self.location, self.shape = location, (count, *image_size, 3)
+        self._places: np.ndarray | None = None
+
+    @abc.abstractmethod
+    def _read(self, place: int, part: Part | None) -> np.ndarray: ...
+
+    def read(self, place: int, part: Part | None = None) -> np.ndarray:
+        """The image at a place, (height, width, 3) uint8, or a part of it in the same size.
+
+        Raises UserError where it cannot be read.
+        """
+        return self._read(self._at(place), part)
+
+    def _at(self, place: int) -> int:
+        return place if self._places is None else int(self._places[place])
+
+    def only(self, places: np.ndarray) -> Self:
+        """Some of the images."""
+        some = copy.copy(self)
+        some._places = places if self._places is None else self._places[places]
+        some.shape = (len(places), *self.shape[1:])
+        return some
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they would take in memory."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, int | np.integer):
+            return self.read(int(index))
+        images, bad = self.load(np.arange(len(self))[index])
+        if bad:
+            raise UserError(next(iter(bad.values())))
+        return images
+
+    def load(self, places: np.ndarray | None = None) -> tuple[np.ndarray, dict[int, str]]:
+        """Images into memory, all of them by default: (n, height, width, 3), and row → what is wrong with it."""
+        places = np.arange(len(self)) if places is None else places
+        images = np.empty((len(places), *self.shape[1:]), np.uint8)
+
+        def read(row: int) -> None:
+            images[row] = self.read(int(places[row]))
+
+        return images, _troubles(read, len(places))
+
+    def unreadable(self, places: Sequence[int] | None = None) -> dict[int, str]:
+        """Place → what is wrong with the image there; reads every image, or those at the places, and keeps none."""
+        if places is None:
+            return _troubles(self.read, len(self))
+        found = _troubles(lambda i: self.read(places[i]), len(places))
+        return {places[i]: wrong for i, wrong in found.items()}
+
+
+class Encoded(StoredImages):
+    """Images of which each has bytes of its own, as a picture's file has them."""
+
+    @abc.abstractmethod
+    def _bytes(self, place: int) -> bytes: ...
+
+    def encoded(self, place: int) -> bytes:
+        """The bytes of the picture at a place; raises UserError where they cannot be read."""
+        return self._bytes(self._at(place))
+
+
+def _troubles(read: Callable[[int], object], count: int) -> dict[int, str]:
+    """What is wrong with those of `count` images that `read` raises UserError for, in order."""
+
+    def trouble(place: int) -> str | None:
+        try:
+            read(place)
+        except UserError as error:
+            return str(error)
+        return None
+
+    found = dict[int, str]()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders do not hold Python's lock
+        for start in range(0, count, AT_ONCE):
+            places = range(start, min(start + AT_ONCE, count))
+            found |= {place: wrong for place, wrong in zip(places, pool.map(trouble, places), strict=True) if wrong}
+    return found

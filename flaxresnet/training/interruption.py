@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM: the step that is under way is finished and saved, then training ends."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+from flaxresnet.errors import Interrupted
+from flaxresnet.training import distributed
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Hears that training is to stop; a context manager, in which signals wait for the end of a step.
+
+    Before `begin`, when there is nothing to save, and at the second time a signal ends everything at once. Where there
+    are several processes JAX hears SIGTERM, so that all of them stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._heard: signal.Signals | None = None
+        self._may_wait = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread hear signals
+            heard = [signal.SIGINT] if distributed.is_one_of_many() else SIGNALS
+            self._before = {number: signal.signal(number, self._hear) for number in heard}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def begin(self) -> None:
+        """From now on there is something to save."""
+        self._may_wait = True
+
+    def wanted(self, step: int) -> signal.Signals | None:
+        """The signal that was heard, if any; asked after each step, and by every process alike."""
+        if distributed.told_to_stop(step):
+            return signal.SIGTERM
+        return self._heard
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self._heard or not self._may_wait:
+            raise Interrupted(signal.Signals(number), "stopped; what had been written is kept")
+        self._heard = signal.Signals(number)

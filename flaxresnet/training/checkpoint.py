@@ -1,7 +1,8 @@
 """Checkpoints of a run: the latest and the best one, written by Orbax in the background.
 
 A checkpoint holds three items, so that each reader loads no more than it needs: `params`, `eval_stats` (the batch-norm
-statistics measured for these parameters) and `training` (running averages, optimiser state, step).
+statistics measured for these parameters) and `training` (running averages, optimiser state, step, and the weights
+that learn where those in `params` are their average).
 """
 
 import contextlib
@@ -49,13 +50,12 @@ class Checkpoints:
 
     def save(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing a checkpoint, with the epoch's row of metrics, `test_accuracy` and `test_loss` among them."""
-        training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=ocp.args.StandardSave(state.weights),
                 eval_stats=ocp.args.StandardSave(eval_stats),
-                training=ocp.args.StandardSave(training),
+                training=ocp.args.StandardSave(state.training),
             ),
             metrics=row,
         )
@@ -71,14 +71,13 @@ class Checkpoints:
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings), and its row."""
-        training = {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
         step = self.latest_step()
-        found = self._restore(step, params=state.params, training=training)
+        found = self._restore(step, params=state.params, training=state.training)
         with self._reading(self._folder / str(step)):
             row = self._manager.metrics(step)
             if "epoch" not in row:
                 raise KeyError("epoch")
-        return state.replace(params=found["params"], **found["training"]), row
+        return state.restored(found["params"], found["training"]), row
 
     def restore_variables(self, variables: Any, which: Which = "latest") -> Any:
         """Parameters and measured statistics for prediction.

@@ -75,7 +75,8 @@ class Programs:
         self._rest: tuple[Future[Any], Future[Any] | None] | None = None
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
-        create = self._jit(partial(TrainState.create, self._model, optimizer, key, (height, width))).lower()
+        first = partial(TrainState.create, self._model, optimizer, key, (height, width), info.config.settings.ema > 0)
+        create = self._jit(first).lower()
         self._create = self._start(lambda: create, once=True) if fresh else None
 
         place = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding))

@@ -353,3 +353,8 @@ def test_a_folder_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.rename", refuse)
     with pytest.raises(UserError, match=r"--workdir .*signs cannot be renamed: Permission denied"):
         folder.set_aside()
+
+
+@pytest.mark.parametrize("count", [None, 8])
+def test_the_models_batch_norm_takes_its_statistics_over_as_many_images_as_asked(count):
+    assert dataclasses.replace(INFO, config=TrainConfig(norm_batch=count)).model().norm_batch == count

@@ -110,8 +110,7 @@ class Classifier:
         """
         info, variables = load_run(run, checkpoint)
         trust = Trust.read(run, digest(variables["params"])) if calibrated else None
-        mirrors = info.config.flip and info.config.settings.augment > 0
-        return cls(info.model(), variables, info.class_names, info.preprocessing, trust, mirrors)
+        return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.mirrors)
 
     @property
     def temperature(self) -> float:

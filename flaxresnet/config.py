@@ -28,6 +28,8 @@ Model = Literal[
     "wide_resnet50_2",
 ]
 Variant = Literal["tutorial", "keras", "torchvision"]
+Optimizer = Literal["adam", "sgd", "adamw", "lamb"]
+Policy = Literal["none", "trivial", "rand"]
 Which = Literal["latest", "best"]  # of a run's checkpoints: after the last epoch, or the best on the test images
 
 
@@ -45,12 +47,21 @@ class Network:
 class Recipe:
     """What the options become that are left at None; `TrainConfig` says what each means. By itself, the tutorials'."""
 
+    optimizer: Optimizer = "adam"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
     label_smoothing: float = 0.0
     augment: float = 0.0
     augment_ramp: float = 0.0
+    crop: float = 1.0
+    policy: Policy = "none"
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     momentum: float = 0.99
     residual_scale: float = 1.0
     head_epochs: float = 0.0
@@ -66,7 +77,25 @@ ROBUST = dataclasses.replace(FAST, warmup_epochs=1.0, label_smoothing=0.05, augm
 FINETUNE = dataclasses.replace(
     ROBUST, learning_rate=3e-4, augment_ramp=1.0, residual_scale=1.0, head_epochs=1.0, layer_decay=0.8
 )
-RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FINETUNE}
+# For hundreds of thousands of pictures, as published with 90 to 120 epochs. Goyal et al. 2017, arXiv:1706.02677: rate,
+# warm-up, weight decay, silent residual branches, batch norm's momentum. He et al. 2019, arXiv:1812.01187: no decay of
+# biases and norms, cosine, label smoothing. Szegedy et al. 2015, arXiv:1409.4842: the crop.
+IMAGENET = Recipe(
+    optimizer="sgd",
+    learning_rate=0.1,
+    schedule="cosine",
+    warmup_epochs=5.0,
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    crop=0.08,
+    momentum=0.9,
+    residual_scale=0.0,
+)
+RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FINETUNE, "imagenet": IMAGENET}
+# Recipes whose learning rate is that for steps of so many images, and in proportion for others (Goyal, section 2.1).
+RATE_IS_FOR = {"imagenet": 256}
+# Recipes with a network of their own: "v1.5", whose 3×3 convolution takes the stride.
+NETWORKS = {"imagenet": Network(variant="torchvision")}
 Defaults = TypeVar("Defaults", Recipe, Network)
 PARTS = ("stem", "stage2", "stage3", "stage4", "stage5")
 
@@ -79,6 +108,7 @@ def between(low: float, high: float) -> Check:
     return (lambda value: low <= value <= high), f"between {low} and {high}"
 
 
+SHARE: Check = (lambda value: 0 < value <= 1), "above 0 and at most 1"
 POSITIVE: Check = (lambda value: 0 < value < math.inf), "above 0"
 FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
 
@@ -129,11 +159,17 @@ class TrainConfig:
     batch_size: int = option(32, at_least(1))
     """Images in a training step, over all devices together."""
 
+    accumulate: int = option(1, at_least(1))
+    """Parts that a batch goes through the network in, to save memory, for one step; batch norm sees each part alone."""
+
+    norm_batch: int | None = option(None, at_least(1))
+    """Images that batch norm takes its statistics over in training. Left out: all of the batch, or of its part."""
+
     seed: int = option(0, between(0, 2**32 - 1))
     """Start of all random numbers: first weights, order of the images, augmentation."""
 
-    recipe: Literal["robust", "fast", "tutorial", "finetune"] = "robust"
-    """robust: for other people's photos. fast: for few epochs. tutorial: as in Keras. finetune: from --init."""
+    recipe: Literal["robust", "fast", "tutorial", "finetune", "imagenet"] = "robust"
+    """robust: others' photos. fast: few epochs. tutorial: as in Keras. finetune: from --init. imagenet: many images."""
 
     init: str | None = option(None, NOT_EMPTY)
     """Weights to start from: a Keras or PyTorch file, a run's folder or a Hugging Face model; the network is theirs."""
@@ -145,7 +181,7 @@ class TrainConfig:
     """Size of the network. Left out: that of --init, or resnet50."""
 
     variant: Variant | None = None
-    """Written as in the tutorials, in Keras Applications, or in torchvision. Left out: that of --init, or tutorial."""
+    """Written as in the tutorials, Keras Applications, or torchvision. Left out: that of --init, or of the recipe."""
 
     width: int | None = option(None, at_least(1))
     """Features of the first convolution, on which all others' depend. Left out: those of --init, or 64."""
@@ -156,8 +192,11 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; parameters, statistics, logits and loss are float32 with either."""
 
+    optimizer: Optimizer | None = None
+    """adam, sgd (Nesterov's momentum of 0.9), adamw (Adam with weight decay), or lamb, for batches of thousands."""
+
     learning_rate: float | None = option(None, POSITIVE)
-    """Adam's step size; where the schedule changes it, the highest. Left out: the recipe's."""
+    """The optimiser's step size; where the schedule changes it, the highest. Left out: the recipe's."""
 
     schedule: Literal["constant", "cosine"] | None = None
     """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""
@@ -165,17 +204,41 @@ class TrainConfig:
     warmup_epochs: float | None = option(None, at_least(0))
     """Epochs in which the learning rate rises from zero."""
 
+    weight_decay: float | None = option(None, at_least(0))
+    """Pull of kernels towards zero, not of biases and batch norm; for sgd an L2 term in the gradient. Not for adam."""
+
+    clip: float | None = option(None, at_least(0))
+    """Largest norm of the gradient of all parameters together; longer ones are shortened to it. 0: any."""
+
+    ema: float | None = option(None, FRACTION)
+    """Decay of an average of the weights over the steps, which is what is evaluated and predicts. 0: no average."""
+
     label_smoothing: float | None = option(None, FRACTION)
     """Share of the target probability that is spread evenly over all classes."""
 
     augment: float | None = option(None, between(0, 2))
-    """Strength of random rotation, scale, shift, contrast, brightness and colour; 0 turns all augmentation off."""
+    """Strength of random rotation, scale, shift, contrast, brightness and colour; 0 turns these off."""
 
     augment_ramp: float | None = option(None, at_least(0))
     """Epochs in which the augmentation grows from nothing to its strength."""
 
+    crop: float | None = option(None, SHARE)
+    """Smallest share of an image's area in a random crop, which is brought to the full size. 1: no crops."""
+
+    policy: Policy | None = None
+    """trivial: one random change an image, of any strength (TrivialAugment); rand: two strong ones (RandAugment)."""
+
+    erase: float | None = option(None, between(0, 1))
+    """Share of the images in which a random box is replaced by noise (random erasing)."""
+
+    mixup: float | None = option(None, at_least(0))
+    """Alpha of mixup: images and labels averaged in pairs; with --cutmix too a batch takes one of the two. 0: off."""
+
+    cutmix: float | None = option(None, at_least(0))
+    """Alpha of CutMix: a box of one image is laid into another, and labels are mixed by its share. 0: off."""
+
     flip: bool = True
-    """Augmentation mirrors half of the images; turn it off where left and right differ in meaning."""
+    """--augment, --crop and --policy mirror half of the images; turn it off where left and right differ in meaning."""
 
     momentum: float | None = option(None, FRACTION)
     """Momentum of batch norm's running averages."""
@@ -186,7 +249,7 @@ class TrainConfig:
     head_epochs: float | None = option(None, at_least(0))
     """Epochs at the beginning in which only the last layer learns."""
 
-    layer_decay: float | None = option(None, (lambda value: 0 < value <= 1, "above 0 and at most 1"))
+    layer_decay: float | None = option(None, SHARE)
     """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
 
     recalibrate: int = option(512, at_least(0))
@@ -240,12 +303,14 @@ class TrainConfig:
     @property
     def settings(self) -> Recipe:
         """The recipe's options, with those given explicitly in place of the recipe's."""
-        return self._over(RECIPES[self.recipe])
+        recipe = RECIPES[self.recipe]
+        share = self.batch_size / RATE_IS_FOR.get(self.recipe, self.batch_size)
+        return self._over(dataclasses.replace(recipe, learning_rate=recipe.learning_rate * share))
 
     @property
     def network(self) -> Network:
         """Which network, with what was left out filled in."""
-        return self._over(Network())
+        return self._over(NETWORKS.get(self.recipe, Network()))
 
     def _over(self, defaults: Defaults) -> Defaults:
         """The defaults, with the options that were given in their place."""
@@ -257,6 +322,36 @@ class TrainConfig:
         """The parts of the network that `freeze` names."""
         named = self.freeze.replace(" ", "").split(",") if self.freeze else []
         return PARTS if "backbone" in named else tuple(part for part in PARTS if part in named)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether half of the images are mirrored: with any of what changes where in an image things are."""
+        settings = self.settings
+        return self.flip and (settings.augment > 0 or settings.crop < 1 or settings.policy != "none")
+
+    def check(self) -> None:
+        """Raises UserError where options that are well each by itself do not fit together."""
+        settings, part = self.settings, self.batch_size // self.accumulate
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}; give a divisor of it"
+            )
+        if self.norm_batch and part % self.norm_batch:
+            parts = f" / --accumulate {self.accumulate}" if self.accumulate > 1 else ""
+            raise UserError(
+                f"--norm-batch {self.norm_batch} does not divide --batch-size {self.batch_size}{parts}; "
+                f"give a divisor of {part}"
+            )
+        if settings.weight_decay and settings.optimizer == "adam":
+            raise UserError(
+                f"--weight-decay {settings.weight_decay} is not for --optimizer adam, whose steps would undo it; "
+                "give --optimizer adamw, or --weight-decay 0"
+            )
+        if settings.ema and not self.recalibrate and self.frozen != PARTS:
+            raise UserError(
+                f"--ema {settings.ema} needs --recalibrate above 0, for batch norm's running averages are those of "
+                "the weights before averaging; leave --recalibrate out, or give --ema 0"
+            )
 
     def resolve(self) -> Self:
         """The same configuration with every option filled in that was left to the recipe or to the network."""

@@ -29,6 +29,8 @@ FLAGS = {
     "workdir": (["--workdir", "runs/signs"], "runs/signs"),
     "epochs": (["--epochs", "3"], 3),
     "batch_size": (["--batch-size", "8"], 8),
+    "accumulate": (["--accumulate", "2"], 2),
+    "norm_batch": (["--norm-batch", "4"], 4),
     "seed": (["--seed", "4294967295"], 2**32 - 1),
     "recipe": (["--recipe", "tutorial"], "tutorial"),
     "init": (["--init", "weights.h5"], "weights.h5"),
@@ -38,12 +40,21 @@ FLAGS = {
     "width": (["--width", "16"], 16),
     "stem_relu": (["--no-stem-relu"], False),
     "precision": (["--precision", "bfloat16"], "bfloat16"),
+    "optimizer": (["--optimizer", "lamb"], "lamb"),
     "learning_rate": (["--learning-rate", "3e-4"], 3e-4),
     "schedule": (["--schedule", "constant"], "constant"),
     "warmup_epochs": (["--warmup-epochs", "0.5"], 0.5),
+    "weight_decay": (["--weight-decay", "0.05"], 0.05),
+    "clip": (["--clip", "1.5"], 1.5),
+    "ema": (["--ema", "0.999"], 0.999),
     "label_smoothing": (["--label-smoothing", "0.2"], 0.2),
     "augment": (["--augment", "0"], 0.0),
     "augment_ramp": (["--augment-ramp", "2.5"], 2.5),
+    "crop": (["--crop", "0.25"], 0.25),
+    "policy": (["--policy", "rand"], "rand"),
+    "erase": (["--erase", "0.25"], 0.25),
+    "mixup": (["--mixup", "0.2"], 0.2),
+    "cutmix": (["--cutmix", "0.5"], 0.5),
     "flip": (["--no-flip"], False),
     "momentum": (["--momentum", "0.95"], 0.95),
     "residual_scale": (["--residual-scale", "0.2"], 0.2),
@@ -70,6 +81,8 @@ def test_defaults_are_those_of_the_help():
         "image_size": None,
         "skip_bad": 0.0,
         "batch_size": 32,
+        "accumulate": 1,
+        "norm_batch": None,
         "seed": 0,
         "recipe": "robust",
         "init": None,
@@ -79,7 +92,16 @@ def test_defaults_are_those_of_the_help():
         "width": None,
         "stem_relu": None,
         "precision": "float32",
+        "optimizer": None,
         "learning_rate": None,
+        "weight_decay": None,
+        "clip": None,
+        "ema": None,
+        "crop": None,
+        "policy": None,
+        "erase": None,
+        "mixup": None,
+        "cutmix": None,
         "schedule": None,
         "warmup_epochs": None,
         "label_smoothing": None,
@@ -99,8 +121,37 @@ def test_defaults_are_those_of_the_help():
     }
 
 
+# What recipes for small data do without.
+PLAIN = {
+    "optimizer": "adam",
+    "weight_decay": 0,
+    "clip": 0,
+    "ema": 0,
+    "crop": 1,
+    "policy": "none",
+    "erase": 0,
+    "mixup": 0,
+    "cutmix": 0,
+}
 RESOLVED = {
-    "fast": {
+    "imagenet": PLAIN
+    | {
+        "optimizer": "sgd",
+        "learning_rate": 0.0125,  # 0.1 for 256 images, and the default is 32
+        "schedule": "cosine",
+        "warmup_epochs": 5,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+        "augment": 0,
+        "augment_ramp": 0,
+        "crop": 0.08,
+        "momentum": 0.9,
+        "residual_scale": 0,
+        "head_epochs": 0,
+        "layer_decay": 1,
+    },
+    "fast": PLAIN
+    | {
         "learning_rate": 0.001,
         "schedule": "cosine",
         "warmup_epochs": 0.5,
@@ -112,7 +163,8 @@ RESOLVED = {
         "head_epochs": 0,
         "layer_decay": 1,
     },
-    "tutorial": {
+    "tutorial": PLAIN
+    | {
         "learning_rate": 0.001,
         "schedule": "constant",
         "warmup_epochs": 0,
@@ -124,7 +176,8 @@ RESOLVED = {
         "head_epochs": 0,
         "layer_decay": 1,
     },
-    "finetune": {
+    "finetune": PLAIN
+    | {
         "learning_rate": 0.0003,
         "schedule": "cosine",
         "warmup_epochs": 1,
@@ -136,7 +189,8 @@ RESOLVED = {
         "head_epochs": 1,
         "layer_decay": 0.8,
     },
-    "robust": {
+    "robust": PLAIN
+    | {
         "learning_rate": 0.001,
         "schedule": "cosine",
         "warmup_epochs": 1,
@@ -152,20 +206,88 @@ RESOLVED = {
 
 
 NETWORK = {"model": "resnet50", "variant": "tutorial", "width": 64, "stem_relu": True}
+NETWORKS = dict.fromkeys(RECIPES, NETWORK) | {"imagenet": NETWORK | {"variant": "torchvision"}}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_and_the_network_fill_in_what_was_left_to_them_and_nothing_else(recipe):
     given = TrainConfig(recipe=recipe, epochs=3, seed=9)
     resolved = given.resolve()
-    assert resolved.to_json() == given.to_json() | RESOLVED[recipe] | NETWORK
+    assert resolved.to_json() == given.to_json() | RESOLVED[recipe] | NETWORKS[recipe]
     assert resolved.resolve() == resolved
     assert [name for name, value in resolved.to_json().items() if value is None] == [
         "data",
         "image_size",
+        "norm_batch",
         "init",
         "freeze",
     ]
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.1), (1024, 0.4), (32, 0.0125)])
+def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_size, rate):
+    given = TrainConfig(recipe="imagenet", batch_size=batch_size)
+    assert given.settings.learning_rate == pytest.approx(rate)
+    assert given.resolve().resolve().learning_rate == pytest.approx(rate)
+    assert dataclasses.replace(given, learning_rate=0.3).settings.learning_rate == 0.3
+    assert TrainConfig(recipe="fast", batch_size=batch_size).settings.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "mirrors"),
+    [
+        ({}, True),
+        ({"recipe": "tutorial"}, False),
+        ({"recipe": "imagenet"}, True),
+        ({"recipe": "imagenet", "flip": False}, False),
+        ({"augment": 0, "crop": 0.5}, True),
+        ({"augment": 0, "policy": "rand"}, True),
+        ({"augment": 0, "mixup": 0.2, "erase": 0.25}, False),
+    ],
+)
+def test_images_are_mirrored_with_whatever_changes_positions(options, mirrors):
+    assert TrainConfig(**options).mirrors is mirrors
+
+
+CONTRADICTIONS = [
+    ({"accumulate": 3}, "--accumulate 3 does not divide --batch-size 32; give a divisor of it"),
+    ({"norm_batch": 5}, "--norm-batch 5 does not divide --batch-size 32; give a divisor of 32"),
+    (
+        {"norm_batch": 16, "accumulate": 4},
+        "--norm-batch 16 does not divide --batch-size 32 / --accumulate 4; give a divisor of 8",
+    ),
+    (
+        {"weight_decay": 0.1},
+        "--weight-decay 0.1 is not for --optimizer adam, whose steps would undo it; "
+        "give --optimizer adamw, or --weight-decay 0",
+    ),
+    (
+        {"ema": 0.9, "recalibrate": 0},
+        "--ema 0.9 needs --recalibrate above 0, for batch norm's running averages are those of the weights before "
+        "averaging; leave --recalibrate out, or give --ema 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), CONTRADICTIONS)
+def test_options_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(UserError) as caught:
+        TrainConfig(**options).check()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recipe": "imagenet"},
+        {"accumulate": 4, "norm_batch": 8},
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"ema": 0.9, "recalibrate": 0, "freeze": "backbone"},  # no statistics move there
+    ],
+)
+def test_options_that_fit_together_are_accepted(options):
+    TrainConfig(**options).check()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -211,7 +333,20 @@ def test_json_values_are_checked():
 
 NAN, INFINITY = float("nan"), float("inf")
 
+RECIPE_WORDS = " or ".join(map(repr, RECIPES))
 MISTAKES = [
+    ("accumulate", 0, "--accumulate must be at least 1, not 0"),
+    ("norm_batch", 0, "--norm-batch must be at least 1, not 0"),
+    ("optimizer", "lars", "--optimizer must be 'adam' or 'sgd' or 'adamw' or 'lamb', not 'lars'"),
+    ("weight_decay", -1e-4, "--weight-decay must be at least 0, not -0.0001"),
+    ("clip", -1, "--clip must be at least 0, not -1"),
+    ("clip", NAN, "--clip must be at least 0, not nan"),
+    ("ema", 1, "--ema must be at least 0 and below 1, not 1"),
+    ("crop", 0, "--crop must be above 0 and at most 1, not 0"),
+    ("policy", "auto", "--policy must be 'none' or 'trivial' or 'rand', not 'auto'"),
+    ("erase", 1.5, "--erase must be between 0 and 1, not 1.5"),
+    ("mixup", -0.2, "--mixup must be at least 0, not -0.2"),
+    ("cutmix", -1, "--cutmix must be at least 0, not -1"),
     ("data", 3, "--data must be text, not 3"),
     ("data", b"a.h5", "--data must be text, not b'a.h5'"),
     ("workdir", None, "--workdir must be text, not None"),
@@ -226,7 +361,7 @@ MISTAKES = [
     ("seed", -1, "--seed must be between 0 and 4294967295, not -1"),
     ("seed", 2**32, "--seed must be between 0 and 4294967295, not 4294967296"),
     ("seed", 0.5, "--seed must be a whole number, not 0.5"),
-    ("recipe", "fancy", "--recipe must be 'robust' or 'fast' or 'tutorial' or 'finetune', not 'fancy'"),
+    ("recipe", "fancy", f"--recipe must be {RECIPE_WORDS}, not 'fancy'"),
     ("init", "", "--init must be a name, not ''"),
     ("init", 3, "--init must be text, not 3"),
     ("freeze", "stage9", f"--freeze must be {PARTS_WORDS}, not 'stage9'"),
@@ -234,7 +369,7 @@ MISTAKES = [
     ("head_epochs", -1, "--head-epochs must be at least 0, not -1"),
     ("layer_decay", 0, "--layer-decay must be above 0 and at most 1, not 0"),
     ("layer_decay", 1.5, "--layer-decay must be above 0 and at most 1, not 1.5"),
-    ("recipe", None, "--recipe must be 'robust' or 'fast' or 'tutorial' or 'finetune', not None"),
+    ("recipe", None, f"--recipe must be {RECIPE_WORDS}, not None"),
     ("model", "resnet51", f"--model must be {MODELS}, not 'resnet51'"),
     ("model", 50, f"--model must be {MODELS}, not 50"),
     ("variant", "tf", "--variant must be 'tutorial' or 'keras' or 'torchvision', not 'tf'"),

@@ -7,6 +7,8 @@ pixels outside the image repeat its edge; colour is one affine map of the channe
 import jax
 import jax.numpy as jnp
 
+from flaxresnet.data.boxes import crop_maps
+
 # Half-widths of the ranges at strength 1.
 ROTATION = 20.0  # degrees
 LOG_SCALE = 0.2  # zoom from 1/1.22 to 1.22
@@ -17,22 +19,36 @@ BRIGHTNESS = 0.2  # of full scale
 LOG_COLOUR = 0.12  # each channel's gain: other light
 SATURATION = 0.4
 
+CROP = 1  # the stream of the geometry's key that crops are drawn from
 
-def augment(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike = 1.0, flip: bool = True) -> jax.Array:
-    """Randomly rotates, scales, shifts, flips and recolours images.
+
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    strength: jax.typing.ArrayLike = 1.0,
+    flip: bool = True,
+    crop: float = 1.0,
+) -> jax.Array:
+    """Randomly crops, rotates, scales, shifts, flips and recolours images.
 
     Args:
       key: a PRNG key; the same key gives the same changes.
       images: (batch, height, width, 3), float, in [0, 1].
-      strength: multiplies every range; 0 leaves only the flip.
+      strength: multiplies every range; 0 leaves only the flip and the crop.
       flip: whether half of the images are mirrored left to right.
+      crop: the smallest share of the area in a random crop (`crop_maps`); 1 for none. A crop is enlarged from the
+        pixels that there are: those of the network's size.
 
     Returns:
       Images of the same shape and dtype, in [0, 1].
     """
     geometry, colour = jax.random.split(key)
+    matrix, shift = random_maps(geometry, images.shape[0], strength, flip)
+    if crop < 1:  # what the first map shows of the crop: one sampling for both
+        scale, place = crop_maps(jax.random.fold_in(geometry, CROP), images, crop)
+        matrix, shift = scale[:, :, None] * matrix, scale * shift + place
     # float32 throughout: half precision would round positions to whole pixels.
-    changed = sample_bilinear(images.astype(jnp.float32), *random_maps(geometry, images.shape[0], strength, flip))
+    changed = sample_bilinear(images.astype(jnp.float32), matrix, shift)
     return recolour(colour, changed, strength).astype(images.dtype)
 
 

@@ -15,7 +15,9 @@ def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array, batch
     """The statistics that batch norm has over the given images with the given parameters.
 
     Args:
-      model: a module with a `momentum` field, such as `ResNet`; its `batch_stats` hold `mean` and `var`.
+      model: a module with a `momentum` field, such as `ResNet`; its `batch_stats` hold `mean` and `var`. Where it
+        takes statistics over parts of a batch (`norm_batch`), here it takes them over all of it, whose statistics are
+        nearer to those of all images (section 3.3 of the paper).
       params: its parameters.
       batches: (k, batch, height, width, 3), scaled as for training. Each batch is normalised with its own statistics.
       batch_stats: the statistics of layers that are frozen, which stay as they are; others' are not looked at.
@@ -25,7 +27,8 @@ def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array, batch
       mean of the variances plus the variance of the means (equation 4 of the paper).
     """
     variables = {"params": params} | ({} if batch_stats is None else {"batch_stats": batch_stats})
-    memoryless = model.clone(momentum=0.0)  # its "running" statistics are the last batch's own
+    whole = {"norm_batch": None} if hasattr(model, "norm_batch") else {}
+    memoryless = model.clone(momentum=0.0, **whole)  # its "running" statistics are the last batch's own
 
     def of_one_batch(images: jax.Array) -> Any:
         return memoryless.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]

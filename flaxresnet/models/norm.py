@@ -24,12 +24,16 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch's.
       epsilon: added to the variance.
+      group: images that statistics are taken over, neighbours in the batch ("ghost batch norm", Hoffer et al. 2017,
+        arXiv:1705.08741); the running statistics take the mean of all groups' means and variances. None, or a batch
+        that it does not divide: over the whole batch.
       dtype: of the result, None for that of `x`. Statistics and arithmetic are at least float32 in any case.
       scale_init, bias_init: initialisers of the parameters.
     """
 
     momentum: float = 0.99
     epsilon: float = 1e-5
+    group: int | None = None
     dtype: Any = None
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
@@ -43,7 +47,8 @@ class BatchNorm(nn.Module):
         dtype = x.dtype if self.dtype is None else self.dtype
         if use_running_average:
             return _normalize(x, mean.value, var.value, scale, bias, self.epsilon).astype(dtype)
-        y, batch_mean, batch_var = normalize_batch(x, scale, bias, self.epsilon)
+        group = len(x) if self.group is None or len(x) % self.group else self.group
+        y, batch_mean, batch_var = normalize_groups(x, scale, bias, self.epsilon, group)
         if not self.is_initializing():
             mean.value = _decay(mean.value, batch_mean, self.momentum)
             var.value = _decay(var.value, batch_var, self.momentum)
@@ -79,6 +84,17 @@ def _backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array
 
 
 normalize_batch.defvjp(_forward, _backward)
+
+
+def normalize_groups(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, group: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `normalize_batch`, each `group` neighbouring images by themselves; with the mean of their statistics."""
+    if group == len(x):
+        return normalize_batch(x, scale, bias, epsilon)
+    groups = x.reshape(-1, group, *x.shape[1:])
+    y, means, variances = jax.vmap(lambda images: normalize_batch(images, scale, bias, epsilon))(groups)
+    return y.reshape(x.shape), means.mean(0), variances.mean(0)
 
 
 # Compiled functions in themselves, so that layers of the same shape are traced once.

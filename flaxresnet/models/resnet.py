@@ -72,6 +72,7 @@ class ResNet(nn.Module):
       dtype: of the arithmetic between the first convolution and the last pooling. Parameters, statistics and logits are
         float32 in any case.
       residual_scale: where the scale of each block's last batch norm starts; see the blocks.
+      norm_batch: images that batch norm takes its statistics over with `train=True`, as `BatchNorm.group`; None: all.
       frozen: parts (`"stem"`, `"stage2"`, …, as `part_of` names them) whose batch norm is not in training with
         `train=True`: it uses its running statistics and leaves them as they are.
     """
@@ -94,6 +95,7 @@ class ResNet(nn.Module):
     act: Callable[[jax.Array], jax.Array] = nn.relu
     residual_scale: float = 1.0
     dtype: Any = jnp.float32
+    norm_batch: int | None = None
     frozen: tuple[str, ...] = ()
 
     @nn.compact
@@ -104,7 +106,9 @@ class ResNet(nn.Module):
         if self.width * self.widen % self.groups:
             raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
         conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)
-        norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype)
+        # flax's layer, which fits too, has no groups.
+        grouped = {} if self.norm_batch is None else {"group": self.norm_batch}
+        norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, **grouped)
 
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
         x = norm(name="bn_conv1")(x, use_running_average=not train or "stem" in self.frozen)

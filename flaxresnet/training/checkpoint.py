@@ -1,8 +1,9 @@
 """Checkpoints of a run, written by Orbax in the background: the latest and the best, and the newest within an epoch.
 
 A checkpoint holds three items, so that each reader loads no more than it needs: `params`, `eval_stats` (the batch-norm
-statistics measured for these parameters) and `training` (running averages, optimiser state, step). One within an epoch
-has no `eval_stats`, for it is there to go on from alone, and the epoch's sums so far instead.
+statistics measured for these parameters) and `training` (running averages, optimiser state, step, and the weights
+that learn where those in `params` are their average). One within an epoch has no `eval_stats`, for it is there to go on
+from alone, and the epoch's sums so far instead.
 """
 
 import contextlib
@@ -67,15 +68,15 @@ class Unfinished(_Folder):
     def save(self, state: TrainState, metrics: Metrics) -> None:
         """Starts writing what the epoch's next step needs; `metrics` are its sums so far."""
         if (step := int(state.step)) != self.latest_step():
-            items = {"params": state.params, "training": _training(state), "sums": vars(metrics)}
+            items = {"params": state.weights, "training": state.training, "sums": vars(metrics)}
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             self._manager.save(step, args=ocp.args.Composite(**args))
 
     def restore(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
         """The newest state and its epoch's sums, placed as those given are."""
         sums = vars(metrics)
-        found = self._restore(self.latest_step(), params=state.params, training=_training(state), sums=sums)
-        return state.replace(params=found["params"], **found["training"]), Metrics(**found["sums"])
+        found = self._restore(self.latest_step(), params=state.params, training=state.training, sums=sums)
+        return state.restored(found["params"], found["training"]), Metrics(**found["sums"])
 
     def clear(self) -> None:
         """Deletes it, when its epoch is whole."""
@@ -109,9 +110,9 @@ class Checkpoints(_Folder):
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=ocp.args.StandardSave(state.weights),
                 eval_stats=ocp.args.StandardSave(eval_stats),
-                training=ocp.args.StandardSave(_training(state)),
+                training=ocp.args.StandardSave(state.training),
             ),
             metrics=row,
         )
@@ -125,8 +126,8 @@ class Checkpoints(_Folder):
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings), and its row."""
         step = self.latest_step()
-        found = self._restore(step, params=state.params, training=_training(state))
-        return state.replace(params=found["params"], **found["training"]), self.row()
+        found = self._restore(step, params=state.params, training=state.training)
+        return state.restored(found["params"], found["training"]), self.row()
 
     def row(self) -> dict[str, Any]:
         """The metrics of the latest checkpoint's epoch."""
@@ -164,11 +165,6 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
-
-
-def _training(state: TrainState) -> dict[str, Any]:
-    """What goes on with training besides the parameters."""
-    return {"step": state.step, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
 
 
 def load_run(run: str | Path, which: Which = "latest") -> tuple[RunInfo, Any]:

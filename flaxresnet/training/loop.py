@@ -88,6 +88,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     Raises:
       UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
     """
+    config.check()
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config)
@@ -233,7 +234,8 @@ class Trainer:
     def _optimizer(self) -> optax.GradientTransformation:
         settings = self.config.settings
         head_steps = round(settings.head_epochs * self.train.steps_per_epoch)
-        return make_optimizer(self.schedule, settings.layer_decay, head_steps)
+        kind = settings.optimizer, settings.weight_decay, settings.clip
+        return make_optimizer(self.schedule, settings.layer_decay, head_steps, *kind)
 
     def run(self) -> Run:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
@@ -300,7 +302,7 @@ class Trainer:
         ready = time.perf_counter()
         eval_stats = self.state.batch_stats
         if measure is not None:
-            eval_stats = jax.block_until_ready(measure({"params": self.state.params, "batch_stats": eval_stats}))
+            eval_stats = jax.block_until_ready(measure({"params": self.state.weights, "batch_stats": eval_stats}))
         measured = time.perf_counter()
         test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
         if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen
@@ -386,7 +388,7 @@ class Trainer:
         )
 
     def _evaluate(self, eval_step: EvalStep, eval_stats: Any) -> tuple[float, float]:
-        variables = {"params": self.state.params, "batch_stats": eval_stats}
+        variables = {"params": self.state.weights, "batch_stats": eval_stats}
         metrics = self.zero
         for batch in self.test.in_order():
             self._stop_if_wanted(int(self.state.step))

@@ -31,9 +31,11 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
         raise UserError(f"--image-size {wanted} is for folders of pictures; the images in {splits.source} are {there}")
     if config.batch_size > len(train):
         raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
-    if config.batch_size % (devices := jax.device_count()):
+    if config.batch_size % (config.accumulate * (devices := jax.device_count())):
+        parts = f" in {config.accumulate} parts (--accumulate)" if config.accumulate > 1 else ""
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided over {devices} devices; give a multiple of {devices}"
+            f"--batch-size {config.batch_size} cannot be divided over {devices} devices{parts}; "
+            f"give a multiple of {config.accumulate * devices}"
         )
     return train, test
 

@@ -13,7 +13,7 @@ from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
 from flaxresnet.training.run_folder import RunFolder, RunInfo
-from flaxresnet.training.state import TrainState
+from flaxresnet.training.state import TrainState, copied
 
 
 def stored_start(config: TrainConfig) -> RunInfo | None:
@@ -56,7 +56,8 @@ def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]
     require_equal(expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network")
     laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
     variables = layers.unflatten(laid, len(class_names))
-    return state.replace(params=variables["params"], batch_stats=variables["batch_stats"]), with_head
+    averaged = copied({layer: variables["params"][layer] for layer in state.averaged})
+    return state.replace(**variables, averaged=averaged), with_head
 
 
 def _of_head(name: str) -> bool:

@@ -93,7 +93,7 @@ class Programs:
         self._rest: tuple[Future[Any], Future[Any] | None] | None = None
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
-        first = partial(TrainState.create, self._model, optimizer, key, (height, width))
+        first = partial(TrainState.create, self._model, optimizer, key, (height, width), info.config.settings.ema > 0)
         shapes, metrics = jax.eval_shape(first), jax.eval_shape(Metrics.zero)
         self.shapes = placed(shapes, sharding)
         if divided:

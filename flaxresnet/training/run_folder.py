@@ -72,6 +72,7 @@ class RunInfo:
             residual_scale=c.settings.residual_scale,
             dtype=jnp.dtype(c.precision),
             frozen=c.frozen,
+            norm_batch=c.norm_batch,
         )
 
     def difference(self, other: Self) -> str | None:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.data.augment import augment
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.training.inputs import make_inputs
 from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.state import TrainState, learning
+from flaxresnet.training.state import TrainState, learning, moved_average
 
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Metrics, Batch], Metrics]
@@ -29,40 +29,77 @@ def make_train_step(
 ) -> TrainStep:
     """A function (state, metrics, batch) → (state, metrics) that takes one step of gradient descent.
 
-    The objective is the mean cross-entropy with `config.label_smoothing`; the metrics add up the plain cross-entropy,
-    so that training and test losses compare. Augmentation, of strength `augmentation(step)`, is keyed by (seed, step)
+    The objective is the mean cross-entropy with `config.label_smoothing`; the metrics add up the cross-entropy without
+    it, so that training and test losses compare (where images are mixed, with the mixed labels, and an answer is right
+    that is the label of the larger share). Augmentation, of strength `augmentation(step)`, is keyed by (seed, step)
     alone: a resumed run repeats it. Parameters in the model's frozen parts stay as they are and cost no gradient.
     A training batch is full, so its mask is not looked at.
+
+    With `config.accumulate` the batch, augmented as a whole, goes through the network in so many parts, one after
+    another, and the step follows the mean of their gradients: the same step in less memory, but for batch norm, which
+    normalises each part with the part's own statistics and moves its running averages at every part.
     """
     settings = config.settings
-    seed_key = jax.random.key(config.seed)
+    inputs = make_inputs(preprocessing, config, augmentation, model.num_classes)
+
+    def objective(trained: Any, rest: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Any:
+        variables = {"params": rest | trained, "batch_stats": batch_stats}
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        targets = optax.smooth_labels(as_shares(labels, model.num_classes), settings.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
+
+    slope = jax.value_and_grad(objective, has_aux=True)
 
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = batch.images.astype(jnp.float32) / 255
-        if settings.augment:
-            key, strength = jax.random.fold_in(seed_key, state.step), augmentation(state.step)
-            images = augment(key, images, strength, config.flip)
-        images = preprocessing.normalized(images)
-
+        images, labels = inputs(state.step, batch)
         trained = learning(state.params, model.frozen)
 
-        def objective(trained: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            variables = {"params": state.params | trained, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1]), settings.label_smoothing)
-            return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
+        def follow(batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+            (value, (logits, batch_stats)), gradients = slope(trained, state.params, batch_stats, images, labels)
+            return batch_stats, ((gradients, value), scores(logits, labels))
 
-        (value, (logits, batch_stats)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
+        parts = config.accumulate, (jax.tree.map(jnp.zeros_like, trained), jnp.zeros(()))
+        batch_stats, ((gradients, value), (losses, hits)) = in_parts(follow, *parts, state.batch_stats, images, labels)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         new_state = state.replace(
             step=state.step + 1,
-            params=state.params | optax.apply_updates(trained, updates),
+            params=state.params | trained,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            averaged=moved_average(state.averaged, trained if state.averaged else {}, state.step, settings.ema),
         )
-        return new_state, metrics.mark(value, state.step + 1).add(*scores(logits, batch.labels), jnp.ones(len(logits)))
+        return new_state, metrics.mark(value, state.step + 1).add(losses, hits, jnp.ones(len(images)))
 
     return train_step
+
+
+def in_parts(
+    follow: Callable[..., tuple[Any, Any]], count: int, zero: Any, batch_stats: Any, *batch: jax.Array
+) -> tuple[Any, Any]:
+    """`follow(batch_stats, *batch)`, on `count` equal parts of the batch one after another.
+
+    Args:
+      follow: (batch_stats, *arrays) → (batch_stats, (means, scores)); `scores` have an entry an image.
+      count: parts; part i has the images i, i + count, i + 2 · count, …, so that a batch whose neighbours lie on one
+        device keeps all devices busy with every part.
+      zero: zeros like the means.
+      batch_stats: passed on from part to part.
+      batch: arrays (batch, …).
+
+    Returns:
+      What `follow` returns of the whole: the mean of the parts' means, and all images' scores, part by part.
+    """
+    if count == 1:
+        return follow(batch_stats, *batch)
+    parts = [jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0) for array in batch]
+
+    def one(carried: tuple[Any, Any], part: list[jax.Array]) -> tuple[tuple[Any, Any], Any]:
+        batch_stats, (means, scored) = follow(carried[0], *part)
+        return (batch_stats, jax.tree.map(jnp.add, carried[1], means)), scored
+
+    (batch_stats, sums), scored = jax.lax.scan(one, (batch_stats, zero), parts)
+    return batch_stats, (jax.tree.map(lambda leaf: leaf / count, sums), jax.tree.map(jnp.ravel, scored))
 
 
 def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:
@@ -75,7 +112,18 @@ def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:
     return eval_step
 
 
+def as_shares(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Labels (batch,) or shares of the classes (batch, classes) as the latter."""
+    return labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
+
+
 def scores(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy in nats and whether the largest logit is the label's, both (batch,) float32."""
+    """Cross-entropy in nats and whether the largest logit is the label's, both (batch,) float32.
+
+    Labels are (batch,), or shares of the classes (batch, classes), of which the largest is what is to be answered.
+    """
+    if labels.ndim == 2:
+        losses = optax.softmax_cross_entropy(logits, labels)
+        return losses, (logits.argmax(axis=-1) == labels.argmax(axis=-1)).astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses, (logits.argmax(axis=-1) == labels).astype(jnp.float32)

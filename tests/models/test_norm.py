@@ -67,6 +67,43 @@ def test_in_inference_it_uses_the_running_statistics_and_leaves_them(case):
     jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], stats)
 
 
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_groups_are_flaxs_layer_on_each_with_the_mean_of_their_statistics(group, case):
+    variables, x, g = case
+
+    def by_flax(params, x):
+        layer, outputs = nn.BatchNorm(**SETTINGS), []
+        for part in x.reshape(-1, group, *x.shape[1:]):
+            call = layer.apply(
+                {**variables, "params": params}, part, use_running_average=False, mutable=["batch_stats"]
+            )
+            outputs.append(call)
+        return jnp.concatenate([y for y, _ in outputs]), jax.tree.map(
+            lambda *a: sum(a) / len(a), *(s for _, s in outputs)
+        )
+
+    def by_ours(params, x):
+        layer = BatchNorm(**SETTINGS, group=group)
+        return layer.apply({**variables, "params": params}, x, use_running_average=False, mutable=["batch_stats"])
+
+    with jax.enable_x64(True):
+        mine, theirs = (jax.vjp(call, variables["params"], x, has_aux=True) for call in (by_ours, by_flax))
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)  # noqa: E731
+        jax.tree.map(close, mine[0::2], theirs[0::2])
+        jax.tree.map(close, mine[1](jnp.asarray(g)), theirs[1](jnp.asarray(g)))
+
+
+@pytest.mark.parametrize("group", [None, 3, 8])
+def test_a_batch_that_groups_do_not_divide_is_one_group(group, case):
+    variables, x, _ = case
+    with jax.enable_x64(True):
+        mine, theirs = (
+            BatchNorm(**SETTINGS, **field).apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+            for field in ({"group": group}, {})
+        )
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+
+
 def test_it_starts_as_flaxs_layer_does():
     x = jnp.ones((2, 4, 4, 3))
     options = {"scale_init": nn.initializers.constant(0.5), "bias_init": nn.initializers.normal()}

@@ -68,6 +68,16 @@ def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(data_folder,
     assert "--batch-size 12 cannot be divided over 8 devices" in message
 
 
+def test_the_parts_of_a_batch_are_divided_over_the_devices_too(data_folder, tmp_path, cache):
+    data, options = str(data_folder), {"learning_rate": 1e-6, "accumulate": 2, "epochs": 1, "mixup": 0.2}
+    (_, history), (_, same) = (
+        fit_on(devices, cache, data=data, workdir=str(tmp_path / str(devices)), **options) for devices in (1, 4)
+    )
+    assert history[0]["train_loss"] == pytest.approx(same[0]["train_loss"], rel=1e-4)
+    _, message = fit_on(8, cache, data=data, workdir=str(tmp_path / "run"), accumulate=2)
+    assert "--batch-size 8 cannot be divided over 8 devices in 2 parts (--accumulate); give a multiple of 16" in message
+
+
 def test_a_resumed_run_repeats_the_whole_one_in_the_programs_that_users_run(data_folder, tmp_path, cache):
     # `conftest.py` makes this process compile faster and less thoroughly; here nothing is changed.
     options = {"data": str(data_folder), "recipe": "tutorial"}

@@ -33,9 +33,12 @@ def saved_bytes(workdir) -> list[bytes]:
     state = TrainState.create
     from flaxresnet.training.optimizer import make_optimizer, make_schedule
 
-    optimizer = make_optimizer(make_schedule(info.config, 5))
+    settings = info.config.settings
+    kind = settings.optimizer, settings.weight_decay, settings.clip
+    optimizer = make_optimizer(make_schedule(info.config, 5), 1.0, 0, *kind)
     size = (info.preprocessing.height, info.preprocessing.width)
-    shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size))
+    averaging = info.config.settings.ema > 0
+    shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size, averaging))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored, _ = checkpoints.restore(shapes)
         variables = checkpoints.restore_variables({"params": shapes.params, "batch_stats": shapes.batch_stats})
@@ -65,9 +68,17 @@ def test_the_network_learns(finished_run):
     assert rows[-1]["test_accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("recipe", ["tutorial", "robust"])
-def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(recipe, data_folder, tmp_path, monkeypatch):
-    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=4, recipe=recipe), verbose=False)
+# Everything that a big run may have, at once.
+SCALE = {"ema": 0.9, "clip": 1.0, "mixup": 0.2, "cutmix": 1.0, "erase": 0.5, "policy": "trivial", "accumulate": 2}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"recipe": "tutorial"}, {"recipe": "robust"}, {"recipe": "imagenet", "norm_batch": 2, **SCALE}],
+    ids=lambda options: options["recipe"],
+)
+def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_folder, tmp_path, monkeypatch):
+    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=4, **options), verbose=False)
 
     class KilledError(Exception):
         pass
@@ -80,8 +91,8 @@ def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(recipe, data_fold
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_train", killed_in_the_third_epoch)
         with pytest.raises(KilledError):
-            fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
-    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=4, recipe=recipe), verbose=False)
+            fr.fit(config(data_folder, tmp_path / "two", epochs=4, **options), verbose=False)
+    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=4, **options), verbose=False)
 
     assert without_times(resumed.history) == without_times(whole.history)
     assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
@@ -329,3 +340,49 @@ def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder)
     with pytest.raises(fr.UserError, match=message):
         fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d"), verbose=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folder, tmp_path, monkeypatch):
+    seen = []
+
+    def epoch(self, number, real=loop.Trainer._epoch):
+        row, stats = real(self, number)
+        seen.append(jax.tree.map(np.asarray, (self.state.params, self.state.averaged, stats)))
+        return row, stats
+
+    monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
+    options = {"augment": 0.0, "epochs": 2, "learning_rate": 1e-2}
+    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), verbose=False)
+    params, averaged, stats = seen[-1]
+    saved = fr.Classifier.load(tmp_path / "run").variables
+    jax.tree.map(np.testing.assert_array_equal, saved["params"], averaged)
+    jax.tree.map(np.testing.assert_array_equal, saved["batch_stats"], stats)
+    assert not np.allclose(params["fc3"]["kernel"], averaged["fc3"]["kernel"], rtol=1e-3)
+    assert fr.evaluate(tmp_path / "run").loss == pytest.approx(run.test_loss, rel=1e-4)
+    # The same training as without an average.
+    plain = fr.fit(config(data_folder, tmp_path / "plain", **options), verbose=False)
+    assert [row["train_loss"] for row in plain.history] == [row["train_loss"] for row in run.history]
+    jax.tree.map(np.testing.assert_array_equal, fr.Classifier.load(tmp_path / "plain").variables["params"], params)
+    assert plain.test_loss != run.test_loss
+
+
+def test_options_that_contradict_each_other_are_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(fr.UserError, match="--accumulate 3 does not divide --batch-size 8"):
+        fr.fit(config("no such folder", tmp_path / "run", accumulate=3), verbose=False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
+def test_the_optimiser_and_what_belongs_to_it_are_those_of_the_options(optimizer, data_folder, tmp_path, monkeypatch):
+    asked = []
+    make = lambda *a, real=loop.make_optimizer: (asked.append(a[1:]), real(*a))[1]  # noqa: E731
+    monkeypatch.setattr(loop, "make_optimizer", make)
+    options = {"optimizer": optimizer, "weight_decay": 0.01, "clip": 0.5, "layer_decay": 0.5}
+    run = fr.fit(config(data_folder, tmp_path / "run", epochs=1, learning_rate=1e-3, **options), verbose=False)
+    assert asked == [(0.5, 0, optimizer, 0.01, 0.5)]
+    assert np.isfinite(run.test_loss)
+
+
+def test_an_average_begins_with_the_weights_that_are_given(finished_run, data_folder, tmp_path):
+    options = {"init": str(finished_run), "learning_rate": 1e-9, "augment": 0.0, "epochs": 1}
+    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.999, **options), verbose=False)
+    assert run.test_accuracy == fr.evaluate(finished_run, data_folder).accuracy

@@ -1,4 +1,4 @@
-"""The learning rate by a formula, and Adam written out in NumPy."""
+"""The learning rate by a formula, and the optimisers written out in NumPy."""
 
 import math
 
@@ -146,6 +146,93 @@ def test_earlier_layers_learn_at_a_lower_rate():
 
 def test_only_the_last_layer_learns_at_first():
     full, head = steps_of(make_optimizer(lambda _: 0.1), 4), steps_of(make_optimizer(lambda _: 0.1, head_steps=2), 4)
+    assert (head[:2, :2] == 0).all()
+    np.testing.assert_allclose(head[:, 2], full[:, 2], rtol=1e-6)
+    np.testing.assert_allclose(head[2:], full[2:], rtol=1e-6)
+
+
+KERNEL, BIAS = np.array([[0.5, -2.0], [1.5, 0.25]]), np.array([1.0, -3.0])
+SLOPES = [(np.array([[3.0, -0.2], [1e-3, 0.7]]), np.array([-1.0, 0.4])), (-KERNEL, BIAS), (np.ones((2, 2)), -2 * BIAS)]
+RATES = [0.1, 0.05, 0.2]
+
+
+def walk(**options):
+    """Where three steps of an optimiser lead a kernel and a bias, after each."""
+    optimizer = make_optimizer(lambda step: jnp.array(RATES)[step], **options)
+    params = {"fc6": {"kernel": jnp.asarray(KERNEL, jnp.float32), "bias": jnp.asarray(BIAS, jnp.float32)}}
+    state, seen = optimizer.init(params), []
+    for kernel, bias in SLOPES:
+        slopes = {"fc6": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}}
+        updates, state = optimizer.update(slopes, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append((np.asarray(params["fc6"]["kernel"]), np.asarray(params["fc6"]["bias"])))
+    return seen
+
+
+def by_hand(rule, decays=(0.1, 0.0)):
+    """The same in float64: `rule(parameter, slope, memory, step, decay)` gives the change; the bias never decays."""
+    seen, places, memories = [], [KERNEL, BIAS], [{}, {}]
+    for t, slopes in enumerate(SLOPES):
+        places = [p + rule(p, g, m, t, d) for p, g, m, d in zip(places, slopes, memories, decays, strict=True)]
+        seen.append(tuple(places))
+    return seen
+
+
+def sgd(p, g, memory, t, decay):
+    """Sutskever et al. 2013 as PyTorch and optax write it: L2 in the gradient, then momentum, then one step ahead."""
+    g = g + decay * p
+    memory["v"] = 0.9 * memory.get("v", 0) + g
+    return -RATES[t] * (g + 0.9 * memory["v"])
+
+
+def adam_direction(g, memory, t, epsilon):
+    memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * g
+    memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * g * g
+    return memory["m"] / (1 - 0.9 ** (t + 1)) / (np.sqrt(memory["v"] / (1 - 0.999 ** (t + 1))) + epsilon)
+
+
+def adamw(p, g, memory, t, decay):
+    """Loshchilov & Hutter 2019, algorithm 2."""
+    return -RATES[t] * (adam_direction(g, memory, t, 1e-7) + decay * p)
+
+
+def lamb(p, g, memory, t, decay):
+    """You et al. 2020, algorithm 2, with φ the identity."""
+    r = adam_direction(g, memory, t, 1e-6) + decay * p
+    return -RATES[t] * np.linalg.norm(p) / np.linalg.norm(r) * r
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("sgd", sgd), ("adamw", adamw), ("lamb", lamb)])
+def test_three_steps_are_those_of_the_published_rule_and_biases_do_not_decay(kind, rule):
+    found, expected = walk(kind=kind, weight_decay=0.1), by_hand(rule)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine[0], theirs[0], rtol=3e-5, atol=3e-6)
+        np.testing.assert_allclose(mine[1], theirs[1], rtol=3e-5, atol=3e-6)
+    assert not np.allclose(walk(kind=kind)[0][0], found[0][0], rtol=1e-3)  # the decay counts
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
+    def shortened(slopes):
+        norm = np.sqrt(sum((g**2).sum() for g in slopes))
+        return [g * min(1, limit / norm) for g in slopes]
+
+    places = [KERNEL, BIAS]
+    memories = [{}, {}]
+    for t, (slopes, found) in enumerate(zip(SLOPES, walk(kind="sgd", clip=limit), strict=True)):
+        places = [p + sgd(p, g, m, t, 0) for p, g, m in zip(places, shortened(slopes), memories, strict=True)]
+        np.testing.assert_allclose(found[0], places[0], rtol=3e-5, atol=3e-6)
+        np.testing.assert_allclose(found[1], places[1], rtol=3e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "lamb"])
+def test_depth_and_the_head_first_count_for_every_optimiser(kind):
+    options = {"kind": kind, "weight_decay": 0.1, "clip": 1.0}
+    full, less, head = (
+        steps_of(make_optimizer(lambda _: 0.1, **options, **more), 3)
+        for more in ({}, {"layer_decay": 0.5}, {"head_steps": 2})
+    )
+    np.testing.assert_allclose(less, full * [0.5**5, 0.5**2, 1], rtol=1e-6)
     assert (head[:2, :2] == 0).all()
     np.testing.assert_allclose(head[:, 2], full[:, 2], rtol=1e-6)
     np.testing.assert_allclose(head[2:], full[2:], rtol=1e-6)

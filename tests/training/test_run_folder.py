@@ -55,6 +55,17 @@ OTHER = {
     "head_epochs": 2.0,
     "layer_decay": 0.25,
     "recalibrate": 0,
+    "accumulate": 2,
+    "norm_batch": 2,
+    "optimizer": "lamb",
+    "weight_decay": 0.25,
+    "clip": 0.5,
+    "ema": 0.5,
+    "crop": 0.5,
+    "policy": "rand",
+    "erase": 0.5,
+    "mixup": 0.5,
+    "cutmix": 0.5,
     "report": False,
     "tensorboard": True,
     "profile": True,
@@ -342,3 +353,8 @@ def test_a_folder_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.rename", refuse)
     with pytest.raises(UserError, match=r"--workdir .*signs cannot be renamed: Permission denied"):
         folder.set_aside()
+
+
+@pytest.mark.parametrize("count", [None, 8])
+def test_the_models_batch_norm_takes_its_statistics_over_as_many_images_as_asked(count):
+    assert dataclasses.replace(INFO, config=TrainConfig(norm_batch=count)).model().norm_batch == count

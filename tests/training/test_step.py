@@ -11,6 +11,7 @@ import pytest
 import flaxresnet as fr
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.training.inputs import make_inputs
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_eval_step, make_train_step, scores
@@ -93,6 +94,105 @@ def test_augmentation_depends_on_the_seed_and_the_step_alone(state):
     assert len(set(losses.values())) == 3
     again = train_step(augment=1.0)(state.replace(step=1), Metrics.zero(), batch)[1].means()[0]
     assert again == losses[0, 1]
+
+
+def logits_of(model, state, images):
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def one_step(model, state, batch=None, **options):
+    config = fr.TrainConfig(recipe="tutorial", **options)
+    step = make_train_step(model, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.settings.augment)
+    return jax.jit(step)(state, Metrics.zero(), some_batch() if batch is None else batch)
+
+
+def test_a_batch_in_parts_is_the_batch_where_batch_norm_is_frozen(state):
+    model = MODEL.clone(frozen=("stem", "stage2", "stage3", "stage4", "stage5"))
+    start = TrainState.create(model, optax.sgd(0.1), jax.random.key(0), (32, 32))
+    (whole, one), (parts, other) = (one_step(model, start, augment=1.0, accumulate=n) for n in (1, 4))
+    jax.tree.map(close, whole.params, parts.params)
+    assert not np.allclose(whole.params["fc3"]["kernel"], start.params["fc3"]["kernel"])
+    assert one.means() == pytest.approx(other.means(), rel=1e-5)
+    assert float(other.count) == 8
+
+
+def test_a_batch_in_parts_follows_the_mean_of_their_gradients_and_statistics_move_at_each(state):
+    batch = some_batch()
+    found, metrics = train_step(accumulate=2)(state, Metrics.zero(), batch)
+
+    def loss(params, stats, images, labels):
+        variables = {"params": params, "batch_stats": stats}
+        logits, new = MODEL.apply(variables, images, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]
+
+    slope, stats, slopes, losses = jax.jit(jax.value_and_grad(loss, has_aux=True)), state.batch_stats, [], []
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        (value, stats), gradient = slope(state.params, stats, batch.images[part] / 255, batch.labels[part])
+        slopes.append(gradient)
+        losses.append(float(value))
+    jax.tree.map(lambda p, a, b, new: close(new, p - 0.1 * (a + b) / 2), state.params, *slopes, found.params)
+    jax.tree.map(close, found.batch_stats, stats)
+    assert metrics.means()[0] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_groups_of_batch_norm_are_used_in_training(state):
+    (whole, _), (groups, _) = (one_step(model, state) for model in (MODEL, MODEL.clone(norm_batch=2)))
+    assert not np.allclose(whole.params["conv1"]["kernel"], groups.params["conv1"]["kernel"], rtol=1e-3)
+    means = [np.asarray(new.batch_stats["bn_conv1"]["mean"]) for new in (whole, groups)]
+    np.testing.assert_allclose(means[0], means[1], rtol=1e-3, atol=1e-6)  # the stem sees the same images
+
+
+def test_the_average_moves_with_each_step(state):
+    start = state.replace(averaged=state.params)
+    new, _ = one_step(MODEL, start, ema=0.5)
+    expected = lambda old, now: 0.1 * old + 0.9 * now  # noqa: E731 - (1 + 0) / (10 + 0) is below 0.5
+    jax.tree.map(lambda old, now, mean: close(mean, expected(old, now)), state.params, new.params, new.averaged)
+    assert train_step()(state, Metrics.zero(), some_batch())[0].averaged == {}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"crop": 0.1}, {"policy": "trivial"}, {"policy": "rand"}, {"erase": 1.0}, {"mixup": 1.0}, {"cutmix": 1.0}],
+    ids=str,
+)
+def test_each_augmentation_changes_the_step_by_seed_and_step_alone(option, state):
+    plain = train_step()(state, Metrics.zero(), some_batch())[1].means()[0]
+    step = train_step(**option)
+    first, again, later = (
+        step(state.replace(step=number), Metrics.zero(), some_batch())[1].means()[0] for number in (0, 0, 3)
+    )
+    assert first == again
+    assert len({plain, first, later}) == 3
+
+
+def test_mixed_images_are_learned_with_mixed_labels_and_judged_by_the_larger_share(state):
+    config = fr.TrainConfig(recipe="tutorial", mixup=1.0, seed=3)
+    batch = some_batch()
+    images, shares = make_inputs(PREPROCESSING, config, lambda _: 0.0, 3)(state.step, batch)
+    assert shares.shape == (8, 3)
+    assert len(np.unique(shares)) > 2
+    new, metrics = train_step(mixup=1.0, seed=3, label_smoothing=0.3)(state, Metrics.zero(), batch)
+    logits, _ = jax.jit(functools.partial(logits_of, MODEL))(state, images)
+    logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    loss, accuracy = metrics.means()
+    assert loss == pytest.approx(-(np.asarray(shares) * logs).sum(axis=1).mean(), rel=1e-4)
+    assert accuracy == pytest.approx((logs.argmax(axis=1) == np.asarray(shares).argmax(axis=1)).mean())
+    # The last layer's bias moves by the mean of softmax - smoothed shares.
+    smooth = np.asarray(shares) * 0.7 + 0.1
+    change = new.params["fc3"]["bias"] - state.params["fc3"]["bias"]
+    np.testing.assert_allclose(change, -0.1 * (np.exp(logs) - smooth).mean(axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_a_crop_flips_without_any_other_augmentation(state):
+    one, other = (train_step(crop=0.99999, flip=flip)(state, Metrics.zero(), some_batch())[1] for flip in (True, False))
+    still = train_step()(state, Metrics.zero(), some_batch())[1].means()[0]
+    assert other.means()[0] == pytest.approx(still, rel=1e-2)
+    assert one.means()[0] != pytest.approx(still, rel=1e-3)
 
 
 def test_flipping_can_be_turned_off(state):

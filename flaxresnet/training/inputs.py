@@ -1,0 +1,48 @@
+"""What a training step looks at: a batch's images, augmented and scaled, and its labels, mixed where images are."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flaxresnet.config import TrainConfig
+from flaxresnet.data.augment import augment
+from flaxresnet.data.boxes import erase
+from flaxresnet.data.loader import Batch
+from flaxresnet.data.mixing import mix
+from flaxresnet.data.policies import POLICIES, randomly_changed
+from flaxresnet.data.preprocess import Preprocessing
+
+Inputs = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
+
+# Streams of a step's key, apart from 0 and 1, which are what `augment` splits it into.
+POLICY, ERASE, MIX = 2, 3, 4
+
+
+def make_inputs(
+    preprocessing: Preprocessing, config: TrainConfig, augmentation: optax.Schedule, num_classes: int
+) -> Inputs:
+    """A function (step, batch) → (images, labels), in the order: position and colour, policy, erasing, mixing.
+
+    All that is random depends on (seed, step) alone: a resumed run repeats it. The images are as the network takes
+    them. The labels are the batch's, (batch,); where images are mixed, shares of the classes, (batch, classes).
+    """
+    settings = config.settings
+    seed_key = jax.random.key(config.seed)
+
+    def inputs(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
+        key = jax.random.fold_in(seed_key, step)
+        if settings.augment or settings.crop < 1 or config.mirrors:
+            images = augment(key, images, augmentation(step), config.flip, settings.crop)
+        if settings.policy in POLICIES:
+            images = randomly_changed(jax.random.fold_in(key, POLICY), images, POLICIES[settings.policy])
+        if settings.erase:
+            images = erase(jax.random.fold_in(key, ERASE), images, settings.erase)
+        if settings.mixup or settings.cutmix:
+            shares = jax.nn.one_hot(labels, num_classes)
+            images, labels = mix(jax.random.fold_in(key, MIX), images, shares, settings.mixup, settings.cutmix)
+        return preprocessing.normalized(images), labels
+
+    return inputs

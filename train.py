@@ -9,10 +9,12 @@ from flaxresnet.config import TrainConfig
 def main() -> int:
     config = cli.parse(TrainConfig, sys.argv[1:], prog="python train.py")
     from flaxresnet import fit
+    from flaxresnet.training.distributed import is_first
 
     run = fit(config)
-    print(f"Loss = {run.test_loss:.4f}")
-    print(f"Test Accuracy = {run.test_accuracy:.4f}")
+    if is_first():  # of the processes that trained together
+        print(f"Loss = {run.test_loss:.4f}")
+        print(f"Test Accuracy = {run.test_accuracy:.4f}")
     return 0
 
 

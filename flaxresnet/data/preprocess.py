@@ -94,21 +94,22 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random part of a picture, of a random area and proportion (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    """A random part of a picture, of a random area and proportion, as `boxes.crop_maps` takes them on the device.
 
     Attributes:
       smallest: the smallest share of the picture's area, in (0, 1].
-      widest: the part's sides are to each other as the picture's, times a factor between 1 / widest and widest.
+      aspects: range of the part's width by height, drawn evenly, on a logarithmic scale, from what fits.
     """
 
     smallest: float
-    widest: float = 4 / 3
+    aspects: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __call__(self, height: int, width: int, rng: np.random.Generator) -> Box:
         """The part of a picture of (height, width) pixels; it lies within it whatever is drawn."""
-        area = rng.uniform(self.smallest, 1)
-        stretch = math.exp(rng.uniform(-1, 1) * math.log(self.widest) / 2)
-        tall, wide = min(1.0, math.sqrt(area) * stretch), min(1.0, math.sqrt(area) / stretch)
+        area, shape = rng.uniform(self.smallest, 1), width / height
+        low, high = max(self.aspects[0], area * shape), min(self.aspects[1], shape / area)
+        aspect = math.exp(rng.uniform(math.log(min(low, high)), math.log(max(low, high))))
+        tall, wide = min(1.0, math.sqrt(area * shape / aspect)), min(1.0, math.sqrt(area * aspect / shape))
         upper, left = rng.uniform(0, 1 - tall), rng.uniform(0, 1 - wide)
         return left * width, upper * height, (left + wide) * width, (upper + tall) * height
 

@@ -5,6 +5,7 @@ JAX's multi-controller runtime has every process run the same program on arrays 
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -78,17 +79,19 @@ def told_to_stop(step: int) -> bool:
 def ending_together() -> Iterator[None]:
     """Ends this process with status `LOST` and a sentence where another one is lost, for no step can be done alone.
 
-    A lost process shows as a failed exchange, or by its silence for `LOST_AFTER` seconds, when JAX ends the others.
+    A lost process shows as a failed exchange at the next step, or by its silence for `LOST_AFTER` seconds, when JAX
+    ends the others. What is raised for a failed exchange may be anything.
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+    except Exception as error:
         if not is_one_of_many() or isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0][:200]
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         print(
-            f"error: process {jax.process_index()} of {jax.process_count()} ends, for another one is lost ({reason}); "
-            "start all of them again to go on from the last checkpoint",
+            f"error: process {jax.process_index()} of {jax.process_count()} ends, for another one was lost, or for "
+            f"what is said above ({reason}); start all of them again to go on from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )

@@ -21,21 +21,27 @@ POLICY, ERASE, MIX = 2, 3, 4
 
 
 def make_inputs(
-    preprocessing: Preprocessing, config: TrainConfig, augmentation: optax.Schedule, num_classes: int
+    preprocessing: Preprocessing,
+    config: TrainConfig,
+    augmentation: optax.Schedule,
+    num_classes: int,
+    cropped: bool = False,
 ) -> Inputs:
     """A function (step, batch) → (images, labels), in the order: position and colour, policy, erasing, mixing.
 
     All that is random depends on (seed, step) alone: a resumed run repeats it. The images are as the network takes
     them. The labels are the batch's, (batch,); where images are mixed, shares of the classes, (batch, classes).
+    `cropped` says that random crops were taken where the images were decoded, from all the pixels that there are.
     """
     settings = config.settings
+    crop = 1.0 if cropped else settings.crop
     seed_key = jax.random.key(config.seed)
 
     def inputs(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
         key = jax.random.fold_in(seed_key, step)
-        if settings.augment or settings.crop < 1 or config.mirrors:
-            images = augment(key, images, augmentation(step), config.flip, settings.crop)
+        if settings.augment or crop < 1 or config.mirrors:
+            images = augment(key, images, augmentation(step), config.flip, crop)
         if settings.policy in POLICIES:
             images = randomly_changed(jax.random.fold_in(key, POLICY), images, POLICIES[settings.policy])
         if settings.erase:

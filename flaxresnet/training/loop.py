@@ -92,11 +92,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config)
-    with distributed.ending_together():
-        return _fit(config, Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size))
-
-
-def _fit(config: TrainConfig, reporter: Reporter) -> Run:
+    reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
     # A run that goes on has its weights; those that it began with need not be there any more.
     begun = stored_start(config)
     weights = open_weights(config.init) if config.init and begun is None else None
@@ -130,7 +126,7 @@ def _fit(config: TrainConfig, reporter: Reporter) -> Run:
                 info, train, test, folder, checkpoints, unfinished, reporter, events, profile, interruption, weights
             )
             del weights  # their memory is for the first step
-            with trainer.programs:
+            with trainer.programs, distributed.ending_together():
                 run = trainer.run()
         del trainer  # and its arrays
         if first:
@@ -196,7 +192,13 @@ class Trainer:
     def _loader(self, dataset: Dataset) -> Loader:
         size, workers = self.config.batch_size, self.config.workers
         source = (
-            StreamSource(dataset, size, self.split, usual_workers() if workers is None else workers)
+            StreamSource(
+                dataset,
+                size,
+                self.split,
+                usual_workers() if workers is None else workers,
+                self.config.settings.crop,
+            )
             if dataset.is_streamed
             else DeviceSource(dataset, size, self.replicated, self.split)
         )

@@ -80,6 +80,7 @@ def describe_run(
             "path": splits.path,
             "train_images": len(train),
             "test_images": len(test),
+            "streamed": train.is_streamed,
             "train_fingerprint": train.fingerprint(),
             "test_fingerprint": test.fingerprint(),
         },

@@ -103,7 +103,8 @@ class Programs:
         create = jax.jit(first, out_shardings=shardings[0])
         self._create = self._start(create.lower, once=True) if fresh else None
 
-        step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation)
+        cropped = bool(info.data["streamed"])
+        step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation, cropped)
         lowered = jax.jit(step, out_shardings=shardings, donate_argnums=0).lower(self.shapes, self._metrics, batch)
         self._train_step = self._start(lambda: lowered)
 

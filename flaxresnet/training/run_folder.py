@@ -81,6 +81,10 @@ class RunInfo:
         for name, value in mine.items():
             if name not in MAY_CHANGE and value != theirs[name]:
                 return f"{flag(name)} {theirs[name]}, not {value}"
+        streamed = [bool(run.data.get("streamed")) for run in (self, other)]
+        if self.config.settings.crop < 1 and streamed[0] != streamed[1]:
+            where = {True: "decoded, from whole pictures (--input stream)", False: "trained on (--input memory)"}
+            return f"random crops taken where images are {where[streamed[1]]}"
         if self.preprocessing != other.preprocessing:
             return "images of another size or scaling"
         if self.class_names != other.class_names:

@@ -26,6 +26,7 @@ def make_train_step(
     preprocessing: Preprocessing,
     config: TrainConfig,
     augmentation: optax.Schedule,
+    cropped: bool = False,
 ) -> TrainStep:
     """A function (state, metrics, batch) → (state, metrics) that takes one step of gradient descent.
 
@@ -33,14 +34,14 @@ def make_train_step(
     it, so that training and test losses compare (where images are mixed, with the mixed labels, and an answer is right
     that is the label of the larger share). Augmentation, of strength `augmentation(step)`, is keyed by (seed, step)
     alone: a resumed run repeats it. Parameters in the model's frozen parts stay as they are and cost no gradient.
-    A training batch is full, so its mask is not looked at.
+    A training batch is full, so its mask is not looked at. `cropped` is for `make_inputs`.
 
     With `config.accumulate` the batch, augmented as a whole, goes through the network in so many parts, one after
     another, and the step follows the mean of their gradients: the same step in less memory, but for batch norm, which
     normalises each part with the part's own statistics and moves its running averages at every part.
     """
     settings = config.settings
-    inputs = make_inputs(preprocessing, config, augmentation, model.num_classes)
+    inputs = make_inputs(preprocessing, config, augmentation, model.num_classes, cropped)
 
     def objective(trained: Any, rest: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Any:
         variables = {"params": rest | trained, "batch_stats": batch_stats}

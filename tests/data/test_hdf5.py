@@ -1,5 +1,7 @@
 """Reading and writing the tutorials' HDF5 layout, and every way in which a file can be wrong."""
 
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -330,3 +332,28 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
 def test_a_single_file_that_is_not_hdf5_is_named_whatever_its_suffix(tmp_path):
     with pytest.raises(UserError, match=r"photo\.jpg cannot be read as HDF5"):
         open_dataset(make(tmp_path / "photo.jpg", b"\xff\xd8\xff\xe0 no picture either"))
+
+
+def test_images_that_stay_in_the_file_are_those_in_memory(tmp_path):
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        images = np.random.default_rng(0).integers(0, 256, (50, 8, 9, 3)).astype(np.uint8)
+        file.create_dataset("train_set_x", data=images, chunks=(7, 8, 9, 3), compression="gzip")
+        file["train_set_y"] = np.arange(50) % 3
+    held, streamed = (open_dataset(tmp_path / "data.h5", input=mode).train for mode in ("memory", "stream"))
+    assert streamed.is_streamed
+    assert not held.is_streamed
+    np.testing.assert_array_equal(held.images, images)
+    np.testing.assert_array_equal(streamed.images[:], images)
+    np.testing.assert_array_equal(streamed.images[np.array([40, 3, 3])], images[[40, 3, 3]])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(streamed.images))[7], images[7])
+    assert held.fingerprint() == streamed.fingerprint()
+
+
+def test_a_file_that_is_gone_while_it_is_streamed_is_a_sentence(tmp_path):
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["train_set_x"] = np.zeros((5, 8, 9, 3), np.uint8)
+        file["train_set_y"] = np.arange(5)
+    images = open_dataset(tmp_path / "data.h5", input="stream").train.images
+    (tmp_path / "data.h5").unlink()
+    with pytest.raises(UserError, match=r"data\.h5: train_set_x\[2\] cannot be read"):
+        pickle.loads(pickle.dumps(images)).read(2)

@@ -1,7 +1,9 @@
-"""The same run on one device and on eight, and a checkpoint carried from one to the other."""
+"""The same run on one device and on many, and a checkpoint carried from one to the other."""
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,20 +49,63 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_eight_devices_give_the_losses_of_one_and_continue_its_checkpoint(data_folder, tmp_path, cache):
-    data = str(data_folder)
-    # A small step size, for Adam's first steps divide rounding by rounding and would blow it up.
-    options = {"data": data, "learning_rate": 1e-6}
-    one, history = fit_on(1, cache, workdir=str(tmp_path / "one"), **options)
-    eight, same = fit_on(8, cache, workdir=str(tmp_path / "eight"), **options)
-    assert (one, eight) == (1, 8)
-    for mine, theirs in zip(history, same, strict=True):
-        for name in ("train_loss", "test_loss"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
+# A small step size, for Adam's first steps divide rounding by rounding and would blow it up.
+SLOWLY = {"learning_rate": 1e-6}
+LOSSES = ("train_loss", "test_loss")
 
-    _, continued = fit_on(8, cache, workdir=str(tmp_path / "one"), epochs=3, **options)
+
+@pytest.fixture(scope="module")
+def one_device(data_folder, tmp_path_factory, cache):
+    """The folder and the history of a run on one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    devices, history = fit_on(1, cache, data=str(data_folder), workdir=str(workdir), **SLOWLY)
+    assert devices == 1
+    return workdir, history
+
+
+@pytest.mark.parametrize(
+    ("devices", "options"),
+    [(2, {}), (8, {}), (2, {"input": "stream", "workers": 1}), (8, {"input": "stream", "shard_optimizer": True})],
+    ids=str,
+)
+def test_any_number_of_devices_gives_the_losses_of_one(data_folder, tmp_path, cache, one_device, devices, options):
+    workdir = str(tmp_path / "run")
+    found, history = fit_on(devices, cache, data=str(data_folder), workdir=workdir, **SLOWLY, **options)
+    assert found == devices
+    for mine, theirs in zip(history, one_device[1], strict=True):
+        for name in LOSSES:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5)
+
+
+def test_eight_devices_continue_the_checkpoint_of_one(data_folder, tmp_path, cache, one_device):
+    workdir = shutil.copytree(one_device[0], tmp_path / "run")
+    options = {"data": str(data_folder), "workdir": str(workdir), "epochs": 3, "shard_optimizer": True}
+    _, continued = fit_on(8, cache, **options, **SLOWLY)
     assert [row["epoch"] for row in continued] == [1, 2, 3]
-    assert continued[:2] == history
+    assert continued[:2] == one_device[1]
+
+
+def test_the_optimisers_state_is_divided_and_nothing_else():
+    program = """
+import sys, jax
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flaxresnet.training.programs import placed
+mesh = Mesh(np.array(jax.devices()), ("data",))
+shapes = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in
+          {"a": (16, 3), "b": (3, 3, 8), "c": (5,), "d": (), "e": (24,)}.items()}
+whole = NamedSharding(mesh, PartitionSpec())
+print({name: tuple(leaf.sharding.spec) for name, leaf in placed(shapes, whole, divided=True).items()})
+print({name: tuple(leaf.sharding.spec) for name, leaf in placed(shapes, whole).items()})
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, ROOT], env=environment, capture_output=True, text=True, check=True
+    )
+    divided, whole = map(ast.literal_eval, done.stdout.splitlines())
+    assert divided == {"a": ("data",), "b": (None, None, "data"), "c": (), "d": (), "e": ("data",)}
+    assert set(whole.values()) == {()}
 
 
 def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(data_folder, tmp_path, cache):

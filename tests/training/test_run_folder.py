@@ -32,6 +32,14 @@ OTHER = {
     "workdir": "elsewhere",
     "image_size": (96, 80),
     "skip_bad": 0.5,
+    "input": "stream",
+    "workers": 3,
+    "checkpoint_steps": 5,
+    "shard_optimizer": True,
+    "distributed": True,
+    "coordinator_address": "host:1",
+    "num_processes": 2,
+    "process_id": 1,
     "epochs": 9,
     "batch_size": 4,
     "seed": 5,
@@ -74,7 +82,8 @@ OTHER = {
 }
 
 HARMLESS = ["data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "report", "tensorboard", "profile"]
-HARMLESS += ["resume", "compilation_cache"]
+HARMLESS += ["resume", "compilation_cache", "input", "workers", "checkpoint_steps", "shard_optimizer", "distributed"]
+HARMLESS += ["coordinator_address", "num_processes", "process_id"]
 
 
 def written(tmp_path, info=INFO):

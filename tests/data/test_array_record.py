@@ -1,0 +1,120 @@
+"""ArrayRecord folders: what goes in comes out, and what is said of damaged ones."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet import cli
+from flaxresnet.commands import make_data
+from flaxresnet.data.array_record import write_records
+from flaxresnet.data.dataset import Splits
+
+
+def convert(*argv):
+    return make_data.main(cli.parse(make_data.Arguments, [str(a) for a in argv], prog="make-data"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("test", 2)):
+        for label in ("cat", "dog"):
+            (folder := tmp_path / "pictures" / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40 + i, 50, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def records(pictures, tmp_path, capsys):
+    assert convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--shards", 3) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'records'}: 10 train pictures in 3 shards",
+        f"{tmp_path / 'records'}: 4 test pictures in 3 shards",
+    ]
+    return tmp_path / "records"
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+@pytest.mark.parametrize("size", [(32, 32), (48, 36)])
+def test_pictures_come_out_as_from_their_folder(pictures, records, mode, size):
+    mine, theirs = (fr.open_dataset(path, size, input=mode) for path in (records, pictures))
+    for split in ("train", "test"):
+        ours, others = getattr(mine, split), getattr(theirs, split)
+        assert ours.is_streamed == (mode == "stream")
+        np.testing.assert_array_equal(ours.images[:], others.images[:])
+        np.testing.assert_array_equal(ours.labels, others.labels)
+        assert ours.class_names == others.class_names
+    assert mine.source == f"{records} (ArrayRecord)"
+    assert mine.path == str(records)
+
+
+def test_images_of_one_size_keep_it(tmp_path):
+    splits = Splits(train=blobs(20, seed=1), test=blobs(6, seed=2), source="")
+    (folder := tmp_path / "records").mkdir()
+    list(write_records(folder, splits, 2))
+    found = fr.open_dataset(folder, (64, 64))
+    np.testing.assert_array_equal(found.train.images, splits.train.images)
+    np.testing.assert_array_equal(found.test.labels, splits.test.labels)
+    assert found.train.class_names == splits.train.class_names
+
+
+def test_records_go_back_into_hdf5(records, tmp_path):
+    convert(tmp_path / "h5", "--source", records, "--image-size", 40)
+    mine, theirs = fr.open_dataset(tmp_path / "h5"), fr.open_dataset(records, (40, 40))
+    np.testing.assert_array_equal(mine.train.images, theirs.train.images)
+    np.testing.assert_array_equal(mine.test.labels, theirs.test.labels)
+
+
+def test_what_is_there_is_not_overwritten(records, pictures):
+    with pytest.raises(fr.UserError, match=r"index\.json exists and is not overwritten; move it away"):
+        convert(records, "--source", pictures, "--to", "arrayrecord")
+
+
+def test_fingerprints_do_not_depend_on_streaming_but_on_the_data(records, pictures, tmp_path):
+    streamed, held = (fr.open_dataset(records, input=mode).train for mode in ("stream", "memory"))
+    assert streamed.fingerprint() == held.fingerprint()
+    (pictures / "train" / "cat" / "0.jpg").unlink()
+    convert(tmp_path / "fewer", "--source", pictures, "--to", "arrayrecord")
+    assert fr.open_dataset(tmp_path / "fewer").train.fingerprint() != held.fingerprint()
+
+
+def edit(records, **changes):
+    index = json.loads((records / "index.json").read_text())
+    (records / "index.json").write_text(json.dumps(index | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has format 2; this version reads up to 1"),
+        ({"shards": {"train": ["../x.array_record"]}}, r"names '\.\./x\.array_record', which is not a file beside it"),
+        ({"image_size": [0, 3]}, r"is damaged \(ValueError: image_size is \(0, 3\)\); make it again"),
+        ({"class_names": ["cat"]}, r"is damaged \(ValueError: train-labels\.npy holds int32 \(10,\), not a class for"),
+        ({"class_names": 3}, "is damaged"),
+    ],
+    ids=str,
+)
+def test_a_damaged_index_is_a_sentence(records, changes, message):
+    edit(records, **changes)
+    with pytest.raises(fr.UserError, match=message):
+        fr.open_dataset(records)
+
+
+def test_labels_that_are_too_few_are_a_sentence(records):
+    np.save(records / "train-labels.npy", np.zeros(4, np.int32))
+    with pytest.raises(fr.UserError, match="10 train pictures, but 4 labels"):
+        fr.open_dataset(records)
+
+
+def test_a_damaged_record_is_named_and_may_be_left_out(tmp_path, pictures):
+    (pictures / "train" / "dog" / "3.jpg").write_text("no picture")
+    with pytest.raises(fr.UserError, match="1 of 14 pictures"):
+        convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord")
+    convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--skip-bad", 0.1)
+    assert len(fr.open_dataset(tmp_path / "records").train) == 9

@@ -1,0 +1,181 @@
+"""Real processes on one machine, exchanging over loopback: the losses of one, one lost, one told to stop."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet.config import TrainConfig
+from flaxresnet.training import distributed
+
+ROOT = str(Path(__file__).parents[2])
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from flaxresnet import cli
+from flaxresnet.models.resnet import SIZES
+SIZES["resnet14"] = {"stage_sizes": (1, 1)}
+sys.argv = ["train.py", *sys.argv[2:]]
+sys.path.insert(0, sys.path[0])
+import train
+sys.exit(cli.run(train.main))
+"""
+FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-size", "32", "32", "--no-report"]
+FLAGS += ["--recipe", "fast", "--learning-rate", "1e-6", "--input", "stream", "--workers", "0"]
+FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+PATIENCE = 240  # seconds
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count, seed in (("train", 68, 1), ("test", 18, 2)):
+        data = blobs(count, seed=seed)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = root / split / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return root
+
+
+@pytest.fixture
+def start(cache, pictures, tmp_path):
+    """Starts so many processes of one run: what they print goes to files of their own."""
+    begun = []
+
+    def start(count, workdir, *flags):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        together = ["--coordinator-address", address, "--num-processes", str(count)] if count > 1 else []
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true",
+            "JAX_PLATFORMS": "cpu",
+            "XDG_CACHE_HOME": str(cache),
+            "PYTHONUNBUFFERED": "1",
+        }
+        processes = []
+        for number in range(count):
+            mine = [*together, "--process-id", str(number)] if count > 1 else []
+            argv = [sys.executable, "-c", PROGRAM, ROOT, "--data", str(pictures), "--workdir", str(workdir)]
+            output = (tmp_path / f"{workdir.name}-{number}.log").open("w")
+            process = subprocess.Popen([*argv, *FLAGS, *flags, *mine], env=environment, stdout=output, stderr=output)
+            process.log = Path(output.name)
+            processes.append(process)
+        begun.extend(processes)
+        return processes
+
+    yield start
+    for process in begun:
+        process.kill()
+
+
+def statuses(processes):
+    return [process.wait(PATIENCE) for process in processes]
+
+
+def figures(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [[row[name] for name in FIGURES] for row in rows]
+
+
+def until_epoch(workdir, epoch, processes):
+    """Waits until so many epochs are done."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and all(process.poll() is None for process in processes):
+        if (workdir / "metrics.jsonl").exists() and len(figures(workdir)) >= epoch:
+            return
+        time.sleep(0.02)
+    raise AssertionError("\n".join(process.log.read_text() for process in processes))
+
+
+@pytest.fixture(scope="module")
+def losses_of_one(pictures, tmp_path_factory):
+    """Of two epochs of one process."""
+    options = {"epochs": 2, "model": "resnet14", "width": 4, "batch_size": 8, "image_size": (32, 32), "report": False}
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    from flaxresnet.models.resnet import SIZES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "resnet14", {"stage_sizes": (1, 1)})
+        fr.fit(TrainConfig(data=pictures, workdir=workdir, recipe="fast", learning_rate=1e-6, **options), verbose=False)
+    return figures(workdir)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_many_processes_give_the_losses_of_one(start, tmp_path, losses_of_one, count):
+    processes = start(count, tmp_path / "run", "--epochs", "2")
+    assert statuses(processes) == [0] * count, processes[0].log.read_text()
+    found = figures(tmp_path / "run")
+    for mine, theirs in zip(found, losses_of_one, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    assert "Test Accuracy = " in processes[0].log.read_text()
+    for process in processes[1:]:  # the first one alone prints
+        assert [line for line in process.log.read_text().splitlines() if "Gloo" not in line] == []
+
+
+def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(start, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert statuses(start(2, whole, "--epochs", "60")) == [0, 0]
+    first, second = processes = start(2, killed, "--epochs", "60", "--checkpoint-steps", "3")
+    until_epoch(killed, 2, processes)
+    second.kill()
+    lost = time.monotonic()
+    assert first.wait(PATIENCE) in (distributed.LOST, -signal.SIGABRT)
+    assert time.monotonic() - lost < 2 * distributed.LOST_AFTER
+    said = first.log.read_text()
+    assert "start all of them again to go on from the last checkpoint" in said or "another task died" in said
+    assert len(figures(killed)) < 60
+    again = start(2, killed, "--epochs", "60", "--checkpoint-steps", "3")
+    assert statuses(again) == [0, 0]
+    assert "going on" in again[0].log.read_text()
+    assert figures(killed) == figures(whole)
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_step_and_another_number_goes_on(start, tmp_path):
+    processes = start(2, tmp_path / "run", "--epochs", "500")
+    until_epoch(tmp_path / "run", 1, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert statuses(processes) == [143, 143]
+    said = processes[0].log.read_text()
+    assert "stopped by SIGTERM after step" in said
+    done = len(figures(tmp_path / "run"))
+    alone = start(1, tmp_path / "run", "--epochs", str(done + 1))
+    assert statuses(alone) == [0]
+    assert len(figures(tmp_path / "run")) == done + 1
+
+
+def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("Number of processes must be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", fails)
+    message = r"the processes of the run could not be joined \(Number of processes must be defined\.\); give --coordin"
+    with pytest.raises(fr.UserError, match=message):
+        distributed.join_processes(TrainConfig(process_id=0))
+    with pytest.raises(fr.UserError, match="or --distributed where Slurm"):
+        distributed.join_processes(TrainConfig(distributed=True))
+    distributed.join_processes(TrainConfig())  # alone
+
+
+def test_what_the_first_process_cannot_do_none_does():
+    def fails():
+        raise fr.UserError("no room")
+
+    with pytest.raises(fr.UserError, match="no room"):
+        distributed.by_the_first(fails)
+    assert distributed.by_the_first(lambda: 3) == 3

@@ -1,0 +1,159 @@
+"""Stopped within an epoch, by a signal or by death, a run goes on with the next picture to the same weights."""
+
+import json
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL, blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet.errors import Interrupted
+from flaxresnet.training import interruption, loop
+from flaxresnet.training.interruption import Interruption
+
+FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
+
+
+class KilledError(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count, seed in (("train", 44, 1), ("test", 19, 2)):
+        data = blobs(count, seed=seed)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = root / split / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return root
+
+
+def train(data, workdir, **options):
+    given = {"image_size": (32, 32), "epochs": 3, "augment": 0.5, "input": "stream", "workers": 0} | options
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **SMALL | given), verbose=False)
+
+
+def figures(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [[row[name] for name in FIGURES] for row in rows]
+
+
+def assert_same_run(mine, theirs):
+    assert figures(mine) == figures(theirs)
+    weights = (fr.Classifier.load(run).variables for run in (mine, theirs))
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(pictures, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7, 12, 15])  # of 15, five in an epoch
+def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(pictures, whole, tmp_path, monkeypatch, step, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "wanted", lambda _, now: signal.SIGTERM if now >= step else None)
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"):
+            train(pictures, tmp_path / "run")
+    assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
+    fr.fit(
+        fr.TrainConfig(
+            data=pictures, workdir=tmp_path / "run", image_size=(32, 32), epochs=3, augment=0.5, input="memory", **SMALL
+        )
+    )
+    within = (step - 1) % 5 + 1
+    said = f"{within} of 5 steps of epoch {(step - 1) // 5 + 1} are done in {tmp_path / 'run'}; going on with the next"
+    assert said in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", whole)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize(("every", "death", "kept"), [(2, 5, 4), (3, 14, 12), (1, 1, None), (100, 8, None)])
+def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
+    pictures, whole, tmp_path, monkeypatch, every, death, kept
+):
+    def next_batch(self, batches, step, real=loop.Trainer._next):
+        if step == death:
+            self.unfinished.wait()
+            raise KilledError
+        return real(self, batches, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_next", next_batch)
+        with pytest.raises(KilledError):
+            train(pictures, tmp_path / "run", checkpoint_steps=every)
+    found = {int(p.name) for p in (tmp_path / "run" / "unfinished").iterdir()}
+    assert found == ({kept} if kept else found & {1})
+    train(pictures, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_path, monkeypatch):
+    evaluating = []
+
+    def evaluate(*arguments, real=loop.Trainer._evaluate):
+        evaluating.append(True)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_evaluate", evaluate)
+        patch.setattr(Interruption, "wanted", lambda *_: signal.SIGINT if evaluating else None)
+        with pytest.raises(Interrupted) as stop:
+            train(pictures, tmp_path / "run")
+    assert stop.value.status == 130
+    assert figures(tmp_path / "run") == []
+    train(pictures, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
+    before = signal.getsignal(number)
+    with Interruption() as heard:
+        with pytest.raises(Interrupted, match="stopped; what had been written is kept") as stop:
+            signal.raise_signal(number)  # nothing to save yet
+        assert stop.value.status == status
+    with Interruption() as heard:
+        heard.begin()
+        assert heard.wanted(0) is None
+        signal.raise_signal(number)
+        assert heard.wanted(1) == number
+        with pytest.raises(Interrupted):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_another_thread_leaves_signals_alone():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def use():
+        with Interruption() as heard:
+            found.append(signal.getsignal(signal.SIGINT) is before and heard.wanted(0) is None)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert found == [True]
+
+
+def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SIGNALS_APART", 0.0)
+
+    def broken(*_):
+        raise RuntimeError("the worker is gone")
+        yield
+
+    monkeypatch.setattr("flaxresnet.data.stream.StreamSource.train", broken)
+    with pytest.raises(RuntimeError, match="the worker is gone"):
+        train(pictures, tmp_path / "run")
+    monkeypatch.setattr(interruption.Interruption, "wanted", lambda *_: signal.SIGTERM)
+    with pytest.raises(Interrupted, match="after step 0"):
+        train(pictures, tmp_path / "run")

@@ -247,6 +247,7 @@ class Trainer:
             for epoch in range(done + 1, self.config.epochs + 1):
                 row, eval_stats = self._epoch(epoch, batches)
                 rows.append(row)
+                self.unfinished.wait()
                 self.checkpoints.save(self.state, eval_stats, row)
                 if distributed.is_first():
                     self.folder.append_metrics(row)
@@ -365,13 +366,13 @@ class Trainer:
             start = time.perf_counter()
             self._save_unfinished()
             self.unfinished.wait()
-            self.checkpoints.wait()
             seconds = time.perf_counter() - start
             saved = f"saved in {self.folder.path} in {seconds:.1f} s; the same command goes on from there"
             raise Interrupted(wanted, f"stopped by {wanted.name} after step {step}, {saved}")
 
     def _save_unfinished(self) -> None:
         self._checked(self.metrics)
+        self.checkpoints.wait()  # for Orbax's managers may not write at the same time where there are many processes
         if int(self.state.step) > (self.checkpoints.latest_step() or 0):
             self.unfinished.save(self.state, self.metrics)
 

@@ -130,8 +130,8 @@ def test_many_processes_give_the_losses_of_one(start, tmp_path, losses_of_one, c
 
 def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(start, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert statuses(start(2, whole, "--epochs", "60")) == [0, 0]
-    first, second = processes = start(2, killed, "--epochs", "60", "--checkpoint-steps", "3")
+    assert statuses(start(2, whole, "--epochs", "8")) == [0, 0]
+    first, second = processes = start(2, killed, "--epochs", "8", "--checkpoint-steps", "3")
     until_epoch(killed, 2, processes)
     second.kill()
     lost = time.monotonic()
@@ -139,8 +139,8 @@ def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(s
     assert time.monotonic() - lost < 2 * distributed.LOST_AFTER
     said = first.log.read_text()
     assert "start all of them again to go on from the last checkpoint" in said or "another task died" in said
-    assert len(figures(killed)) < 60
-    again = start(2, killed, "--epochs", "60", "--checkpoint-steps", "3")
+    assert len(figures(killed)) < 8
+    again = start(2, killed, "--epochs", "8", "--checkpoint-steps", "3")
     assert statuses(again) == [0, 0]
     assert "going on" in again[0].log.read_text()
     assert figures(killed) == figures(whole)

@@ -18,6 +18,7 @@ from flaxresnet.data.dataset import Dataset
 
 # Apart from the keys of weights and augmentation, which come from jax.random.
 ORDER_STREAM = 0x0DE5
+DEVICE_SHARE = 0.25  # of a device's memory, that images may take; the rest is for the network
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -101,13 +102,19 @@ class Loader:
         return jax.jit(lambda *images: jnp.stack(images), out_shardings=_below(self._split))(*blocks)
 
 
+def fits_devices(dataset: Dataset) -> bool:
+    """Whether a data set takes no more than a share of a device's memory; where that is not known, as on CPUs, yes."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit is None or dataset.images.nbytes <= DEVICE_SHARE * limit
+
+
 class DeviceSource:
     """A data set that lies on every device as uint8, and is gathered there."""
 
     def __init__(self, dataset: Dataset, batch_size: int, replicated: Any, split: Any) -> None:
         """`replicated` and `split` are the shardings of the whole set and of a batch's leading axis."""
         self._count, self._batch_size = len(dataset), batch_size
-        self._data = jax.device_put((dataset.images, dataset.labels), replicated)
+        self._data = [_on_devices(array, replicated) for array in (dataset.images, dataset.labels)]
         self._take = jax.jit(_take, out_shardings=split)
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
@@ -125,6 +132,11 @@ class DeviceSource:
 
 def _take(images: jax.Array, labels: jax.Array, places: jax.Array, mask: jax.Array) -> Batch:
     return Batch(images[places], labels[places], mask)
+
+
+def _on_devices(array: Any, sharding: Any) -> jax.Array:
+    """An array that every process has all of, on its own devices, without an exchange."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def _below(split: Any) -> Any:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import PARTS, TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
-from flaxresnet.data.loader import Batch, DeviceSource, Loader
+from flaxresnet.data.loader import Batch, DeviceSource, Loader, fits_devices
 from flaxresnet.data.stream import StreamSource, usual_workers
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.sources import open_weights
@@ -177,6 +177,7 @@ class Trainer:
         mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
+        self.workers = usual_workers() if self.config.workers is None else self.config.workers
         self.train, self.test = self._loader(train), self._loader(test)
         reporter.note(self._input_words(train))
         reporter.steps_per_epoch = self.train.steps_per_epoch
@@ -190,25 +191,22 @@ class Trainer:
         self.programs = self._compile(info)
 
     def _loader(self, dataset: Dataset) -> Loader:
-        size, workers = self.config.batch_size, self.config.workers
-        source = (
-            StreamSource(
-                dataset,
-                size,
-                self.split,
-                usual_workers() if workers is None else workers,
-                self.config.settings.crop,
-            )
-            if dataset.is_streamed
-            else DeviceSource(dataset, size, self.replicated, self.split)
-        )
+        size = self.config.batch_size
+        source: DeviceSource | StreamSource
+        if dataset.is_streamed:
+            source = StreamSource(dataset, size, self.split, self.workers, self.config.settings.crop)
+        elif fits_devices(dataset):
+            source = DeviceSource(dataset, size, self.replicated, self.split)
+        else:  # they go over from this process's memory batch by batch
+            source = StreamSource(dataset, size, self.split, workers=0)
         return Loader(source, dataset, size, self.split)
 
     def _input_words(self, train: Dataset) -> str:
-        if not train.is_streamed:
-            return f"input: all images on the device, {train.images.nbytes / 2**20:,.0f} MiB for training"
-        workers = usual_workers() if self.config.workers is None else self.config.workers
-        return f"input: streamed from disk by {f'{workers} worker process(es)' if workers else 'threads'}"
+        amount = f"{train.images.nbytes / 2**20:,.0f} MiB of training images"
+        if train.is_streamed:
+            by = f"{self.workers} worker process(es)" if self.workers else "threads"
+            return f"input: {amount}, streamed from disk by {by}"
+        return f"input: {amount}, all {'on the device' if fits_devices(train) else 'in memory, but not on the device'}"
 
     def _compile(self, info: RunInfo) -> Programs:
         """The functions of the loop; those that the first step needs are compiled."""

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.data.loader import DeviceSource, Loader
+from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
 from flaxresnet.data.preprocess import Preprocessing, RandomCrop
 from flaxresnet.data.stream import StreamSource, rows_of_process, usual_workers
 
@@ -138,3 +139,16 @@ def test_rows_of_this_process_are_all_rows_where_it_is_the_only_one():
 def test_workers_leave_a_core_to_training(cores, workers, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert usual_workers() == workers
+
+
+def test_images_in_memory_that_a_device_has_no_room_for_go_over_batch_by_batch(pictures, on_device, monkeypatch):
+    dataset = fr.open_dataset(pictures, (32, 36), input="memory").train
+    assert fits_devices(dataset)  # on a CPU, which is not asked
+    for limit, fits in ((4 * dataset.images.nbytes, True), (4 * dataset.images.nbytes - 1, False)):
+        device = SimpleNamespace(memory_stats=lambda limit=limit: {"bytes_limit": limit})
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert fits_devices(dataset) == fits
+    monkeypatch.undo()
+    loader = Loader(StreamSource(dataset, BATCH, SPLIT, workers=0), dataset, BATCH, SPLIT)
+    assert_same(next(loader.train(SEED, 3)), next(on_device.train(SEED, 3)))
+    assert_same(next(loader.in_order()), next(on_device.in_order()))

@@ -57,11 +57,12 @@ def start(cache, pictures, tmp_path):
     """Starts so many processes of one run: what they print goes to files of their own."""
     begun = []
 
-    def start(count, workdir, *flags):
+    def start(count, workdir, *flags, slurm=False):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        together = ["--coordinator-address", address, "--num-processes", str(count)] if count > 1 else []
+        explicit = count > 1 and not slurm
+        together = ["--coordinator-address", address, "--num-processes", str(count)] if explicit else []
         environment = os.environ | {
             "XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true",
             "JAX_PLATFORMS": "cpu",
@@ -70,7 +71,12 @@ def start(cache, pictures, tmp_path):
         }
         processes = []
         for number in range(count):
-            mine = [*together, "--process-id", str(number)] if count > 1 else []
+            mine = [*together, "--process-id", str(number)] if together else []
+            if slurm:  # what its srun sets
+                tasks = {"JOB_ID": address.rpartition(":")[2], "STEP_NODELIST": "localhost", "NTASKS": count}
+                tasks |= {"PROCID": number, "LOCALID": number, "STEP_TASKS_PER_NODE": count}
+                environment |= {f"SLURM_{name}": str(value) for name, value in tasks.items()}
+                mine = ["--distributed"]
             argv = [sys.executable, "-c", PROGRAM, ROOT, "--data", str(pictures), "--workdir", str(workdir)]
             output = (tmp_path / f"{workdir.name}-{number}.log").open("w")
             process = subprocess.Popen([*argv, *FLAGS, *flags, *mine], env=environment, stdout=output, stderr=output)
@@ -116,9 +122,13 @@ def losses_of_one(pictures, tmp_path_factory):
     return figures(workdir)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_many_processes_give_the_losses_of_one(start, tmp_path, losses_of_one, count):
-    processes = start(count, tmp_path / "run", "--epochs", "2")
+@pytest.mark.parametrize(
+    ("count", "slurm", "flags"),
+    [(2, True, ["--input", "memory"]), (2, False, ["--shard-optimizer"]), (4, False, [])],
+    ids=["2, by Slurm, in memory", "2, sharded", "4"],
+)
+def test_many_processes_give_the_losses_of_one(start, tmp_path, losses_of_one, count, slurm, flags):
+    processes = start(count, tmp_path / "run", "--epochs", "2", *flags, slurm=slurm)
     assert statuses(processes) == [0] * count, processes[0].log.read_text()
     found = figures(tmp_path / "run")
     for mine, theirs in zip(found, losses_of_one, strict=True):

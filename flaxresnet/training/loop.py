@@ -4,27 +4,24 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import PARTS, TrainConfig
-from flaxresnet.data.dataset import Dataset, Splits, open_dataset
-from flaxresnet.data.loader import Batch, DeviceSource, Loader, fits_devices
-from flaxresnet.data.stream import StreamSource, usual_workers
+from flaxresnet.data.dataset import Splits, open_dataset
+from flaxresnet.data.loader import Batch
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.sources import open_weights
 from flaxresnet.interop.weights import Weights
 from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.training import distributed
-from flaxresnet.training.checkpoint import Checkpoints, Unfinished
+from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
@@ -40,6 +37,7 @@ from flaxresnet.training.profile import Profile
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.run_folder import RunFolder, RunInfo
+from flaxresnet.training.saved import Saved
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
@@ -116,22 +114,13 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     profile = Profile(workdir / "profile" if config.profile and first else None)
     folder = distributed.by_the_first(lambda: prepare_folder(info, reporter.note)) or RunFolder(workdir)
     with events:
-        with (
-            Checkpoints(folder.checkpoints) as checkpoints,
-            Unfinished(folder.unfinished) as unfinished,
-            profile,
-            Interruption() as interruption,
-        ):
-            trainer = Trainer(
-                info, train, test, folder, checkpoints, unfinished, reporter, events, profile, interruption, weights
-            )
+        with Saved(folder) as saved, profile, Interruption() as interruption:
+            feed = Feed(config, train, test)
+            trainer = Trainer(info, feed, folder, saved, reporter, events, profile, interruption, weights)
             del weights  # their memory is for the first step
             with trainer.programs, distributed.ending_together():
                 run = trainer.run()
-        del trainer  # and its arrays
-        if first:
-            with suppress(OSError):  # empty at a run's end
-                folder.unfinished.rmdir()
+        del trainer, feed  # and their arrays
         if config.profile and first and not profile.written:
             reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
         if (config.report or config.tensorboard) and first:
@@ -160,26 +149,20 @@ class Trainer:
     def __init__(
         self,
         info: RunInfo,
-        train: Dataset,
-        test: Dataset,
+        feed: Feed,
         folder: RunFolder,
-        checkpoints: Checkpoints,
-        unfinished: Unfinished,
+        saved: Saved,
         reporter: Reporter,
         events: EventFile,
         profile: Profile,
         interruption: Interruption,
         weights: Weights | None = None,
     ) -> None:
-        self.config, self.folder, self.checkpoints, self.reporter = info.config, folder, checkpoints, reporter
-        self.unfinished, self.events, self.profile, self.interruption = unfinished, events, profile, interruption
+        self.config, self.feed, self.folder, self.saved, self.reporter = info.config, feed, folder, saved, reporter
+        self.events, self.profile, self.interruption = events, profile, interruption
         self.weights, self.class_names = weights, info.class_names
-        mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
-        self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.split = NamedSharding(mesh, PartitionSpec("data"))
-        self.workers = usual_workers() if self.config.workers is None else self.config.workers
-        self.train, self.test = self._loader(train), self._loader(test)
-        reporter.note(self._input_words(train))
+        self.train, self.test = feed.train, feed.test
+        reporter.note(feed.words)
         reporter.steps_per_epoch = self.train.steps_per_epoch
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
@@ -187,26 +170,8 @@ class Trainer:
         measured = self.config.recalibrate and self.config.frozen != PARTS
         self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
         self.state: TrainState
-        self.zero = jax.device_put(Metrics.zero(), self.replicated)
+        self.zero = jax.device_put(Metrics.zero(), feed.replicated)
         self.programs = self._compile(info)
-
-    def _loader(self, dataset: Dataset) -> Loader:
-        size = self.config.batch_size
-        source: DeviceSource | StreamSource
-        if dataset.is_streamed:
-            source = StreamSource(dataset, size, self.split, self.workers, self.config.settings.crop)
-        elif fits_devices(dataset):
-            source = DeviceSource(dataset, size, self.replicated, self.split)
-        else:  # they go over from this process's memory batch by batch
-            source = StreamSource(dataset, size, self.split, workers=0)
-        return Loader(source, dataset, size, self.split)
-
-    def _input_words(self, train: Dataset) -> str:
-        amount = f"{train.images.nbytes / 2**20:,.0f} MiB of training images"
-        if train.is_streamed:
-            by = f"{self.workers} worker process(es)" if self.workers else "threads"
-            return f"input: {amount}, streamed from disk by {by}"
-        return f"input: {amount}, all {'on the device' if fits_devices(train) else 'in memory, but not on the device'}"
 
     def _compile(self, info: RunInfo) -> Programs:
         """The functions of the loop; those that the first step needs are compiled."""
@@ -217,8 +182,8 @@ class Trainer:
             make_augmentation(self.config, self.train.steps_per_epoch),
             self.test.shapes(),
             self.sample,
-            self.replicated,
-            fresh=self.checkpoints.latest_step() is None and self.unfinished.latest_step() is None,
+            self.feed.replicated,
+            fresh=self.saved.step() is None,
             divided=self.config.shard_optimizer,
         )
         _ = programs.train_step  # waits for it
@@ -245,30 +210,21 @@ class Trainer:
             for epoch in range(done + 1, self.config.epochs + 1):
                 row, eval_stats = self._epoch(epoch, batches)
                 rows.append(row)
-                self.unfinished.wait()
-                self.checkpoints.save(self.state, eval_stats, row)
+                self.saved.after_epoch(self.state, eval_stats, row)
                 if distributed.is_first():
                     self.folder.append_metrics(row)
                 self.reporter.row(row)
                 self.events.row(row)
                 self.metrics = self.zero
                 return_freed_memory()  # what an epoch's end took, a step may not find a use for
-        self.checkpoints.wait()
-        self.unfinished.clear()
+        self.saved.finish()
         return Run(self.folder.path, rows)
 
     def _begin(self) -> list[dict[str, Any]]:
-        """Fills the state, from the latest checkpoint or afresh; returns the rows of the epochs that it has seen."""
+        """Fills the state, from the newest checkpoint or afresh; returns the rows of the epochs that it has seen."""
         rows, self.metrics = list[dict[str, Any]](), self.zero
-        after_epoch, within = (kept.latest_step() for kept in (self.checkpoints, self.unfinished))
-        if after_epoch is not None:
-            # The checkpoint has its row too, so that the two agree wherever the run was cut off.
-            last = self.checkpoints.row()
-            rows = [*(row for row in self.folder.read_metrics() if row["epoch"] < last["epoch"]), last]
-        if within is not None and within > (after_epoch or 0):
-            self.state, self.metrics = self.unfinished.restore(self.programs.shapes, self.zero)
-        elif after_epoch is not None:
-            self.state, _ = self.checkpoints.restore(self.programs.shapes)
+        if self.saved.step() is not None:
+            self.state, self.metrics, rows = self.saved.restore(self.programs.shapes, self.zero, self.reporter.note)
         else:
             self.state = self.programs.create()
             if self.weights:
@@ -344,7 +300,7 @@ class Trainer:
                         next_read = over + READ_EVERY * (over - earlier) / (time.perf_counter() - start)
                 self._stop_if_wanted(first + done)
                 if (first + done) % self.config.checkpoint_steps == 0:
-                    self._save_unfinished()
+                    self._save()
             self.profile.end(self.metrics)
             return self._checked(self.metrics)
 
@@ -362,17 +318,16 @@ class Trainer:
         """Saves the state and raises `Interrupted` where a signal said so; `step` is that of the state."""
         if wanted := self.interruption.wanted(step):
             start = time.perf_counter()
-            self._save_unfinished()
-            self.unfinished.wait()
+            self._save()
+            self.saved.wait()
             seconds = time.perf_counter() - start
             saved = f"saved in {self.folder.path} in {seconds:.1f} s; the same command goes on from there"
             raise Interrupted(wanted, f"stopped by {wanted.name} after step {step}, {saved}")
 
-    def _save_unfinished(self) -> None:
+    def _save(self) -> None:
+        """Starts writing the state as it is within an epoch, unless it is beyond saving."""
         self._checked(self.metrics)
-        self.checkpoints.wait()  # for Orbax's managers may not write at the same time where there are many processes
-        if int(self.state.step) > (self.checkpoints.latest_step() or 0):
-            self.unfinished.save(self.state, self.metrics)
+        self.saved.within_epoch(self.state, self.metrics)
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
         """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""
@@ -381,7 +336,7 @@ class Trainer:
         return metrics.means()
 
     def _diverged(self, step: int) -> UserError:
-        kept = self.checkpoints.latest_step()
+        kept = self.saved.step()
         after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
         return UserError(
             f"the loss was not finite at step {step} ({after}); try a --learning-rate below "

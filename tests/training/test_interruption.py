@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
 ):
     def next_batch(self, batches, step, real=loop.Trainer._next):
         if step == death:
-            self.unfinished.wait()
+            self.saved.wait()
             raise KilledError
         return real(self, batches, step)
 
@@ -90,10 +90,48 @@ def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
         patch.setattr(loop.Trainer, "_next", next_batch)
         with pytest.raises(KilledError):
             train(pictures, tmp_path / "run", checkpoint_steps=every)
-    found = {int(p.name) for p in (tmp_path / "run" / "unfinished").iterdir()}
-    assert found == ({kept} if kept else found & {1})
+    assert [int(p.name) for p in (tmp_path / "run").glob("unfinished/*")] == ([kept] if kept else [])
     train(pictures, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
+
+
+def killed_at(pictures, workdir, monkeypatch, step):
+    """A run that saved each second step and died before this one."""
+
+    def next_batch(self, batches, now, real=loop.Trainer._next):
+        if now == step:
+            self.saved.wait()
+            raise KilledError
+        return real(self, batches, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_next", next_batch)
+        with pytest.raises(KilledError):
+            train(pictures, workdir, checkpoint_steps=2)
+
+
+def damage(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tmp_path, monkeypatch, capsys):
+    killed_at(pictures, tmp_path / "run", monkeypatch, 8)
+    damage(tmp_path / "run" / "unfinished" / "8")
+    options = {"image_size": (32, 32), "epochs": 3, "augment": 0.5, "input": "stream", "workers": 0}
+    fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **SMALL | options))
+    said = capsys.readouterr().out
+    assert "unfinished/8 cannot be restored: " in said
+    assert "; going back to step 5" in said
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monkeypatch):
+    killed_at(pictures, tmp_path / "run", monkeypatch, 4)
+    damage(tmp_path / "run" / "unfinished" / "4")
+    with pytest.raises(fr.UserError, match=r"unfinished/4 cannot be restored: .*; delete .*unfinished to begin anew"):
+        train(pictures, tmp_path / "run")
 
 
 def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_path, monkeypatch):

@@ -367,3 +367,15 @@ def test_a_folder_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [None, 8])
 def test_the_models_batch_norm_takes_its_statistics_over_as_many_images_as_asked(count):
     assert dataclasses.replace(INFO, config=TrainConfig(norm_batch=count)).model().norm_batch == count
+
+
+def test_random_crops_taken_elsewhere_are_a_difference():
+    streamed, held = (
+        dataclasses.replace(changed(crop=0.5), data=INFO.data | {"streamed": value}) for value in (True, False)
+    )
+    assert held.difference(streamed) == (
+        "random crops taken where images are decoded, from whole pictures (--input stream)"
+    )
+    assert streamed.difference(held) == "random crops taken where images are trained on (--input memory)"
+    whole = dataclasses.replace(INFO, data=INFO.data | {"streamed": True})
+    assert whole.difference(INFO) is None

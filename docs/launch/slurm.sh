@@ -18,8 +18,9 @@ RUN=runs/imagenet       # a folder that all nodes see
 PICTURES=imagenet       # train/CLASS/*.JPEG and val/CLASS/*.JPEG, or ArrayRecord files made of them
 MOST_STARTS=20
 
-# --kill-on-bad-exit=0: the processes end together by themselves, after they have saved.
-srun --kill-on-bad-exit=0 python train.py --distributed \
+# --kill-on-bad-exit=0: the processes end together by themselves, after they have saved. srun does not take the number
+# of cores from the lines above since Slurm 22.05.
+srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python train.py --distributed \
   --data "$PICTURES" --input stream --workers 12 --image-size 224 224 \
   --recipe imagenet --model resnet50 --epochs 90 --batch-size 2048 --norm-batch 128 --precision bfloat16 \
   --checkpoint-steps 500 --workdir "$RUN"

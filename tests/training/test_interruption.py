@@ -76,7 +76,7 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(pictures, whole,
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 
-@pytest.mark.parametrize(("every", "death", "kept"), [(2, 5, 4), (3, 14, 12), (1, 1, None), (100, 8, None)])
+@pytest.mark.parametrize(("every", "death", "kept"), [(2, 5, 4), (3, 14, 12), (1, 1, 1), (100, 8, None)])
 def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
     pictures, whole, tmp_path, monkeypatch, every, death, kept
 ):

@@ -34,8 +34,8 @@ class Arguments:
     memory_model: str = "resnet14"
     """Network of those runs, of an epoch each; every picture is seen."""
 
-    workers: int = 1
-    """Worker processes."""
+    workers: int | None = None
+    """Worker processes. Left out: as train.py has it."""
 
     rounds: int = 3
     """Pairs of runs, from disk and from memory, that are timed."""
@@ -100,7 +100,8 @@ def seconds_per_step(workdir: Path) -> list[float]:
 
 
 def main(arguments: Arguments) -> None:
-    workers, found = ["--workers", str(arguments.workers)], {"memory": {}, "steps": {"stream": [], "memory": []}}
+    workers = [] if arguments.workers is None else ["--workers", str(arguments.workers)]
+    found = {"memory": {}, "steps": {"stream": [], "memory": []}}
     with tempfile.TemporaryDirectory() as name:
         root, console = Path(name), Console()
         table = Table("pictures", "MiB, training process", "MiB, workers", "MiB, together", "images/s", box=None)

@@ -21,12 +21,17 @@ from flaxresnet.data.stored import StoredImages
 CROP_STREAM = 0xC209  # apart from the order of the images
 MOST_STEPS = 2**40  # of a run; Grain asks for a number
 MOST_WORKERS = 16
+FEW_CORES = 2
 AHEAD = 2  # batches that a worker process reads ahead
 
 
 def usual_workers() -> int:
-    """Worker processes where nobody has said how many: one core is left to the process that trains."""
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1))
+    """Worker processes where nobody has said how many: a core each, but one for the process that trains.
+
+    On few cores none: threads do as well there, start at once and need no memory of their own.
+    """
+    cores = os.cpu_count() or 1
+    return 0 if cores <= FEW_CORES else min(MOST_WORKERS, cores - 1)
 
 
 class StreamSource:

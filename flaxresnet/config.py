@@ -151,7 +151,7 @@ class TrainConfig:
     """Where images are: in memory, on the devices; or on disk, read while training. auto: in memory if they are few."""
 
     workers: int | None = option(None, at_least(0))
-    """Processes that read images; 0: threads of this one. Left out: 0 on two cores, else all cores but one, up to 16."""
+    """Processes that read images; 0: threads of this one. Left out: 0 on two cores, else cores but one, up to 16."""
 
     epochs: int = option(20, at_least(1))
     """Passes over the training images, counted from the beginning of the run."""

@@ -81,8 +81,12 @@ class StreamSource:
 
 
 def begin_worker(_: int, __: int) -> None:
-    """Lets a worker process leave Ctrl-C to the one that it works for, and end when that one is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Lets a worker process leave signals to the one that it works for, and end when that one is gone.
+
+    A scheduler sends SIGTERM to all processes of a job; the last steps before they stop together need batches.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -52,11 +52,13 @@ def is_first() -> bool:
 
 
 def by_the_first(act: Callable[[], T]) -> T | None:
-    """Lets the first process act while the others wait: its result there, None elsewhere.
+    """Lets the first process act when all have come here, while the others wait: its result there, None elsewhere.
 
     Raises UserError in all of them where it does in the first.
     """
     result, mistake = None, None
+    if is_one_of_many():  # what the others read before, it may be about to change
+        multihost_utils.sync_global_devices("flaxresnet: the first acts")
     if is_first():
         try:
             result = act()

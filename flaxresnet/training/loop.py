@@ -123,8 +123,8 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
         del trainer, feed  # and their arrays
         if config.profile and first and not profile.written:
             reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
-        if (config.report or config.tensorboard) and first:
-            _look_back(run, config, splits, reporter, events)
+        if config.report or config.tensorboard:
+            distributed.by_the_first(lambda: _look_back(run, config, splits, reporter, events))
     return run
 
 

@@ -59,7 +59,7 @@ class Records(Encoded):
             raise UserError(f"{self._where(place)} cannot be read ({error})") from error
 
     def _where(self, place: int) -> str:
-        return f"record {place} of {self.location} ({self._shards[0]}, …)"
+        return f"record {place} of the {self._shards[0].partition('-')[0]} split of {self.location}"
 
 
 def holds_records(folder: Path) -> bool:

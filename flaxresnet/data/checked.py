@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def known_unreadable(images: StoredImages, identity: str) -> dict[int, str]:
     if found != known:
         with contextlib.suppress(OSError):  # no cache: the next time takes as long
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(f".{os.getpid()}")
+            new = path.with_suffix(f".{uuid.uuid4().hex}")  # other processes may write theirs at the same time
             new.write_text(json.dumps(list(found.items())))
             new.replace(path)
     return found

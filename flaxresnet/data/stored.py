@@ -15,6 +15,11 @@ from flaxresnet.errors import UserError
 AT_ONCE = 4096  # reads that wait for a thread
 
 
+def cores() -> int:
+    """Cores that this process may use, which under a scheduler are not all that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class StoredImages(abc.ABC):
     """Images on disk, to be indexed as an array of (n, height, width, 3) uint8 would be; worker processes get copies.
 
@@ -110,7 +115,7 @@ def _troubles(read: Callable[[int], object], count: int) -> dict[int, str]:
         return None
 
     found = dict[int, str]()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders do not hold Python's lock
+    with ThreadPoolExecutor(cores()) as pool:  # decoders do not hold Python's lock
         for start in range(0, count, AT_ONCE):
             places = range(start, min(start + AT_ONCE, count))
             found |= {place: wrong for place, wrong in zip(places, pool.map(trouble, places), strict=True) if wrong}

@@ -16,7 +16,7 @@ import numpy as np
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import Batch, padded, places_of_step
 from flaxresnet.data.preprocess import RandomCrop
-from flaxresnet.data.stored import StoredImages
+from flaxresnet.data.stored import StoredImages, cores
 
 CROP_STREAM = 0xC209  # apart from the order of the images
 MOST_STEPS = 2**40  # of a run; Grain asks for a number
@@ -30,8 +30,8 @@ def usual_workers() -> int:
 
     On few cores none: threads do as well there, start at once and need no memory of their own.
     """
-    cores = os.cpu_count() or 1
-    return 0 if cores <= FEW_CORES else min(MOST_WORKERS, cores - 1)
+    mine = cores()
+    return 0 if mine <= FEW_CORES else min(MOST_WORKERS, mine - 1)
 
 
 class StreamSource:
@@ -63,7 +63,7 @@ class StreamSource:
         import grain
         from absl.flags import FLAGS
 
-        threads = 1 if workers else min(MOST_WORKERS, os.cpu_count() or 1)
+        threads = 1 if workers else min(MOST_WORKERS, cores())
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         dataset = grain.MapDataset.range(steps.start, steps.stop).map(read).to_iter_dataset(reading)
         if workers:  # whole batches go to the workers in turn, so that their number changes nothing

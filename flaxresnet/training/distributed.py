@@ -3,6 +3,7 @@
 JAX's multi-controller runtime has every process run the same program on arrays that lie across all of them.
 """
 
+import hashlib
 import os
 import sys
 import traceback
@@ -70,6 +71,19 @@ def by_the_first(act: Callable[[], T]) -> T | None:
     if mistake:
         raise mistake
     return result
+
+
+def check_same(**facts: object) -> None:
+    """Raises UserError, in every process, where the processes were given different facts, such as other data."""
+    if not is_one_of_many():
+        return
+    for name, fact in facts.items():
+        digest = np.frombuffer(hashlib.sha256(repr(fact).encode()).digest(), np.uint8)
+        if np.ptp(multihost_utils.process_allgather(digest), axis=0).any():
+            raise UserError(
+                f"the processes have different {name} (process {jax.process_index()} has {fact}); start all of them "
+                "with the same options, on the same data"
+            )
 
 
 def told_to_stop(step: int) -> bool:

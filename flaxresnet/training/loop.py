@@ -109,6 +109,8 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     check_network(config)
 
     info = describe_run(config, splits, train, test, like)
+    data = [info.data[name] for name in ("train_fingerprint", "test_fingerprint", "streamed")]
+    distributed.check_same(data=data, batches=config.batch_size, seeds=config.seed, epochs=config.epochs)
     workdir, first = Path(config.workdir), distributed.is_first()
     events = EventFile(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
     profile = Profile(workdir / "profile" if config.profile and first else None)

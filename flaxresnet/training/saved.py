@@ -52,6 +52,7 @@ class Saved:
                 if after is None:
                     raise UserError(f"{error}; delete {self._folder.unfinished} to begin anew") from error
                 note(f"{error}; going back to step {after}")
+                self._within.clear()  # or what is saved on the way back there would count as old
         state, _ = self._epochs.restore(shapes)
         return state, zero, rows
 

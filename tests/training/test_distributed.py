@@ -182,6 +182,18 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
     distributed.join_processes(TrainConfig())  # alone
 
 
+def test_processes_with_other_data_are_told_so(monkeypatch):
+    distributed.check_same(data="mine")  # alone
+    monkeypatch.setattr(distributed, "is_one_of_many", lambda: True)
+    for others, same in ((lambda mine: [mine, mine], True), (lambda mine: [mine, mine ^ 1], False)):
+        monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", others)
+        if same:
+            distributed.check_same(data="mine")
+            continue
+        with pytest.raises(fr.UserError, match=r"the processes have different data \(process 0 has mine\); start all"):
+            distributed.check_same(data="mine")
+
+
 def test_what_the_first_process_cannot_do_none_does():
     def fails():
         raise fr.UserError("no room")

@@ -127,6 +127,15 @@ def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tm
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
+    killed_at(pictures, tmp_path / "run", monkeypatch, 8)
+    damage(tmp_path / "run" / "unfinished" / "8")
+    monkeypatch.setattr(Interruption, "wanted", lambda _, now: signal.SIGTERM if now >= 7 else None)
+    with pytest.raises(Interrupted):
+        train(pictures, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "unfinished").iterdir()] == ["7"]
+
+
 def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 4)
     damage(tmp_path / "run" / "unfinished" / "4")

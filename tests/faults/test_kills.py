@@ -24,7 +24,7 @@ KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
 PATIENCE = 300  # seconds, for one start
 FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-size", "32", "32", "--no-report"]
-FLAGS += ["--epochs", "40", "--checkpoint-steps", "3", "--input", "stream", "--workers", "1"]
+FLAGS += ["--epochs", "12", "--checkpoint-steps", "3", "--input", "stream", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Which form of a convolution is fastest, shape by shape: `python benchmarks/conv_lowering.py`.
 
-Times every form (`flaxresnet/models/conv_forms.py`) that fits a shape, for the values and for the two gradients, in
-turns, and marks the one that `flaxresnet/models/conv.py` takes. A new machine, or a new XLA, may want another rule.
+Times every form (`flaxresnet/models/conv_forms.py`, `winograd.py`) that fits a shape, for the values and for the two
+gradients, in turns, and marks the one that `conv_choice.py` takes. A new machine, or a new XLA, may want another rule.
 """
 
 import json
@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.memory import keep_freed_memory
-from flaxresnet.models.conv import choose
-from flaxresnet.models.conv_forms import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, Window
+from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose
+from flaxresnet.models.conv_forms import Window
 
 WIDTH = 100  # columns of the table
 WHAT = ("values", "by input", "by kernel")  # the result, and its gradients
@@ -85,9 +85,8 @@ def layers(image_size: int, pointwise: bool) -> list[Layer]:
 
 def fits(form: str, layer: Layer) -> bool:
     steps_of_one, size = layer.window.strides == (1, 1), layer.kernel
-    return {"pointwise": size == 1, "winograd": size == 3 and steps_of_one, "patches": size > 1, "rows": size > 1}.get(
-        form, True
-    )
+    known = {"pointwise": size == 1, "winograd": size == 3 and steps_of_one}
+    return known.get(form, size > 1 or form == "native")
 
 
 def cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -145,7 +144,9 @@ def main(arguments: Arguments) -> None:
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("layer", "of", box=box.SIMPLE, title="milliseconds; * is what conv.py takes", title_justify="left")
+    table = Table(
+        "layer", "of", box=box.SIMPLE, title="milliseconds; * is what conv_choice.py takes", title_justify="left"
+    )
     names = [name for name in KERNEL_GRADIENT if any(name in row["milliseconds"] for row in rows)]
     for name in ("input", "batch", *names):
         table.add_column(name, justify="right")

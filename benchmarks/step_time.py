@@ -8,9 +8,10 @@ of the peak is of a matrix product's rate measured in the same run.
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled, Lowered
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.data.loader import Batch
+from flaxresnet.data.dataset import Dataset
+from flaxresnet.data.loader import Batch, DeviceSource
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.fold import fold_batch_norm
@@ -36,6 +39,7 @@ from flaxresnet.training.programs import compile_sparingly
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_train_step
 
+SET = 1024  # images of the data set of `--fed`
 PEAK_SIDE = 2048  # of the square matrices whose product measures the machine's peak
 WIDTH = 100  # columns of the table, wherever it is shown
 LAYERS: dict[str, dict[str, Any]] = {
@@ -65,6 +69,9 @@ class Arguments:
 
     steps: int = 10
     """Steps timed of each kind."""
+
+    fed: bool = False
+    """Time training steps of ours on images of a data set as well, which is what input costs."""
 
     plain: bool = True
     """Time plain flax.linen.Conv as well."""
@@ -123,11 +130,12 @@ class Program:
     call: Callable[[], Any]
     compile_seconds: float
     mebibytes: float  # arguments, results and scratch memory together, as XLA counts them
+    program: Compiled
 
 
 def compiled(
     function: Any, *arguments: Any, by: Callable[[Lowered], Compiled] = Lowered.compile, **options: Any
-) -> tuple[Any, float, float]:
+) -> tuple[Compiled, float, float]:
     """The function compiled for these arguments, the seconds that took, and the memory that a call needs in MiB."""
     start = time.perf_counter()
     program = by(jax.jit(function, **options).lower(*arguments))
@@ -149,20 +157,40 @@ def random_images(batch_size: int, size: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)), jnp.uint8)
 
 
-def training(batch_size: int, size: int, conv: str, precision: str = "float32", model: str = "resnet50") -> Program:
+def images_of_a_set(batch_size: int, size: int) -> Iterator[Batch]:
+    """Batches as training takes them from a data set on the device: others at each step, gathered there."""
+    images = np.random.default_rng(0).integers(0, 256, (SET, size, size, 3), np.uint8)
+    dataset = Dataset(images, np.arange(SET, dtype=np.int32) % 6, tuple("012345"))
+    place = SingleDeviceSharding(jax.devices()[0])
+    return DeviceSource(dataset, batch_size, place, place).train(seed=0, first=0)
+
+
+def same_images(batch_size: int, size: int) -> Iterator[Batch]:
+    return repeat(Batch(random_images(batch_size, size), jnp.arange(batch_size) % 6, jnp.ones(batch_size)))
+
+
+def training(
+    batch_size: int,
+    size: int,
+    conv: str,
+    precision: str = "float32",
+    model: str = "resnet50",
+    batches: Callable[[int, int], Iterator[Batch]] = same_images,
+) -> Program:
     """A training step of the tutorials' recipe, on images that are on the device already."""
     module, optimizer = network(model, conv, precision), make_optimizer(lambda _: 1e-3)
     config = TrainConfig(recipe="tutorial")
     step = make_train_step(module, optimizer, Preprocessing(size, size), config, lambda _: 0.0)
-    batch = Batch(random_images(batch_size, size), jnp.arange(batch_size) % 6, jnp.ones(batch_size))
+    fed = batches(batch_size, size)
     held = [initial_state(module, optimizer, size), Metrics.zero()]
     by = compile_sparingly if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does
-    train, *costs = compiled(step, *held, batch, by=by, donate_argnums=0)
+    train, *costs = compiled(step, *held, next(fed), by=by, donate_argnums=0)
 
     def call() -> None:
-        held[:] = jax.block_until_ready(train(*held, batch))
+        held[:] = train(*held, next(fed))
+        jax.block_until_ready(held[1])  # all that a program gives is ready at once; waiting for each array takes time
 
-    return Program(call, *costs)
+    return Program(call, *costs, train)
 
 
 def inference(batch_size: int, size: int, conv: str, precision: str = "float32", model: str = "resnet50") -> Program:
@@ -174,18 +202,25 @@ def inference(batch_size: int, size: int, conv: str, precision: str = "float32",
         module, variables = fold_batch_norm(module, variables)
     images = random_images(batch_size, size)
     infer, *costs = compiled(lambda v, x: module.apply(v, preprocessing.scaled(x)), variables, images)
-    return Program(lambda: jax.block_until_ready(infer(variables, images)), *costs)
+    return Program(lambda: jax.block_until_ready(infer(variables, images)), *costs, infer)
 
 
-STEPS = {"train": (training, 3), "infer": (inference, 1)}  # the backward pass does twice the forward's arithmetic
+# How a step is made, and its arithmetic against the forward pass's: the backward pass does twice as much.
+STEPS = {
+    "train": (training, 3),
+    "train, fed": (partial(training, batches=images_of_a_set), 3),
+    "infer": (inference, 1),
+}
 
 
 def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> list[Timed]:
-    """The training and the inference step of one network at one size."""
+    """The steps of one network at one size."""
     module = network(arguments.model, conv, arguments.precision)
     work = forward_gigaflops(module, jnp.zeros((batch_size, size, size, 3)))
     cases = []
     for what, (build, passes) in STEPS.items():
+        if what == "train, fed" and not (arguments.fed and conv == "ours"):
+            continue
         program = build(batch_size, size, conv, arguments.precision, arguments.model)
         costs = program.compile_seconds, program.mebibytes
         cases.append(Timed(what, conv, batch_size, size, passes * work, *costs, program.call))
@@ -198,12 +233,13 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_gigaflops(calls: int = 5) -> float:
-    """The machine's rate in a float32 matrix product, 10⁹ operations a second."""
-    square = jnp.ones((PEAK_SIDE, PEAK_SIDE))
+def peak_gigaflops(precision: str = "float32", calls: int = 5) -> float:
+    """The machine's rate in a matrix product, 10⁹ operations a second."""
+    side = PEAK_SIDE * (1 if jax.default_backend() == "cpu" else 4)  # or an accelerator would wait for its program
+    square = jnp.ones((side, side), precision)
     product, *_ = compiled(jnp.dot, square, square)
     seconds = [timed(lambda: jax.block_until_ready(product(square, square))) for _ in range(calls + 1)][1:]
-    return 2 * PEAK_SIDE**3 / statistics.median(seconds) / 1e9
+    return 2 * side**3 / statistics.median(seconds) / 1e9
 
 
 def main(arguments: Arguments) -> None:
@@ -211,7 +247,7 @@ def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
     console = Console(width=WIDTH)
     device = jax.devices()[0].device_kind
-    peak = peak_gigaflops()
+    peak = peak_gigaflops(arguments.precision)
     console.print(
         f"{device}, jax {jax.__version__}, {arguments.model}, {arguments.precision}; matrix product {peak:.0f} GFLOP/s"
     )

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def run(command: list[str], target: float, environment: dict[str, str], limit: f
     """Runs until a line reports the accuracy, or for `limit` seconds; the seconds and epochs it took."""
     start, accuracies, reached = time.perf_counter(), [], False
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=os.environ | environment, text=True, **pipes) as process:
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    with subprocess.Popen(command, env=inherited | environment, text=True, **pipes) as process:
         stop = threading.Timer(min(limit, threading.TIMEOUT_MAX), process.kill)
         stop.daemon = True
         stop.start()
@@ -87,9 +89,12 @@ def run(command: list[str], target: float, environment: dict[str, str], limit: f
                     break
         seconds = time.perf_counter() - start
         stop.cancel()
-        process.kill()
+        if reached:
+            process.kill()
     if not accuracies and seconds < limit:
         raise SystemExit(f"no epoch of `{' '.join(command)}` ended; run it to see why")
+    if not reached and seconds < limit and process.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"`{' '.join(command)}` ended with status {process.returncode}; run it to see why")
     return {"seconds": seconds, "epochs": len(accuracies), "reached": reached, "accuracies": accuracies}
 
 
@@ -105,7 +110,7 @@ def main(arguments: Arguments) -> None:
             contestants = {
                 f"flaxresnet, {recipe}": (
                     ours(recipe, seed, arguments, f"{scratch}/{recipe}"),
-                    {"XDG_CACHE_HOME": scratch},
+                    {"XDG_CACHE_HOME": f"{scratch}/cache-{recipe}"},
                 )
                 for recipe in arguments.recipes
             }
@@ -115,10 +120,11 @@ def main(arguments: Arguments) -> None:
                     keras_tutorial(seed, arguments),
                     {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
                 )
-            limit = math.inf
+            first = math.inf
             for name, (command, environment) in contestants.items():
+                limit = arguments.keras_limit * first if name.startswith("Keras") else math.inf
                 rows.append({"who": name, "seed": seed} | run(command, arguments.target, environment, limit))
-                limit = arguments.keras_limit * rows[-1]["seconds"]  # Keras comes last
+                first = min(first, rows[-1]["seconds"])
                 console.print(f"{name}, seed {seed}: {said(rows[-1])}")
     console.print(as_table(rows, arguments.target))
     if arguments.json:

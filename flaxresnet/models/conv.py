@@ -8,7 +8,7 @@ long as the same arithmetic as a matrix product). A ResNet has 1×1 kernels thro
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,58 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxresnet.models import conv_forms as forms
-from flaxresnet.models.conv_forms import (
-    FORWARD,
-    INPUT_GRADIENT,
-    KERNEL_GRADIENT,
-    LAYOUT,
-    ROWS,
-    Window,
-    native,
-    result_size,
-)
+from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, NATIVE, Choice, choose
+from flaxresnet.models.conv_forms import LAYOUT, ROWS, Window, native, result_size
 
-
-class Choice(NamedTuple):
-    """Names of the forms (`conv_forms.py`) for the values and the two gradients."""
-
-    forward: str
-    input_gradient: str
-    kernel_gradient: str
-
-
-NATIVE = Choice("native", "native", "native")
-POINTWISE = Choice("pointwise", "pointwise", "pointwise")
-PATCHES = Choice("patches", "patches", "patches")
-WINOGRAD = Choice("winograd", "winograd", "winograd")
-
-# `benchmarks/conv_lowering.py` measures what these rest on; `benchmarks/RESULTS.md` has a run of it.
-SMALL = 36  # pixels of the result up to which patches win in all three
-WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
-MANY = 1000  # pixels of all results from which Winograd's products outweigh the transform of the kernel
-FEW = 8  # channels up to which an image's rows, not its patches, are laid out for the kernel's gradient
 LARGE_KERNEL = 1_000_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
-LARGE_PATCHES = 400_000  # elements of an image's patches (pixels × kernel × channels) that still pay for its gradient
-
-
-def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: int = 32) -> Choice:
-    """The forms for a CPU, from the shapes of images (batch, h, w, channels) and kernel, and the bits of a number."""
-    area, channels, features = kernel[0] * kernel[1], *kernel[2:]
-    pixels = math.prod(result_size(image, kernel, window))
-    pads = [pad for pair in window.pads for pad in pair]
-    if area == 1 and not any(pads):
-        return POINTWISE
-    if pixels <= SMALL:
-        return PATCHES
-    winograd_can = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and set(pads) <= {0, 1, 2} and bits >= 32
-    many = isinstance(image[0], int) and image[0] * pixels >= MANY  # an exported program's number of images is a symbol
-    if winograd_can and min(channels, features) >= WIDE and many:
-        return WINOGRAD
-    if channels <= FEW:
-        return NATIVE._replace(kernel_gradient="rows")
-    if pixels * area * channels <= LARGE_PATCHES:
-        return NATIVE._replace(kernel_gradient="patches")
-    return NATIVE
 
 
 # Compiled functions in themselves, so that layers of the same shape are traced once.
@@ -129,7 +81,7 @@ def conv_general_dilated(
     Returns:
       What `lax.conv_general_dilated` returns, to rounding: (batch, height', width', features).
     """
-    if not _is_plain(lhs, options):
+    if not _is_plain(lhs, rhs, padding, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     down, right = window_strides
     pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
@@ -143,7 +95,8 @@ def conv_general_dilated(
 class Conv(nn.Conv):
     """`nn.Conv` (same fields, parameters, shapes and initialisers) with `conv_general_dilated` of this file.
 
-    Checkpoints exchange freely with `nn.Conv`; only the arithmetic's form differs, and only on CPU.
+    Checkpoints exchange freely with `nn.Conv`; only the arithmetic's form differs, and only on CPU. It can be
+    differentiated in reverse alone, as `conv_general_dilated`.
     """
 
     conv_general_dilated: Any = conv_general_dilated
@@ -190,6 +143,7 @@ class FoldedConv(nn.Module):
 def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     shape = (*kernel.shape[1:], kernel.shape[0])
     form = choose(x.shape, shape, window, bits=8 * x.dtype.itemsize).forward
+    form = "patches" if form == "taps" else form  # which reads the kernel in one piece, not a tap at a time
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         if form in ROWS:
@@ -203,11 +157,28 @@ def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) ->
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
-def _is_plain(lhs: jax.Array, options: dict[str, Any]) -> bool:
-    """Whether this is a two-dimensional convolution without groups or dilation, the case worth rewriting."""
+def _is_plain(
+    lhs: jax.Array, rhs: jax.Array, padding: str | Sequence[tuple[int, int]], options: dict[str, Any]
+) -> bool:
+    """Whether this is the case worth rewriting, on which the forms agree with XLA's convolution.
+
+    That is: two dimensions, laid out as Flax lays them out, no groups, dilation, cropping or other type of result.
+    """
+    if lhs.ndim != 4 or not jnp.issubdtype(lhs.dtype, jnp.floating) or 0 in lhs.shape:
+        return False
+    if not all(isinstance(side, int) for side in lhs.shape[1:]):  # exported for images of any size
+        return False
     dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
     groups = options.get("feature_group_count", 1) * options.get("batch_group_count", 1)
-    return lhs.ndim == 4 and groups == 1 and all(d == 1 for d in dilations)
+    pads = () if isinstance(padding, str) else [pad for pair in padding for pad in pair]
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
+    return (
+        groups == 1
+        and all(dilation == 1 for dilation in dilations)
+        and all(pad >= 0 for pad in pads)
+        and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+        and options.get("preferred_element_type") in (None, lhs.dtype)
+    )
 
 
 def _explicit_padding(

@@ -2,10 +2,11 @@
 
 Shapes: images x (batch, h, w, channels), kernel (kh, kw, channels, features), result and its gradient g
 (batch, h', w', features). Each form is proved against XLA's own convolution in float64 (`tests/models/test_conv.py`),
-and `benchmarks/conv_lowering.py` times them.
+`benchmarks/conv_lowering.py` times them, and `conv_choice.py` chooses. Winograd's has a file of its own.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -90,90 +91,69 @@ def features_first(form: str, x: jax.Array, kernel: jax.Array, window: Window) -
     return _product(ROWS[form](x, (*sizes, features), window), kernel.reshape(features, -1).T, window)
 
 
-# Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308, section 4.1): a tile of 2×2 results of a 3×3 kernel
-# takes 16 products of a transformed 4×4 tile of values and the transformed kernel, instead of 36.
-Matrix = tuple[tuple[float, ...], ...]
-OF_VALUES: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-OF_KERNEL: Matrix = ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1))
-OF_RESULT: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
+class Tap(NamedTuple):
+    """A place in the kernel, and what it meets: the results that it adds to and the pixels that it weights."""
+
+    place: tuple[int, int]
+    results: tuple[slice, slice]
+    pixels: tuple[slice, slice]
 
 
-def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """F(2×2, 3×3), for 3×3 kernels in steps of 1: 2.25 times fewer products."""
+def taps_on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) -> Iterator[Tap]:
+    """The taps that meet pixels; for the others there is padding alone."""
+    rows, columns = (
+        list(_taps_along(side, size, step, low, count))
+        for side, size, step, (low, _), count in zip(
+            image[1:3], kernel[:2], window.strides, window.pads, result_size(image, kernel, window), strict=True
+        )
+    )
+    for i, down, y in rows:
+        for j, right, x in columns:
+            yield Tap((i, j), (down, right), (y, x))
+
+
+def _taps_along(side: int, size: int, step: int, low: int, count: int) -> Iterator[tuple[int, slice, slice]]:
+    """One dimension: the tap's place, the results and the pixels."""
+    for place in range(size):
+        offset = place - low  # of the pixel from the result's first
+        first, end = max(0, -(offset // step)), min(count, (side - 1 - offset) // step + 1)
+        if first < end:
+            yield place, slice(first, end), slice(first * step + offset, (end - 1) * step + offset + 1, step)
+
+
+def share_of_taps(image: Sequence[int], kernel: Sequence[int], window: Window) -> float:
+    """The share of all products of kernel and pixels whose pixel is in the image, not in its padding."""
+    met = sum(
+        (down.stop - down.start) * (right.stop - right.start)
+        for _, (down, right), _ in taps_on_pixels(image, kernel, window)
+    )
+    return met / (math.prod(result_size(image, kernel, window)) * kernel[0] * kernel[1])
+
+
+def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """One matrix product for each place in the kernel, of the pixels that it meets, none of padding."""
     height, width = result_size(x.shape, kernel.shape, window)
-    values = _along(_tiles(x, kernel, window), OF_VALUES)  # [4][4] of (batch, tiles, tiles, channels)
-    kernels = _along([[kernel[i, j] for j in range(3)] for i in range(3)], OF_KERNEL)  # [4][4] of (channels, features)
-    products = _products("npc,ncf->npf", _stack(values), jnp.stack(_flat(kernels)), window)
-    tiles = (x.shape[0], -(-height // 2), -(-width // 2), -1)
-    results = _along(_square(products.reshape(16, *tiles)), OF_RESULT)  # [2][2]
-    rows = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)  # (batch, tiles, 2, tiles, 2, features)
-    return rows.reshape(x.shape[0], 2 * tiles[1], 2 * tiles[2], -1)[:, :height, :width]
+    # Half precision is added up in single, as within a product.
+    result = jnp.zeros((x.shape[0], height, width, kernel.shape[3]), jnp.promote_types(x.dtype, jnp.float32))
+    for (i, j), (down, right), pixels in taps_on_pixels(x.shape, kernel.shape, window):
+        product = _product(x[:, *pixels], kernel[i, j], window)
+        sides = (down.start, height - down.stop), (right.start, width - right.stop)
+        result += jnp.pad(product, ((0, 0), *sides, (0, 0)))
+    return result.astype(x.dtype)
 
 
-def winograd_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
-    """The input's gradient is the convolution of g with the kernel turned round."""
-    rows, columns = ((2 - low, 2 - high) for low, high in window.pads)
-    return winograd(g, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(pads=(rows, columns)))
+def taps_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+    """The derivative of `taps`, which takes the kernel apart anew."""
+    return by_input(taps)(x, anew(kernel), g, window)
 
 
-def winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
-    """The transposes of `winograd`'s transforms, in reverse order."""
-    height, width = g.shape[1:3]
-    values = _along(_tiles(_anew(x), kernel, window), OF_VALUES)
-    g = jnp.pad(g, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-    slopes = _along([[g[:, i::2, j::2] for j in range(2)] for i in range(2)], _transposed(OF_RESULT))
-    products = _products("npc,npf->ncf", _stack(values), _stack(slopes), window)
-    kernels = _along(_square(products), _transposed(OF_KERNEL))
-    return jnp.stack([jnp.stack(row) for row in kernels])
-
-
-def _tiles(x: jax.Array, kernel: jax.Array, window: Window) -> list[list[jax.Array]]:
-    """[i][j]: place (i, j) of every 4×4 tile, (batch, tiles, tiles, channels)."""
-    count = [-(-side // 2) for side in result_size(x.shape, kernel.shape, window)]
-    pads = [
-        (low, 2 * tiles + 2 - side - low)
-        for tiles, side, (low, _) in zip(count, x.shape[1:3], window.pads, strict=True)
-    ]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    down, right = (2 * tiles - 1 for tiles in count)
-    return [[x[:, i : i + down : 2, j : j + right : 2] for j in range(4)] for i in range(4)]
-
-
-def _along(grid: list[list[jax.Array]], matrix: Matrix) -> list[list[jax.Array]]:
-    """matrix · grid · matrixᵀ for a square grid of arrays."""
-    columns = [_combine(matrix, [row[j] for row in grid]) for j in range(len(grid))]  # [j][a]
-    return [_combine(matrix, [column[a] for column in columns]) for a in range(len(matrix))]
-
-
-def _combine(matrix: Matrix, arrays: list[jax.Array]) -> list[jax.Array]:
-    """The matrix times a column of arrays, without the products by 0 and 1."""
-
-    def row_times(row: tuple[float, ...]) -> jax.Array:
-        terms = [array if factor == 1 else factor * array for factor, array in zip(row, arrays, strict=True) if factor]
-        return sum(terms[1:], terms[0])
-
-    return [row_times(row) for row in matrix]
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    return tuple(zip(*matrix, strict=True))
-
-
-def _flat(grid: list[list[jax.Array]]) -> list[jax.Array]:
-    return [array for row in grid for array in row]
-
-
-def _stack(grid: list[list[jax.Array]]) -> jax.Array:
-    """(16, batch·tiles·tiles, channels)."""
-    return jnp.stack([array.reshape(-1, array.shape[-1]) for array in _flat(grid)])
-
-
-def _square(stacked: jax.Array) -> list[list[jax.Array]]:
-    return [[stacked[4 * i + j] for j in range(4)] for i in range(4)]
-
-
-def _products(subscripts: str, a: jax.Array, b: jax.Array, window: Window) -> jax.Array:
-    return jnp.einsum(subscripts, a, b, precision=window.precision)
+def taps_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+    """One matrix product for each place in the kernel; zero where it meets padding alone."""
+    gradient = jnp.zeros(kernel.shape, kernel.dtype)
+    for place, results, pixels in taps_on_pixels(x.shape, kernel.shape, window):
+        columns, slopes = x[:, *pixels].reshape(-1, x.shape[-1]).T, g[:, *results].reshape(-1, g.shape[-1])
+        gradient = gradient.at[place].set(jnp.dot(columns, slopes, precision=window.precision))
+    return gradient
 
 
 def rows_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
@@ -188,10 +168,10 @@ def rows_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: 
 
 def patches_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
     """The derivative of `patches`."""
-    return by_kernel(patches)(_anew(x), kernel, g, window)
+    return by_kernel(patches)(anew(x), kernel, g, window)
 
 
-def _anew(x: jax.Array) -> jax.Array:
+def anew(x: jax.Array) -> jax.Array:
     """x, but not to XLA, which would keep from the forward pass on whatever is computed from the very same array."""
     kept = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, kept.nexp, kept.nmant)
@@ -205,14 +185,3 @@ def by_input(form: Forward) -> Gradient:
 def by_kernel(form: Forward) -> Gradient:
     """The kernel's gradient as the derivative of a form."""
     return lambda x, kernel, g, window: jax.vjp(lambda kernel: form(x, kernel, window), kernel)[1](g)[0]
-
-
-FORWARD: dict[str, Forward] = {"native": native, "pointwise": pointwise, "patches": patches, "winograd": winograd}
-INPUT_GRADIENT: dict[str, Gradient] = {name: by_input(form) for name, form in FORWARD.items()} | {
-    "winograd": winograd_input_gradient
-}
-KERNEL_GRADIENT: dict[str, Gradient] = {name: by_kernel(form) for name, form in FORWARD.items()} | {
-    "patches": patches_kernel_gradient,
-    "winograd": winograd_kernel_gradient,
-    "rows": rows_kernel_gradient,
-}

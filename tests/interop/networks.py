@@ -5,11 +5,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from flaxresnet.config import Network
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import SCALING, Weights
 from flaxresnet.models.resnet import resnet
+from flaxresnet.recipes import Network
 
 
 def random_weights(

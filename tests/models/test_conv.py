@@ -1,5 +1,7 @@
 """The convolution's other forms against XLA's own, in float64, values and both gradients."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from flaxresnet.models.conv import NATIVE, PATCHES, POINTWISE, WINOGRAD, Conv, choose, conv_general_dilated
-from flaxresnet.models.conv_forms import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, Window, native
+from flaxresnet.models.conv import Conv, conv_general_dilated
+from flaxresnet.models.conv_choice import (
+    FORWARD,
+    INPUT_GRADIENT,
+    KERNEL_GRADIENT,
+    NATIVE,
+    PATCHES,
+    POINTWISE,
+    TAPS,
+    WINOGRAD,
+    choose,
+)
+from flaxresnet.models.conv_forms import Window, native
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -66,6 +79,13 @@ FORM_CASES = {
         ((2, 6, 3, 1), (3, 3), Window((1, 1), ((0, 0), (0, 0)))),
         ((1, 9, 12, 2), (3, 3), Window((1, 1), ((2, 2), (2, 1)))),
     ],
+    "taps": [
+        ((2, 1, 1, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
+        ((2, 2, 3, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
+        ((2, 3, 2, 2), (2, 4), Window((2, 1), ((1, 0), (3, 2)))),
+        ((1, 5, 4, 2), (7, 7), Window((2, 3), ((3, 3), (3, 2)))),
+        ((1, 2, 1, 2), (5, 2), Window((1, 1), ((4, 4), (2, 0)))),
+    ],
     "rows": [
         ((2, 1, 1, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
         ((2, 13, 10, 3), (7, 7), Window((2, 2), ((3, 3), (3, 3)))),
@@ -89,10 +109,12 @@ def test_a_form_is_the_convolution_and_its_gradients_in_float64(form, case):
             np.testing.assert_allclose(INPUT_GRADIENT[form](x, kernel, g, window), by_input, atol=1e-12)
 
 
-def test_winograd_loses_less_than_1e_4_in_float32_at_the_networks_widths():
+@pytest.mark.parametrize(("side", "width"), [(15, 64), (8, 128), (4, 256), (7, 512)])
+def test_winograd_loses_less_than_1e_4_in_float32_at_the_networks_widths(side, width):
     rng, window = np.random.default_rng(0), Window((1, 1), ((1, 1), (1, 1)))
     x, kernel, g = (
-        rng.normal(size=shape).astype(np.float32) for shape in ((4, 15, 15, 64), (3, 3, 64, 64), (4, 15, 15, 64))
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((4, side, side, width), (3, 3, width, width), (4, side, side, width))
     )
 
     def all_three(form):
@@ -107,7 +129,10 @@ def test_winograd_loses_less_than_1e_4_in_float32_at_the_networks_widths():
     ("image", "kernel", "window", "expected"),
     [
         ((32, 15, 15, 256), (1, 1, 256, 64), Window((1, 1), ((0, 0), (0, 0))), POINTWISE),
-        ((32, 2, 2, 512), (3, 3, 512, 512), Window((1, 1), ((1, 1), (1, 1))), PATCHES),
+        ((32, 2, 2, 512), (3, 3, 512, 512), Window((1, 1), ((1, 1), (1, 1))), TAPS),
+        ((2, 1, 1, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), TAPS),
+        ((2, 4, 4, 256), (3, 3, 256, 256), Window((1, 1), ((1, 1), (1, 1))), PATCHES),
+        ((2, 4, 4, 8), (15, 15, 8, 8), Window((1, 1), ((7, 7), (7, 7))), NATIVE),
         ((32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), WINOGRAD),
         ((1, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "patches")),
         ((32, 15, 15, 8), (3, 3, 8, 8), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "rows")),
@@ -126,25 +151,18 @@ def test_half_precision_leaves_winograd_out():
     assert choose(*case, bits=16) == ("native", "native", "patches")
 
 
-def test_a_convolution_that_takes_winograd_has_xlas_gradients_in_float64():
-    rng = np.random.default_rng(0)
-    assert choose((18, 8, 7, 32), (3, 3, 32, 32), Window((1, 1), ((1, 1), (1, 1))), bits=64) == WINOGRAD
-    with jax.enable_x64(True):
-        x, kernel = rng.normal(size=(18, 8, 7, 32)), rng.normal(size=(3, 3, 32, 32))
-
-        def total(convolve, x, kernel):
-            return jnp.sin(convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)).sum()
-
-        for mine, theirs in zip(
-            *(jax.grad(total, argnums=(1, 2))(f, x, kernel) for f in (conv_general_dilated, lax.conv_general_dilated)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(mine, theirs, atol=1e-10)
-
-
 @pytest.mark.parametrize(
     "options",
-    [{"feature_group_count": 2}, {"kernel_dilation": 2}, {"input_dilation": 2, "padding": [(1, 1), (0, 2)]}, {}],
+    [
+        {},
+        {"feature_group_count": 2},
+        {"kernel_dilation": 2},
+        {"input_dilation": 2, "padding": [(1, 1), (0, 2)]},
+        {"padding": [(-1, 1), (0, -2)]},
+        {"padding": "CIRCULAR"},
+        {"padding": "REFLECT", "strides": 2},
+        {"padding": 1, "precision": "highest"},
+    ],
 )
 def test_the_layer_is_nn_conv_in_all_but_speed(options):
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
@@ -154,8 +172,121 @@ def test_the_layer_is_nn_conv_in_all_but_speed(options):
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5)
 
 
-def test_one_by_one_kernels_become_a_matrix_product_on_cpu_and_a_convolution_elsewhere():
+@pytest.mark.parametrize(
+    ("images", "kernel", "padding", "options"),
+    [
+        ((2, 4, 6, 5), (3, 4, 3, 3), "SAME", {}),  # channels first, as where nothing is said
+        ((2, 6, 5, 4), (8, 3, 3, 4), "SAME", {"dimension_numbers": ("NHWC", "OHWI", "NHWC")}),
+        ((2, 6, 5, 4), (3, 3, 4, 8), "SAME_LOWER", {"dimension_numbers": LAYOUT}),
+        ((2, 6, 5, 4), (3, 3, 4, 8), ((-1, 0), (2, -2)), {"dimension_numbers": LAYOUT}),
+        ((0, 6, 5, 4), (1, 1, 4, 8), "SAME", {"dimension_numbers": LAYOUT}),
+        ((4, 6, 5, 4), (3, 3, 4, 8), "SAME", {"dimension_numbers": LAYOUT, "batch_group_count": 2}),
+    ],
+)
+def test_the_function_is_xlas_for_whatever_it_is_asked(images, kernel, padding, options):
+    x, weights = jax.random.normal(jax.random.key(0), images), jax.random.normal(jax.random.key(1), kernel)
+    expected = lax.conv_general_dilated(x, weights, (1, 1), padding, **options)
+    result = conv_general_dilated(x, weights, (1, 1), padding, **options)
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_gives_single_where_it_is_asked_for():
+    x, kernel = jnp.ones((2, 2, 2, 4), jnp.bfloat16), jnp.full((3, 3, 4, 8), 1 / 3, jnp.bfloat16)
+    options = {"dimension_numbers": LAYOUT, "preferred_element_type": jnp.float32}
+    result = conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+    assert result.dtype == jnp.float32
+    np.testing.assert_array_equal(result, lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options))
+
+
+def test_whole_numbers_are_convolved_as_xla_does_it():
+    x, kernel = jnp.arange(2 * 15 * 15 * 2).reshape(2, 15, 15, 2), jnp.ones((3, 3, 2, 2), int)
+    expected = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+    np.testing.assert_array_equal(conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT), expected)
+
+
+# One case of each form that small images do not reach: what is chosen for values, and for the two gradients.
+LARGE_CASES = [
+    ((1, 224, 224, 3), (7, 7, 3, 4), (2, 2), ((3, 3), (3, 3)), ("native", "native", "rows")),
+    ((1, 57, 61, 16), (3, 3, 16, 8), (1, 1), "SAME", NATIVE),  # more patches than pay
+    ((1, 15, 13, 24), (3, 3, 24, 8), (2, 2), ((1, 1), (1, 1)), ("native", "native", "patches")),
+    ((3, 30, 13, 32), (3, 3, 32, 40), (1, 1), ((2, 0), (0, 1)), WINOGRAD),
+    ((2, 2, 2, 40), (3, 3, 40, 30), (1, 1), "SAME", TAPS),
+    ((2, 5, 4, 40), (3, 3, 40, 30), (1, 1), "SAME", PATCHES),
+    ((2, 14, 9, 40), (1, 1, 40, 30), (2, 3), "VALID", POINTWISE),
+]
+
+
+@pytest.mark.parametrize(("images", "kernel", "strides", "padding", "expected"), LARGE_CASES)
+def test_each_choice_has_xlas_values_and_gradients_in_float64(images, kernel, strides, padding, expected):
+    pads = lax.padtype_to_pads(images[1:3], kernel[:2], strides, padding) if isinstance(padding, str) else padding
+    assert choose(images, kernel, Window(strides, tuple(pads)), bits=64) == expected
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, weights = rng.normal(size=images), rng.normal(size=kernel)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def all_three(convolve, x, weights):
+            def loss(x, weights):
+                values = convolve(x, weights, strides, padding, dimension_numbers=LAYOUT)
+                return jnp.sin(values).sum(), values
+
+            return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, weights)
+
+        for mine, theirs in zip(
+            *(jax.tree.leaves(all_three(f, x, weights)) for f in (conv_general_dilated, lax.conv_general_dilated)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", sorted(KERNEL_GRADIENT))
+def test_half_precision_loses_a_percent_at_most_in_every_form(form):
+    size, rng = (1 if form == "pointwise" else 3), np.random.default_rng(0)
+    window = Window((1, 1), ((size // 2, size // 2),) * 2)
+    shapes = ((3, 2, 2, 40), (size, size, 40, 30), (3, 2, 2, 30))
+    x, kernel, g = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(array, jnp.float64) for array in (x, kernel, g)]
+        values, pull = jax.vjp(lambda x, kernel: native(x, kernel, window), *exact[:2])
+        expected = [np.asarray(array) for array in (values, *pull(exact[2]))]
+    by_form = [table.get(form) for table in (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT)]
+    for make, arrays, right in zip(by_form, ((x, kernel), (x, kernel, g), (x, kernel, g)), expected, strict=True):
+        if make is not None and form != "winograd":  # which is not taken for it
+            result = make(*arrays, window)
+            assert result.dtype == jnp.bfloat16
+            assert np.abs(np.asarray(result, np.float64) - right).max() <= 1e-2 * np.abs(right).max()
+
+
+@pytest.mark.parametrize(("images", "kernel", "strides", "padding", "_"), LARGE_CASES[2:])
+def test_second_derivatives_and_those_of_each_image_are_xlas_in_float64(images, kernel, strides, padding, _):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, weights = rng.normal(size=images), rng.normal(size=kernel)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def found(convolve, x, weights):
+            def loss(weights, x):
+                return jnp.sin(convolve(x, weights, strides, padding, dimension_numbers=LAYOUT)).sum()
+
+            twice = jax.grad(lambda weights: (jax.grad(loss)(weights, x) ** 2).sum())(weights)
+            return twice, jax.vmap(jax.grad(loss), in_axes=(None, 0))(weights, x[:, None])
+
+        for mine, theirs in zip(
+            *(found(f, x, weights) for f in (conv_general_dilated, lax.conv_general_dilated)), strict=True
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_one_by_one_kernels_become_a_matrix_product_on_cpu_and_a_convolution_elsewhere(layer):
     x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((1, 1, 4, 4))
-    traced = jax.jit(lambda x, k: conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=LAYOUT)).trace(x, kernel)
+
+    def convolved(x, kernel):
+        if layer:  # as long as Flax's layer asks this one's function
+            return Conv(4, (1, 1), use_bias=False).apply({"params": {"kernel": kernel}}, x)
+        return conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+    traced = jax.jit(convolved).trace(x, kernel)
     assert "convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "convolution" in traced.lower(lowering_platforms=("cuda",)).as_text()

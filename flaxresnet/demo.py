@@ -57,7 +57,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         _, maps = explainer.explain(image)
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
         strange = answers.strange is not None and bool(answers.strange[0])
-        return probabilities, overlay(shown(photo), maps[0]), UNLIKE if strange else ""
+        return probabilities, overlay(shown(classifier.preprocessing.seen(photo)), maps[0]), UNLIKE if strange else ""
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")

@@ -12,9 +12,10 @@ import typing
 import pytest
 
 from flaxresnet import cli, config
-from flaxresnet.config import RECIPES, TrainConfig
+from flaxresnet.config import TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, VARIANTS
+from flaxresnet.recipes import RECIPES
 
 PARTS_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
 MODELS = " or ".join(map(repr, SIZES))
@@ -52,7 +53,9 @@ FLAGS = {
     "label_smoothing": (["--label-smoothing", "0.2"], 0.2),
     "augment": (["--augment", "0"], 0.0),
     "augment_ramp": (["--augment-ramp", "2.5"], 2.5),
+    "backgrounds": (["--backgrounds", "0.25"], 0.25),
     "crop": (["--crop", "0.25"], 0.25),
+    "centre": (["--centre", "0.9"], 0.9),
     "policy": (["--policy", "rand"], "rand"),
     "erase": (["--erase", "0.25"], 0.25),
     "mixup": (["--mixup", "0.2"], 0.2),
@@ -114,7 +117,9 @@ def test_defaults_are_those_of_the_help():
         "clip": None,
         "ema": None,
         "crop": None,
+        "centre": None,
         "policy": None,
+        "backgrounds": None,
         "erase": None,
         "mixup": None,
         "cutmix": None,
@@ -144,7 +149,9 @@ PLAIN = {
     "clip": 0,
     "ema": 0,
     "crop": 1,
+    "centre": 1,
     "policy": "none",
+    "backgrounds": 0,
     "erase": 0,
     "mixup": 0,
     "cutmix": 0,
@@ -161,6 +168,7 @@ RESOLVED = {
         "augment": 0,
         "augment_ramp": 0,
         "crop": 0.08,
+        "centre": 0.875,
         "momentum": 0.9,
         "residual_scale": 0,
         "head_epochs": 0,
@@ -363,7 +371,9 @@ MISTAKES = [
     ("clip", NAN, "--clip must be at least 0, not nan"),
     ("ema", 1, "--ema must be at least 0 and below 1, not 1"),
     ("crop", 0, "--crop must be above 0 and at most 1, not 0"),
+    ("centre", 0, "--centre must be above 0 and at most 1, not 0"),
     ("policy", "auto", "--policy must be 'none' or 'trivial' or 'rand', not 'auto'"),
+    ("backgrounds", 1.5, "--backgrounds must be between 0 and 1, not 1.5"),
     ("erase", 1.5, "--erase must be between 0 and 1, not 1.5"),
     ("mixup", -0.2, "--mixup must be at least 0, not -0.2"),
     ("cutmix", -1, "--cutmix must be at least 0, not -1"),

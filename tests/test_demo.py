@@ -6,6 +6,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,42 @@ def test_without_gradio_the_sentence_says_what_to_install(monkeypatch, finished_
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(fr.UserError, match=r"the demo needs gradio; install it with: pip install 'flaxresnet\[demo\]'"):
         command.main(command.Arguments(str(finished_run)))
+
+
+def test_fifty_requests_at_once_are_all_answered_or_told_to_come_back(address):
+    pictures = [json.loads(uploaded(address, jpeg(index % 3))[1])[0] for index in range(3)]
+
+    def ask(number: int) -> tuple[bool, str]:
+        return classified(address, {"path": pictures[number % 3]}, f"parallel{number}")
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(ask, range(50)))
+    for number, (taken, said) in enumerate(answers):
+        assert taken, said
+        assert ("red", "green", "blue")[number % 3] in said
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"", b"\x00" * 100, b"GIF89a", b"%PDF-1.4", b"<svg onload='x'/>", b"\xff\xd8\xff\xe0" + b"?" * 500],
+    ids=["nothing", "zeros", "gif", "pdf", "svg", "jpeg"],
+)
+def test_junk_is_answered_with_a_sentence_that_names_no_place(address, junk, finished_run):
+    status, text = uploaded(address, junk)
+    assert status == 200
+    (path,) = json.loads(text)
+    _, said = classified(address, {"path": path}, f"junk{len(junk)}{junk[:3].hex()}")
+    assert "cannot be read as a picture" in said
+    for place in (str(finished_run.parent), str(Path(demo.__file__).parent), str(Path.home())):
+        assert place not in said
+
+
+def test_a_client_that_is_slow_holds_nobody_up(address):
+    port = int(address.rstrip("/").rpartition(":")[2])
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    for client in slow:  # half a request each, and silence
+        client.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\nx")
+    taken, _ = classified(address, {"path": json.loads(uploaded(address, jpeg(1))[1])[0]}, "quick")
+    assert taken
+    for client in slow:
+        client.close()

@@ -1,40 +1,42 @@
 """Random changes to training images that keep their meaning: on the device, inside jit, keyed by one key.
 
-Every change is drawn for each image on its own. Geometry is one inverse affine map with bilinear sampling, where
-pixels outside the image repeat its edge; colour is one affine map of the channels.
+Every change is drawn for each image on its own, in the order in which a photo comes about: where the camera
+stands, the light (`light.py`), and the camera's faults (`camera.py`). Geometry is
+one inverse projective map with bilinear sampling, where pixels outside the image repeat its edge.
 """
 
 import jax
 import jax.numpy as jnp
 
 from flaxresnet.data.boxes import crop_maps
+from flaxresnet.data.camera import photographed
+from flaxresnet.data.light import recolour, uneven
 
 # Half-widths of the ranges at strength 1.
 ROTATION = 20.0  # degrees
 LOG_SCALE = 0.2  # zoom from 1/1.22 to 1.22
 LOG_ASPECT = 0.12  # one side against the other, so that photos of other proportions are met
+SHEAR = 0.12  # columns slide by this share of the distance between them
+TILT = 0.15  # one corner is 1 + TILT, the opposite one 1 - TILT times as far as the centre
 SHIFT = 0.1  # of the side
-LOG_CONTRAST = 0.35
-BRIGHTNESS = 0.2  # of full scale
-LOG_COLOUR = 0.12  # each channel's gain: other light
-SATURATION = 0.4
 
-CROP = 1  # the stream of the geometry's key that crops are drawn from
+CROP, UNEVEN, CAMERA = 1, 2, 3  # streams of the geometry's key, apart from its own draws
 
 
 def augment(
     key: jax.Array,
     images: jax.Array,
-    strength: jax.typing.ArrayLike = 1.0,
+    strength: jax.typing.ArrayLike | None = 1.0,
     flip: bool = True,
     crop: float = 1.0,
 ) -> jax.Array:
-    """Randomly crops, rotates, scales, shifts, flips and recolours images.
+    """Randomly crops, rotates, scales, tilts, shifts, flips, lights, recolours and blurs images.
 
     Args:
       key: a PRNG key; the same key gives the same changes.
       images: (batch, height, width, 3), float, in [0, 1].
-      strength: multiplies every range; 0 leaves only the flip and the crop.
+      strength: multiplies every range and share; 0 leaves only the flip and the crop, and so does None, without the
+        cost of the rest.
       flip: whether half of the images are mirrored left to right.
       crop: the smallest share of the area in a random crop (`crop_maps`); 1 for none. A crop is enlarged from the
         pixels that there are: those of the network's size.
@@ -43,31 +45,51 @@ def augment(
       Images of the same shape and dtype, in [0, 1].
     """
     geometry, colour = jax.random.split(key)
-    matrix, shift = random_maps(geometry, images.shape[0], strength, flip)
+    light, camera = (jax.random.fold_in(geometry, stream) for stream in (UNEVEN, CAMERA))
+    matrix, shift, tilt = random_maps(geometry, images.shape[0], 0.0 if strength is None else strength, flip)
     if crop < 1:  # what the first map shows of the crop: one sampling for both
         scale, place = crop_maps(jax.random.fold_in(geometry, CROP), images, crop)
-        matrix, shift = scale[:, :, None] * matrix, scale * shift + place
+        # (M p + s) / w becomes scale · (M p + s) / w + place, and w is 1 + tilt · p.
+        half = jnp.array([images.shape[1] - 1, images.shape[2] - 1]) / 2
+        matrix = scale[:, :, None] * matrix + (place * half)[:, :, None] * (tilt / half)[:, None]
+        shift = scale * shift + place
     # float32 throughout: half precision would round positions to whole pixels.
-    changed = sample_bilinear(images.astype(jnp.float32), matrix, shift)
-    return recolour(colour, changed, strength).astype(images.dtype)
+    changed = sample_bilinear(images.astype(jnp.float32), matrix, shift, None if strength is None else tilt)
+    if strength is not None:
+        changed = recolour(colour, once(uneven(light, changed, strength)), strength)
+        changed = photographed(camera, once(changed), strength)
+    return changed.astype(images.dtype)
 
 
-def random_maps(key: jax.Array, count: int, strength: jax.typing.ArrayLike, flip: bool) -> tuple[jax.Array, jax.Array]:
-    """Random inverse affine maps: matrices (count, 2, 2) and shifts (count, 2), in units of half a side, (y, x)."""
-    draw = jax.random.uniform(key, (count, 6), minval=-1.0, maxval=1.0)
-    angle = draw[:, 0] * jnp.deg2rad(ROTATION) * strength
-    zoom, aspect = draw[:, 1] * LOG_SCALE * strength, draw[:, 2] * LOG_ASPECT * strength
-    rows, columns = jnp.exp(zoom + aspect), jnp.exp(zoom - aspect)
-    columns = jnp.where((draw[:, 5] < 0) & flip, -columns, columns)
+def once(images: jax.Array) -> jax.Array:
+    """Images computed here and kept: fused into what follows, they would be computed again for each use."""
+    return jax.lax.optimization_barrier(images)
+
+
+def random_maps(
+    key: jax.Array, count: int, strength: jax.typing.ArrayLike, flip: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Random inverse projective maps, as `sample_bilinear` takes them.
+
+    Returns:
+      Matrices (count, 2, 2); shifts (count, 2), in units of half a side; tilts (count, 2), for half a side. All (y, x).
+    """
+    draw = jax.random.uniform(key, (count, 9), minval=-1.0, maxval=1.0)
+    flipped, draw = draw[:, 5] < 0, draw * strength
+    angle, zoom, aspect, shear = draw[:, 0] * jnp.deg2rad(ROTATION), draw[:, 1], draw[:, 2], draw[:, 6] * SHEAR
+    rows, columns = (jnp.exp(zoom * LOG_SCALE + sign * aspect * LOG_ASPECT) for sign in (1, -1))
+    columns = jnp.where(flipped & flip, -columns, columns)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    matrix = jnp.stack([cos * rows, -sin * rows, sin * columns, cos * columns], axis=-1).reshape(count, 2, 2)
-    return matrix, draw[:, 3:5] * 2 * SHIFT * strength
+    # Sides, times the rotation, times [[1, shear], [0, 1]].
+    turned = [cos * rows, (cos * shear - sin) * rows, sin * columns, (sin * shear + cos) * columns]
+    return jnp.stack(turned, axis=-1).reshape(count, 2, 2), draw[:, 3:5] * 2 * SHIFT, draw[:, 7:] * (TILT / 2)
 
 
-def sample_bilinear(images: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
-    """Images (batch, height, width, channels) seen through affine maps; positions beyond the edge repeat it.
+def sample_bilinear(images: jax.Array, matrix: jax.Array, shift: jax.Array, tilt: jax.Array | None = None) -> jax.Array:
+    """Images (batch, height, width, channels) seen through maps; positions beyond the edge repeat it.
 
-    The output pixel at p, in pixels from the centre, takes the input's value at matrix · p + shift · half a side.
+    The output pixel at p, in pixels from the centre, takes the input's value at matrix · p + shift · half a side; with
+    a tilt, at that divided by 1 + tilt · p / half a side, which must stay above 0.
     """
     count, height, width, channels = images.shape
     half = jnp.array([[height - 1], [width - 1]], images.dtype) / 2
@@ -75,6 +97,9 @@ def sample_bilinear(images: jax.Array, matrix: jax.Array, shift: jax.Array) -> j
     target = jnp.stack([y.ravel(), x.ravel()])  # (2, h·w)
     # Multiplied and added in float32 everywhere: a matrix product may round its operands on an accelerator.
     source = matrix[:, :, :1] * target[0] + matrix[:, :, 1:] * target[1] + shift[..., None] * half  # (batch, 2, h·w)
+    if tilt is not None:
+        per_pixel = tilt / jnp.maximum(half[:, 0], 0.5)
+        source /= 1 + (per_pixel[:, :1] * target[0] + per_pixel[:, 1:] * target[1])[:, None]
     source = jnp.clip(source + half, 0, 2 * half)
     low = jnp.floor(source)
     fraction = source - low
@@ -89,14 +114,3 @@ def sample_bilinear(images: jax.Array, matrix: jax.Array, shift: jax.Array) -> j
     top = at(y0, x0) * (1 - fx) + at(y0, x1) * fx
     bottom = at(y1, x0) * (1 - fx) + at(y1, x1) * fx
     return (top * (1 - fy) + bottom * fy).reshape(images.shape)
-
-
-def recolour(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
-    """Random contrast about the image's mean, brightness, saturation and gain of each channel."""
-    draw = jax.random.uniform(key, (images.shape[0], 1, 1, 6), minval=-1.0, maxval=1.0) * strength
-    contrast, brightness = jnp.exp(draw[..., :1] * LOG_CONTRAST), draw[..., 1:2] * BRIGHTNESS
-    saturation, gain = 1 + draw[..., 2:3] * SATURATION, jnp.exp(draw[..., 3:] * LOG_COLOUR)
-    mean = images.mean(axis=(1, 2, 3), keepdims=True)
-    images = (images - mean) * contrast + mean + brightness
-    grey = images.mean(axis=-1, keepdims=True)
-    return jnp.clip((grey + (images - grey) * saturation) * gain, 0, 1)

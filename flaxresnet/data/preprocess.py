@@ -30,6 +30,8 @@ class Preprocessing:
       scale: what pixel values 0–255 are multiplied by.
       mean, std: what is then taken off, and divided by, one a channel in the network's order.
       channels: the order in which the network takes them: "rgb" or "bgr".
+      centre: below 1, of a photo only the middle is taken, in the input's proportion and this share of the largest that
+        there is: 0.875 is the same as bringing the shorter side to 256 and taking the middle 224 × 224.
     """
 
     height: int
@@ -39,6 +41,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channels: Literal["rgb", "bgr"] = "rgb"
+    centre: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,6 +62,7 @@ class Preprocessing:
             and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
             and min(made.std) > 0,
             "channels": made.channels in ("rgb", "bgr"),
+            "centre": isinstance(made.centre, int | float) and 0 < made.centre <= 1,
         }
         if wrong := [name for name, is_fit in fits.items() if not is_fit]:
             raise UserError(f"preprocessing with {wrong[0]} that cannot be: {values}")
@@ -69,18 +73,32 @@ class Preprocessing:
 
         Args:
           photo: a file, or pixels (h, w, 3) uint8.
-          part: of the photo; None for the whole.
+          part: of the photo; None for the middle that `centre` says, or the whole.
         """
         from PIL import Image
 
         image = photo if isinstance(photo, np.ndarray) else decode(photo)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
             raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
+        if part is None and self.centre < 1:
+            part = self._middle
         if image.shape[:2] == (self.height, self.width) and part is None:
             return image
         resample = Image.Resampling[self.resize.upper()]
         box = part(*image.shape[:2]) if part else None
         return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample, box))
+
+    def seen(self, photo: np.ndarray) -> np.ndarray:
+        """What `load` takes of a photo's pixels, (h, w, 3), as they are."""
+        if self.centre == 1:
+            return photo
+        left, upper, right, lower = map(round, self._middle(*photo.shape[:2]))
+        return photo[upper : max(lower, upper + 1), left : max(right, left + 1)]
+
+    def _middle(self, height: int, width: int) -> Box:
+        pixels = self.centre * min(height / self.height, width / self.width)  # of the photo, for one of the input
+        tall, wide = pixels * self.height, pixels * self.width
+        return (width - wide) / 2, (height - tall) / 2, (width + wide) / 2, (height + tall) / 2
 
     def scaled(self, images: jax.Array) -> jax.Array:
         """uint8 RGB images (…, height, width, 3) as the float32 that the network takes."""

@@ -1,4 +1,4 @@
-"""Augmentation: the geometry against SciPy, the draws by their ranges and shares."""
+"""Augmentation: the geometry against SciPy, the draws by their ranges; light, camera, background have own files."""
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +7,31 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from flaxresnet.data import augment as augmentation
-from flaxresnet.data.augment import augment, random_maps, recolour, sample_bilinear
+from flaxresnet.data.augment import augment, random_maps, sample_bilinear
 
 KEY = jax.random.key(7)
 # Compiled whole: an operation at a time, each shape takes seconds.
 compiled = jax.jit(augment, static_argnames="flip")
 compiled_maps = jax.jit(random_maps, static_argnames=("count", "flip"))
-compiled_recolour = jax.jit(recolour)
 
 
 def random_images(*shape, seed=0):
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def sampled_by_scipy(images, matrix, shift):
-    """The definition in float64: output at p (pixels from the centre) = input at matrix · p + shift · half a side."""
+def sampled_by_scipy(images, matrix, shift, tilt=None):
+    """The definition in float64: output at p (pixels from the centre) = input at matrix · p + shift · half a side, by
+    1 + tilt · p / half a side."""
     count, height, width, channels = images.shape
     half = np.array([(height - 1) / 2, (width - 1) / 2])
     out = np.empty(images.shape)
     for n in range(count):
         rows, columns = np.mgrid[:height, :width]
         p = np.stack([rows - half[0], columns - half[1]]).astype(np.float64)
-        source = np.einsum("ij,jhw->ihw", matrix[n], p) + (shift[n] * half + half)[:, None, None]
+        source = np.einsum("ij,jhw->ihw", matrix[n], p) + (shift[n] * half)[:, None, None]
+        if tilt is not None:
+            source /= 1 + sum(tilt[n][axis] * p[axis] / max(half[axis], 0.5) for axis in (0, 1))
+        source += half[:, None, None]
         for c in range(channels):
             out[n, ..., c] = map_coordinates(images[n, ..., c].astype(np.float64), source, order=1, mode="nearest")
     return out
@@ -62,6 +65,38 @@ def test_sampling_agrees_with_scipy(matrix, shift, size):
     np.testing.assert_allclose(sampled, sampled_by_scipy(images, matrix, shift), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (5, 12), (1, 6)], ids=str)
+def test_a_tilt_agrees_with_scipy(size):
+    images = random_images(3, *size, 3)
+    matrix = np.stack([np.eye(2), np.diag([0.9, -1.2]) @ rotation(15), np.eye(2)])
+    shift, tilt = np.array([[0, 0], [0.1, -0.17], [0, 0]]), np.array([[0.3, 0], [-0.2, 0.25], [0, 0]])
+    maps = [jnp.asarray(array, jnp.float32) for array in (matrix, shift, tilt)]
+    expected = sampled_by_scipy(images, matrix, shift, tilt)
+    np.testing.assert_allclose(sample_bilinear(jnp.asarray(images), *maps), expected, rtol=0, atol=1e-5)
+
+
+def test_a_tilted_crop_shows_what_the_crop_of_the_tilted_image_shows(monkeypatch):
+    """Two samplings, one after another, of a smooth image, where sampling twice loses little."""
+    y, x = np.mgrid[:64, :64] / 63
+    images = jnp.asarray(np.stack([y, x, (y + x) / 2], axis=-1)[None].repeat(8, axis=0), jnp.float32)
+    for name in ("ROTATION", "LOG_SCALE", "LOG_ASPECT", "SHEAR", "SHIFT"):
+        monkeypatch.setattr(augmentation, name, 0.0)
+    for name in ("uneven", "recolour", "photographed"):
+        monkeypatch.setattr(augmentation, name, lambda key, images, strength: images)
+
+    def twice(images):
+        geometry = jax.random.split(KEY)[0]
+        scale, place = augmentation.crop_maps(jax.random.fold_in(geometry, augmentation.CROP), images, 0.3)
+        maps = random_maps(geometry, 8, 2.0, flip=True)
+        return sample_bilinear(sample_bilinear(images, scale[:, :, None] * jnp.eye(2), place), *maps), maps[2]
+
+    expected, tilt = jax.jit(twice)(images)
+    once = jax.jit(lambda images: augment(KEY, images, 2.0, crop=0.3))(images)
+    inner = np.s_[:, 16:48, 16:48]  # away from the crop's edge, which two samplings repeat and one looks beyond
+    np.testing.assert_allclose(once[inner], expected[inner], rtol=0, atol=2e-3)
+    assert np.abs(np.asarray(tilt)).max() > 0.1
+
+
 def test_sampling_moves_whole_pixels_and_repeats_the_edge():
     row = jnp.asarray([[0.1, 0.2, 0.3, 0.4, 0.5]])[None, ..., None]
     moved = sample_bilinear(row, jnp.eye(2)[None], jnp.array([[0.0, 1.0]]))  # half a side is two pixels
@@ -74,9 +109,11 @@ def test_strength_0_without_flip_changes_nothing(shape):
     np.testing.assert_allclose(compiled(KEY, images, strength=0.0, flip=False), images, rtol=0, atol=1e-6)
 
 
-def test_recolouring_with_strength_0_changes_nothing():
-    images = random_images(4, 6, 5, 3)
-    np.testing.assert_allclose(compiled_recolour(KEY, images, 0.0), images, rtol=0, atol=1e-6)
+def test_without_a_strength_images_are_only_mirrored():
+    images = random_images(6, 8, 8, 3)
+    plain, flipped = (np.asarray(compiled(KEY, images, None, flip=flip)) for flip in (False, True))
+    np.testing.assert_allclose(plain, images, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(flipped, compiled(KEY, images, strength=0.0, flip=True), rtol=0, atol=1e-6)
 
 
 def test_flip_mirrors_about_half_of_the_images_left_to_right():
@@ -89,60 +126,42 @@ def test_flip_mirrors_about_half_of_the_images_left_to_right():
 
 
 def test_without_flip_no_image_is_mirrored():
-    matrices, _ = compiled_maps(KEY, 1000, 1.0, flip=False)
+    matrices, *_ = compiled_maps(KEY, 1000, 1.0, flip=False)
     assert np.all(np.linalg.det(matrices) > 0)
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
-def test_random_maps_fill_their_ranges_and_stay_within(strength):
-    matrices, shifts = (np.asarray(x, np.float64) for x in compiled_maps(KEY, 4000, strength, flip=False))
-    rows, columns = np.linalg.norm(matrices[:, 0], axis=1), np.linalg.norm(matrices[:, 1], axis=1)
-    drawn = {
-        "rotation": np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 1, 1])),
-        "scale": np.log(rows * columns) / 2,
-        "aspect": np.log(rows / columns) / 2,
-        "shift down": shifts[:, 0],
-        "shift right": shifts[:, 1],
-    }
-    # As the module's constants say; half a side is the unit of the shift, and a side that of SHIFT.
-    width = {"rotation": 20, "scale": 0.2, "aspect": 0.12, "shift down": 0.2, "shift right": 0.2}
-    for name, values in drawn.items():
-        relative = values / (width[name] * strength)
-        assert np.abs(relative).max() <= 1 + 1e-4, name
-        np.testing.assert_allclose([relative.min(), relative.max()], [-1, 1], atol=0.01, err_msg=name)
-        np.testing.assert_allclose([relative.mean(), relative.var()], [0, 1 / 3], atol=0.05, err_msg=name)
-    np.testing.assert_allclose((matrices[:, 0] * matrices[:, 1]).sum(axis=-1), 0, atol=1e-5)  # no shear
+# As the module's constants say; half a side is the unit of the shift, and a side that of SHIFT.
+PARTS = {
+    "ROTATION": lambda m, s, t: np.degrees(np.arctan2(m[:, 1, 0], m[:, 1, 1])) / 20,
+    "LOG_SCALE": lambda m, s, t: np.log(np.linalg.det(m)) / 2 / 0.2,
+    "LOG_ASPECT": lambda m, s, t: np.log(m[:, 0, 0] / m[:, 1, 1]) / 2 / 0.12,
+    "SHEAR": lambda m, s, t: m[:, 0, 1] / 0.12,
+    "SHIFT": lambda m, s, t: s.T / 0.2,
+    "TILT": lambda m, s, t: t.T / 0.075,
+}
 
 
-def test_brightness_and_channel_gains_fill_their_ranges_and_stay_within():
-    grey = jnp.full((4000, 1, 1, 3), 0.5)  # contrast and saturation leave it as it is
-    pixels = np.asarray(compiled_recolour(KEY, grey, 1.0), np.float64)[:, 0, 0]
-    between_channels = np.log(pixels[:, 0] / pixels[:, 1]) / (2 * augmentation.LOG_COLOUR)
-    assert 0.9 < np.abs(between_channels).max() <= 1.001
-    low = (0.5 - augmentation.BRIGHTNESS) * np.exp(-augmentation.LOG_COLOUR)
-    high = (0.5 + augmentation.BRIGHTNESS) * np.exp(augmentation.LOG_COLOUR)
-    assert low - 1e-5 <= pixels.min() < low + 0.02
-    assert high - 0.04 < pixels.max() <= high + 1e-5
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+@pytest.mark.parametrize("part", PARTS)
+def test_random_maps_fill_their_ranges_and_stay_within(part, strength, monkeypatch):
+    for other in set(PARTS) - {part}:
+        monkeypatch.setattr(augmentation, other, 0.0)
+    maps = [np.asarray(x, np.float64) for x in random_maps(KEY, 4000, strength, flip=False)]
+    for values in np.atleast_2d(PARTS[part](*maps)):
+        relative = values / strength
+        assert np.abs(relative).max() <= 1 + 1e-4
+        np.testing.assert_allclose([relative.min(), relative.max()], [-1, 1], atol=0.01)
+        np.testing.assert_allclose([relative.mean(), relative.var()], [0, 1 / 3], atol=0.05)
 
 
-def test_contrast_spreads_grey_levels_about_their_mean():
-    image = jnp.broadcast_to(jnp.array([0.48, 0.52])[:, None], (1, 1, 2, 3))
-    images = np.asarray(compiled_recolour(KEY, image.repeat(4000, axis=0), 1.0), np.float64)
-    # The middle is the brightness times a channel's gain, the spread the contrast times the same gain.
-    spread, middle = np.diff(images, axis=2)[:, 0, 0] / 0.04, images.mean(axis=2)[:, 0]
-    np.testing.assert_allclose(spread / spread[:, :1], middle / middle[:, :1], rtol=1e-3)
-    widest = augmentation.LOG_CONTRAST + augmentation.LOG_COLOUR
-    assert 0.85 * widest < np.abs(np.log(spread)).max() <= 1.001 * widest
-
-
-def test_saturation_spreads_channels_about_their_grey(monkeypatch):
-    for name in ("LOG_CONTRAST", "BRIGHTNESS", "LOG_COLOUR"):
-        monkeypatch.setattr(augmentation, name, 0.0)
-    colour = jnp.broadcast_to(jnp.array([0.4, 0.5, 0.6]), (4000, 1, 1, 3))
-    pixels = np.asarray(recolour(KEY, colour, 1.0), np.float64)[:, 0, 0]
-    np.testing.assert_allclose(pixels.mean(axis=-1), 0.5, atol=1e-6)
-    factor = (pixels[:, 2] - pixels[:, 0]) / 0.2
-    np.testing.assert_allclose([factor.min(), factor.max(), factor.mean()], [0.6, 1.4, 1.0], atol=0.02)
+def test_maps_turn_what_is_sheared_and_scale_what_is_turned():
+    matrix = np.asarray(random_maps(KEY, 500, 1.0, flip=False)[0], np.float64)
+    sides = np.linalg.norm(matrix @ np.array([1.0, 0.0]), axis=1)  # of what the shear leaves, unequally scaled
+    assert sides.min() >= np.exp(-0.32) - 1e-6
+    assert sides.max() <= np.exp(0.32) + 1e-6
+    widest = np.linalg.svd(matrix, compute_uv=False)
+    shear = np.linalg.svd(np.array([[1, 0.12], [0, 1]]), compute_uv=False)[0]
+    assert (widest[:, 0] / widest[:, 1]).max() <= (shear * np.exp(0.12)) ** 2 + 1e-6
 
 
 def test_the_same_key_gives_the_same_images_and_another_key_others():

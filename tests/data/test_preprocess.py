@@ -267,6 +267,7 @@ def test_preprocessing_is_the_tutorials_by_default():
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
         "channels": "rgb",
+        "centre": 1.0,
     }
 
 
@@ -323,3 +324,32 @@ def test_an_open_file_that_is_no_picture_is_refused():
 def test_an_array_that_is_no_photo_is_refused(photo, message):
     with pytest.raises(UserError, match=message):
         Preprocessing(5, 7).load(photo)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (500, 256), (64, 64)])
+def test_the_centre_is_the_middle_224_of_256(size):
+    photo = np.asarray(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize(size)
+    )
+    height, width = photo.shape[:2]
+    mine = Preprocessing(224, 224, centre=0.875).load(photo).astype(int)
+    short = 256 / min(height, width)
+    whole = Image.fromarray(photo).resize((round(width * short), round(height * short)), Image.Resampling.BICUBIC)
+    left, upper = (whole.width - 224) / 2, (whole.height - 224) / 2
+    theirs = np.asarray(whole.crop((round(left), round(upper), round(left) + 224, round(upper) + 224))).astype(int)
+    assert np.abs(mine - theirs).mean() < 2  # half a pixel of rounding in the published order
+
+
+def test_a_centre_that_cannot_be_is_refused():
+    values = Preprocessing(32, 32).to_json()
+    assert Preprocessing.from_json(values | {"centre": 0.5}).centre == 0.5
+    with pytest.raises(UserError, match="preprocessing with centre that cannot be"):
+        Preprocessing.from_json(values | {"centre": 1.5})
+
+
+def test_what_is_shown_of_a_photo_is_what_is_taken_of_it():
+    photo = np.random.default_rng(0).integers(0, 256, (64, 128, 3)).astype(np.uint8)
+    middle = Preprocessing(48, 48, centre=0.75)
+    np.testing.assert_array_equal(middle.seen(photo), photo[8:56, 40:88])
+    np.testing.assert_array_equal(middle.load(photo), photo[8:56, 40:88])
+    assert Preprocessing(48, 48).seen(photo) is photo

@@ -1,0 +1,104 @@
+"""Backgrounds: what is taken for the thing, against masks that are known, and what stays as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxresnet.data.background import best_threshold, foreground, hats, replaced, walls
+from flaxresnet.data.synthetic import draw_signs
+
+KEY = jax.random.key(7)
+compiled = jax.jit(replaced)
+
+
+def disc(size=40, thing=(0.7, 0.45, 0.3), wall=(0.8, 0.8, 0.8)):
+    """An image with a disc on a wall that is lit from the middle, and where the disc is."""
+    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
+    inside = (y - 0.1) ** 2 + x**2 < 0.09
+    light = 1.1 - 0.8 * (y**2 + x**2)
+    return (np.where(inside[..., None], thing, wall) * light[..., None]).astype(np.float32), inside
+
+
+THINGS = {
+    "skin on grey": ((0.7, 0.45, 0.3), (0.8, 0.8, 0.8)),
+    "dark on grey": ((0.1, 0.1, 0.1), (0.7, 0.7, 0.7)),
+    "skin on green": ((0.8, 0.6, 0.5), (0.2, 0.6, 0.2)),
+    "blue on white": ((0.1, 0.2, 0.7), (0.9, 0.9, 0.9)),
+}
+
+
+@pytest.mark.parametrize(("thing", "wall"), THINGS.values(), ids=THINGS.keys())
+def test_a_thing_on_a_plain_wall_is_found(thing, wall):
+    image, inside = disc(thing=thing, wall=wall)
+    cover, plain = foreground(jnp.asarray(image)[None])
+    assert bool(plain[0])
+    cover = np.asarray(cover[0]) > 0.5
+    assert (cover & inside).sum() / (cover | inside).sum() > 0.93
+
+
+def test_drawn_hands_are_found():
+    """Most of them have a plain wall, and a hand takes a tenth to a half of the picture."""
+    images, _ = draw_signs(24, seed=3)
+    cover, plain = foreground(jnp.asarray(images / np.float32(255)))
+    assert np.asarray(plain).mean() > 0.9
+    size = np.asarray(cover).mean(axis=(1, 2))
+    assert 0.1 < np.median(size) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["noise", "one colour", "black"])
+def test_images_without_a_plain_border_or_a_thing_stay_as_they_are(kind):
+    rng = np.random.default_rng(0)
+    images = {"noise": rng.random((8, 20, 20, 3)), "one colour": np.full((8, 20, 20, 3), 0.6)}
+    images = np.asarray(images.get(kind, np.zeros((8, 20, 20, 3))), np.float32)
+    np.testing.assert_allclose(compiled(KEY, images, 1.0), images, rtol=0, atol=1e-6)
+
+
+def test_the_thing_stays_and_the_wall_changes_in_a_share_of_the_images():
+    image, inside = disc()
+    images = np.asarray(compiled(KEY, image[None].repeat(400, axis=0), 0.3))
+    change = np.abs(images - image).mean(axis=-1)
+    changed = change[:, ~inside].mean(axis=1) > 0.02
+    assert 0.2 < changed.mean() < 0.4
+    assert change[~changed].max() < 1e-6
+    core = np.roll(inside, 2, 0) & np.roll(inside, -2, 0) & np.roll(inside, 2, 1) & np.roll(inside, -2, 1)
+    assert change[:, core].max() < 0.05
+    assert np.abs(images[changed][0] - images[changed][1]).mean() > 0.05
+
+
+def test_probability_0_changes_nothing():
+    image, _ = disc()
+    np.testing.assert_allclose(
+        compiled(KEY, image[None].repeat(8, axis=0), 0.0), image[None].repeat(8, axis=0), atol=1e-6
+    )
+
+
+def test_the_threshold_is_the_one_with_the_most_variance_between_the_sides():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0.08, 0.02, 3000), rng.normal(0.4, 0.05, 1096)])
+    rng.shuffle(values)
+    values = values.reshape(1, 64, 64).astype(np.float32)
+    seen, tried = values[0, ::2, ::2].ravel(), np.linspace(0.05, 0.6, 16)
+    between = [
+        (seen > t).mean() * (seen <= t).mean() * (seen[seen > t].mean() - seen[seen <= t].mean()) ** 2
+        for t in tried
+        if 0 < (seen > t).mean() < 1
+    ]
+    assert float(best_threshold(jnp.asarray(values))[0]) == pytest.approx(tried[np.argmax(between)])
+
+
+@pytest.mark.parametrize(("side", "count"), [(9, 5), (64, 17), (12, 5)])
+def test_values_between_are_interpolated_linearly(side, count):
+    values = np.random.default_rng(0).random(count)
+    expected = np.interp(np.linspace(0, count - 1, side), np.arange(count), values)
+    np.testing.assert_allclose(hats(side, count) @ values, expected, atol=1e-5)
+
+
+def test_walls_differ_and_stay_in_range():
+    drawn = np.asarray(walls(KEY, (50, 12, 15, 3)))
+    assert drawn.shape == (50, 12, 15, 3)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    means = drawn.mean(axis=(1, 2))
+    assert np.abs(means[:, None] - means).sum(axis=-1)[np.triu_indices(50, 1)].min() > 0.001
+    assert means.std(axis=0).min() > 0.15

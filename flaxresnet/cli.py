@@ -75,6 +75,27 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; what had been written is kept", file=sys.stderr)
         return INTERRUPTED
+    except Exception:
+        if sentence := _why_no_device():
+            print(f"error: {sentence}", file=sys.stderr)
+            return MISTAKE
+        raise
+
+
+def _why_no_device() -> str | None:
+    """A sentence where JAX_PLATFORMS asks for what JAX cannot use here, which JAX tells in many ways; else None."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    if not asked or "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return (
+            f"JAX_PLATFORMS={asked} asks for a device that JAX cannot use here ({reason}); install the extra that it "
+            "needs, such as 'flaxresnet[cuda12]', or unset it to compute on what there is"
+        )
+    return None
 
 
 @contextlib.contextmanager

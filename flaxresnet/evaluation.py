@@ -49,6 +49,18 @@ class Evaluation:
         """95% Wilson interval of the accuracy."""
         return wilson_interval(int(np.trace(self.confusion)), self.count)
 
+    @property
+    def warning(self) -> str | None:
+        """What the confusion says of the labels: that they look shifted by one. None where it says nothing."""
+        for shift, words in ((1, "one more"), (-1, "one less")):
+            hits = int(np.trace(self.confusion, offset=shift))
+            if hits > self.count / 2 and wilson_interval(hits, self.count)[0] > self.accuracy_interval[1]:
+                return (
+                    f"with each label {words} the accuracy would be {hits / self.count:.3f} and not "
+                    f"{self.accuracy:.3f}; are the classes of these data numbered as those of the training were?"
+                )
+        return None
+
     @cached_property
     def per_class(self) -> list[dict[str, Any]]:
         """A row a class: name, images, precision, recall and F1 with their 95% intervals; None where undefined.
@@ -83,6 +95,7 @@ class Evaluation:
             "images": self.count,
             "data": self.source,
             "split": self.split,
+            "warning": self.warning,
             "class_names": list(self.class_names),
             "per_class": self.per_class,
             "confusion": self.confusion.tolist(),
@@ -132,12 +145,13 @@ def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str
 def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
     """Data for a run: what it was trained with where `data` is None (see `data_of_run`), else as `open_dataset` has it.
 
-    Pictures in folders are brought to the network's size.
+    Pictures in folders are brought to the network's size, those of the test split as photos are.
     """
     if data is None:
         return data_of_run(run, split)
     preprocessing = RunFolder(run).read_info().preprocessing
-    return open_dataset(data, (preprocessing.height, preprocessing.width), skip_bad)
+    size = preprocessing.height, preprocessing.width
+    return open_dataset(data, size, skip_bad, centre=preprocessing.centre)
 
 
 def data_of_run(run: str | Path, split: str) -> Splits:
@@ -152,7 +166,11 @@ def data_of_run(run: str | Path, split: str) -> Splits:
         raise UserError(f"{run} was made of {stored['source']} and knows no images; give --data")
     if path is not None and not Path(path).exists():
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
-    splits = drawn_signs() if path is None else open_dataset(path, size, info.config.skip_bad)
+    splits = (
+        drawn_signs()
+        if path is None
+        else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre)
+    )
     dataset = getattr(splits, split)
     if dataset is None or dataset.fingerprint() != stored[f"{split}_fingerprint"]:
         what = path or "the hand signs that this version draws"

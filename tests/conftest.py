@@ -1,6 +1,7 @@
 """What tests share: small data, a small network, and compiled programs kept from test to test."""
 
 import os
+from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
 # Half the time to compile; what the programs compute stays the same to rounding.
@@ -10,6 +11,7 @@ os.environ.setdefault("TERM", "dumb")
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
@@ -37,6 +39,24 @@ def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:
     images = rng.integers(0, 80, (count, size, size, 3))
     images[np.arange(count), :, :, labels] += 160
     return fr.Dataset(images.astype(np.uint8), labels, ("red", "green", "blue"))
+
+
+def draw_blobs(root: Path, train: int, test: int) -> Path:
+    """Makes a folder of so many training and test pictures of the three classes, 32×32."""
+    for split, count, seed in (("train", train, 1), ("test", test, 2)):
+        data = blobs(count, seed=seed)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = root / split / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return root
+
+
+def weights_of(run: Path, stage_sizes: tuple[int, ...]):
+    """Parameters and statistics of a run of a `resnet14` with these stages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "resnet14", {"stage_sizes": stage_sizes})
+        return fr.Classifier.load(run).variables
 
 
 @pytest.fixture(scope="session")

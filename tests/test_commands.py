@@ -288,6 +288,49 @@ def test_check_data_says_what_training_would_miss_or_refuse(shell, data_folder, 
     assert "images of 16×16 pixels; the network needs 32×32 or more" in err
 
 
+def test_check_data_lists_test_images_that_are_training_images(shell, tmp_path):
+    write_hdf5(tmp_path / "train.h5", "train", blobs(9, 1))
+    write_hdf5(tmp_path / "test.h5", "test", blobs(9, 1))
+    status, out, _ = shell("check-data", tmp_path)
+    assert status == 0
+    first = out.splitlines().index(
+        "warning: 9 of 9 test images are training images too; the test accuracy would be of what was learned by heart; "
+        "remove them from one side:"
+    )
+    assert out.splitlines()[first + 1 :] == [f"  test image {i}: training image {i}" for i in range(9)]
+
+
+def test_check_data_calls_pictures_by_their_files_and_looks_at_them_each_time(shell, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, seed in (("train", 1), ("test", 2)):
+        for i, image in enumerate(blobs(30, seed).images):
+            (folder := tmp_path / "data" / split / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i}.png")
+    data, copies = tmp_path / "data", {f"test/a/{i}.png": f"train/b/{i + 1}.png" for i in range(0, 24, 2)}
+    for mine, theirs in copies.items():
+        (data / mine).write_bytes((data / theirs).read_bytes())
+    status, out, _ = shell("check-data", data)
+    assert status == 0
+    assert sorted(line for line in out.splitlines() if line.startswith("  ")) == sorted(
+        f"  {mine}: {theirs}" for mine, theirs in copies.items()
+    )
+    about = (bad := data / "train" / "a" / "0.png").stat()
+    bad.write_bytes(bytes(about.st_size))
+    os.utime(bad, ns=(about.st_atime_ns, about.st_mtime_ns))
+    status, _, err = shell("check-data", data)
+    assert status == 2
+    assert "1 of 60 pictures in " in err
+
+
+def test_a_device_that_is_asked_for_and_not_there_is_a_sentence(finished_run):
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    command = [sys.executable, "-m", "flaxresnet", "evaluate", str(finished_run)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: JAX_PLATFORMS=cuda asks for a device that JAX cannot use here (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_accuracy_on_training_images_is_called_that(shell, finished_run):
     _, out, _ = shell("evaluate", finished_run, "--split", "train")
     assert "Train Accuracy = " in out

@@ -110,3 +110,19 @@ def test_data_that_have_changed_since_the_training_are_not_taken_for_the_runs(da
     with pytest.raises(fr.UserError, match=r"was trained with other test images than .*data has now; give --data"):
         fr.evaluate(run)
     assert fr.evaluate(run, folder).count == 19
+
+
+def test_labels_that_are_shifted_by_one_are_warned_of(finished_run, tmp_path):
+    data = blobs(18, 2)
+    shifted = fr.Dataset(data.images, (data.labels + 1) % 3, data.class_names)
+    kept = shifted.labels > 0  # one more each, as where the classes are counted from 1
+    write_hdf5(tmp_path / "test.h5", "test", fr.Dataset(data.images[kept], shifted.labels[kept], data.class_names))
+    result = fr.evaluate(finished_run, tmp_path)
+    said = "with each label one less the accuracy would be 1.000 and not 0.000; are the classes of these data numbered"
+    assert result.warning.startswith(said)
+    assert result.to_json()["warning"] == result.warning
+    assert fr.evaluate(finished_run).warning is None
+    assert fr.Evaluation(0.1, np.array([[1, 9, 0], [0, 1, 9], [0, 0, 0]]), ("a", "b", "c")).warning.startswith(
+        "with each label one more the accuracy would be 0.900 and not 0.100"
+    )
+    assert fr.Evaluation(0.1, np.array([[1, 2, 0], [0, 1, 2], [0, 0, 2]]), ("a", "b", "c")).warning is None

@@ -14,7 +14,8 @@ PACKAGE = Path(fr.__file__).parent
 # Part of the package → the parts that it may import, besides `errors`, which says what a user's mistake is.
 MAY_IMPORT = {
     "errors": set(),
-    "config": set(),
+    "recipes": set(),
+    "config": {"recipes"},
     "compilation_cache": set(),
     "writing": set(),
     "memory": set(),
@@ -23,12 +24,21 @@ MAY_IMPORT = {
     "data": {"data"},
     # The report at a run's end is the one thing of `inspection` that training takes.
     "training": {
-        *("training", "models", "data", "config", "compilation_cache", "memory", "interop"),
+        *("training", "models", "data", "config", "recipes", "compilation_cache", "memory", "interop"),
         "inspection.report",
     },
     "trust": {"trust", "writing"},
     "classifier": {"config", "models", "data", "trust", "training.checkpoint", "training.run_folder"},
-    "interop": {"interop", "writing", "models", "data", "config", "training.checkpoint", "training.run_folder"},
+    "interop": {
+        "interop",
+        "writing",
+        "models",
+        "data",
+        "config",
+        "recipes",
+        "training.checkpoint",
+        "training.run_folder",
+    },
     "inspection": {
         *("inspection", "models", "writing", "classifier", "config", "data", "evaluation", "trust"),
         *("training.run_folder", "training.metrics"),

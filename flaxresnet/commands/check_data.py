@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from flaxresnet.data.dataset import USUAL_SIZE, open_dataset
+from flaxresnet.data.suspicions import suspicions
 from flaxresnet.training.preparation import check_trainable
 
 
@@ -13,21 +14,24 @@ from flaxresnet.training.preparation import check_trainable
 class Arguments:
     """Reads a data set as training would and says what it holds, or with exit status 2 what is wrong with it.
 
+    Warns of what can be read but is suspicious: test images that are training images too, or nearly, and the like.
+
     Example: python -m flaxresnet check-data datasets
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """HDF5 file, folder with a train and a test HDF5 file, or folder of pictures for each class."""
+    """HDF5 file, folder with HDF5 files or ArrayRecord files, or folder of pictures for each class."""
 
     image_size: tuple[int, int] = USUAL_SIZE
     """Height and width that pictures in folders are brought to."""
 
     skip_bad: float = 0.0
-    """Largest share of unreadable pictures in folders that is left out."""
+    """Largest share of unreadable images that is left out."""
 
 
 def main(arguments: Arguments) -> int:
-    splits = open_dataset(arguments.data, arguments.image_size, arguments.skip_bad)
+    # From disk, because the files' names are known there.
+    splits = open_dataset(arguments.data, arguments.image_size, arguments.skip_bad, "stream", anew=True)
     for line in splits.describe():
         print(line)
     if splits.train is None or splits.test is None:
@@ -35,4 +39,6 @@ def main(arguments: Arguments) -> int:
         print(f"only a {there} split: a run can be evaluated on it, but training needs a {missing} split as well")
     else:
         check_trainable(splits)
+    for sentence in suspicions(splits, thorough=True):
+        print(f"warning: {sentence}")
     return 0

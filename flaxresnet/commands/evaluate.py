@@ -68,6 +68,7 @@ def show(result: Evaluation, console: Console) -> None:
         f"Loss = {result.loss:.4f}",
         f"{result.split.capitalize()} Accuracy = {result.accuracy:.4f}"
         f"  (95% interval {low:.4f} to {high:.4f}, {result.count} images)",
+        *([f"warning: {result.warning}"] if result.warning else []),
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -5,9 +5,10 @@ from typing import Annotated, Any, cast
 
 import tyro
 
-from flaxresnet.config import TrainConfig, Variant, flag
+from flaxresnet.config import TrainConfig, flag
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
+from flaxresnet.recipes import Variant
 from flaxresnet.training.preparation import check_network
 from flaxresnet.training.run_folder import RunFolder
 

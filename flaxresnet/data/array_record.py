@@ -1,7 +1,8 @@
 """Pictures in ArrayRecord files, which are read at random as fast as in order: a few large files for many small ones.
 
 A folder holds `index.json`, the labels, `train-labels.npy` and `test-labels.npy`, (n,) int32, and the pictures in
-shards, `train-00000-of-00016.array_record`, …: a record is the bytes of a picture, as a file would have them.
+shards, `train-00000-of-00016.array_record`, …: a record is the bytes of a picture, as a file would have them. What the
+files were called is in `train-names.json`, a list, where the pictures come from files.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
+from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded, StoredImages
 from flaxresnet.errors import UserError
 
@@ -30,9 +32,11 @@ NO_LABELS = np.zeros(0, np.int32)
 class Records(Encoded):
     """Pictures in shards, decoded and brought to one size when they are asked for."""
 
-    def __init__(self, folder: Path, shards: list[str], count: int, image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, folder: Path, shards: list[str], count: int, image_size: tuple[int, int], centre: float = 1.0
+    ) -> None:
         super().__init__(str(folder.absolute()), count, image_size)
-        self._shards, self._preprocessing = shards, Preprocessing(*image_size)
+        self._shards, self._preprocessing = shards, Preprocessing(*image_size, centre=centre)
 
     @cached_property
     def _records(self) -> Any:
@@ -40,17 +44,18 @@ class Records(Encoded):
 
         return ArrayRecordDataSource([str(Path(self.location) / shard) for shard in self._shards])
 
+    def state(self) -> str:
+        return repr([(Path(self.location) / shard).stat().st_mtime_ns for shard in self._shards])
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_records"}
+        return {name: value for name, value in vars(self).items() if name not in ("_records", "_names")}
 
     def _bytes(self, place: int) -> bytes:
         try:
             return self._records[place]
         except Exception as error:  # whatever a damaged shard makes the library raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"record {place} of {self.location}, {self._shards[0]}, cannot be read ({reason})"
-            ) from error
+            reason = _first_line(error) if str(error) else type(error).__name__
+            raise UserError(f"{self._where(place)} cannot be read ({reason})") from error
 
     def _read(self, place: int, part: Part | None) -> np.ndarray:
         try:
@@ -58,8 +63,23 @@ class Records(Encoded):
         except UserError as error:
             raise UserError(f"{self._where(place)} cannot be read ({error})") from error
 
+    def _name(self, place: int) -> str:
+        return str(self._names[place]) if place < len(self._names) else f"record {place}"
+
+    @cached_property
+    def _names(self) -> list[Any]:
+        try:  # read where a name is asked for, which is seldom
+            names = json.loads((Path(self.location) / f"{self._split}-names.json").read_text())
+        except (OSError, ValueError, RecursionError):  # there is none in folders of before, nor of drawn pictures
+            return []
+        return names if isinstance(names, list) else []
+
+    @property
+    def _split(self) -> str:
+        return self._shards[0].partition("-")[0]
+
     def _where(self, place: int) -> str:
-        return f"record {place} of the {self._shards[0].partition('-')[0]} split of {self.location}"
+        return f"record {place} of the {self._split} split of {self.location} ({self._name(place)})"
 
 
 def holds_records(folder: Path) -> bool:
@@ -67,14 +87,22 @@ def holds_records(folder: Path) -> bool:
     return (folder / INDEX).is_file() and next(folder.glob("*.array_record"), None) is not None
 
 
-def read_records(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0, input: Input = "auto") -> Splits:
+def read_records(
+    folder: Path,
+    image_size: tuple[int, int],
+    skip_bad: float = 0.0,
+    input: Input = "auto",
+    processes: Processes = ALONE,
+    centre: float = 1.0,
+    anew: bool = False,
+) -> Splits:
     """Opens a folder of ArrayRecord files.
 
     Args:
       folder: see above.
       image_size: height and width that pictures are brought to, where they were not all of one size when written.
       skip_bad: the largest share of records that may be unreadable and are then left out, in [0, 1).
-      input: as for `open_dataset`.
+      input, processes, centre, anew: as for `open_dataset`.
 
     Raises:
       UserError: the folder is damaged, records cannot be read, or memory was asked for that the machine has not.
@@ -87,26 +115,41 @@ def read_records(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.
         names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or image_size)
         if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
             raise ValueError(f"image_size is {size}")
-        found = [_split(folder, name, index["shards"].get(name, []), names, size) for name in SPLITS]
+        shares = {"train": 1.0, "test": 1.0 if index["image_size"] else centre}
+        found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is damaged ({type(error).__name__}: {error}); make it again") from error
-    splits, left_out = readable(folder, found, skip_bad, input)
-    return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{folder} is damaged ({reason}); make it again") from error
+    splits, left_out = readable(folder, found, skip_bad, input, processes, anew)
+    return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}", centre=shares["test"])
 
 
-def _split(folder: Path, name: str, shards: list[str], names: tuple[str, ...], image_size: tuple[int, int]) -> Dataset:
+def _split(
+    folder: Path, name: str, shards: list[str], names: tuple[str, ...], image_size: tuple[int, int], centre: float
+) -> Dataset:
     if wrong := [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]:
         raise UserError(f"{folder / INDEX} names {wrong[0]!r}, which is not a file beside it; make the folder again")
-    labels = np.load(folder / f"{name}-labels.npy", allow_pickle=False) if shards else NO_LABELS
+    labels = _labels(folder / f"{name}-labels.npy") if shards else NO_LABELS
     if labels.ndim != 1 or labels.dtype != np.int32 or not np.all((labels >= 0) & (labels < len(names))):
         raise ValueError(f"{name}-labels.npy holds {labels.dtype} {labels.shape}, not a class for each picture")
     digest = hashlib.sha256(repr([(shard, (folder / shard).stat().st_size) for shard in shards]).encode())
-    images = Records(folder, shards, len(labels), image_size)
+    images = Records(folder, shards, len(labels), image_size, centre)
     if shards and len(images._records) != len(labels):
         raise ValueError(f"{len(images._records)} {name} pictures, but {len(labels)} labels")
     return Dataset(images, labels, names, identity=digest.hexdigest())
+
+
+def _labels(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as error:  # whatever a damaged file makes the library raise, if only for memory that it declares
+        raise ValueError(f"{path.name} cannot be read, {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")
 
 
 def write_records(folder: Path, splits: Splits, shards: int) -> Iterator[str]:
@@ -131,6 +174,9 @@ def write_records(folder: Path, splits: Splits, shards: int) -> Iterator[str]:
                 writer.write(encoded(split.images, place))
             writer.close()
         np.save(folder / f"{name}-labels.npy", split.labels.astype(np.int32))
+        if isinstance(split.images, Encoded):
+            called = [split.images.name(place) for place in range(len(split))]
+            (folder / f"{name}-names.json").write_text(json.dumps(called, indent=0))
         yield f"{folder}: {len(split)} {name} pictures in {shards} shards"
     some = next(iter(present.values()))
     size = None if isinstance(some.images, Encoded) else some.image_size

@@ -1,6 +1,7 @@
 """Labelled images without those that cannot be read, found before training begins.
 
-Streamed images are all read once for that; a million pictures take minutes, so what was found is kept.
+Streamed images are all read once for that, by all processes together; a million pictures take minutes, so what was
+found is kept.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Input, is_to_be_streamed
+from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
 from flaxresnet.errors import UserError, listed
 
@@ -22,15 +24,20 @@ MOST_NAMED = 5  # unreadable pictures in a sentence
 
 
 def readable(
-    source: str | Path, parts: Sequence[Dataset], skip_bad: float, input: Input
+    source: str | Path,
+    parts: Sequence[Dataset],
+    skip_bad: float,
+    input: Input,
+    processes: Processes = ALONE,
+    anew: bool = False,
 ) -> tuple[list[Dataset | None], str]:
     """The data without what cannot be read, in memory or on disk.
 
     Args:
       source: where they come from, as words.
-      parts: splits with `StoredImages` and an `identity`; any may be empty.
+      parts: splits with `StoredImages`; any may be empty.
       skip_bad: the largest share of all that may be unreadable and are then left out, in [0, 1).
-      input: as for `open_dataset`.
+      input, processes, anew: as for `open_dataset`. What one process cannot read, none takes.
 
     Returns:
       The splits, None for those of which nothing is left, and words for what was left out: "" for nothing.
@@ -40,8 +47,8 @@ def readable(
     """
     if not 0 <= skip_bad < 1:
         raise UserError(f"--skip-bad must be at least 0 and below 1, not {skip_bad}")
-    streamed = is_to_be_streamed(source, sum(part.images.nbytes for part in parts), input)
-    found = [_readable(part, streamed) for part in parts]
+    streamed = is_to_be_streamed(source, sum(part.images.nbytes for part in parts), input, processes)
+    found = [_readable(part, streamed, processes, anew) for part in parts]
     bad = [wrong for _, wrongs in found for wrong in wrongs]
     if len(bad) > skip_bad * (count := sum(map(len, parts))):
         advice = "mend or remove them, or give --skip-bad with the share that may be left out"
@@ -51,27 +58,38 @@ def readable(
     return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MOST_NAMED)}" if bad else ""
 
 
-def _readable(part: Dataset, streamed: bool) -> tuple[Dataset | None, list[str]]:
+def _readable(part: Dataset, streamed: bool, processes: Processes, anew: bool) -> tuple[Dataset | None, list[str]]:
     stored = part.images
-    if not isinstance(stored, StoredImages) or part.identity is None:
-        raise TypeError("only stored images with an identity can be looked through")
-    images, bad = (stored, known_unreadable(stored, part.identity)) if streamed else stored.load()
+    if not isinstance(stored, StoredImages):
+        raise TypeError("only stored images can be looked through")
+    images: np.ndarray | StoredImages = stored
+    if streamed:
+        bad = known_unreadable(stored, f"{part.identity} {stored.state()}", processes, anew)
+    else:
+        images, mine = stored.load()
+        bad = _of_all(mine, processes)
     if bad:
         good = np.array([place for place in range(len(part)) if place not in bad], int)
         part, images = replace(part, labels=part.labels[good]), stored.only(good) if streamed else images[good]
     return replace(part, images=images) if len(images) else None, list(bad.values())
 
 
-def known_unreadable(images: StoredImages, identity: str) -> dict[int, str]:
-    """As `StoredImages.unreadable`, and kept in the user's cache folder for the next time.
+def known_unreadable(
+    images: StoredImages, identity: str, processes: Processes = ALONE, anew: bool = False
+) -> dict[int, str]:
+    """As `StoredImages.unreadable`, of all processes together, and kept in the user's cache folder for the next time.
 
     Args:
       images: what is read.
       identity: tells them from others; what was found counts as long as it stays the same.
+      processes: each reads its share.
+      anew: read all, whatever is known.
     """
-    known = _recall(path := _path(images, identity))
+    path, mine = _path(images, identity), processes.share(len(images))
+    known = None if anew else _recall(path)
     # What was wrong may have been the network's fault, so that those pictures are read again.
-    found = images.unreadable(None if known is None else [place for place in known if place < len(images)])
+    again = mine if known is None else mine[np.isin(mine, list(known))]
+    found = _of_all(images.unreadable(again.tolist()), processes)
     if found != known:
         with contextlib.suppress(OSError):  # no cache: the next time takes as long
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +97,11 @@ def known_unreadable(images: StoredImages, identity: str) -> dict[int, str]:
             new.write_text(json.dumps(list(found.items())))
             new.replace(path)
     return found
+
+
+def _of_all(mine: dict[int, str], processes: Processes) -> dict[int, str]:
+    """Place → what is wrong, as any of the processes found it."""
+    return dict(sorted((place, wrong) for some in processes.gather(list(mine.items())) for place, wrong in some))
 
 
 def _path(images: StoredImages, identity: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
 from flaxresnet.errors import UserError, listed
 
@@ -83,12 +84,14 @@ class Splits:
     Attributes:
       source: where they come from, as words.
       path: the absolute path of the file or folder; None where the images were drawn.
+      centre: the share of test pictures that was taken, as `Preprocessing` has it.
     """
 
     train: Dataset | None
     test: Dataset | None
     source: str
     path: str | None = None
+    centre: float = 1.0
 
     def describe(self) -> Iterator[str]:
         """Lines that say what was loaded, as the tutorials print it, with the class balance."""
@@ -116,6 +119,9 @@ def open_dataset(
     image_size: tuple[int, int] = USUAL_SIZE,
     skip_bad: float = 0.0,
     input: Input = "auto",
+    processes: Processes = ALONE,
+    centre: float = 1.0,
+    anew: bool = False,
 ) -> Splits:
     """Opens labelled images, never writing to where they are.
 
@@ -125,9 +131,13 @@ def open_dataset(
         `flaxresnet.data.folder`); or a folder of ArrayRecord files (see `flaxresnet.data.array_record`). None: the
         folder `datasets` if it holds such, else drawn hand signs.
       image_size: height and width that pictures in folders are brought to; HDF5 files have their own.
-      skip_bad: the largest share of pictures in folders that may be unreadable and are then left out, in [0, 1).
+      skip_bad: the largest share of images that may be unreadable and are then left out, in [0, 1).
       input: "memory" reads all images now, "stream" when they are asked for, "auto" the first where they take no more
-        than a quarter of the machine's memory.
+        than a quarter of the machine's memory; of several machines', the one's that has least.
+      processes: those that open the data together; each looks through a part of what is streamed.
+      centre: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their own
+        are taken as they are.
+      anew: look through all that is streamed for images that cannot be read, even where it was looked through before.
 
     Returns:
       The splits found.
@@ -153,22 +163,26 @@ def open_dataset(
         return drawn_signs()
     if not exists:
         raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
-    if pictures:
-        return replace(read_folder(path, image_size, skip_bad, input), path=str(path.absolute()))
-    if records:
-        return replace(read_records(path, image_size, skip_bad, input), path=str(path.absolute()))
+    if pictures or records:
+        read = read_folder if pictures else read_records
+        splits = read(path, image_size, skip_bad, input, processes, centre, anew)
+        return replace(splits, path=str(path.absolute()))
     if not files:
         raise UserError(
             f"{path} holds neither an HDF5 file (*.h5) nor a folder of pictures for each class; give one that does"
         )
     from flaxresnet.data.hdf5 import read_hdf5
 
-    return replace(read_hdf5(files, source=str(path), input=input), path=str(path.absolute()))
+    return replace(read_hdf5(files, str(path), skip_bad, input, processes, anew), path=str(path.absolute()))
 
 
-def is_to_be_streamed(source: str | Path, nbytes: int, input: Input) -> bool:
-    """Whether images stay on disk; raises UserError where memory was asked for that the machine has not."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+def is_to_be_streamed(source: str | Path, nbytes: int, input: Input, processes: Processes = ALONE) -> bool:
+    """Whether images stay on disk, the same for all processes: the machine with the least memory decides.
+
+    Raises UserError, in all of them, where memory was asked for that a machine has not.
+    """
+    mine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    memory = min((one for one in processes.gather(mine) if one is not None), default=None)
     if input == "memory" and memory and nbytes > memory:
         raise UserError(
             f"the images of {source} take {nbytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of this "

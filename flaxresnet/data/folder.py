@@ -15,6 +15,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
+from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded
 from flaxresnet.errors import UserError, listed
 
@@ -26,19 +27,29 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that was found: its class, its path below the data's folder, and its size in bytes."""
+    """A file that was found: its class, its path below the data's folder, its size in bytes, and when it changed."""
 
     label: str
     path: str
     nbytes: int
+    changed: int
 
 
 class PictureFiles(Encoded):
     """Pictures that are decoded, and brought to one size as photos are in prediction, when they are asked for."""
 
-    def __init__(self, folder: Path, paths: Sequence[str], image_size: tuple[int, int]) -> None:
-        super().__init__(str(folder.absolute()), len(paths), image_size)
-        self._paths, self._preprocessing = Names(paths), Preprocessing(*image_size)
+    def __init__(
+        self, folder: Path, pictures: Sequence[Picture], image_size: tuple[int, int], centre: float = 1.0
+    ) -> None:
+        super().__init__(str(folder.absolute()), len(pictures), image_size)
+        self._paths = Names([picture.path for picture in pictures])
+        self._preprocessing = Preprocessing(*image_size, centre=centre)
+        self._state = hashlib.sha256(
+            np.array([picture.changed for picture in pictures], np.int64).tobytes()
+        ).hexdigest()
+
+    def state(self) -> str:
+        return self._state
 
     def _read(self, place: int, part: Part | None) -> np.ndarray:
         return self._preprocessing.load(self._path(place), part)
@@ -48,6 +59,9 @@ class PictureFiles(Encoded):
             return Path(self._path(place)).read_bytes()
         except OSError as error:
             raise UserError(f"{self._path(place)} cannot be read: {error.strerror}") from error
+
+    def _name(self, place: int) -> str:
+        return self._paths[place]
 
     def _path(self, place: int) -> str:
         return os.path.join(self.location, self._paths[place])  # noqa: PTH118
@@ -70,14 +84,22 @@ def holds_classes(folder: Path) -> bool:
     return any(_classes(part) for part in (folder, *(folder / name for name in ("train", *TEST_NAMES))))
 
 
-def read_folder(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0, input: Input = "auto") -> Splits:
+def read_folder(
+    folder: Path,
+    image_size: tuple[int, int],
+    skip_bad: float = 0.0,
+    input: Input = "auto",
+    processes: Processes = ALONE,
+    centre: float = 1.0,
+    anew: bool = False,
+) -> Splits:
     """Finds every picture and, in the size given, reads it into memory or sees that it can be read.
 
     Args:
       folder: see above.
       image_size: height and width, in pixels, that pictures are brought to as photos are in prediction.
       skip_bad: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
-      input: as for `open_dataset`.
+      input, processes, centre, anew: as for `open_dataset`.
 
     Raises:
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
@@ -87,9 +109,11 @@ def read_folder(folder: Path, image_size: tuple[int, int], skip_bad: float = 0.0
         raise UserError(f"--image-size must be two numbers from 1 to {LARGEST_SIDE}, not {image_size}")
     train, test, how = _splits(folder)
     names = _class_names(folder, train, test)
-    found = [_labelled(folder, pictures, image_size, names) for pictures in (train, test)]
-    splits, left_out = readable(folder, found, skip_bad, input)
-    return Splits(train=splits[0], test=splits[1], source=f"{folder} ({how}){left_out}")
+    found = [
+        _labelled(folder, pictures, image_size, names, share) for pictures, share in ((train, 1.0), (test, centre))
+    ]
+    splits, left_out = readable(folder, found, skip_bad, input, processes, anew)
+    return Splits(train=splits[0], test=splits[1], source=f"{folder} ({how}){left_out}", centre=centre)
 
 
 def in_test(label: str, path: str | Path) -> bool:
@@ -124,7 +148,8 @@ def _pictures(split: Path, folder: Path) -> Iterator[Picture]:
     """Every picture of a split, in the order of their names, with paths below the folder."""
     for label in _classes(split):
         for path in _files(label):
-            yield Picture(label.name, os.path.relpath(path, folder), os.stat(path).st_size)  # noqa: PTH116
+            about = os.stat(path)  # noqa: PTH116
+            yield Picture(label.name, os.path.relpath(path, folder), about.st_size, about.st_mtime_ns)
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -144,16 +169,16 @@ def _class_names(folder: Path, train: Sequence[Picture], test: Sequence[Picture]
 
 
 def _labelled(
-    folder: Path, pictures: Sequence[Picture], image_size: tuple[int, int], names: tuple[str, ...]
+    folder: Path, pictures: Sequence[Picture], image_size: tuple[int, int], names: tuple[str, ...], centre: float
 ) -> Dataset:
     number = {name: index for index, name in enumerate(names)}
-    images = PictureFiles(folder, [picture.path for picture in pictures], image_size)
+    images = PictureFiles(folder, pictures, image_size, centre)
     labels = np.array([number[picture.label] for picture in pictures], np.int32)
     return Dataset(images, labels, names, identity=_identity(pictures))
 
 
 def _identity(pictures: Sequence[Picture]) -> str:
-    """Tells these pictures from others by their classes, names and sizes."""
+    """Tells these pictures from others by their classes, names and sizes: a copy of the folder has the same."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(f"{picture.label}\0{picture.path}\0{picture.nbytes}\n".encode("utf-8", "surrogateescape"))

@@ -1,9 +1,11 @@
 """The tutorials' HDF5 layout: `train_set_x`, `train_set_y`, `test_set_x`, `test_set_y` and `list_classes`.
 
 `*_set_x` is (n, height, width, 3) uint8; `*_set_y` is (n,) integers or (n, classes) one-hot; `list_classes` names the
-classes. The splits may be in one file or in two. Files are opened read-only.
+classes. The splits may be in one file or in two. Files are opened read-only. What they only point to
+is not looked into: links into other files, external storage and virtual arrays are refused.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,15 +15,23 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Input, Splits, is_to_be_streamed
+from flaxresnet.data.checked import readable
+from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.preprocess import Part, Preprocessing
+from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
 from flaxresnet.errors import UserError
 
 MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are
+MOST_PIXELS = 10**8  # of an image
+LARGEST_CHUNK = 2**30  # bytes, once unpacked; a small file may declare any
+MOST_LINKS = 16  # that lead from one to the next
 CHUNK_CACHE = 2**26  # bytes; images of one chunk that are asked for one after the other are read once
-AT_ONCE = 256  # images that are read and written together
+AT_ONCE = 256  # images that are written together
+READ_AT_ONCE = 2**26  # bytes of pixels that are looked at together
+
+ELSEWHERE = "lies in another file, which is not looked into; store the values themselves"
 
 
 class Hdf5Images(StoredImages):
@@ -38,6 +48,33 @@ class Hdf5Images(StoredImages):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_array"}
 
+    def load(self, places: np.ndarray | None = None) -> tuple[np.ndarray, dict[int, str]]:
+        """As of all stored images; neighbours in one piece, for which HDF5 reads each chunk once."""
+        places = np.arange(len(self)) if places is None else places
+        at = places if self._places is None else self._places[places]
+        if len(at) and np.all(np.diff(at) == 1):
+            try:
+                return np.asarray(self._array[at[0] : at[-1] + 1]), {}
+            except MemoryError:
+                raise UserError(
+                    f"{self.location}: {self._key} has {self.nbytes / 2**30:.0f} GiB of pixels, which do not fit in "
+                    "memory; give --input stream"
+                ) from None
+            except (OSError, RuntimeError):  # one by one they say which of them are damaged
+                pass
+        return super().load(places)
+
+    def unreadable(self, places: Sequence[int]) -> dict[int, str]:
+        found, step = dict[int, str](), max(1, READ_AT_ONCE // int(np.prod(self.shape[1:])))
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            found |= {some[row]: wrong for row, wrong in self.load(np.array(some))[1].items()}
+        return found
+
+    def state(self) -> str:
+        about = Path(self.location).stat()
+        return f"{self._key} {about.st_size} {about.st_mtime_ns}"
+
     def _read(self, place: int, part: Part | None) -> np.ndarray:
         try:
             image = np.asarray(self._array[place])
@@ -46,17 +83,25 @@ class Hdf5Images(StoredImages):
         return Preprocessing(*image.shape[:2]).load(image, part) if part else image
 
 
-def read_hdf5(files: Sequence[Path], source: str, input: Input = "memory") -> Splits:
+def read_hdf5(
+    files: Sequence[Path],
+    source: str,
+    skip_bad: float = 0.0,
+    input: Input = "memory",
+    processes: Processes = ALONE,
+    anew: bool = False,
+) -> Splits:
     """Reads the training and the test split from one or more files.
 
     Args:
       files: at least one.
       source: where they come from, as words.
-      input: as for `open_dataset`.
+      skip_bad: the largest share of images that may be unreadable and are then left out, in [0, 1).
+      input, processes, anew: as for `open_dataset`.
 
     Raises:
-      UserError: a file cannot be read, a split is there twice, none is there, a split is malformed, the two
-        differ in image size or class names, or memory was asked for that the machine has not.
+      UserError: a file or images in it cannot be read, a split is there twice, none is there, a split is malformed,
+        the two differ in image size or class names, or memory was asked for that the machine has not.
     """
     found: dict[str, tuple[Path, Dataset]] = {}
     for path in files:
@@ -74,18 +119,9 @@ def read_hdf5(files: Sequence[Path], source: str, input: Input = "memory") -> Sp
     splits = {name: split for name, (_, split) in found.items()}
     if len(splits) == 2:
         _check_agreement(source, splits)
-    if not is_to_be_streamed(source, sum(split.images.nbytes for split in splits.values()), input):
-        splits = {name: replace(split, images=_in_memory(split.images)) for name, split in splits.items()}
-    return Splits(train=splits.get("train"), test=splits.get("test"), source=source)
-
-
-def _in_memory(images: Any) -> np.ndarray:
-    """The array as it is, read in one piece."""
-    try:
-        return np.asarray(images._array[()])
-    except MemoryError:
-        where = f"{images.location}: {images._key}"
-        raise UserError(f"{where} has {images.nbytes / 2**30:.0f} GiB of pixels, which do not fit in memory") from None
+    kept, left_out = readable(source, list(splits.values()), skip_bad, input, processes, anew)
+    whole = dict(zip(splits, kept, strict=True))
+    return Splits(train=whole.get("train"), test=whole.get("test"), source=source + left_out)
 
 
 def write_hdf5(path: Path, name: str, split: Dataset) -> None:
@@ -116,6 +152,9 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
         raise UserError(f"{where} has shape {x.shape}, not (images, height, width, 3); store RGB images in that order")
     if x.dtype != np.uint8:
         raise UserError(f"{where} holds {x.dtype}, not uint8; store pixels as whole numbers from 0 to 255")
+    if x.shape[1] * x.shape[2] > MOST_PIXELS:
+        size = f"{x.shape[1]}×{x.shape[2]}"
+        raise UserError(f"{where} has images of {size} pixels; store them with {MOST_PIXELS:,} at most")
     if 0 in x.shape:
         raise UserError(f"{where} is empty (shape {x.shape}); give at least one image")
     if f"{name}_set_y" not in file:
@@ -129,12 +168,35 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
 
 
 def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
-    item = file[key]
+    item = _found(path, file, key)
     if not isinstance(item, h5py.Dataset):
         raise UserError(f"{path}: {key} is a group, not an array")
+    if item.external or item.is_virtual:  # before its shape, which may be that of what lies there
+        raise UserError(f"{path}: {key} {ELSEWHERE}")
     if item.shape is None:
         raise UserError(f"{path}: {key} is an array without a shape; store the values")
+    if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > LARGEST_CHUNK:
+        raise UserError(f"{path}: {key} is in chunks of {item.chunks}; store it in chunks of up to 1 GiB")
     return item
+
+
+def _found(path: Path, file: h5py.File, key: str) -> h5py.Group | h5py.Dataset:
+    """What lies at a key, link by link: one into another file is refused before that file is opened."""
+    here, names, links = file, [key], 0
+    while names:
+        if not isinstance(here, h5py.Group):
+            raise KeyError(f"{names[0]} is looked for in an array")
+        link = here.get(names[0], getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise UserError(f"{path}: {key} {ELSEWHERE}")
+        if not isinstance(link, h5py.SoftLink):
+            here = here[names.pop(0)]  # the library says what is missing
+            continue
+        if (links := links + 1) > MOST_LINKS:
+            raise UserError(f"{path}: {key} is a link to a link, more than {MOST_LINKS} times; store the values there")
+        here = file if link.path.startswith("/") else here
+        names[:1] = [name for name in link.path.split("/") if name not in ("", ".")]
+    return here
 
 
 def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:

@@ -85,12 +85,14 @@ class StoredImages(abc.ABC):
 
         return images, _troubles(read, len(places))
 
-    def unreadable(self, places: Sequence[int] | None = None) -> dict[int, str]:
-        """Place → what is wrong with the image there; reads every image, or those at the places, and keeps none."""
-        if places is None:
-            return _troubles(self.read, len(self))
+    def unreadable(self, places: Sequence[int]) -> dict[int, str]:
+        """Place → what is wrong with the image there; reads those at the places, and keeps none."""
         found = _troubles(lambda i: self.read(places[i]), len(places))
         return {places[i]: wrong for i, wrong in found.items()}
+
+    def state(self) -> str:
+        """What changes when their files do, such as when these were written, without looking at the images."""
+        return ""
 
 
 class Encoded(StoredImages):
@@ -98,6 +100,13 @@ class Encoded(StoredImages):
 
     @abc.abstractmethod
     def _bytes(self, place: int) -> bytes: ...
+
+    @abc.abstractmethod
+    def _name(self, place: int) -> str: ...
+
+    def name(self, place: int) -> str:
+        """What the picture at a place is called where it comes from: its file, below the folder of all."""
+        return self._name(self._at(place))
 
     def encoded(self, place: int) -> bytes:
         """The bytes of the picture at a place; raises UserError where they cannot be read."""

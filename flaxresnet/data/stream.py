@@ -72,8 +72,10 @@ class StreamSource:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
             dataset = dataset.mp_prefetch(options, worker_init_fn=begin_worker)
         with closing(iter(dataset)) as batches:
-            for images, labels, mask in batches:
-                yield Batch(self._placed(images), self._placed(labels), self._placed(mask))
+            for arrays in batches:
+                # A worker's lie in shared memory, which a batch must not keep: it may be there at the process's end,
+                # when nobody would give that memory back.
+                yield Batch(*(self._placed(np.array(array) if workers else array) for array in arrays))
 
     def _placed(self, mine: np.ndarray) -> jax.Array:
         whole = (self._batch_size, *mine.shape[1:])

@@ -8,7 +8,6 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.config import Network
 from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
@@ -16,6 +15,7 @@ from flaxresnet.interop.layers import HEAD, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
 from flaxresnet.models.graph import count_convolutions, pooled_side
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
+from flaxresnet.recipes import Network
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
 SCALING: dict[str, dict[str, Any]] = {

@@ -1,12 +1,14 @@
-"""Checkpoints of a run, written by Orbax in the background: the latest and the best, and the newest within an epoch.
+"""Checkpoints of a run, written by Orbax in the background: the latest two, the best, and the newest within an epoch.
 
 A checkpoint holds three items, so that each reader loads no more than it needs: `params`, `eval_stats` (the batch-norm
 statistics measured for these parameters) and `training` (running averages, optimiser state, step, and the weights
 that learn where those in `params` are their average). One within an epoch has no `eval_stats`, for it is there to go on
-from alone, and the epoch's sums so far instead.
+from alone, and the epoch's sums so far instead. Beside them are checksums, for a flipped bit would go unnoticed.
 """
 
 import contextlib
+import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -18,14 +20,33 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config import Which
 from flaxresnet.errors import UserError
+from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState
+
+# What is wrong with a disk, not with what is on it.
+PASSING = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def rank(metrics: dict[str, Any]) -> tuple[float, float]:
     """What makes a checkpoint the best: test accuracy, then the lower test loss."""
     return metrics["test_accuracy"], -metrics["test_loss"]
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not what was written; the one before may be."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask whether the job is to end.
+
+    `Interruption` asks that, of the same counter in JAX and by numbers of its own: asked for a training step in
+    between, processes would no longer agree on where to stop.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class _Folder:
@@ -34,28 +55,58 @@ class _Folder:
     def __init__(self, folder: Path, **options: Any) -> None:
         self._folder = folder
         with reading(folder):
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
+            self._manager = _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with writing(self._folder):
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All that are kept, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def path_of(self, step: int) -> Path:
+        return self._folder / str(step)
+
+    def forget(self) -> None:
+        """Looks again at which steps there are."""
+        self._manager.reload()
+
     def wait(self) -> None:
-        """Until all is written."""
-        self._manager.wait_until_finished()
+        """Until all is written; raises UserError where that failed."""
+        with writing(self._folder):
+            self._manager.wait_until_finished()
+
+    def _save(self, step: int, row: dict[str, Any] | None = None, **items: Any) -> None:
+        checksums = {name: checksum(tree) for name, tree in items.items()}
+        if row is not None:
+            checksums["figures"] = checksum_of_row(row)
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        with writing(self._folder):
+            args |= {"checksums": ocp.args.JsonSave(checksums)}
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=row)
 
     def _restore(self, step: int | None, **expected: Any) -> Any:
         if step is None:
             raise UserError(f"{self._folder} holds no finished checkpoint; train for at least one epoch first")
         shapes = jax.tree.map(_abstract, expected)
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()})
-        with reading(self._folder / str(step)):
-            return self._manager.restore(step, args=args)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        with reading(self.path_of(step)):
+            found = self._manager.restore(step, args=ocp.args.Composite(**args))
+            require_same(self._checksums(step), {name: checksum(found[name]) for name in expected})
+        return found
+
+    def _checksums(self, step: int) -> dict[str, int | None]:
+        """By item; those written before there were any have none."""
+        if not (self.path_of(step) / "checksums").is_dir():
+            return {}
+        return self._manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore()))["checksums"]
 
 
 class Unfinished(_Folder):
@@ -68,14 +119,12 @@ class Unfinished(_Folder):
     def save(self, state: TrainState, metrics: Metrics) -> None:
         """Starts writing what the epoch's next step needs; `metrics` are its sums so far."""
         if (step := int(state.step)) != self.latest_step():
-            items = {"params": state.weights, "training": state.training, "sums": vars(metrics)}
-            args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-            self._manager.save(step, args=ocp.args.Composite(**args))
+            self._save(step, params=state.weights, training=state.training, sums=vars(metrics))
 
-    def restore(self, state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-        """The newest state and its epoch's sums, placed as those given are."""
-        sums = vars(metrics)
-        found = self._restore(self.latest_step(), params=state.params, training=state.training, sums=sums)
+    def restore(self, state: TrainState, metrics: Metrics, step: int | None = None) -> tuple[TrainState, Metrics]:
+        """The state after a step, the newest by default, and its epoch's sums, placed as those given are."""
+        step, sums = step or self.latest_step(), vars(metrics)
+        found = self._restore(step, params=state.params, training=state.training, sums=sums)
         return state.restored(found["params"], found["training"]), Metrics(**found["sums"])
 
     def clear(self) -> None:
@@ -86,10 +135,10 @@ class Unfinished(_Folder):
 
 
 class Checkpoints(_Folder):
-    """The checkpoints after each epoch: the latest and the best."""
+    """The checkpoints after each epoch: the latest two, for the last may get damaged, and the best."""
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
-        keep = [policies.LatestN(n=1), policies.BestN(get_metric_fn=rank, n=1)]
+        keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=rank, n=1)]
         alone = {jax.process_index()} if read_only else None  # readers do not wait for other processes
         super().__init__(
             folder,
@@ -107,35 +156,33 @@ class Checkpoints(_Folder):
 
     def save(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing a checkpoint, with the epoch's row of metrics, `test_accuracy` and `test_loss` among them."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.weights),
-                eval_stats=ocp.args.StandardSave(eval_stats),
-                training=ocp.args.StandardSave(state.training),
-            ),
-            metrics=row,
-        )
+        trees = {"params": state.weights, "eval_stats": eval_stats, "training": state.training}
+        self._save(int(state.step), row, **trees)
 
     def save_variables(self, variables: Any) -> None:
         """Starts writing {"params", "batch_stats"} of a network that was not trained here: nothing to go on with."""
-        items = {"params": variables["params"], "eval_stats": variables["batch_stats"]}
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.save(0, args=ocp.args.Composite(**args))
+        self._save(0, params=variables["params"], eval_stats=variables["batch_stats"])
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest checkpoint's state, placed as `state` is (arrays or shapes with shardings), and its row."""
-        step = self.latest_step()
+    def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The state after a step, the latest by default, placed as `state` is, and its epoch's row.
+
+        Args:
+          state: of arrays, or shapes with shardings.
+          step: one of `steps()`.
+        """
+        step = step or self.latest_step()
         found = self._restore(step, params=state.params, training=state.training)
-        return state.restored(found["params"], found["training"]), self.row()
+        return state.restored(found["params"], found["training"]), self.row(step)
 
-    def row(self) -> dict[str, Any]:
-        """The metrics of the latest checkpoint's epoch."""
-        step = self.latest_step()
-        with reading(self._folder / str(step)):
+    def row(self, step: int | None = None) -> dict[str, Any]:
+        """The metrics of a checkpoint's epoch, of the latest by default."""
+        if step is None and (step := self.latest_step()) is None:
+            raise UserError(f"{self._folder} holds no finished checkpoint; train for at least one epoch first")
+        with reading(self.path_of(step)):
             row = self._manager.metrics(step)
-            if "epoch" not in row:
+            if not _is_row(row):
                 raise KeyError("epoch")
+            require_same(self._checksums(step), {"figures": checksum_of_row(row)})
         return row
 
     def restore_variables(self, variables: Any, which: Which = "latest") -> Any:
@@ -159,12 +206,61 @@ class Checkpoints(_Folder):
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever Orbax raises for a damaged checkpoint, which may be anything, into a sentence."""
+    """Turns whatever Orbax raises for a damaged checkpoint, which may be anything, into a sentence: `DamagedError`.
+
+    Where it may be whole, but cannot be read now, that is no damage: for want of memory, or because it may not be.
+    """
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be restored: {reason}") from error
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        kind = UserError if isinstance(error, OSError) and error.errno in PASSING else DamagedError
+        raise kind(f"checkpoint {path} cannot be restored: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns whatever Orbax raises where a disk is full or may not be written into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        kept = "what was whole before is kept, and the same command goes on from there"
+        raise UserError(f"{path} cannot be written ({_reason(error)}); {kept}") from error
+
+
+def steps_without_row(folder: Path) -> list[Path]:
+    """Checkpoints of epochs whose figures cannot be read, for which Orbax would not open the folder."""
+    return [path for path in steps_in(folder) if not _has_row(path)]
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """Finished checkpoints, the oldest first."""
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _has_row(path: Path) -> bool:
+    try:
+        return _is_row(json.loads((path / "metrics" / "metrics").read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_row(row: Any) -> bool:
+    """Whether these are an epoch's figures, as far as they are needed to go on and to find the best."""
+    needed = ("epoch", "test_accuracy", "test_loss")
+    return isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in needed)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line; where a disk is full it is deep inside."""
+    text = str(error).strip() or type(error).__name__
+    known = [words for words in ("No space left on device", "File too large", "Disk quota exceeded") if words in text]
+    return known[0] if known else text.splitlines()[0]
 
 
 def load_run(run: str | Path, which: Which = "latest") -> tuple[RunInfo, Any]:

@@ -3,44 +3,73 @@
 JAX's multi-controller runtime has every process run the same program on arrays that lie across all of them.
 """
 
-import hashlib
+import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxresnet.config import TrainConfig
+from flaxresnet.data.processes import Processes
 from flaxresnet.errors import UserError
 
 T = TypeVar("T")
 
+JOIN_WITHIN = 300  # seconds, for all processes to start
 LOST_AFTER = 30  # seconds without a sign of life from a process, until the others end
 END_TOGETHER = 60  # seconds that a finished process waits for the others
+LEAVE_WITHIN = 20  # seconds for a process that cannot go on, to end as usual
 LOST = 75  # exit status, sysexits.h's "try again"
+MISTAKE = 2  # and that of the user's mistakes
 
 
 def join_processes(config: TrainConfig) -> None:
     """Makes this process one of a run's many, where the configuration says so.
 
-    Raises UserError where the others cannot be found or reached.
+    Ends it with status `LOST` and a sentence where the others are not there in time, before JAX would abort it. Raises
+    UserError where nothing tells who they are.
     """
     given = config.coordinator_address, config.num_processes, config.process_id
     if jax.distributed.is_initialized() or not (config.distributed or any(value is not None for value in given)):
         return
+    late = threading.Timer(JOIN_WITHIN, _give_up, [config])
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=LOST_AFTER, shutdown_timeout_seconds=END_TOGETHER)
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=2 * JOIN_WITHIN,  # at which it aborts with a stack trace
+            heartbeat_timeout_seconds=LOST_AFTER,
+            shutdown_timeout_seconds=END_TOGETHER,
+        )
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the processes of the run could not be joined ({reason}); give --coordinator-address HOST:PORT, "
             "--num-processes and --process-id, or --distributed where Slurm, Open MPI, Kubernetes or a TPU tells them"
         ) from error
+    finally:
+        late.cancel()
+
+
+def _give_up(config: TrainConfig) -> None:
+    """Ends the process, which waits for others that do not come."""
+    where = f"--coordinator-address {config.coordinator_address}" if config.coordinator_address else "--distributed"
+    print(
+        f"error: the processes of the run ({where}) did not all come together within {JOIN_WITHIN} s; see that the "
+        "address is that of process 0, that its port can be reached, and that all of them were started, and start "
+        "them again",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)  # what it waits for cannot be interrupted
 
 
 def is_one_of_many() -> bool:
@@ -73,22 +102,59 @@ def by_the_first(act: Callable[[], T]) -> T | None:
     return result
 
 
+def gathered(mine: Any) -> list[Any]:
+    """What each process has, which JSON can say, in their order; all of them have to ask."""
+    if not is_one_of_many():
+        return [mine]
+    said = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(said)])).ravel()
+    whole = multihost_utils.process_allgather(np.pad(said, (0, lengths.max() - len(said))))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(whole, lengths, strict=True)]
+
+
+def all_processes() -> Processes:
+    """The processes of the run, for those who read its data."""
+    return Processes(jax.process_index(), jax.process_count(), gathered)
+
+
 def check_same(**facts: object) -> None:
     """Raises UserError, in every process, where the processes were given different facts, such as other data."""
-    if not is_one_of_many():
-        return
+    said = gathered({name: repr(fact) for name, fact in facts.items()})
     for name, fact in facts.items():
-        digest = np.frombuffer(hashlib.sha256(repr(fact).encode()).digest(), np.uint8)
-        if np.ptp(multihost_utils.process_allgather(digest), axis=0).any():
+        if len({one.get(name) for one in said}) > 1:
             raise UserError(
                 f"the processes have different {name} (process {jax.process_index()} has {fact}); start all of them "
                 "with the same options, on the same data"
             )
 
 
-def told_to_stop(step: int) -> bool:
-    """Whether some process was told to stop (SIGTERM): in the same step for all; every process has to ask."""
-    return is_one_of_many() and multihost_utils.reached_preemption_sync_point(step)
+def told_to_stop(asked: int) -> bool:
+    """Whether some process was told to stop (SIGTERM), at the same time of asking for all.
+
+    `asked` is how often this process has asked, now included: JAX finds the first number that none has reached yet.
+    """
+    return multihost_utils.reached_preemption_sync_point(asked)
+
+
+@contextmanager
+def leaving_in_time() -> Iterator[None]:
+    """Lets a mistake of this process's own, such as a full disk, end all of them soon.
+
+    The usual way out waits for the others, who wait for this one: it is given `LEAVE_WITHIN` seconds.
+    """
+    try:
+        yield
+    except UserError as error:
+        if is_one_of_many():
+            late = threading.Timer(LEAVE_WITHIN, _leave, [error])
+            late.daemon = True
+            late.start()
+        raise
+
+
+def _leave(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(MISTAKE)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import optax
 
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.augment import augment
+from flaxresnet.data.background import replaced
 from flaxresnet.data.boxes import erase
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.mixing import mix
@@ -17,7 +18,7 @@ from flaxresnet.data.preprocess import Preprocessing
 Inputs = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
 
 # Streams of a step's key, apart from 0 and 1, which are what `augment` splits it into.
-POLICY, ERASE, MIX = 2, 3, 4
+POLICY, ERASE, MIX, BACKGROUND = 2, 3, 4, 5
 
 
 def make_inputs(
@@ -27,7 +28,7 @@ def make_inputs(
     num_classes: int,
     cropped: bool = False,
 ) -> Inputs:
-    """A function (step, batch) → (images, labels), in the order: position and colour, policy, erasing, mixing.
+    """A function (step, batch) → (images, labels), in the order: background, position and light, policy, box, mix.
 
     All that is random depends on (seed, step) alone: a resumed run repeats it. The images are as the network takes
     them. The labels are the batch's, (batch,); where images are mixed, shares of the classes, (batch, classes).
@@ -40,8 +41,11 @@ def make_inputs(
     def inputs(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
         key = jax.random.fold_in(seed_key, step)
+        if settings.backgrounds:
+            images = replaced(jax.random.fold_in(key, BACKGROUND), images, settings.backgrounds)
         if settings.augment or crop < 1 or config.mirrors:
-            images = augment(key, images, augmentation(step), config.flip, crop)
+            strength = augmentation(step) if settings.augment else None
+            images = augment(key, images, strength, config.flip, crop)
         if settings.policy in POLICIES:
             images = randomly_changed(jax.random.fold_in(key, POLICY), images, POLICIES[settings.policy])
         if settings.erase:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the step that is under way is finished and saved, then training ends."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -15,10 +16,11 @@ class Interruption:
     """Hears that training is to stop; a context manager, in which signals wait for the end of a step.
 
     Before `begin`, when there is nothing to save, and at the second time a signal ends everything at once. Where there
-    are several processes JAX hears SIGTERM, so that all of them stop after the same step.
+    are several processes JAX hears SIGTERM, so that all of them stop at the same point, and Ctrl-C is passed on as one.
     """
 
     def __init__(self) -> None:
+        self._asked = 0
         self._heard: signal.Signals | None = None
         self._may_wait = False
         self._before: dict[signal.Signals, Any] = {}
@@ -37,13 +39,21 @@ class Interruption:
         """From now on there is something to save."""
         self._may_wait = True
 
-    def wanted(self, step: int) -> signal.Signals | None:
-        """The signal that was heard, if any; asked after each step, and by every process alike."""
-        if distributed.told_to_stop(step):
-            return signal.SIGTERM
-        return self._heard
+    def wanted(self) -> signal.Signals | None:
+        """The signal that was heard, if any, by any process.
+
+        Asked after each training step and before each batch of an evaluation, by every process equally often.
+        """
+        if not distributed.is_one_of_many():
+            return self._heard
+        self._asked += 1
+        if not distributed.told_to_stop(self._asked):
+            return None
+        return signal.SIGINT if any(distributed.gathered(self._heard is not None)) else signal.SIGTERM
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self._heard or not self._may_wait:
             raise Interrupted(signal.Signals(number), "stopped; what had been written is kept")
         self._heard = signal.Signals(number)
+        if distributed.is_one_of_many():
+            os.kill(os.getpid(), signal.SIGTERM)

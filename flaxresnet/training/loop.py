@@ -16,14 +16,17 @@ from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import PARTS, TrainConfig
 from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.loader import Batch
+from flaxresnet.data.suspicions import suspicions
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.sources import open_weights
 from flaxresnet.interop.weights import Weights
 from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.training import distributed
+from flaxresnet.training.exhaustion import naming_what_to_lower
 from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
-from flaxresnet.training.metrics import NO_STEP, Metrics
+from flaxresnet.training.lock import WorkdirLock
+from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
 from flaxresnet.training.preparation import (
     check_network,
@@ -43,8 +46,11 @@ from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
+# Options that the processes of a run may have of their own.
+OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")
 STEPS_AHEAD = 2
 READ_EVERY = 0.2  # seconds between two readings
+READ_TOGETHER = 10  # steps between two readings of many processes, which have to find the same mistake at the same step
 SIGNALS_APART = 1.0  # seconds in which all processes of a group get a signal
 
 
@@ -91,14 +97,29 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config)
     reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
+    with distributed.leaving_in_time(), WorkdirLock(reporter.note) as lock:
+        distributed.by_the_first(lambda: _lock_early(config, lock))
+        return _fit(config, lock, reporter)
+
+
+def _lock_early(config: TrainConfig, lock: WorkdirLock) -> None:
+    """Before the data are read, which may take minutes; a folder that is not there is locked when it is made."""
+    if Path(config.workdir).is_dir():
+        RunFolder(config.workdir).lock(lock)
+
+
+def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter) -> Run:
     # A run that goes on has its weights; those that it began with need not be there any more.
     begun = stored_start(config)
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
-    splits = open_dataset(config.data, image_size_for(config, like), config.skip_bad, config.input)
+    size, everyone = image_size_for(config, like), distributed.all_processes()
+    splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.settings.centre)
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
+    for sentence in suspicions(splits):
+        reporter.note(f"warning: {sentence}")
     if config.init is None and (config.freeze or config.settings.head_epochs):
         reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
     if begun:
@@ -110,17 +131,19 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
 
     info = describe_run(config, splits, train, test, like)
     data = [info.data[name] for name in ("train_fingerprint", "test_fingerprint", "streamed")]
-    distributed.check_same(data=data, batches=config.batch_size, seeds=config.seed, epochs=config.epochs)
+    options = {name: value for name, value in config.to_json().items() if name not in OF_A_PROCESS}
+    distributed.check_same(data=data, **options)
     workdir, first = Path(config.workdir), distributed.is_first()
     events = EventFile(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
     profile = Profile(workdir / "profile" if config.profile and first else None)
-    folder = distributed.by_the_first(lambda: prepare_folder(info, reporter.note)) or RunFolder(workdir)
     with events:
-        with Saved(folder) as saved, profile, Interruption() as interruption:
-            feed = Feed(config, train, test)
-            trainer = Trainer(info, feed, folder, saved, reporter, events, profile, interruption, weights)
+        folder = distributed.by_the_first(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(workdir)
+        with Saved(folder, reporter.note) as saved, profile, Interruption() as interruption:
+            with naming_what_to_lower(config):
+                feed = Feed(config, train, test)
+                trainer = Trainer(info, feed, folder, saved, reporter, events, profile, interruption, weights)
             del weights  # their memory is for the first step
-            with trainer.programs, distributed.ending_together():
+            with trainer.programs, distributed.ending_together(), naming_what_to_lower(config):
                 run = trainer.run()
         del trainer, feed  # and their arrays
         if config.profile and first and not profile.written:
@@ -173,6 +196,7 @@ class Trainer:
         self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
         self.state: TrainState
         self.zero = jax.device_put(Metrics.zero(), feed.replicated)
+        self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
         self.programs = self._compile(info)
 
     def _compile(self, info: RunInfo) -> Programs:
@@ -226,7 +250,7 @@ class Trainer:
         """Fills the state, from the newest checkpoint or afresh; returns the rows of the epochs that it has seen."""
         rows, self.metrics = list[dict[str, Any]](), self.zero
         if self.saved.step() is not None:
-            self.state, self.metrics, rows = self.saved.restore(self.programs.shapes, self.zero, self.reporter.note)
+            self.state, self.metrics, rows = self.saved.restore(self.programs.shapes, self.zero)
         else:
             self.state = self.programs.create()
             if self.weights:
@@ -296,7 +320,9 @@ class Trainer:
                 under_way.append((done, self.metrics))
                 if len(under_way) > STEPS_AHEAD:
                     over, oldest = under_way.popleft()
-                    if over >= next_read:  # waits for that step, so not at every one where steps are short
+                    together = distributed.is_one_of_many()
+                    # Waits for that step, so not at every one where steps are short.
+                    if over % READ_TOGETHER == 0 if together else over >= next_read:
                         update(over, *self._checked(oldest))
                         self.programs.begin_rest()
                         next_read = over + READ_EVERY * (over - earlier) / (time.perf_counter() - start)
@@ -312,13 +338,14 @@ class Trainer:
         except UserError:
             raise
         except Exception:  # a worker process may have got the signal too, and sooner
-            time.sleep(SIGNALS_APART)
-            self._stop_if_wanted(step)
+            if not distributed.is_one_of_many():  # who all have to ask equally often
+                time.sleep(SIGNALS_APART)
+                self._stop_if_wanted(step)
             raise
 
     def _stop_if_wanted(self, step: int) -> None:
         """Saves the state and raises `Interrupted` where a signal said so; `step` is that of the state."""
-        if wanted := self.interruption.wanted(step):
+        if wanted := self.interruption.wanted():
             start = time.perf_counter()
             self._save()
             self.saved.wait()
@@ -329,6 +356,9 @@ class Trainer:
     def _save(self) -> None:
         """Starts writing the state as it is within an epoch, unless it is beyond saving."""
         self._checked(self.metrics)
+        # A gradient that is not finite shows in the weights at once, but in the loss only at the step after.
+        if not self.all_finite(self.state.params):
+            raise self._diverged(int(self.state.step))
         self.saved.within_epoch(self.state, self.metrics)
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
@@ -341,7 +371,7 @@ class Trainer:
         kept = self.saved.step()
         after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
         return UserError(
-            f"the loss was not finite at step {step} ({after}); try a --learning-rate below "
+            f"the loss or its gradient was not finite at step {step} ({after}); try a --learning-rate below "
             f"{self.config.learning_rate}, and look at the data with `python -m flaxresnet check-data`"
         )
 

@@ -1,7 +1,7 @@
 """Sums that become a loss and an accuracy, and what can be said of an accuracy honestly."""
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -47,6 +47,11 @@ class Metrics(flax.struct.PyTreeNode):
         """Loss and accuracy an image; waits for the device."""
         count = max(float(self.count), 1.0)
         return float(self.loss) / count, float(self.correct) / count
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether there is neither a NaN nor an infinity in any array of a pytree: bool scalar."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import optax
 
-from flaxresnet.config import PARTS, Optimizer, TrainConfig
+from flaxresnet.config import PARTS, TrainConfig
 from flaxresnet.models.resnet import part_of
+from flaxresnet.recipes import Optimizer
 
 
 def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:

@@ -12,6 +12,7 @@ from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, width_step
+from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
@@ -48,6 +49,9 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
         raise UserError(f"{source} has no {missing} split; give both, in one file or in a folder of two")
     if len(train.class_names) < 2:
         raise UserError(f"{source} has one class ({train.class_names[0]}); a classifier needs two or more")
+    if len(there := train.class_counts().nonzero()[0]) == 1:
+        only = f"all {len(train)} training images are of the class {train.class_names[there[0]]}"
+        raise UserError(f"{source}: {only}; a classifier needs two or more, so look at the labels")
     if min(train.image_size) < SMALLEST_IMAGE:
         height, width = train.image_size
         needed = f"the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
@@ -71,10 +75,11 @@ def describe_run(
 ) -> RunInfo:
     """The run's description, for `config.json`; photos are resized and scaled `like` those of given weights."""
     height, width = train.image_size
+    like = like or Preprocessing(height, width)
     return RunInfo(
         config=config,
         class_names=train.class_names,
-        preprocessing=replace(like, height=height, width=width) if like else Preprocessing(height, width),
+        preprocessing=replace(like, height=height, width=width, centre=splits.centre),
         data={
             "source": splits.source,
             "path": splits.path,
@@ -96,13 +101,17 @@ def device_words() -> str:
     return f"{jax.device_count()} × {kind}{host}"
 
 
-def prepare_folder(info: RunInfo, note: Callable[[str], None]) -> RunFolder:
-    """The run's folder, its `config.json` written; raises UserError where it holds a different run."""
+def prepare_folder(info: RunInfo, lock: WorkdirLock, note: Callable[[str], None]) -> RunFolder:
+    """The run's folder, locked, its `config.json` written; raises UserError where it is in use or holds another run."""
     folder = RunFolder(info.config.workdir)
+    folder.lock(lock)
     elsewhere = "give another --workdir, or --no-resume to start anew"
     if folder.exists() or folder.has_checkpoints():
         if not info.config.resume:
-            note(f"the run in {folder.path} is kept as {folder.set_aside()}")
+            note(f"the run in {folder.path} is kept as {(aside := folder.set_aside())}")
+            lock.moved(aside)
+            lock.release()
+            folder.lock(lock)
         elif not folder.exists():
             raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {elsewhere}")
         elif (stored := folder.read_info()).data["train_fingerprint"] is None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
-from flaxresnet.config import PARTS, Network, TrainConfig, flag
+from flaxresnet.config import PARTS, TrainConfig, flag
 from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
+from flaxresnet.recipes import Network
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState, copied
 

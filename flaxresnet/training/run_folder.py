@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +18,7 @@ from flaxresnet.config import TrainConfig, flag
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError, listed
 from flaxresnet.models.resnet import ResNet, resnet
+from flaxresnet.training.lock import WorkdirLock
 
 FORMAT = 1
 PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "h5py", "Pillow")
@@ -166,22 +170,28 @@ class RunFolder:
             self._metrics.touch()
             _replace(self._config, json.dumps(info.to_json(), indent=2) + "\n")
 
+    def lock(self, lock: WorkdirLock) -> None:
+        """Makes the folder, if need be, and locks it; raises UserError where it is in use or cannot be written."""
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.take(self.path)
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of finished epochs, up to the first line that is none, such as one that was cut off."""
-        rows = []
-        lines = self._metrics.read_text(errors="replace").splitlines() if self._metrics.exists() else []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(row, dict) or "epoch" not in row:
-                break
-            rows.append(row)
-        return rows
+        """The rows of finished epochs, without lines that are none, such as one that was cut off."""
+        return [row for line in self._lines() if (row := _row(line)) is not None]
+
+    def _lines(self) -> list[str]:
+        if not self._metrics.exists():
+            return []
+        with self._metrics.open(errors="replace") as file:
+            return file.readlines()
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces all rows; a file with damaged lines is kept in `damaged/`, for what can be told from them."""
         with self._writing():
+            # A last line without its end was being written when the machine stopped: its epoch is trained again.
+            if any(_row(line) is None and line.endswith("\n") for line in self._lines()):
+                shutil.copy2(self._metrics, _numbered(self._damaged() / self._metrics.name))
             _replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -196,12 +206,20 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--workdir {self.path} cannot be written: {error.strerror}") from error
 
+    def put_aside(self, checkpoint: Path) -> None:
+        """Moves a damaged checkpoint to `damaged/`, out of the way of the ones to come."""
+        with self._writing():
+            checkpoint.rename(_numbered(self._damaged() / f"{checkpoint.parent.name}-{checkpoint.name}"))
+
+    def _damaged(self) -> Path:
+        folder = self.path / "damaged"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def set_aside(self) -> Path:
         """Renames the folder to the first free `NAME.1`, `NAME.2`, … and says which."""
         path = self.path.absolute().resolve()  # "." has no name of its own
-        number = 1
-        while (aside := path.with_name(f"{path.name}.{number}")).exists():
-            number += 1
+        aside = _numbered(path)
         try:
             path.rename(aside)
         except OSError as error:
@@ -209,8 +227,28 @@ class RunFolder:
         return aside
 
 
+def _row(line: str) -> dict[str, Any] | None:
+    """The figures of an epoch, of which `epoch` and `step` are whole numbers from 1 and from 0; None for any other."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # the second of brackets in brackets in brackets
+        return None
+    least = {"epoch": 1, "step": 0}
+    # By type, because True is an int as well.
+    good = isinstance(row, dict) and all(type(row.get(name)) is int and row[name] >= least[name] for name in least)
+    return row if good else None
+
+
+def _numbered(path: Path) -> Path:
+    """The first of `NAME.1`, `NAME.2`, … that is not there."""
+    return next(free for number in count(1) if not (free := path.with_name(f"{path.name}.{number}")).exists())
+
+
 def _replace(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing in it
     temporary.replace(path)

@@ -2,23 +2,28 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, Self
 
 from flaxresnet.errors import UserError
-from flaxresnet.training.checkpoint import Checkpoints, Unfinished
-from flaxresnet.training.distributed import is_first
+from flaxresnet.training.checkpoint import Checkpoints, DamagedError, Unfinished, steps_in, steps_without_row
+from flaxresnet.training.distributed import by_the_first, is_first
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState
+
+NOTHING_LEFT = "no other checkpoint is left to go on from: --no-resume begins anew, and keeps what is there"
 
 
 class Saved:
     """A run's checkpoints of both kinds; a context manager, which waits at its end for what is being written."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, note: Callable[[str], None]) -> None:
+        """Args: the run's folder, and what is told which checkpoints are damaged."""
+        self._folder, self._note = folder, note
 
     def __enter__(self) -> Self:
+        by_the_first(self._open_all_that_can_be)
         with ExitStack() as opened:
             self._epochs = opened.enter_context(Checkpoints(self._folder.checkpoints))
             self._within = opened.enter_context(Unfinished(self._folder.unfinished))
@@ -36,25 +41,56 @@ class Saved:
         steps = [kind.latest_step() for kind in (self._epochs, self._within)]
         return max((step for step in steps if step is not None), default=None)
 
-    def restore(
-        self, shapes: TrainState, zero: Metrics, note: Callable[[str], None]
-    ) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
-        """The newest state, placed as `shapes` is, the sums of its epoch so far, and the rows of those before.
+    def restore(self, shapes: TrainState, zero: Metrics) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
+        """The newest intact state, placed as `shapes` is, the sums of its epoch so far, and the rows of those before.
 
-        Where the one within an epoch is damaged, that before it is taken.
+        DamagedError ones are put into a folder of their own. Raises UserError where none is intact.
         """
-        after, within = self._epochs.latest_step(), self._within.latest_step()
-        rows = self._rows() if after is not None else []
-        if within is not None and within > (after or 0):
+        kinds: list[Checkpoints | Unfinished] = [self._within, self._epochs]
+        wrong, damaged = "", list[Path]()
+        there = sorted((step, number) for number in range(len(kinds)) for step in kinds[number].steps())
+        for step, number in reversed(there):
+            if wrong:
+                self._note(f"{wrong}; going back to step {step}")
             try:
-                return *self._within.restore(shapes, zero), rows
-            except UserError as error:
-                if after is None:
-                    raise UserError(f"{error}; delete {self._folder.unfinished} to begin anew") from error
-                note(f"{error}; going back to step {after}")
-                self._within.clear()  # or what is saved on the way back there would count as old
-        state, _ = self._epochs.restore(shapes)
-        return state, zero, rows
+                found = self._found(shapes, zero, step, kinds[number] is self._within)
+            except DamagedError as error:
+                wrong = str(error)
+                damaged.append(kinds[number].path_of(step))
+            else:
+                self._put_aside(damaged)
+                return found
+        raise UserError(f"{wrong}; {NOTHING_LEFT}")
+
+    def _found(
+        self, shapes: TrainState, zero: Metrics, step: int, within: bool
+    ) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
+        rows = [row for row in self._folder.read_metrics() if row.get("step", 0) <= step]
+        if not within:
+            state, last = self._epochs.restore(shapes, step)
+            return state, zero, _with_last(rows, last)
+        state, sums = self._within.restore(shapes, zero, step)
+        for before in (number for number in self._epochs.steps() if number < step):
+            with suppress(UserError):  # a row that was cut off may be known to its checkpoint, if that is intact
+                return state, sums, _with_last(rows, self._epochs.row(before))
+        return state, sums, rows
+
+    def _open_all_that_can_be(self) -> None:
+        """Puts aside checkpoints for which Orbax would not open the folder."""
+        damaged = steps_without_row(self._folder.checkpoints)
+        left = [path for path in steps_in(self._folder.checkpoints) if path not in damaged]
+        if damaged and not (left or steps_in(self._folder.unfinished)):
+            raise UserError(f"checkpoint {damaged[-1]} cannot be restored: its figures are damaged; {NOTHING_LEFT}")
+        for path in damaged:
+            self._note(f"checkpoint {path} cannot be restored: its figures are damaged; going back to one before")
+            self._folder.put_aside(path)
+
+    def _put_aside(self, damaged: list[Path]) -> None:
+        """Or what is saved on the way back there would count as old, and be left out."""
+        if damaged:
+            by_the_first(lambda: [*map(self._folder.put_aside, damaged)])
+            self._epochs.forget()
+            self._within.forget()
 
     def after_epoch(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing the checkpoint of an epoch that is done."""
@@ -77,7 +113,7 @@ class Saved:
         self._epochs.wait()
         self._within.clear()
 
-    def _rows(self) -> list[dict[str, Any]]:
-        """One an epoch; a checkpoint has its own too, so that the two agree wherever the run was cut off."""
-        last = self._epochs.row()
-        return [*(row for row in self._folder.read_metrics() if row["epoch"] < last["epoch"]), last]
+
+def _with_last(rows: list[dict[str, Any]], last: dict[str, Any]) -> list[dict[str, Any]]:
+    """One an epoch; a checkpoint has its own too, so that the two agree wherever the run was cut off."""
+    return [*(row for row in rows if row["epoch"] < last["epoch"]), last]

@@ -1,5 +1,6 @@
 """ArrayRecord folders: what goes in comes out, and what is said of damaged ones."""
 
+import io
 import json
 
 import numpy as np
@@ -109,6 +110,71 @@ def test_a_damaged_index_is_a_sentence(records, changes, message):
 def test_labels_that_are_too_few_are_a_sentence(records):
     np.save(records / "train-labels.npy", np.zeros(4, np.int32))
     with pytest.raises(fr.UserError, match="10 train pictures, but 4 labels"):
+        fr.open_dataset(records)
+
+
+def declaring(shape):
+    """A file of labels that has none of those it says it has."""
+    np.lib.format.write_array_header_1_0(file := io.BytesIO(), {"descr": "<i4", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "train-labels.npy cannot be read, EOFError: "),
+        (b"PK\x03\x04 no archive", "train-labels.npy cannot be read, BadZipFile: "),
+        (b"no labels", "train-labels.npy cannot be read, ValueError: "),
+        (declaring((2**50,)), "train-labels.npy cannot be read, MemoryError: "),
+        (declaring((2**40, 2**40)), "train-labels.npy cannot be read, "),
+    ],
+    ids=["empty", "archive", "text", "too many", "far too many"],
+)
+def test_labels_that_cannot_be_read_are_a_sentence(records, content, message):
+    (records / "train-labels.npy").write_bytes(content)
+    with pytest.raises(fr.UserError, match=rf"is damaged \(ValueError: {message}.+\); make it again"):
+        fr.open_dataset(records)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5])
+def test_a_shard_that_is_cut_off_is_a_sentence(records, kept):
+    shard = records / "train-00001-of-00003.array_record"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
+    with pytest.raises(fr.UserError, match=r"records is damaged \(.+\); make it again") as caught:
+        fr.open_dataset(records)
+    assert "\n" not in str(caught.value)
+
+
+def damaged_at(records, pictures, name):
+    """Overwrites, in the shards, the beginning of the picture that this file had."""
+    content = (pictures / name).read_bytes()
+    (shard,) = (path for path in records.glob("*.array_record") if content in path.read_bytes())
+    shard.write_bytes(shard.read_bytes().replace(content[:200], b"x" * 200))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_damaged_record_is_called_as_its_file_was(records, pictures, tmp_path, monkeypatch, again):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    damaged, split = records, f"record 8 of the train split of {records}"
+    if again:  # records of records
+        convert(tmp_path / "more", "--source", records, "--to", "arrayrecord")
+        damaged, split = tmp_path / "more", f"record 8 of the train split of {tmp_path / 'more'}"
+    damaged_at(damaged, pictures, "train/dog/3.jpg")
+    for mode in ("memory", "stream"):
+        with pytest.raises(fr.UserError) as caught:
+            fr.open_dataset(damaged, input=mode)
+        assert f"{split} (train/dog/3.jpg) cannot be read" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [None, "5", '{"8": "x"}', '["0.jpg"]', "[" * 100_000])
+def test_without_a_list_of_names_records_have_numbers(records, pictures, tmp_path, monkeypatch, names):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (records / "train-names.json").unlink()  # as in folders of before
+    if names:
+        (records / "train-names.json").write_text(names)
+    damaged_at(records, pictures, "train/dog/3.jpg")
+    with pytest.raises(fr.UserError, match=r"record 8 of the train split of .* \(record 8\) cannot be read"):
         fr.open_dataset(records)
 
 

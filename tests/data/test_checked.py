@@ -1,10 +1,15 @@
 """Pictures that cannot be read are found before training, and looked for only once."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet.data.array_record import write_records
+from flaxresnet.data.checked import known_unreadable
+from flaxresnet.data.processes import Processes
 from flaxresnet.data.stored import StoredImages
 
 
@@ -59,6 +64,51 @@ def test_another_picture_makes_all_be_looked_through(pictures, looks):
     assert looks == [13, 0, 1, 0, 14, 0]
 
 
+def changed_later(path, content=None):
+    """Writes a file of the same size, a second later by the clock."""
+    path.write_bytes(path.read_bytes() if content is None else content)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+def test_a_picture_of_the_same_size_that_was_written_later_is_looked_at(pictures, looks):
+    picture = pictures / "train" / "cat" / "2.png"
+    for _ in range(2):
+        before = fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.fingerprint()
+    changed_later(picture)
+    assert fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.fingerprint() == before
+    changed_later(picture, bytes(picture.stat().st_size))
+    with pytest.raises(fr.UserError, match=r"2 of 13 pictures in .*2\.png cannot be read"):
+        fr.open_dataset(pictures, input="stream", skip_bad=0.1)
+    assert looks == [13, 0, 1, 0, 13, 0, 13, 0]
+
+
+def test_shards_that_were_written_later_are_looked_through(pictures, looks, tmp_path):
+    (pictures / "train" / "dog" / "7.png").unlink()
+    (folder := tmp_path / "records").mkdir()
+    list(write_records(folder, fr.open_dataset(pictures, input="stream"), 2))
+    looks.clear()
+    before = fr.open_dataset(folder, input="stream").train.fingerprint()
+    shard = folder / "train-00001-of-00002.array_record"
+    changed_later(shard, shard.read_bytes().replace(b"PNG", b"???"))
+    with pytest.raises(fr.UserError, match=r"6 of 12 pictures in .*train/dog/0\.png\) cannot be read"):
+        fr.open_dataset(folder, input="stream")
+    changed_later(shard, shard.read_bytes().replace(b"???", b"PNG"))
+    assert fr.open_dataset(folder, input="stream").train.fingerprint() == before
+    assert looks == [12, 0] * 3
+
+
+def test_all_is_looked_through_again_where_that_is_asked_for(pictures, looks):
+    picture = pictures / "train" / "cat" / "2.png"
+    fr.open_dataset(pictures, input="stream", skip_bad=0.1)
+    about = picture.stat()
+    picture.write_bytes(bytes(about.st_size))  # as a disk that loses what is on it, which changes no times
+    os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert "left out 1 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5).source
+    assert "left out 2 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5, anew=True).source
+    assert "left out 2 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5).source  # and known from then on
+    assert looks == [13, 0, 1, 0, 13, 0, 2, 0]
+
+
 def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_alone(pictures, looks, tmp_path, monkeypatch):
     fr.open_dataset(pictures, input="stream", skip_bad=0.1)
     for file in (tmp_path / "cache").rglob("*.json"):
@@ -74,3 +124,48 @@ def test_in_memory_the_same_pictures_are_left_out(pictures):
     held, streamed = (fr.open_dataset(pictures, input=mode, skip_bad=0.1).train for mode in ("memory", "stream"))
     np.testing.assert_array_equal(held.images, streamed.images[:])
     assert held.fingerprint() == streamed.fingerprint()
+
+
+def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictures, looks, tmp_path):
+    for broken in (
+        tmp_path / "pictures" / "train" / "cat" / "0.png",
+        tmp_path / "pictures" / "train" / "cat" / "3.png",
+    ):
+        broken.write_bytes(b"x")
+    stored = fr.open_dataset(pictures, input="stream", skip_bad=0.5).train.images
+    stored = stored.only(np.arange(10))
+    told = [[[1, "one"]], [[5, "five"], [6, "six"]]]  # by two others; this one is in their middle
+    asked = []
+
+    def gather(mine):
+        asked.append(mine)
+        return [told[0], mine, told[1]]
+
+    looks.clear()
+    others = Processes(1, 3, gather)
+    for _ in range(2):
+        assert known_unreadable(stored, "these", others) == {1: "one", 5: "five", 6: "six"}
+    assert asked == [[], []]
+    assert looks == [3, 2]  # places 4, 5 and 6; then those of them that somebody could not read
+    assert [others.share(10).tolist() for others in (Processes(i, 3) for i in range(3))] == [
+        [0, 1, 2, 3],
+        [4, 5, 6],
+        [7, 8, 9],
+    ]
+
+
+@pytest.mark.parametrize(("memories", "streamed"), [([2**40, 2**40], False), ([2**40, 4], True), ([None, None], False)])
+def test_the_machine_with_the_least_memory_decides_for_all(pictures, memories, streamed):
+    def gather(mine):
+        return memories if mine is None or isinstance(mine, int) else [mine, mine]
+
+    splits = fr.open_dataset(pictures, skip_bad=0.1, processes=Processes(0, 2, gather))
+    assert splits.train.is_streamed == streamed
+
+
+def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
+    def gather(mine):
+        return [mine, [[0, "not there"]]] if isinstance(mine, list) else [mine, mine]
+
+    train = fr.open_dataset(pictures, skip_bad=0.3, input="memory", processes=Processes(0, 2, gather)).train
+    assert train.labels.tolist() == [0] * 5 + [1] * 6

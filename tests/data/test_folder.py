@@ -173,3 +173,25 @@ def test_hdf5_files_have_a_size_of_their_own(data_folder, tmp_path):
     config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", image_size=(48, 32), **SMALL)
     with pytest.raises(fr.UserError, match=r"--image-size 48×32 is for folders of pictures; the images .* are 32×32"):
         fr.fit(config, verbose=False)
+
+
+def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
+    for split, count, seed in (("train", 44, 1), ("test", 19, 2)):
+        data = blobs(count, seed=seed, size=48)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = tmp_path / "data" / split / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    options = {"image_size": (32, 32), "epochs": 1, "augment": 0.0, "centre": 0.5, **SMALL}
+    run = fr.fit(fr.TrainConfig(data=tmp_path / "data", workdir=tmp_path / "run", **options), verbose=False)
+    classifier = fr.Classifier.load(run.workdir)
+    assert classifier.preprocessing.centre == 0.5
+    splits = fr.open_dataset(tmp_path / "data", (32, 32), centre=0.5)
+    photos = sorted((tmp_path / "data" / "test").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
+    for image, photo in zip(splits.test.images, photos, strict=True):
+        np.testing.assert_array_equal(image, classifier.preprocessing.load(photo))
+    whole = fr.open_dataset(tmp_path / "data", (32, 32))
+    assert not np.array_equal(whole.test.images, splits.test.images)
+    np.testing.assert_array_equal(whole.train.images, splits.train.images)  # of which random parts are taken
+    assert fr.evaluate(run.workdir).loss == pytest.approx(run.test_loss, rel=1e-4)
+    assert fr.evaluate(run.workdir, tmp_path / "data").loss == pytest.approx(run.test_loss, rel=1e-4)

@@ -1,5 +1,6 @@
 """Reading and writing the tutorials' HDF5 layout, and every way in which a file can be wrong."""
 
+import os
 import pickle
 
 import h5py
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.data.dataset import Dataset, open_dataset
-from flaxresnet.data.hdf5 import read_hdf5, write_hdf5
+from flaxresnet.data.hdf5 import Hdf5Images, read_hdf5, write_hdf5
 from flaxresnet.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
@@ -175,7 +176,7 @@ MISTAKES = {
     "one broken among two": ({"a.h5": TRAIN, "b.h5": b"?"}, r"b\.h5 cannot be read as HDF5"),
     "dangling link": (
         {"a.h5": TRAIN | {"train_set_y": h5py.SoftLink("/nowhere")}},
-        r"a\.h5 cannot be read as HDF5 \(.*component not found.*\)",
+        r"a\.h5 cannot be read as HDF5 \(.*'nowhere' doesn't exist.*\)",
     ),
     "images are a group": (
         {"a.h5": without(TRAIN, "train_set_x") | {"train_set_x/part": X}},
@@ -357,3 +358,139 @@ def test_a_file_that_is_gone_while_it_is_streamed_is_a_sentence(tmp_path):
     (tmp_path / "data.h5").unlink()
     with pytest.raises(UserError, match=r"data\.h5: train_set_x\[2\] cannot be read"):
         pickle.loads(pickle.dumps(images)).read(2)
+
+
+def damaged(path, chunk=7):
+    """A compressed file of 50 images of which chunk 2 (images 14 to 20) holds rubbish."""
+    with h5py.File(path, "w") as file:
+        images = np.random.default_rng(0).integers(0, 256, (50, 8, 9, 3)).astype(np.uint8)
+        data = file.create_dataset("train_set_x", data=images, chunks=(chunk, 8, 9, 3), compression="gzip")
+        file["train_set_y"] = np.arange(50) % 3
+        place, size = data.id.get_chunk_info(2).byte_offset, data.id.get_chunk_info(2).size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = b"\xff" * size
+    path.write_bytes(content)
+    return images
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_a_damaged_chunk_is_found_before_training_and_may_be_left_out(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("flaxresnet.data.hdf5.READ_AT_ONCE", 10 * 8 * 9 * 3)
+    images = damaged(tmp_path / "data.h5")
+    message = (
+        r"7 of 50 pictures in .*data\.h5 cannot be read; .*: .*data\.h5: train_set_x\[14\] cannot be read \(.* 2 more"
+    )
+    with pytest.raises(UserError, match=message):
+        open_dataset(tmp_path / "data.h5", input=mode)
+    splits = open_dataset(tmp_path / "data.h5", input=mode, skip_bad=0.2)
+    good = np.delete(np.arange(50), np.arange(14, 21))
+    np.testing.assert_array_equal(splits.train.images[:], images[good])
+    np.testing.assert_array_equal(splits.train.labels, good % 3)
+    assert "; left out 7 unreadable: " in splits.source
+
+
+def test_a_streamed_file_is_looked_through_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reads, load = [], Hdf5Images.load
+    monkeypatch.setattr(Hdf5Images, "load", lambda self, places: reads.append(len(places)) or load(self, places))
+    make(tmp_path / "a.h5", TRAIN)
+    for _ in range(2):
+        open_dataset(tmp_path / "a.h5", input="stream")
+    assert reads == [len(Y)]
+    make(tmp_path / "a.h5", TRAIN | {"train_set_x": np.zeros((len(Y), 5, 7, 3), np.uint8)})
+    open_dataset(tmp_path / "a.h5", input="stream")
+    assert reads == [len(Y), len(Y)]
+
+
+def elsewhere(path, how):
+    """A file whose training images are in another one."""
+    other = make(path.parent / "other.h5", TRAIN)
+    make(path, without(TRAIN, "train_set_x"))
+    with h5py.File(path, "a") as file:
+        if how == "link":
+            file["train_set_x"] = h5py.ExternalLink("other.h5", "/train_set_x")
+        elif how == "link to a folder":
+            file["there"] = h5py.ExternalLink("other.h5", "/")
+            file["train_set_x"] = h5py.SoftLink("/there/train_set_x")
+        elif how == "virtual":
+            layout = h5py.VirtualLayout(X.shape, X.dtype)
+            layout[...] = h5py.VirtualSource(other, "train_set_x", X.shape)
+            file.create_virtual_dataset("train_set_x", layout)
+        else:
+            (path.parent / "pixels").write_bytes(X.tobytes())
+            file.create_dataset("train_set_x", X.shape, X.dtype, external=[("pixels", 0, X.nbytes)])
+    return path
+
+
+@pytest.mark.parametrize("how", ["link", "link to a folder", "virtual", "external storage"])
+def test_what_lies_in_another_file_is_not_looked_into(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="train_set_x lies in another file, which is not looked into; store the values"):
+        open_dataset(elsewhere(tmp_path / "signs.h5", how))
+
+
+@pytest.mark.parametrize(
+    ("links", "at"),
+    [
+        ({"train_set_x": "/x"}, "x"),
+        ({"train_set_x": "x"}, "x"),
+        ({"train_set_x": "./in//x/"}, "in/x"),
+        ({"train_set_x": "way/x", "way": "in/other", "in/other": "deep"}, "in/deep/x"),  # from the group of each link
+        ({"train_set_x": "in/back", "in/back": "/x"}, "x"),
+    ],
+    ids=str,
+)
+def test_links_within_the_file_are_followed(tmp_path, links, at):
+    path = make(tmp_path / "signs.h5", {at: X, **without(TRAIN, "train_set_x")})
+    with h5py.File(path, "a") as file:
+        for name, target in links.items():
+            file[name] = h5py.SoftLink(target)
+    check(open_dataset(path).train, X, Y, ("fist", "palm", "thumb"))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("/train_set_x", "train_set_x is a link to a link, more than 16 times; store the values there"),
+        ("train_set_x/train_set_x", "train_set_x is a link to a link, more than 16 times"),
+        ("/train_set_y/x", "cannot be read as HDF5"),
+        ("/", "train_set_x is a group, not an array"),
+    ],
+)
+def test_links_that_lead_nowhere_are_refused(tmp_path, target, message):
+    path = make(tmp_path / "signs.h5", without(TRAIN, "train_set_x"))
+    with h5py.File(path, "a") as file:
+        file["train_set_x"] = h5py.SoftLink(target)
+    with pytest.raises(UserError, match=message):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("how", ["link", "link to a folder"])
+def test_the_other_file_of_a_link_is_not_even_opened(tmp_path, how):
+    path = elsewhere(tmp_path / "signs.h5", how)
+    (tmp_path / "other.h5").unlink()
+    os.mkfifo(tmp_path / "other.h5")  # which one would wait for
+    end = os.open(tmp_path / "other.h5", os.O_RDWR)  # and with this read in vain
+    try:
+        with pytest.raises(UserError, match="train_set_x lies in another file"):
+            open_dataset(path)
+    finally:
+        os.close(end)
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+@pytest.mark.parametrize(
+    ("shape", "chunks", "message"),
+    [
+        ((2, 70_000, 70_000, 3), (1, 100, 100, 3), "images of 70000×70000 pixels; store them with 100,000,000 at most"),
+        ((2, 9000, 9000, 3), (6, 9000, 9000, 3), r"is in chunks of \(6, 9000, 9000, 3\); store it in chunks of up to"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path, shape, chunks, message, input):
+    path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1])})
+    with h5py.File(path, "a") as file:
+        more = {"chunks": chunks, "maxshape": (None,) * 4, "compression": "gzip"}
+        file.create_dataset("train_set_x", shape, np.uint8, **more)
+    with pytest.raises(UserError, match=message):
+        open_dataset(path, input=input)

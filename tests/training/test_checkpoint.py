@@ -1,6 +1,11 @@
 """Which checkpoints are kept, and what is read from them."""
 
+import errno
+import os
+import random
+import re
 import shutil
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +14,8 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.errors import UserError
+from flaxresnet.training.checkpoint import Checkpoints, DamagedError, reading
 from flaxresnet.training.state import TrainState
 
 
@@ -44,12 +50,13 @@ def read(folder, which):
         ([(0.5, 1.0), (0.9, 0.8), (0.7, 0.1)], 2),  # accuracy counts first
         ([(0.9, 0.5), (0.9, 0.2), (0.9, 0.3)], 2),  # then the loss
         ([(0.1, 1.0), (0.2, 1.0), (0.3, 1.0)], 3),
+        ([(0.9, 1.0), (0.2, 1.0), (0.3, 1.0)], 1),
     ],
 )
-def test_the_latest_and_the_best_are_kept(scores, best, tmp_path):
+def test_the_latest_two_and_the_best_are_kept(scores, best, tmp_path):
     save(tmp_path / "c", scores)
     kept = sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit())
-    assert kept == sorted({3, best})
+    assert kept == sorted({2, 3, best})
     for which, step in (("latest", 3), ("best", best)):
         variables = read(tmp_path / "c", which)
         np.testing.assert_array_equal(variables["params"]["fc2"]["kernel"], np.full((3, 2), step))
@@ -88,23 +95,76 @@ def test_another_choice_of_checkpoint_is_refused(tmp_path):
         read(tmp_path / "c", "newest")
 
 
-def test_every_damaged_file_of_a_checkpoint_is_a_sentence_or_does_no_harm(tmp_path):
-    save(tmp_path / "whole", [(0.5, 1.0)])
+def drawn_state(seed: int) -> TrainState:
+    """A state whose arrays do not shrink when they are packed, as trained ones do not."""
+    state, rng = state_after(1), np.random.default_rng(seed)
+    params = {"fc2": {"kernel": jnp.asarray(rng.standard_normal((100, 90)), jnp.float32)}}
+    return state.replace(params=params, opt_state=optax.adam(0.1).init(params))
+
+
+@pytest.mark.parametrize("kind", ["cut off", "overwritten", "flipped"])
+def test_every_damaged_file_of_a_checkpoint_is_a_sentence_or_does_no_harm(kind, tmp_path, capsys):
+    rng, flips = random.Random(0), int(os.environ.get("FLIPS", "1"))
+    with Checkpoints(tmp_path / "whole") as checkpoints:
+        row = {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0}
+        checkpoints.save(drawn_state(1), state_after(1).batch_stats, row)
     names = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
     assert len(names) > 10
-    outcomes = []
-    for index, name in enumerate(names):
-        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(index))
-        (folder / name).write_bytes((folder / name).read_bytes()[:-7] + b"\xff\x00damage")
-        outcomes.append(outcome_of_restoring(folder))
-    assert all(text == "restored" or "cannot be restored" in text for text in outcomes), outcomes
-    assert sum(text != "restored" for text in outcomes) > 5
+    outcomes = Counter()
+    for name in names * (flips if kind == "flipped" else 1):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+        content = bytearray((folder / name).read_bytes())
+        if kind == "cut off":
+            del content[len(content) // 2 :]
+        elif kind == "overwritten":
+            content[-7:] = b"\xff\x00damage"
+        elif content:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        (folder / name).write_bytes(content)
+        outcomes[outcome_of_restoring(folder)] += 1
+        shutil.rmtree(folder)
+    with capsys.disabled():
+        if "FLIPS" in os.environ:
+            print(f"\n{kind}: {dict(outcomes)}")
+    assert set(outcomes) == {"restored", "refused"}
+    assert outcomes["refused"] > 5
 
 
 def outcome_of_restoring(folder) -> str:
+    """Whether the state of `drawn_state(1)` came back, to the last bit."""
     try:
         with Checkpoints(folder) as checkpoints:
-            restored, row = checkpoints.restore(state_after(0))
+            restored, row = checkpoints.restore(drawn_state(2))
     except fr.UserError as error:
-        return str(error)
-    return "restored" if (int(restored.step), row["epoch"]) == (1, 1) else "restored wrongly"
+        return "refused" if "cannot be restored" in str(error) else str(error)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), restored, drawn_state(1))
+    return "restored" if jax.tree.all(same) and row["epoch"] == 1 else "restored wrongly"
+
+
+def test_orbax_does_not_ask_whether_the_job_is_to_end(tmp_path, monkeypatch):
+    def asked(step):
+        raise AssertionError(step)
+
+    monkeypatch.setattr("orbax.checkpoint.utils.reached_preemption", asked)
+    save(tmp_path / "c", [(0.5, 1.0), (0.9, 0.8)])
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.EIO, "Input/output error"), UserError),
+        (PermissionError(errno.EACCES, "Permission denied"), UserError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), RuntimeError),
+        (ValueError("not a zarr"), DamagedError),
+        (FileNotFoundError(errno.ENOENT, "No such file"), DamagedError),
+    ],
+)
+def test_what_cannot_be_read_now_is_no_damage(error, raised, tmp_path):
+    with pytest.raises(raised) as caught, reading(tmp_path / "7"):
+        raise error
+    assert caught.type is raised
+    if issubclass(raised, UserError):
+        assert re.match(r"checkpoint .*7 cannot be restored: ", str(caught.value))

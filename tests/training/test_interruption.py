@@ -7,8 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, blobs
-from PIL import Image
+from conftest import SMALL, draw_blobs
 
 import flaxresnet as fr
 from flaxresnet.errors import Interrupted
@@ -24,14 +23,7 @@ class KilledError(BaseException):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
-    for split, count, seed in (("train", 44, 1), ("test", 19, 2)):
-        data = blobs(count, seed=seed)
-        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
-            path = root / split / data.class_names[label] / f"{index:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    return root
+    return draw_blobs(tmp_path_factory.mktemp("pictures"), 44, 19)
 
 
 def train(data, workdir, **options):
@@ -50,6 +42,31 @@ def assert_same_run(mine, theirs):
     jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
+def killed_at(pictures, workdir, monkeypatch, step, every=2):
+    """A run that saved at every so many steps and died before this one, counted from 0."""
+
+    def next_batch(self, batches, now, real=loop.Trainer._next):
+        if now == step:
+            self.saved.wait()
+            raise KilledError
+        return real(self, batches, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_next", next_batch)
+        with pytest.raises(KilledError):
+            train(pictures, workdir, checkpoint_steps=every)
+
+
+def told_at(patch, step):
+    """Has runs be told to stop after this step."""
+
+    def stop_if_wanted(self, now, real=loop.Trainer._stop_if_wanted):
+        patch.setattr(Interruption, "wanted", lambda _: signal.SIGTERM if now >= step else None)
+        real(self, now)
+
+    patch.setattr(loop.Trainer, "_stop_if_wanted", stop_if_wanted)
+
+
 @pytest.fixture(scope="module")
 def whole(pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
@@ -60,7 +77,7 @@ def whole(pictures, tmp_path_factory):
 @pytest.mark.parametrize("step", [1, 3, 5, 7, 12, 15])  # of 15, five in an epoch
 def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(pictures, whole, tmp_path, monkeypatch, step, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(Interruption, "wanted", lambda _, now: signal.SIGTERM if now >= step else None)
+        told_at(patch, step)
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"):
             train(pictures, tmp_path / "run")
     assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
@@ -80,34 +97,10 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(pictures, whole,
 def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
     pictures, whole, tmp_path, monkeypatch, every, death, kept
 ):
-    def next_batch(self, batches, step, real=loop.Trainer._next):
-        if step == death:
-            self.saved.wait()
-            raise KilledError
-        return real(self, batches, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_next", next_batch)
-        with pytest.raises(KilledError):
-            train(pictures, tmp_path / "run", checkpoint_steps=every)
+    killed_at(pictures, tmp_path / "run", monkeypatch, death, every)
     assert [int(p.name) for p in (tmp_path / "run").glob("unfinished/*")] == ([kept] if kept else [])
     train(pictures, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
-
-
-def killed_at(pictures, workdir, monkeypatch, step):
-    """A run that saved each second step and died before this one."""
-
-    def next_batch(self, batches, now, real=loop.Trainer._next):
-        if now == step:
-            self.saved.wait()
-            raise KilledError
-        return real(self, batches, now)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_next", next_batch)
-        with pytest.raises(KilledError):
-            train(pictures, workdir, checkpoint_steps=2)
 
 
 def damage(folder):
@@ -130,7 +123,7 @@ def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tm
 def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "unfinished" / "8")
-    monkeypatch.setattr(Interruption, "wanted", lambda _, now: signal.SIGTERM if now >= 7 else None)
+    told_at(monkeypatch, 7)
     with pytest.raises(Interrupted):
         train(pictures, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "unfinished").iterdir()] == ["7"]
@@ -139,7 +132,8 @@ def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
 def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 4)
     damage(tmp_path / "run" / "unfinished" / "4")
-    with pytest.raises(fr.UserError, match=r"unfinished/4 cannot be restored: .*; delete .*unfinished to begin anew"):
+    said = r"unfinished/4 cannot be restored: .*; no other checkpoint is left to go on from: --no-resume begins anew"
+    with pytest.raises(fr.UserError, match=said):
         train(pictures, tmp_path / "run")
 
 
@@ -170,9 +164,9 @@ def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
         assert stop.value.status == status
     with Interruption() as heard:
         heard.begin()
-        assert heard.wanted(0) is None
+        assert heard.wanted() is None
         signal.raise_signal(number)
-        assert heard.wanted(1) == number
+        assert heard.wanted() == number
         with pytest.raises(Interrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
@@ -183,7 +177,7 @@ def test_another_thread_leaves_signals_alone():
 
     def use():
         with Interruption() as heard:
-            found.append(signal.getsignal(signal.SIGINT) is before and heard.wanted(0) is None)
+            found.append(signal.getsignal(signal.SIGINT) is before and heard.wanted() is None)
 
     thread = threading.Thread(target=use)
     thread.start()

@@ -188,6 +188,7 @@ def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, 
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), verbose=False)
     assert len(run.history) == 1
+    assert not [*tmp_path.glob("*/.flaxresnet-lock")]
     assert len(RunFolder(tmp_path / "copy.1").read_metrics()) == 3
     assert (tmp_path / "copy.1" / "checkpoints").is_dir()
 
@@ -211,22 +212,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     assert fr.evaluate(tmp_path / "run").count == 19
 
 
-def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("last", "every"), [(10, 1000), (8, 8)], ids=["of an epoch", "before a checkpoint"])
+def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder, tmp_path, monkeypatch, last, every):
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
 
-    def with_a_nan_after_step_10(*arguments, make=programs.make_train_step):
+    def with_a_nan_after_the_last(*arguments, make=programs.make_train_step):
         step = make(*arguments)
 
         def broken(state, metrics, batch):
             state, metrics = step(state, metrics, batch)
-            poison = jnp.where(state.step == 10, jnp.nan, 0.0)
+            poison = jnp.where(state.step == last, jnp.nan, 0.0)
             return state.replace(params=jax.tree.map(lambda p: p + poison, state.params)), metrics
 
         return broken
 
-    monkeypatch.setattr(programs, "make_train_step", with_a_nan_after_step_10)
-    with pytest.raises(fr.UserError, match=r"not finite at step 10 \(the checkpoint after step 5 is kept\)"):
-        fr.fit(config(data_folder, tmp_path / "run", epochs=2, augment=0.0), verbose=False)
+    monkeypatch.setattr(programs, "make_train_step", with_a_nan_after_the_last)
+    with pytest.raises(fr.UserError, match=rf"not finite at step {last} \(the checkpoint after step 5 is kept\)"):
+        fr.fit(config(data_folder, tmp_path / "run", epochs=2, augment=0.0, checkpoint_steps=every), verbose=False)
     assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
     assert np.isfinite(fr.evaluate(tmp_path / "run").loss)
 
@@ -272,11 +274,16 @@ def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, messag
     [
         (blobs(9, 1), None, "has no test split; give both"),
         (None, blobs(9, 1), "has no training split"),
-        (blobs(9, 1, size=20), blobs(9, 2, size=20), "images of 20×20 pixels; the network needs 32×32 or more"),
+        (blobs(9, 1, size=20), blobs(9, 2, size=20), "has images of 20×20 pixels; the network needs 32×32 or more"),
         (
             fr.Dataset(blobs(9, 1).images, np.zeros(9, np.int32), ("only",)),
             fr.Dataset(blobs(9, 1).images, np.zeros(9, np.int32), ("only",)),
             r"one class \(only\)",
+        ),
+        (
+            fr.Dataset(blobs(9, 1).images, np.ones(9, np.int32), ("a", "b")),
+            fr.Dataset(blobs(9, 1).images, np.arange(9, dtype=np.int32) % 2, ("a", "b")),
+            "all 9 training images are of the class b; a classifier needs two or more, so look at the labels",
         ),
     ],
 )

@@ -70,7 +70,9 @@ OTHER = {
     "clip": 0.5,
     "ema": 0.5,
     "crop": 0.5,
+    "centre": 0.5,
     "policy": "rand",
+    "backgrounds": 0.5,
     "erase": 0.5,
     "mixup": 0.5,
     "cutmix": 0.5,
@@ -298,11 +300,32 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path):
     assert folder.read_metrics() == ROWS
 
 
-def test_rows_after_a_damaged_line_are_left_out_so_that_row_n_is_of_epoch_n(tmp_path):
+NO_ROWS = ['{"epoch": 2, "st', "", "null", "[1, 2]", '"epoch"', "[" * 100_000, '{"epoch": 2}', '{"step": 16}']
+NO_ROWS += [
+    f'{{"epoch": {epoch}, "step": {step}}}'
+    for epoch, step in (("null", 16), ('"x"', 16), ("2.0", 16), ("true", 16), (0, 16), (2, "[]"), (2, "null"), (2, -1))
+]
+
+
+@pytest.mark.parametrize("line", NO_ROWS, ids=lambda line: line[:30])
+def test_a_damaged_line_costs_its_own_row_alone_and_is_kept_before_the_rows_are_written_back(tmp_path, line):
     folder = written(tmp_path)
     first, second = (json.dumps(row) for row in ROWS)
-    (folder.path / "metrics.jsonl").write_text(f"{first}\n{second[:10]}\n{second}\n")
-    assert folder.read_metrics() == ROWS[:1]
+    (folder.path / "metrics.jsonl").write_text(text := f"{first}\n{line}\n{second}\n")
+    assert folder.read_metrics() == ROWS
+    for _ in range(2):  # the second time nothing is damaged any more
+        folder.write_metrics(folder.read_metrics())
+    assert (folder.path / "metrics.jsonl").read_text() == f"{first}\n{second}\n"
+    assert [path.name for path in (folder.path / "damaged").iterdir()] == ["metrics.jsonl.1"]
+    assert (folder.path / "damaged" / "metrics.jsonl.1").read_text() == text
+
+
+def test_a_second_damaged_file_is_kept_beside_the_first(tmp_path):
+    folder = written(tmp_path)
+    for _ in range(2):
+        (folder.path / "metrics.jsonl").write_bytes(b"\xff\x85\n")
+        folder.write_metrics([])
+    assert sorted(path.name for path in (folder.path / "damaged").iterdir()) == ["metrics.jsonl.1", "metrics.jsonl.2"]
 
 
 def test_a_torn_last_line_is_gone_once_the_rows_are_written_back(tmp_path):
@@ -313,6 +336,7 @@ def test_a_torn_last_line_is_gone_once_the_rows_are_written_back(tmp_path):
     folder.write_metrics(folder.read_metrics())
     folder.append_metrics(ROWS[1])
     assert folder.read_metrics() == ROWS
+    assert not (folder.path / "damaged").exists()
 
 
 def test_set_aside_takes_the_first_free_number(tmp_path):

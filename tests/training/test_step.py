@@ -170,6 +170,19 @@ def test_each_augmentation_changes_the_step_by_seed_and_step_alone(option, state
     assert len({plain, first, later}) == 3
 
 
+def test_plain_backgrounds_are_replaced_by_seed_and_step_alone():
+    images = np.full((8, 32, 32, 3), 200, np.uint8)
+    images[:, 8:28, 8:24] = (150, 80, 40)
+    batch = some_batch().replace(images=jnp.asarray(images))
+    config = fr.TrainConfig(recipe="tutorial", backgrounds=1.0)
+    inputs = jax.jit(make_inputs(PREPROCESSING, config, lambda _: 0.0, 3))
+    first, again, later = (np.asarray(inputs(jnp.int32(step), batch)[0]) for step in (0, 0, 3))
+    np.testing.assert_array_equal(first, again)
+    corners = [changed[:, 0, 0] for changed in (first, later)]
+    assert np.abs(corners[0] - corners[1]).max() > 0.1
+    np.testing.assert_allclose(first[:, 12:24, 12:20] * 255, images[:, 12:24, 12:20], atol=3)
+
+
 def test_mixed_images_are_learned_with_mixed_labels_and_judged_by_the_larger_share(state):
     config = fr.TrainConfig(recipe="tutorial", mixup=1.0, seed=3)
     batch = some_batch()

@@ -1,0 +1,360 @@
+"""Bad files: what is read either works or is refused with a `UserError`, within seconds and without reading elsewhere.
+
+Valid files with bytes changed, cut out or repeated, and files whose structure is whole but whose values are not. A few
+in every run of the tests, the same each time; `FUZZ=5000 python -m pytest tests/faults/test_bad_files.py -s` tries that
+many of each, others each time, and prints what came of them.
+"""
+
+import io
+import json
+import os
+import random
+import shutil
+import time
+import zipfile
+from collections import Counter
+from dataclasses import fields
+from importlib.util import find_spec
+
+import h5py
+import numpy as np
+import pytest
+from conftest import blobs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import random_weights
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet import cli
+from flaxresnet.config import TrainConfig
+from flaxresnet.config import flag as flag_for
+from flaxresnet.data.array_record import read_records, write_records
+from flaxresnet.data.folder import read_folder
+from flaxresnet.data.hdf5 import read_hdf5
+from flaxresnet.data.preprocess import decode
+from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.training.run_folder import RunFolder
+
+FUZZ = int(os.environ.get("FUZZ", "0"))
+LONGEST = 10  # seconds for one input
+FEW = 15
+FUZZED = settings(
+    max_examples=FUZZ or FEW,
+    deadline=None,
+    derandomize=not FUZZ,
+    database=None,
+    suppress_health_check=[*HealthCheck],
+)
+TRIED: Counter[tuple[str, str]] = Counter()
+WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
+WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})
+PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def told(request):
+    yield
+    if FUZZ:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            for (what, outcome), count in sorted(TRIED.items()):
+                print(f"{what}: {outcome} {count}")
+
+
+def attempt(what, read):
+    """Reads: True where that worked, False for a UserError of one sentence; nothing else may come of it."""
+    start = time.monotonic()
+    try:
+        read()
+    except fr.UserError as error:
+        works = False
+        if not str(error).strip():
+            pytest.fail("an error without words")
+    else:
+        works = True
+    assert time.monotonic() - start < LONGEST
+    TRIED[what, "worked" if works else "refused"] += 1
+    return works
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["set", "flip", "cut", "drop", "repeat", "number"]),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(0, 255),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def changed(content: bytes, changes) -> bytes:
+    """A file's bytes after some changes, each (kind, place as a share of the length, value)."""
+    data = bytearray(content)
+    for kind, share, value in changes:
+        at = int(share * len(data))
+        if kind == "set":
+            data[at : at + 1] = bytes([value])
+        elif kind == "flip":
+            data[at : at + 1] = bytes([data[at] ^ (1 << value % 8)] if at < len(data) else [])
+        elif kind == "cut":
+            del data[at:]
+        elif kind == "drop":
+            del data[at : at + value]
+        elif kind == "repeat":
+            data[at:at] = data[at : at + value]
+        else:  # a length or an offset that cannot be
+            data[at : at + 8] = random.Random(value).choice([b"\xff" * 8, b"\x00" * 8, b"\x00\x00\x00\x7f" * 2])
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory, data_folder, finished_run):
+    """The bytes of valid files, by name."""
+    folder = tmp_path_factory.mktemp("originals")
+    for name, variant in WEIGHTS.items():
+        write_weights(random_weights("resnet14", variant, width=4, image=32, classes=3), folder / name)
+    with h5py.File(folder / "packed.h5", "w") as file:
+        data = blobs(9, seed=3)
+        file.create_dataset("train_set_x", data=data.images, chunks=(2, 32, 32, 3), compression="gzip")
+        file["train_set_y"], file["list_classes"] = data.labels, np.array([b"a", b"b", b"c"])
+    picture = Image.fromarray(blobs(1, seed=4).images[0])
+    for kind in PICTURES:
+        picture.save(folder / f"picture.{kind}")
+    shutil.copy(data_folder / "test.h5", folder / "data.h5")
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(finished_run / name, folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Writes bytes to a file of a name, alone in its folder, and gives its path."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+
+    def write(name: str, content: bytes):
+        path = folder / name.replace(".", "-") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def read_data(path):
+    splits = read_hdf5([path], str(path))
+    for split in (splits.train, splits.test):
+        if split is not None:
+            split.class_counts()
+            np.asarray(split.images[0]).sum()
+
+
+def read_figures(path):
+    for row in RunFolder(path.parent).read_metrics():
+        int(row["epoch"])
+
+
+def read_run(path):
+    RunFolder(path.parent).read_info().model()
+
+
+READERS = {
+    "data.h5": read_data,
+    "packed.h5": read_data,
+    **dict.fromkeys(WEIGHTS, read_weights),
+    "config.json": read_run,
+    "metrics.jsonl": read_figures,
+    **{f"picture.{kind}": decode for kind in PICTURES},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@FUZZED
+@given(changes=CHANGES)
+def test_changed_bytes_are_read_or_refused(name, changes, originals, place):
+    assert attempt(f"{name}, as it is", lambda: READERS[name](place(name, originals[name])))
+    path = place(name, changed(originals[name], changes))
+    attempt(f"{name}, bytes", lambda: READERS[name](path))
+    assert [file.name for file in path.parent.iterdir()] == [name]  # nothing else was written
+
+
+RECORDS = ("index.json", "train-labels.npy", "train-names.json", "train-00000-of-00001.array_record")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A folder of ArrayRecord files, made of pictures."""
+    folder = tmp_path_factory.mktemp("records")
+    for i, image in enumerate(blobs(6, seed=5).images):
+        (of_class := folder / "pictures" / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(of_class / f"{i}.png")
+    splits = read_folder(folder / "pictures", (32, 32), input="stream")
+    (folder / "made").mkdir()
+    list(write_records(folder / "made", splits, 1))
+    return folder / "made"
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@FUZZED
+@given(changes=CHANGES)
+def test_changed_bytes_of_records_are_read_or_refused(name, changes, records):
+    original = (records / name).read_bytes()
+    try:
+        (records / name).write_bytes(changed(original, changes))
+        attempt(f"{name}, bytes", lambda: read_records(records, (32, 32), skip_bad=0.9, input="memory"))
+    finally:
+        (records / name).write_bytes(original)
+    assert attempt(f"{name}, as it is", lambda: read_records(records, (32, 32)))
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([[], {}, [None], [[]], "../../x", "a" * 300, [1, 2, 3], {"a": {}}, "resnet50", "tutorial", 10**9]),
+)
+
+
+def replaced(tree, place: float, value):
+    """A tree of JSON with one of its values, at a share of all, replaced or, where it is None, left out."""
+    tree = json.loads(json.dumps(tree))
+    spots = []
+
+    def walk(node):
+        for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+            spots.append((node, key))
+            walk(node[key])
+
+    walk(tree)
+    node, key = spots[int(place * len(spots))]
+    if value is None and isinstance(node, dict):
+        del node[key]
+    else:
+        node[key] = value
+    return tree
+
+
+OTHER_VALUES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), LEAVES), min_size=1, max_size=3)
+
+
+@FUZZED
+@given(changes=OTHER_VALUES)
+def test_a_runs_description_with_other_values_is_read_or_refused(changes, originals, place):
+    tree = json.loads(originals["config.json"])
+    for change in changes:
+        tree = replaced(tree, *change)
+    path = place("config.json", json.dumps(tree).encode())
+    attempt("config.json, values", lambda: read_run(path))
+
+
+@FUZZED
+@given(changes=OTHER_VALUES)
+def test_an_index_of_records_with_other_values_is_read_or_refused(changes, records):
+    original = (records / "index.json").read_text()
+    tree = json.loads(original)
+    for change in changes:
+        tree = replaced(tree, *change) if tree else tree
+    try:
+        (records / "index.json").write_text(json.dumps(tree))
+        attempt("index.json, values", lambda: read_records(records, (32, 32), input="memory"))
+    finally:
+        (records / "index.json").write_text(original)
+
+
+@FUZZED
+@given(changes=OTHER_VALUES)
+def test_figures_with_other_values_are_read_or_left_out(changes, originals, place):
+    rows = [json.loads(line) for line in originals["metrics.jsonl"].splitlines()]
+    for change in changes:
+        rows = replaced(rows, *change)
+    path = place("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    attempt("metrics.jsonl, values", lambda: read_figures(path))
+
+
+@FUZZED
+@given(member=st.sampled_from(["config.json", "flaxresnet.json"]), changes=OTHER_VALUES)
+def test_a_keras_model_with_another_description_is_read_or_refused(member, changes, originals, place):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(originals["weights.keras"])) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == member:
+                tree = json.loads(content)
+                for change in changes:
+                    tree = replaced(tree, *change) if tree else tree
+                content = json.dumps(tree).encode()
+            new.writestr(name, content)
+    path = place("weights.keras", buffer.getvalue())
+    attempt(f"weights.keras, values in {member}", lambda: read_weights(path))
+
+
+@FUZZED
+@given(changes=OTHER_VALUES)
+def test_safetensors_with_another_header_are_read_or_refused(changes, originals, place):
+    content = originals["weights.safetensors"]
+    end = 8 + int.from_bytes(content[:8], "little")
+    tree = json.loads(content[8:end])
+    for change in changes:
+        tree = replaced(tree, *change) if tree else tree
+    header = json.dumps(tree).encode()
+    path = place("weights.safetensors", len(header).to_bytes(8, "little") + header + content[end:])
+    attempt("weights.safetensors, values", lambda: read_weights(path))
+
+
+ARRAYS = st.tuples(
+    st.sampled_from(["uint8", "int8", "int64", "uint64", "float16", "float64", "complex64", "bool", "S3", "V4"]),
+    st.lists(st.sampled_from([0, 1, 2, 3, 9, 19, 32]), max_size=4),
+    st.sampled_from([0, 1, 3, 255]),
+    st.booleans(),
+)
+
+
+@FUZZED
+@given(
+    content=st.dictionaries(
+        st.sampled_from(["train_set_x", "train_set_y", "test_set_x", "test_set_y", "list_classes"]),
+        st.one_of(ARRAYS, st.none(), st.text(max_size=3)),
+        max_size=5,
+    ),
+    whole=st.booleans(),
+)
+def test_arrays_of_any_kind_are_data_or_refused(content, whole, originals, place):
+    path = place("data.h5", originals["data.h5"])
+    with h5py.File(path, "a" if whole else "w") as file:
+        for key, value in content.items():
+            if key in file:
+                del file[key]
+            if value is None:
+                file.create_group(key)
+            elif isinstance(value, str):
+                file[key] = value.replace("\0", "0")
+            else:
+                dtype, shape, fill, packed = value
+                array = np.full(shape, fill).astype(dtype)
+                can_be_packed = packed and array.size and array.ndim
+                file.create_dataset(key, data=array, **({"compression": "gzip"} if can_be_packed else {}))
+    attempt("data.h5, arrays", lambda: read_data(path))
+
+
+WORDS = st.one_of(
+    st.sampled_from([flag_for(field.name) for field in fields(TrainConfig)]),
+    st.sampled_from(
+        ["-1", "0", "1", "nan", "inf", "1e999", "9" * 30, "", "resnet50", "tutorial", "True", "--no-resume"]
+    ),
+    st.text(max_size=6),
+)
+
+
+@FUZZED
+@given(argv=st.lists(WORDS, max_size=6))
+def test_any_flags_are_taken_or_refused(argv):
+    def read():
+        try:
+            cli.parse(TrainConfig, argv, prog="python train.py").check()
+        except SystemExit as stop:  # --help and its like
+            if stop.code:
+                raise
+
+    attempt("flags", read)

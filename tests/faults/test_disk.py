@@ -1,0 +1,249 @@
+"""A disk that fails: damaged checkpoints, half a table, no room, no permission, a clock that goes back.
+
+After each the run goes on from the newest intact checkpoint, says which one and why, and ends with the weights of a run
+that was left alone. A sample in every run of the tests; `DAMAGE=all python -m pytest tests/faults/test_disk.py -s`
+damages every file of every checkpoint, cut off and with flipped bits.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL
+
+import flaxresnet as fr
+from flaxresnet.training import loop
+from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training.run_folder import RunFolder
+
+ALL = os.environ.get("DAMAGE") == "all"
+FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
+
+
+def train(data, workdir, epochs):
+    given = SMALL | {"recipe": "tutorial", "epochs": epochs}  # whose learning rate does not depend on the epochs
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **given))
+
+
+def figures(workdir):
+    return [[row[name] for name in FIGURES] for row in RunFolder(workdir).read_metrics()]
+
+
+def assert_same_run(mine, theirs):
+    assert figures(mine) == figures(theirs)
+    for which in ("latest", "best"):
+        weights = (fr.Classifier.load(run, which).variables for run in (mine, theirs))
+        jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+@pytest.fixture(scope="module")
+def whole(data_folder, tmp_path_factory):
+    """A run of three epochs that was left alone."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(data_folder, workdir, 3)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def begun(data_folder, tmp_path_factory):
+    """The same after two epochs, with checkpoints 5 and 10."""
+    workdir = tmp_path_factory.mktemp("runs") / "begun"
+    train(data_folder, workdir, 2)
+    return workdir
+
+
+def cut(content, _):
+    return content[: len(content) // 2]
+
+
+def flipped(content, rng):
+    damaged = bytearray(content)
+    for place in rng.sample(range(len(content)), min(3, len(content))):
+        damaged[place] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
+
+
+DAMAGES = {"cut": cut, "flipped": flipped}
+
+
+def damages_to(checkpoint):
+    """Every file of a checkpoint and everything that is done to it, or the two that are worst to miss."""
+    files = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    if ALL:
+        return [(name, kind) for name in files for kind in DAMAGES]
+    largest = max(files, key=lambda path: (checkpoint / path).stat().st_size)
+    return [(largest, "flipped"), (next(path for path in files if path.name == "metrics"), "cut")]
+
+
+def test_damage_to_the_newest_checkpoint_is_said_and_costs_an_epoch_at_most(
+    begun, whole, data_folder, tmp_path, capsys
+):
+    rng, outcomes, longest = random.Random(0), Counter(), 0.0
+    for name, kind in damages_to(begun / "checkpoints" / "10"):
+        copy = shutil.copytree(begun, tmp_path / "copy")
+        file = copy / "checkpoints" / "10" / name
+        file.write_bytes(DAMAGES[kind](file.read_bytes(), rng))
+        start = time.monotonic()
+        train(data_folder, copy, 3)
+        longest = max(longest, time.monotonic() - start)
+        said = capsys.readouterr().out.replace("\n", " ")
+        back = "10 cannot be restored: " in said and (copy / "damaged").is_dir()
+        assert back == ("epoch 1 is done in" in said)
+        if back:
+            assert len([*(copy / "damaged").iterdir()]) == 1  # put aside, not deleted
+        assert back or ALL
+        assert_same_run(copy, whole)
+        shutil.rmtree(copy)
+        outcomes[kind, "went back to step 5" if back else "did no harm"] += 1
+    with capsys.disabled():
+        if ALL:
+            print(f"\n{dict(outcomes)}, at most {longest:.1f} s to the end")
+
+
+def test_where_no_checkpoint_is_intact_nothing_is_lost_or_begun_anew_unasked(begun, data_folder, tmp_path):
+    for name in ("metrics/metrics", "params/manifest.ocdbt"):
+        copy = shutil.copytree(begun, tmp_path / name.replace("/", "-"))
+        for step in ("5", "10"):
+            (copy / "checkpoints" / step / name).write_bytes(b"")
+        before = sorted(str(path) for path in copy.rglob("*"))
+        with pytest.raises(fr.UserError, match=r"cannot be restored: .*no other checkpoint is left to go on from"):
+            train(data_folder, copy, 3)
+        assert sorted(str(path) for path in copy.rglob("*")) == before
+
+
+def test_a_flipped_bit_is_no_answer(begun, tmp_path):
+    copy = shutil.copytree(begun, tmp_path / "copy")
+    values = (copy / "checkpoints" / "10" / "params" / "ocdbt.process_0" / "d").iterdir()
+    file = max(values, key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(fr.UserError, match=r"10 cannot be restored: .*"):
+        fr.Classifier.load(copy)
+
+
+def test_half_a_row_of_figures_is_written_again(begun, whole, data_folder, tmp_path):
+    copy = shutil.copytree(begun, tmp_path / "copy")
+    rows = (copy / "metrics.jsonl").read_bytes()
+    for kept in (len(rows) - 40, len(rows) // 2 + 10, 1):
+        (copy / "metrics.jsonl").write_bytes(rows[:kept])
+        found = RunFolder(copy).read_metrics()
+        assert [row["epoch"] for row in found] == ([1] if kept > len(rows) // 2 else [])
+    (copy / "metrics.jsonl").write_bytes(rows[:-40])
+    train(data_folder, copy, 3)
+    assert_same_run(copy, whole)
+
+
+def test_a_clock_that_goes_back_changes_nothing(begun, whole, data_folder, tmp_path, monkeypatch):
+    copy, calls = shutil.copytree(begun, tmp_path / "copy"), []
+
+    def backwards():
+        calls.append(None)
+        return 1_000_000_000.0 - 3600 * len(calls)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", backwards)
+        patch.setattr(time, "time_ns", lambda: int(backwards() * 1e9))
+        train(data_folder, copy, 3)
+    assert len(calls) > 3
+    assert_same_run(copy, whole)
+    with Checkpoints(copy / "checkpoints", read_only=True) as kept:
+        assert kept.latest_step() == 15
+
+
+@contextmanager
+def files_of_at_most(size):
+    """No file may grow beyond this, as where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [100, 2000, 30_000] if ALL else [2000])
+def test_no_room_for_a_checkpoint_is_a_sentence_and_the_run_goes_on_when_there_is(
+    begun, whole, data_folder, tmp_path, room
+):
+    copy = shutil.copytree(begun, tmp_path / "copy")
+    best = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
+    with files_of_at_most(room), pytest.raises(fr.UserError, match=r"cannot be written.*(File too large|No space)"):
+        train(data_folder, copy, 3)
+    assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= best
+    train(data_folder, copy, 3)
+    assert_same_run(copy, whole)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes a disk of so many KiB, mounted; only root may."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root may mount a disk to fill")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+@pytest.mark.parametrize("room", [40, 160, 400, 700] if ALL else [160])
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(begun, whole, data_folder, disk, room):
+    size = sum(path.stat().st_blocks for path in begun.rglob("*")) // 2
+    folder = disk(size + 4096)
+    copy = shutil.copytree(begun, folder / "copy")
+    ballast = folder / "ballast"
+    free = shutil.disk_usage(folder).free
+    ballast.write_bytes(bytes(max(0, free - room * 1024)))
+    before = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
+    with pytest.raises(fr.UserError, match=r"cannot be written.*No space left on device"):
+        train(data_folder, copy, 3)
+    assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= before
+    ballast.unlink()
+    train(data_folder, copy, 3)
+    assert_same_run(copy, whole)
+
+
+def test_a_folder_that_may_only_be_read_is_a_sentence_and_left_as_it_is(begun, data_folder, disk):
+    folder = disk(8192)
+    copy = shutil.copytree(begun, folder / "copy")
+    before = {str(path): path.stat().st_mtime_ns for path in copy.rglob("*")}
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    with pytest.raises(fr.UserError, match="cannot be written: Read-only file system"):
+        train(data_folder, copy, 3)
+    assert {str(path): path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+    assert fr.evaluate(copy, data_folder).count == 19  # reading needs no more
+
+
+def test_too_little_memory_at_the_first_step_says_what_to_lower(data_folder, begun, whole, tmp_path, monkeypatch):
+    copy = shutil.copytree(begun, tmp_path / "copy")
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_next", full)
+        said = (
+            r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give fewer, or --accumulate 2"
+        )
+        with pytest.raises(fr.UserError, match=said):
+            train(data_folder, copy, 3)
+        patch.setattr(loop.Trainer, "_next", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+            train(data_folder, copy, 3)
+    assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
+    train(data_folder, copy, 3)
+    assert_same_run(copy, whole)

@@ -1,0 +1,40 @@
+"""What was read is what was written, or it is said."""
+
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxresnet as fr
+from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
+
+
+def test_a_checksum_is_that_of_all_bytes_in_order():
+    tree = {"a": jnp.arange(5, dtype=jnp.float32), "b": [jnp.int32(7), jnp.zeros((0, 3))]}
+    expected = zlib.crc32(np.arange(5, dtype=np.float32).tobytes() + np.int32(7).tobytes())
+    assert checksum(tree) == expected
+    assert checksum({"a": np.arange(10, dtype=np.float32).reshape(2, 5).T}) == zlib.crc32(
+        np.arange(10, dtype=np.float32).reshape(2, 5).T.tobytes()
+    )
+
+
+def test_every_bit_counts():
+    array = np.zeros(100, np.float32)
+    numbers = {checksum(array)}
+    for place in range(100):
+        flipped = array.copy()
+        flipped.view(np.uint8)[place * 4] ^= 1
+        numbers.add(checksum(flipped))
+    assert len(numbers) == 101
+    assert checksum_of_row({"a": 1, "b": 0.1}) == checksum_of_row({"b": 0.1, "a": 1})
+    assert checksum_of_row({"a": 1, "b": 0.1}) != checksum_of_row({"a": 1, "b": 0.10000000000000002})
+
+
+def test_what_differs_is_named_and_what_is_not_known_is_let_pass():
+    require_same({"params": 1, "training": 2}, {"params": 1})
+    require_same({"params": None}, {"params": 1})
+    require_same({}, {"params": 1})
+    require_same({"params": 1}, {"params": None})
+    with pytest.raises(fr.UserError, match="its params are not those that were written"):
+        require_same({"params": 1}, {"params": 2})

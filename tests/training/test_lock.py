@@ -1,0 +1,123 @@
+"""One process at a time in a run's folder, and no longer than it lives."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+import flaxresnet as fr
+from flaxresnet.training import lock
+from flaxresnet.training.lock import NAME, WorkdirLock
+from flaxresnet.training.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from flaxresnet.training.lock import WorkdirLock
+with WorkdirLock(print) as lock:
+    lock.take(Path(sys.argv[1]))
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that has the lock of `tmp_path / "run"`."""
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_the_second_process_is_refused_at_once_with_a_sentence(holder, data_folder, tmp_path):
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    flags = ["--data", str(data_folder), "--workdir", str(tmp_path / "run"), "--no-report"]
+    for more in ([], ["--no-resume"]):  # neither goes on nor puts aside what another one writes
+        done = subprocess.run([sys.executable, "train.py", *flags, *more], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            f"error: --workdir {tmp_path / 'run'} is in use by another training (process {holder.pid} on "
+            f"{os.uname().nodename}); wait for it, or give another --workdir"
+        ]
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_dead_owner_keeps_nothing(holder, tmp_path):
+    with WorkdirLock(print) as mine:
+        with pytest.raises(fr.UserError, match="is in use by another training"):
+            mine.take(tmp_path / "run")
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        assert (tmp_path / "run" / NAME).exists()
+        mine.take(tmp_path / "run")
+        assert f"process {os.getpid()} on" in (tmp_path / "run" / NAME).read_text()
+    assert not (tmp_path / "run" / NAME).exists()
+
+
+def test_a_lock_goes_with_its_folder_and_leaves_the_name_free(tmp_path):
+    (tmp_path / "a").mkdir()
+    with WorkdirLock(print) as first, WorkdirLock(print) as second:
+        first.take(tmp_path / "a")
+        (tmp_path / "a").rename(tmp_path / "b")
+        first.moved(tmp_path / "b")
+        (tmp_path / "a").mkdir()
+        second.take(tmp_path / "a")
+        first.release()
+        assert not (tmp_path / "b" / NAME).exists()
+        with pytest.raises(fr.UserError, match="is in use by another training"):
+            first.take(tmp_path / "a")
+
+
+def test_a_file_that_was_deleted_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    deleted = []
+
+    def flock(handle, how, real=lock.fcntl.flock):
+        if not deleted:
+            deleted.append((tmp_path / NAME).unlink())
+        real(handle, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with WorkdirLock(print) as mine, WorkdirLock(print) as other:
+        mine.take(tmp_path)
+        assert deleted
+        with pytest.raises(fr.UserError, match="is in use by another training"):
+            other.take(tmp_path)
+
+
+def test_a_disk_or_a_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    said = []
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with WorkdirLock(said.append) as mine:
+        mine.take(tmp_path)
+    assert said == [f"{tmp_path} is on a disk without locks (No locks available): let one run at a time use it"]
+    monkeypatch.setattr(lock, "fcntl", None)
+    with WorkdirLock(said.append) as mine:
+        mine.take(tmp_path)
+    assert len(said) == 1
+
+
+def test_a_run_has_its_folder_to_itself_and_gives_it_back(finished_run, data_folder, tmp_path, monkeypatch):
+    def write_metrics(*arguments, real=RunFolder.write_metrics):
+        with WorkdirLock(print) as other, pytest.raises(fr.UserError, match="is in use by another training"):
+            other.take(copy)
+        asked.append(True)
+        real(*arguments)
+
+    copy, asked = shutil.copytree(finished_run, tmp_path / "copy"), []
+    monkeypatch.setattr(RunFolder, "write_metrics", write_metrics)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, augment=0.0, **SMALL), verbose=False)
+    assert asked == [True]
+    assert sorted(path.name for path in copy.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]

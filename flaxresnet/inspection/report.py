@@ -5,7 +5,6 @@ import json
 import shlex
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -14,64 +13,20 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flaxresnet.classifier import Classifier
-from flaxresnet.config import TrainConfig, Which, flag
-from flaxresnet.data.dataset import Dataset, Splits
-from flaxresnet.errors import UserError
-from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
+from flaxresnet.config import TrainConfig, flag
+from flaxresnet.evaluation import Evaluation
 from flaxresnet.inspection import page
 from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.inspection.figures import save
+from flaxresnet.inspection.findings import Findings
 from flaxresnet.training.metrics import wilson_interval
-from flaxresnet.training.run_folder import RunFolder, RunInfo
-from flaxresnet.trust.assessment import Assessment, assess
-from flaxresnet.trust.calibration import calibration_error, softmax
-from flaxresnet.trust.stored import digest
-from flaxresnet.trust.strangeness import FALSE_ALARMS, REFERENCES
+from flaxresnet.trust.calibration import calibration_error
+from flaxresnet.trust.strangeness import FALSE_ALARMS
 from flaxresnet.writing import replacing, saying_why_not
 
-MOST_MISTAKES = 24  # pictures
 MOST_CLASSES = 200  # rows of the table; the worst, where there are more
 MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw
 DPI = 180  # dots to an inch: figures are sharp where a page shows them large, and on telephones
-SAMPLE_STREAM = 0x5E7  # of the random numbers that choose reference images
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a report tells.
-
-    Attributes:
-      info: the run's description.
-      rows: of `metrics.jsonl`; empty for weights that were not trained here.
-      result: on the test images.
-      assessment: how far answers can be trusted.
-      mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
-      checkpoint: which weights.
-      test_fingerprint: of the test images.
-    """
-
-    info: RunInfo
-    rows: list[dict[str, Any]]
-    result: Evaluation
-    assessment: Assessment
-    mistakes: list[tuple[np.ndarray, int, int, float]]
-    checkpoint: Which
-    test_fingerprint: str
-
-    @property
-    def is_own(self) -> bool:
-        """Whether this is of the weights and test images that the run is about, so that it may keep what was learned.
-
-        A run of weights from elsewhere has no images of its own; any will do.
-        """
-        return self.checkpoint == "latest" and self.info.data["test_fingerprint"] in (None, self.test_fingerprint)
-
-    def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
-        """The mistakes' images, each with what it is and was taken for."""
-        names = self.info.class_names
-        for place, (image, true, other, sure) in enumerate(self.mistakes, start=1):
-            yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
 
 
 def write_report(run: str | Path, found: Findings) -> Path:
@@ -95,51 +50,6 @@ def write_report(run: str | Path, found: Findings) -> Path:
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
     return folder / "index.html"
-
-
-def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -> Findings:
-    """Looks at a run.
-
-    Args:
-      run: the run's folder.
-      splits: with the test images that the report is about, and the training images, if there are any here.
-      checkpoint: the latest, or the one that was best on the test images.
-
-    Raises:
-      UserError: there is no run, or the data do not fit it.
-    """
-    folder, test = RunFolder(run), splits.test
-    if test is None:
-        raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
-    # Without what the run knew of itself so far, which may be damaged.
-    info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
-    check_fit(classifier, test, splits.source)
-    logits, embeddings = classifier.see(test.images)
-    references = _references(classifier, splits.train, info)
-    assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
-    result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
-    mistakes = most_confident_mistakes(test, softmax(logits, assessment.trust.temperature))
-    return Findings(info, folder.read_metrics(), result, assessment, mistakes, checkpoint, test.fingerprint())
-
-
-def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
-    """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
-    known = info.data["train_fingerprint"]
-    fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
-    if train is None or not fits or (known is not None and train.fingerprint() != known):
-        return np.zeros((0, 1), np.float32)
-    order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(len(train))[:REFERENCES]
-    return classifier.see(train.images[np.sort(order)])[1]
-
-
-def most_confident_mistakes(
-    dataset: Dataset, probabilities: np.ndarray, most: int = MOST_MISTAKES
-) -> list[tuple[np.ndarray, int, int, float]]:
-    """Wrongly classified images, the surest first, as `Findings.mistakes` has them; (n, classes) probabilities."""
-    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != dataset.labels)
-    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
-    return [(dataset.images[i], int(dataset.labels[i]), int(predicted[i]), float(sure[i])) for i in chosen]
 
 
 def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from flaxresnet.data.preprocess import Preprocessing
@@ -47,14 +46,15 @@ def random_images(image: int = 64) -> np.ndarray:
 
 
 def logits_of(weights: Weights, images: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.jit(weights.model.apply)(weights.variables, images))
+    """Computed op by op: to compile the whole takes a minute for the deepest, and its ops repeat."""
+    return np.asarray(weights.model.apply(weights.variables, images))
 
 
 def after_one_pass(weights: Weights, images: np.ndarray, momentum: float = 0.99) -> dict[str, np.ndarray]:
     """The running statistics after one pass in training mode, as a table."""
     model = weights.model.clone(momentum=momentum)
-    apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[1])
-    table = layers.flatten({"params": {}} | apply(weights.variables, images))
+    _, new = model.apply(weights.variables, images, train=True, mutable=["batch_stats"])
+    table = layers.flatten({"params": {}} | new)
     return {name: np.asarray(leaf) for name, leaf in table.items()}
 
 

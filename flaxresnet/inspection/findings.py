@@ -1,0 +1,105 @@
+"""What a report tells of a run: found by looking at its weights and test images, before a word is written."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxresnet.classifier import Classifier
+from flaxresnet.config import Which
+from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.errors import UserError
+from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
+from flaxresnet.training.run_folder import RunFolder, RunInfo
+from flaxresnet.trust.assessment import Assessment, assess
+from flaxresnet.trust.calibration import softmax
+from flaxresnet.trust.stored import digest
+from flaxresnet.trust.strangeness import REFERENCES
+
+MOST_MISTAKES = 24  # pictures
+SAMPLE_STREAM = 0x5E7  # of the random numbers that choose reference images
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report tells.
+
+    Attributes:
+      info: the run's description.
+      rows: of `metrics.jsonl`; empty for weights that were not trained here.
+      result: on the test images.
+      assessment: how far answers can be trusted.
+      mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
+      checkpoint: which weights.
+      test_fingerprint: of the test images.
+    """
+
+    info: RunInfo
+    rows: list[dict[str, Any]]
+    result: Evaluation
+    assessment: Assessment
+    mistakes: list[tuple[np.ndarray, int, int, float]]
+    checkpoint: Which
+    test_fingerprint: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is of the weights and test images that the run is about, so that it may keep what was learned.
+
+        A run of weights from elsewhere has no images of its own; any will do.
+        """
+        return self.checkpoint == "latest" and self.info.data["test_fingerprint"] in (None, self.test_fingerprint)
+
+    def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
+        """The mistakes' images, each with what it is and was taken for."""
+        names = self.info.class_names
+        for place, (image, true, other, sure) in enumerate(self.mistakes, start=1):
+            yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
+
+
+def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -> Findings:
+    """Looks at a run.
+
+    Args:
+      run: the run's folder.
+      splits: with the test images that the report is about, and the training images, if there are any here.
+      checkpoint: the latest, or the one that was best on the test images.
+
+    Raises:
+      UserError: there is no run, or the data do not fit it.
+    """
+    folder, test = RunFolder(run), splits.test
+    if test is None:
+        raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
+    # Without what the run knew of itself so far, which may be damaged.
+    info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
+    check_fit(classifier, test, splits.source)
+    logits, embeddings = classifier.see(test.images)
+    references = _references(classifier, splits.train, info)
+    assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
+    result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
+    mistakes = most_confident_mistakes(test, softmax(logits, assessment.trust.temperature))
+    return Findings(info, folder.read_metrics(), result, assessment, mistakes, checkpoint, test.fingerprint())
+
+
+def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
+    """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
+    known = info.data["train_fingerprint"]
+    fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
+    if train is None or not fits or (known is not None and train.fingerprint() != known):
+        return np.zeros((0, 1), np.float32)
+    order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(len(train))[:REFERENCES]
+    return classifier.see(train.images[np.sort(order)])[1]
+
+
+def most_confident_mistakes(
+    dataset: Dataset, probabilities: np.ndarray, most: int = MOST_MISTAKES
+) -> list[tuple[np.ndarray, int, int, float]]:
+    """Wrongly classified images, the surest first, as `Findings.mistakes` has them; (n, classes) probabilities."""
+    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != dataset.labels)
+    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
+    return [(dataset.images[i], int(dataset.labels[i]), int(predicted[i]), float(sure[i])) for i in chosen]

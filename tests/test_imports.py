@@ -25,7 +25,7 @@ MAY_IMPORT = {
     # The report at a run's end is the one thing of `inspection` that training takes.
     "training": {
         *("training", "models", "data", "config", "recipes", "compilation_cache", "memory", "interop"),
-        "inspection.report",
+        *("inspection.findings", "inspection.report"),
     },
     "trust": {"trust", "writing"},
     "classifier": {"config", "models", "data", "trust", "training.checkpoint", "training.run_folder"},

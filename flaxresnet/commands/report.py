@@ -15,7 +15,7 @@ class Arguments:
     """Writes a page about a run, RUN/report/index.html, with its figures as PNGs beside it.
 
     It shows learning curves, what is taken for what, how sure answers are and how rightly, the most confident mistakes,
-    and the set-up. Of the test images it also learns a temperature, for `predict`'s probabilities, and what photos
+    how it does on photos taken otherwise, and the set-up. Of the test images it also learns a temperature, for `predict`'s probabilities, and what photos
     usually look like; both are kept with the run, unless other --data or --checkpoint is given.
 
     Example: python -m flaxresnet report runs/default
@@ -35,7 +35,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.inspection.report import investigate, write_report
+    from flaxresnet.inspection.findings import investigate
+    from flaxresnet.inspection.report import write_report
 
     use_compilation_cache()
     found = investigate(

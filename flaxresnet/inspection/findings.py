@@ -16,11 +16,13 @@ from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.trust.assessment import Assessment, assess
 from flaxresnet.trust.calibration import softmax
+from flaxresnet.trust.robustness import Robustness, robustness
 from flaxresnet.trust.stored import digest
 from flaxresnet.trust.strangeness import REFERENCES
 
 MOST_MISTAKES = 24  # pictures
-SAMPLE_STREAM = 0x5E7  # of the random numbers that choose reference images
+MOST_CHANGED = 100  # test images that are changed, each in nineteen ways: two thousand answers say enough
+SAMPLE_STREAM = 0x5E7  # of the random numbers that choose images
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Findings:
       rows: of `metrics.jsonl`; empty for weights that were not trained here.
       result: on the test images.
       assessment: how far answers can be trusted.
+      robustness: on the test images as others would have taken them.
       mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
       checkpoint: which weights.
       test_fingerprint: of the test images.
@@ -41,6 +44,7 @@ class Findings:
     rows: list[dict[str, Any]]
     result: Evaluation
     assessment: Assessment
+    robustness: Robustness
     mistakes: list[tuple[np.ndarray, int, int, float]]
     checkpoint: Which
     test_fingerprint: str
@@ -81,8 +85,17 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
     result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
-    mistakes = most_confident_mistakes(test, softmax(logits, assessment.trust.temperature))
-    return Findings(info, folder.read_metrics(), result, assessment, mistakes, checkpoint, test.fingerprint())
+    temperature, some = assessment.trust.temperature, _sample(len(test), MOST_CHANGED, info)
+    return Findings(
+        info=info,
+        rows=folder.read_metrics(),
+        result=result,
+        assessment=assessment,
+        robustness=robustness(classifier.logits, test.images[some], test.labels[some], temperature),
+        mistakes=most_confident_mistakes(test, softmax(logits, temperature)),
+        checkpoint=checkpoint,
+        test_fingerprint=test.fingerprint(),
+    )
 
 
 def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
@@ -91,8 +104,13 @@ def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) ->
     fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
     if train is None or not fits or (known is not None and train.fingerprint() != known):
         return np.zeros((0, 1), np.float32)
-    order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(len(train))[:REFERENCES]
-    return classifier.see(train.images[np.sort(order)])[1]
+    return classifier.see(train.images[_sample(len(train), REFERENCES, info)])[1]
+
+
+def _sample(count: int, most: int, info: RunInfo) -> np.ndarray:
+    """Indices of so many at most of `count` images, in order, the same ones always for a run."""
+    order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(count)
+    return np.sort(order[:most])
 
 
 def most_confident_mistakes(

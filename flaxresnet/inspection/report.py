@@ -21,6 +21,7 @@ from flaxresnet.inspection.figures import save
 from flaxresnet.inspection.findings import Findings
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.trust.calibration import calibration_error
+from flaxresnet.trust.robustness import Row
 from flaxresnet.trust.strangeness import FALSE_ALARMS
 from flaxresnet.writing import replacing, saying_why_not
 
@@ -87,6 +88,7 @@ def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
     curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
     yield page.section("Does it know when it is sure?", curve, *map(page.words, _calibration(found)))
     yield page.section("The most confident mistakes", *_mistakes(found))
+    yield page.section("Photos taken otherwise", *_robustness(found))
     yield page.section("Set-up", *_set_up(found))
 
 
@@ -102,6 +104,12 @@ def _headline(found: Findings) -> Iterator[tuple[str, str, str]]:
     yield "Test loss", f"{found.result.loss:.4f}", "nats"
     error = calibration_error(found.assessment.after)
     yield "Calibration error", f"{error:.3f}", f"as trained {calibration_error(found.assessment.before):.3f}"
+    told = found.robustness
+    yield (
+        "Photos taken otherwise",
+        f"{told.mean:.3f}",
+        f"mean of {len(told.rows)} changes of {told.clean.images} images",
+    )
     if found.rows:
         rate = statistics.median(row["images_per_second"] for row in found.rows)
         total = sum(row["seconds"] for row in found.rows)
@@ -175,6 +183,39 @@ def _mistakes(found: Findings) -> Iterator[str]:
         (image, f"{escape(names[true])}, taken for <b class=wrong>{escape(names[other])}</b> ({sure:.3f})")
         for image, true, other, sure in found.mistakes
     )
+
+
+def _robustness(found: Findings) -> Iterator[str]:
+    told, names = found.robustness, found.info.class_names
+    low, high = wilson_interval(told.clean.correct, told.clean.images)
+    yield page.words(
+        f"{told.clean.images:,} of the test images, each changed in {len(told.rows)} ways to a middling degree: "
+        f"{told.mean:.3f} of them are answered rightly on average, and {told.rows[0].share:.3f} in the worst way; "
+        f"as they are, {told.clean.share:.3f} ({low:.2f}–{high:.2f})."
+    )
+    yield page.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
+    before, after = calibration_error(told.before), calibration_error(told.after)
+    yield page.words(
+        f"In brackets: 95% intervals. On these photos the expected calibration error is {before:.3f}, and {after:.3f} "
+        "with the temperature. Photos of other people differ in more ways than these; if yours are classified badly, "
+        "let it learn from twenty of them: train.py --recipe finetune --init with this run's folder.",
+        soft=True,
+    )
+    if told.failures:
+        yield page.words("The surest mistake of each kind:")
+        yield page.photos(
+            (
+                one.image,
+                f"{one.change}: {escape(names[one.true])}, taken for <b class=wrong>{escape(names[one.predicted])}</b> "
+                f"({one.sure:.3f})",
+            )
+            for one in told.failures
+        )
+
+
+def _row_of_change(row: Row) -> tuple[str, str, str]:
+    low, high = wilson_interval(row.correct, row.images)
+    return row.change, f"{row.correct:,} of {row.images:,}", f"{row.share:.3f} ({low:.2f}–{high:.2f})"
 
 
 def _set_up(found: Findings) -> Iterator[str]:

@@ -155,7 +155,8 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter) -> Run:
 
 def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:
     """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
-    from flaxresnet.inspection.report import investigate, write_report
+    from flaxresnet.inspection.findings import investigate
+    from flaxresnet.inspection.report import write_report
 
     try:
         found = investigate(run.workdir, splits)

@@ -18,7 +18,8 @@ from flaxresnet import __main__ as commands
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.inspection.figures import legible
-from flaxresnet.inspection.report import command_of, investigate, most_confident_mistakes, write_report
+from flaxresnet.inspection.findings import investigate, most_confident_mistakes
+from flaxresnet.inspection.report import command_of, write_report
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profile import Profile
 
@@ -69,7 +70,7 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("flaxresnet.inspection.report.investigate", fail)
+    monkeypatch.setattr("flaxresnet.inspection.findings.investigate", fail)
     config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 1
     kind = "" if isinstance(error, fr.UserError) else "RuntimeError: "
@@ -161,6 +162,19 @@ def test_training_images_that_have_changed_are_no_reference(run, noisy_splits):
     assert len(found.assessment.trust.references) == 0
     page = write_report(run, found).read_text()
     assert "Without the training images it cannot be told which photos are unlike them." in page
+
+
+def test_the_page_tells_of_photos_taken_otherwise(run, noisy_splits):
+    found = investigate(run, noisy_splits)
+    text, told = write_report(run, found).read_text(), found.robustness
+    assert told.clean.correct == int(np.trace(found.result.confusion))
+    for row in told.rows:
+        assert f"<td>{row.change}</td><td>{row.correct} of 60</td><td>{row.share:.3f} (" in text
+    assert f"<b>{told.mean:.3f}</b>" in text
+    assert "The surest mistake of each kind" in text
+    assert text.count(">background: ") == 1
+    many = investigate(run, Splits(None, images_of(130, seed=4), "many.h5"))
+    assert {row.images for row in many.robustness.rows} == {100}
 
 
 def test_words_from_outside_are_no_html(run, noisy_splits):

@@ -1,0 +1,97 @@
+"""How right, and how rightly sure, a network is on test images as other people would have taken them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from flaxresnet.trust.calibration import Bin, reliability, softmax
+from flaxresnet.trust.shifts import all_shifts
+
+STRENGTH = "middle"
+
+
+class Row(NamedTuple):
+    """Of one kind of change: its name, images, and how many of them were answered rightly."""
+
+    change: str
+    images: int
+    correct: int
+
+    @property
+    def share(self) -> float:
+        """Accuracy."""
+        return self.correct / self.images
+
+
+class Failure(NamedTuple):
+    """The surest mistake of one kind of change: the changed photo, true and predicted class, probability."""
+
+    change: str
+    image: np.ndarray
+    true: int
+    predicted: int
+    sure: float
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Answers to test images, each changed in every way of `shifts.SHIFTS` at the middle strength.
+
+    Attributes:
+      rows: a kind of change each, the worst first.
+      clean: the same images as they are.
+      before, after: confidence and accuracy on all changed images, with the softmax of the logits, and with that of
+        logits / temperature.
+      failures: of each kind that has any, the surest first.
+    """
+
+    rows: list[Row]
+    clean: Row
+    before: list[Bin]
+    after: list[Bin]
+    failures: list[Failure]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the kinds of change."""
+        return float(np.mean([row.share for row in self.rows]))
+
+
+def robustness(
+    logits_of: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    temperature: float = 1.0,
+) -> Robustness:
+    """Changes test images and looks at the answers.
+
+    Args:
+      logits_of: from photos (n, height, width, 3) uint8 to (n, classes).
+      images: (n, height, width, 3), uint8; one at least.
+      labels: (n,) int.
+      temperature: that of the network's probabilities.
+    """
+    clean = Row("none", len(labels), int((logits_of(images).argmax(axis=1) == labels).sum()))
+    rows, failures, everything = [], [], []
+    for change, _, photos in all_shifts(images, (STRENGTH,)):
+        logits = logits_of(photos)
+        everything.append(logits)
+        predicted = logits.argmax(axis=1)
+        wrong = np.flatnonzero(predicted != labels)
+        rows.append(Row(change, len(labels), len(labels) - len(wrong)))
+        if len(wrong):
+            sure = softmax(logits[wrong], temperature).max(axis=1)
+            worst = wrong[sure.argmax()]
+            failures.append(
+                Failure(change, photos[worst], int(labels[worst]), int(predicted[worst]), float(sure.max()))
+            )
+    logits, truth = np.concatenate(everything), np.tile(labels, len(rows))
+    return Robustness(
+        rows=sorted(rows, key=lambda row: row.correct),
+        clean=clean,
+        before=reliability(softmax(logits), truth),
+        after=reliability(softmax(logits, temperature), truth),
+        failures=sorted(failures, key=lambda failure: -failure.sure),
+    )

@@ -1,0 +1,51 @@
+"""Accuracy and confidence on changed test images, where what the network answers is known."""
+
+import numpy as np
+import pytest
+
+from flaxresnet.trust.calibration import calibration_error
+from flaxresnet.trust.robustness import robustness
+from flaxresnet.trust.shifts import SHIFTS, shifted
+
+LABELS = np.arange(6) % 2
+IMAGES = np.where(LABELS[:, None, None, None] == 1, 150, 90) * np.ones((6, 16, 16, 3))
+IMAGES = IMAGES.astype(np.uint8)
+
+
+def by_brightness(images):
+    """Logits ±2: class 1 where a photo is brighter than 120 in the mean."""
+    sign = np.where(images.mean(axis=(1, 2, 3)) > 120, 2.0, -2.0)
+    return np.stack([-sign, sign], axis=1)
+
+
+def test_each_change_is_counted_and_the_worst_comes_first():
+    found = robustness(by_brightness, IMAGES, LABELS)
+    assert {row.change for row in found.rows} == set(SHIFTS)
+    assert found.clean.correct == found.clean.images == 6
+    shares = [row.share for row in found.rows]
+    assert shares == sorted(shares)
+    assert found.mean == pytest.approx(np.mean(shares))
+    for row in found.rows:
+        predicted = by_brightness(shifted(IMAGES, row.change, "middle")).argmax(axis=1)
+        assert row.correct == (predicted == LABELS).sum()
+    right = {row.change: row.share for row in found.rows}
+    assert right["mirror"] == right["rotation"] == right["noise"] == 1
+    assert right["brightness"] < 1
+
+
+def test_the_temperature_counts_in_confidence_alone():
+    plain, soft = (robustness(by_brightness, IMAGES, LABELS, temperature) for temperature in (1.0, 4.0))
+    assert plain.rows == soft.rows
+    assert calibration_error(soft.before) == calibration_error(plain.before) == calibration_error(plain.after)
+    for found, temperature in ((plain, 1.0), (soft, 4.0)):
+        sure = 1 / (1 + np.exp(-4 / temperature))
+        assert calibration_error(found.after) == pytest.approx(abs(found.mean - sure), abs=1e-6)
+        assert {round(failure.sure, 5) for failure in found.failures} == {round(sure, 5)}
+
+
+def test_a_failure_of_each_kind_is_shown_as_it_was_seen():
+    found = robustness(by_brightness, IMAGES, LABELS)
+    assert {one.change for one in found.failures} == {row.change for row in found.rows if row.share < 1}
+    for one in found.failures:
+        assert by_brightness(one.image[None]).argmax() == one.predicted != one.true
+        assert any((photo == one.image).all() for photo in shifted(IMAGES, one.change, "middle"))

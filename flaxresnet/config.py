@@ -213,6 +213,9 @@ class TrainConfig:
     resume: bool = True
     """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""
 
+    resume_changed: bool = False
+    """Go on with it although options or data differ from those so far, where weights and steps still fit."""
+
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is faster."""
 

@@ -76,6 +76,7 @@ FLAGS = {
     "num_processes": (["--num-processes", "2"], 2),
     "process_id": (["--process-id", "0"], 0),
     "resume": (["--no-resume"], False),
+    "resume_changed": (["--resume-changed"], True),
     "compilation_cache": (["--no-compilation-cache"], False),
 }
 
@@ -138,6 +139,7 @@ def test_defaults_are_those_of_the_help():
         "tensorboard": False,
         "profile": False,
         "resume": True,
+        "resume_changed": False,
         "compilation_cache": True,
     }
 
@@ -450,6 +452,7 @@ MISTAKES = [
     ("num_processes", 0, "--num-processes must be at least 1, not 0"),
     ("process_id", -1, "--process-id must be at least 0, not -1"),
     ("resume", 0, "--resume must be true or false, not 0"),
+    ("resume_changed", 1, "--resume-changed must be true or false, not 1"),
     ("compilation_cache", "yes", "--compilation-cache must be true or false, not 'yes'"),
 ]
 

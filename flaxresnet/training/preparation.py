@@ -15,6 +15,8 @@ from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, width_step
 from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
+ELSEWHERE = "give another --workdir, or --no-resume to start anew"
+
 
 def image_size_for(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
     """Height and width for pictures of any size: as asked for, as the run that goes on has them, or as weights do."""
@@ -105,7 +107,6 @@ def prepare_folder(info: RunInfo, lock: WorkdirLock, note: Callable[[str], None]
     """The run's folder, locked, its `config.json` written; raises UserError where it is in use or holds another run."""
     folder = RunFolder(info.config.workdir)
     folder.lock(lock)
-    elsewhere = "give another --workdir, or --no-resume to start anew"
     if folder.exists() or folder.has_checkpoints():
         if not info.config.resume:
             note(f"the run in {folder.path} is kept as {(aside := folder.set_aside())}")
@@ -113,16 +114,32 @@ def prepare_folder(info: RunInfo, lock: WorkdirLock, note: Callable[[str], None]
             lock.release()
             folder.lock(lock)
         elif not folder.exists():
-            raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {elsewhere}")
+            raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {ELSEWHERE}")
         elif (stored := folder.read_info()).data["train_fingerprint"] is None:
             raise UserError(
                 f"--workdir {folder.path} holds {stored.data['source']}, no run to go on with; "
                 f"start from it with --init {folder.path} and give another --workdir"
             )
-        elif difference := info.difference(stored):
-            raise UserError(f"--workdir {folder.path} holds a run with {difference}; {elsewhere}")
-        elif (rows := folder.read_metrics()) and rows[-1]["epoch"] >= info.config.epochs:
-            # Nothing will be trained: the record of how many epochs were stays.
-            info = replace(info, config=replace(info.config, epochs=rows[-1]["epoch"]))
+        else:
+            check_same_experiment(info, stored, note)
+            if (rows := folder.read_metrics()) and rows[-1]["epoch"] >= info.config.epochs:
+                # Nothing will be trained: the record of how many epochs were stays.
+                info = replace(info, config=replace(info.config, epochs=rows[-1]["epoch"]))
     folder.create(info)
     return folder
+
+
+def check_same_experiment(info: RunInfo, stored: RunInfo, note: Callable[[str], None]) -> None:
+    """Raises UserError where a stored run is another experiment, unless it could go on and `--resume-changed` is given.
+
+    What differs then, and versions of packages that do, is told to `note`.
+    """
+    told = info.config.resume_changed
+    for difference, fits in info.differences(stored):
+        if not (told and fits):
+            way = ", or --resume-changed to go on with it all the same" if fits else ""
+            raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {ELSEWHERE}{way}")
+        note(f"--resume-changed: the run so far was with {difference}")
+    if others := [name for name, number in stored.versions.items() if info.versions.get(name, number) != number]:
+        changes = ", ".join(f"{name} {stored.versions[name]} (here {info.versions[name]})" for name in others)
+        note(f"the run so far was made with {changes}: figures may differ from those of one version by rounding")

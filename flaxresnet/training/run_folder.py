@@ -28,7 +28,12 @@ PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 MAY_CHANGE = {
     *("data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"),
     *("report", "tensorboard", "profile", "checkpoint_steps", "input", "workers", "shard_optimizer"),
-    *("distributed", "coordinator_address", "num_processes", "process_id"),
+    *("distributed", "coordinator_address", "num_processes", "process_id", "resume_changed"),
+}
+# Those that may differ besides when the user says so: weights, the optimiser's state and the count of steps still fit.
+MAY_CHANGE_WHEN_TOLD = {
+    *("recipe", "seed", "learning_rate", "schedule", "warmup_epochs", "label_smoothing", "momentum", "residual_scale"),
+    *("augment", "augment_ramp", "backgrounds", "crop", "policy", "erase", "mixup", "cutmix", "flip", "precision"),
 }
 
 
@@ -79,24 +84,24 @@ class RunInfo:
             norm_batch=c.norm_batch,
         )
 
-    def difference(self, other: Self) -> str | None:
-        """How `other`, a stored run, differs in what training computes, as words; None where it does not."""
+    def differences(self, other: Self) -> Iterator[tuple[str, bool]]:
+        """How `other`, a stored run, differs in what training computes: in words, and whether one could go on so."""
         mine, theirs = self.config.resolve().to_json(), other.config.resolve().to_json()
         for name, value in mine.items():
             if name not in MAY_CHANGE and value != theirs[name]:
-                return f"{flag(name)} {theirs[name]}, not {value}"
+                yield f"{flag(name)} {theirs[name]}, not {value}", name in MAY_CHANGE_WHEN_TOLD
         streamed = [bool(run.data.get("streamed")) for run in (self, other)]
         if self.config.settings.crop < 1 and streamed[0] != streamed[1]:
             where = {True: "decoded, from whole pictures (--input stream)", False: "trained on (--input memory)"}
-            return f"random crops taken where images are {where[streamed[1]]}"
+            yield f"random crops taken where images are {where[streamed[1]]}", True
         if self.preprocessing != other.preprocessing:
-            return "images of another size or scaling"
+            yield "images of another size or scaling", False
         if self.class_names != other.class_names:
-            return f"classes {listed(other.class_names)}, not {listed(self.class_names)}"
-        for split, word in (("train", "training"), ("test", "test")):
+            yield f"classes {listed(other.class_names)}, not {listed(self.class_names)}", False
+        steps = [run.data.get("train_images", 0) // run.config.batch_size for run in (self, other)]
+        for split, word, fits in (("train", "training", steps[0] == steps[1]), ("test", "test", True)):
             if self.data[f"{split}_fingerprint"] != other.data[f"{split}_fingerprint"]:
-                return f"other {word} data ({other.data['source']})"
-        return None
+                yield f"other {word} data ({other.data['source']})", fits
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -150,6 +150,24 @@ def test_a_workdir_with_a_different_run_is_refused(change, message, finished_run
     assert (finished_run / "config.json").read_bytes() == before
 
 
+def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, data_folder, tmp_path, capsys):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    stored = json.loads((copy / "config.json").read_text())
+    stored["versions"] |= {"jax": "0.1.2"}
+    (copy / "config.json").write_text(json.dumps(stored))
+    changes = {"seed": 1, "augment": 0.0, "epochs": 4}
+    with pytest.raises(fr.UserError, match="--no-resume to start anew, or --resume-changed to go on with it all the"):
+        fr.fit(config(data_folder, copy, **changes), verbose=False)
+    run = fr.fit(config(data_folder, copy, resume_changed=True, **changes))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--resume-changed: the run so far was with --seed 0, not 1" in said
+    assert f"the run so far was made with jax 0.1.2 (here {jax.__version__})" in said
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
+    assert json.loads((copy / "config.json").read_text())["config"]["seed"] == 1
+    with pytest.raises(fr.UserError, match=r"--width 4, not 8; give another --workdir, or --no-resume to start anew$"):
+        fr.fit(config(data_folder, copy, resume_changed=True, width=8, **changes), verbose=False)
+
+
 def test_a_workdir_with_a_run_on_other_data_is_refused(finished_run, tmp_path):
     write_hdf5(tmp_path / "train.h5", "train", blobs(44, seed=3))
     write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=2))

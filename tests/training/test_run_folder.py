@@ -80,12 +80,13 @@ OTHER = {
     "tensorboard": True,
     "profile": True,
     "resume": False,
+    "resume_changed": True,
     "compilation_cache": False,
 }
 
 HARMLESS = ["data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "report", "tensorboard", "profile"]
 HARMLESS += ["resume", "compilation_cache", "input", "workers", "checkpoint_steps", "shard_optimizer", "distributed"]
-HARMLESS += ["coordinator_address", "num_processes", "process_id"]
+HARMLESS += ["resume_changed", "coordinator_address", "num_processes", "process_id"]
 
 
 def written(tmp_path, info=INFO):
@@ -96,6 +97,11 @@ def written(tmp_path, info=INFO):
 
 def changed(**options):
     return dataclasses.replace(INFO, config=dataclasses.replace(INFO.config, **options))
+
+
+def difference(info, stored):
+    """The first one, in words, if there is one."""
+    return next((words for words, _ in info.differences(stored)), None)
 
 
 def test_what_create_writes_read_info_reads(tmp_path):
@@ -167,8 +173,8 @@ def test_the_model_of_options_left_to_the_recipe_has_the_recipes_momentum():
 
 
 def test_a_run_does_not_differ_from_itself_read_back(tmp_path):
-    assert INFO.difference(INFO) is None
-    assert INFO.difference(written(tmp_path).read_info()) is None
+    assert difference(INFO, INFO) is None
+    assert difference(INFO, written(tmp_path).read_info()) is None
 
 
 def test_the_other_value_of_each_option_is_another():
@@ -179,34 +185,49 @@ def test_the_other_value_of_each_option_is_another():
 @pytest.mark.parametrize("name", sorted(set(OTHER) - set(HARMLESS)))
 def test_an_option_that_changes_training_is_a_difference(name):
     stored = getattr(INFO.config, name)
-    assert changed(**{name: OTHER[name]}).difference(INFO) == f"--{name.replace('_', '-')} {stored}, not {OTHER[name]}"
+    assert difference(changed(**{name: OTHER[name]}), INFO) == f"--{name.replace('_', '-')} {stored}, not {OTHER[name]}"
 
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_an_option_that_does_not_change_training_is_no_difference(name):
-    assert changed(**{name: OTHER[name]}).difference(INFO) is None
+    assert difference(changed(**{name: OTHER[name]}), INFO) is None
 
 
 def test_other_classes_are_a_difference():
     new = dataclasses.replace(INFO, class_names=("palm", "五", "Fäuste"))
-    assert new.difference(INFO) == "classes Fäuste, 五, palm, not palm, 五, Fäuste"
+    assert difference(new, INFO) == "classes Fäuste, 五, palm, not palm, 五, Fäuste"
 
 
 @pytest.mark.parametrize("changes", [{"height": 32}, {"scale": 1 / 255}, {"channels": "bgr"}], ids=str)
 def test_other_preprocessing_is_a_difference(changes):
     new = dataclasses.replace(INFO, preprocessing=dataclasses.replace(INFO.preprocessing, **changes))
-    assert new.difference(INFO) == "images of another size or scaling"
+    assert difference(new, INFO) == "images of another size or scaling"
 
 
 def test_other_training_data_are_a_difference_wherever_they_lie():
     new = dataclasses.replace(INFO, data=INFO.data | {"train_fingerprint": "f" * 64})
-    assert new.difference(INFO) == "other training data (signs.h5)"
+    assert difference(new, INFO) == "other training data (signs.h5)"
     moved = dataclasses.replace(INFO, data=INFO.data | {"source": "moved.h5"})
-    assert moved.difference(INFO) is None
+    assert difference(moved, INFO) is None
+
+
+def test_what_keeps_weights_and_steps_as_they_are_may_go_on_when_told():
+    def fits(info):
+        return [fits for _, fits in info.differences(INFO)]
+
+    assert fits(changed(learning_rate=OTHER["learning_rate"], augment=OTHER["augment"])) == [True, True]
+    for name in ("model", "width", "optimizer", "batch_size", "accumulate", "ema", "freeze", "weight_decay"):
+        assert fits(changed(**{name: OTHER[name]})) == [False], name
+    assert fits(dataclasses.replace(INFO, class_names=INFO.class_names[::-1])) == [False]
+    other = {"train_fingerprint": "f" * 64}
+    assert fits(dataclasses.replace(INFO, data=INFO.data | other)) == [True]
+    more = INFO.config.batch_size
+    assert fits(dataclasses.replace(INFO, data=INFO.data | other | {"train_images": more})) == [False]
+    assert fits(dataclasses.replace(INFO, data=INFO.data | {"test_fingerprint": "f" * 64})) == [True]
 
 
 def test_other_versions_are_no_difference():
-    assert dataclasses.replace(INFO, versions={"python": "3.13.0"}).difference(INFO) is None
+    assert difference(dataclasses.replace(INFO, versions={"python": "3.13.0"}), INFO) is None
 
 
 def edited(**changes):
@@ -397,9 +418,9 @@ def test_random_crops_taken_elsewhere_are_a_difference():
     streamed, held = (
         dataclasses.replace(changed(crop=0.5), data=INFO.data | {"streamed": value}) for value in (True, False)
     )
-    assert held.difference(streamed) == (
+    assert difference(held, streamed) == (
         "random crops taken where images are decoded, from whole pictures (--input stream)"
     )
-    assert streamed.difference(held) == "random crops taken where images are trained on (--input memory)"
+    assert difference(streamed, held) == "random crops taken where images are trained on (--input memory)"
     whole = dataclasses.replace(INFO, data=INFO.data | {"streamed": True})
-    assert whole.difference(INFO) is None
+    assert difference(whole, INFO) is None

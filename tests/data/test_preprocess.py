@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -353,3 +355,15 @@ def test_what_is_shown_of_a_photo_is_what_is_taken_of_it():
     np.testing.assert_array_equal(middle.seen(photo), photo[8:56, 40:88])
     np.testing.assert_array_equal(middle.load(photo), photo[8:56, 40:88])
     assert Preprocessing(48, 48).seen(photo) is photo
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    side = 50_000  # 7.5 GB of pixels, in a file of some bytes
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match=r"bomb\.png cannot be read as a picture \(Image size \(2500000000 pixels\)"):
+        decode(path)

@@ -363,3 +363,29 @@ def test_small_and_oblong_images_of_the_tutorials_network(tmp_path):
     )
     write_weights(oblong, tmp_path / "w.weights.h5")
     assert_same(read_weights(tmp_path / "w.weights.h5"), oblong)
+
+
+def test_a_lambda_layer_is_refused_and_not_executed(tmp_path, monkeypatch):
+    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
+    monkeypatch.chdir(tmp_path)
+    harm = keras.layers.Lambda(lambda x: (__import__("os").mkdir("harm-was-done"), x)[1], output_shape=(8, 8, 3))
+    model = keras.Sequential([keras.Input((8, 8, 3)), harm, keras.layers.Flatten(), keras.layers.Dense(3)])
+    for name in ("w.keras", "w.h5"):
+        model.save(name)
+        if (done := Path("harm-was-done")).exists():  # by Keras, when the model was built
+            done.rmdir()
+        with pytest.raises(UserError, match=rf"{name.replace('.', '[.]')}"):
+            read_weights(name)
+        assert not done.exists()
+
+
+def test_names_in_an_archive_that_lead_out_of_it_write_nothing(tmp_path):
+    weights, inside = random_weights("resnet14", "tutorial"), tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    write_weights(weights, inside / "w.keras")
+    with zipfile.ZipFile(inside / "w.keras", "a") as archive:
+        for name in ("../evil.h5", "/tmp/evil.h5", str(tmp_path / "evil.h5")):
+            archive.writestr(name, b"evil")
+    before = sorted(tmp_path.rglob("*"))
+    assert_same(read_weights(inside / "w.keras"), weights)
+    assert sorted(tmp_path.rglob("*")) == before

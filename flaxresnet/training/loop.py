@@ -196,6 +196,7 @@ class Trainer:
         measured = self.config.recalibrate and self.config.frozen != PARTS
         self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
         self.state: TrainState
+        self.goes_on = bool(saved.there())
         self.zero = jax.device_put(Metrics.zero(), feed.replicated)
         self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
         self.programs = self._compile(info)
@@ -210,7 +211,7 @@ class Trainer:
             self.test.shapes(),
             self.sample,
             self.feed.replicated,
-            fresh=self.saved.step() is None,
+            fresh=not self.goes_on,
             divided=self.config.shard_optimizer,
         )
         _ = programs.train_step  # waits for it
@@ -250,7 +251,7 @@ class Trainer:
     def _begin(self) -> list[dict[str, Any]]:
         """Fills the state, from the newest checkpoint or afresh; returns the rows of the epochs that it has seen."""
         rows, self.metrics = list[dict[str, Any]](), self.zero
-        if self.saved.step() is not None:
+        if self.goes_on:
             self.state, self.metrics, rows = self.saved.restore(self.programs.shapes, self.zero)
         else:
             self.state = self.programs.create()

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from flaxresnet.errors import UserError
 from flaxresnet.training.checkpoint import Checkpoints, DamagedError, Unfinished, steps_in, steps_without_row
-from flaxresnet.training.distributed import by_the_first, is_first
+from flaxresnet.training.distributed import by_the_first, gathered, is_first
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState
@@ -27,6 +27,7 @@ class Saved:
         with ExitStack() as opened:
             self._epochs = opened.enter_context(Checkpoints(self._folder.checkpoints))
             self._within = opened.enter_context(Unfinished(self._folder.unfinished))
+            self._kinds: tuple[Unfinished, Checkpoints] = (self._within, self._epochs)
             self._opened = opened.pop_all()
         return self
 
@@ -37,26 +38,40 @@ class Saved:
                 self._folder.unfinished.rmdir()
 
     def step(self) -> int | None:
-        """The newest step that is saved, if any."""
+        """The newest step that is saved, as this process sees it, if any."""
         steps = [kind.latest_step() for kind in (self._epochs, self._within)]
         return max((step for step in steps if step is not None), default=None)
+
+    def there(self) -> list[tuple[int, int]]:
+        """The steps that all processes see, in order, each with the place of its kind in `_kinds`; all have to ask.
+
+        What one of them has written, another may see later on a disk that is reached over a network. Raises UserError
+        where no step is seen by all and some by one.
+        """
+        mine = [(step, place) for place, kind in enumerate(self._kinds) for step in kind.steps()]
+        seen = [{(step, place) for step, place in one} for one in gathered(mine)]
+        common = set.intersection(*seen)
+        if any(seen) and not common:
+            raise UserError(
+                f"the processes see different checkpoints in {self._folder.path} (this one {len(mine)}); give a "
+                "--workdir on a disk that all of them share, or start them again once it looks the same to all"
+            )
+        return sorted(common)
 
     def restore(self, shapes: TrainState, zero: Metrics) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
         """The newest intact state, placed as `shapes` is, the sums of its epoch so far, and the rows of those before.
 
         DamagedError ones are put into a folder of their own. Raises UserError where none is intact.
         """
-        kinds: list[Checkpoints | Unfinished] = [self._within, self._epochs]
         wrong, damaged = "", list[Path]()
-        there = sorted((step, number) for number in range(len(kinds)) for step in kinds[number].steps())
-        for step, number in reversed(there):
+        for step, number in reversed(self.there()):
             if wrong:
                 self._note(f"{wrong}; going back to step {step}")
             try:
-                found = self._found(shapes, zero, step, kinds[number] is self._within)
+                found = self._found(shapes, zero, step, self._kinds[number] is self._within)
             except DamagedError as error:
                 wrong = str(error)
-                damaged.append(kinds[number].path_of(step))
+                damaged.append(self._kinds[number].path_of(step))
             else:
                 self._put_aside(damaged)
                 return found

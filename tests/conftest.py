@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
-# Half the time to compile; what the programs compute stays the same to rounding.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_llvm_disable_expensive_passes=true"
+# A third of the time to compile; what the programs compute stays the same to rounding.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
 os.environ.setdefault("TERM", "dumb")
 
 import jax
@@ -17,6 +18,7 @@ import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
 
+HASTE = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
 SMALL = {"model": "resnet14", "width": 4, "batch_size": 8, "residual_scale": 1.0, "report": False}
 # In this process the smallest network has one stage and not four, for it is compiled some twenty times; what surrounds

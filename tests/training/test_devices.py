@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import weights_of
+from conftest import HASTE, weights_of
 
 PROGRAM = """
 import sys, json, jax
@@ -28,9 +29,6 @@ except fr.UserError as error:
     print(json.dumps([jax.device_count(), str(error)]))
 """
 ROOT = str(Path(__file__).parents[2])
-
-
-HASTE = "--xla_llvm_disable_expensive_passes=true"  # half the time to compile
 
 
 def fit_on(devices: int, cache, flags: str = HASTE, **options):
@@ -79,7 +77,7 @@ def test_any_number_of_devices_gives_the_losses_of_one(data_folder, tmp_path, ca
     for mine, theirs in zip(history, one_device[1], strict=True):
         for name in LOSSES:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5)
-    assert history[1]["test_loss"] < history[0]["test_loss"] / 2  # it learns
+    assert history[1]["test_loss"] < math.log(3) / 4  # it learns: at chance it would be log 3
     mine, theirs = (weights_of(run, (1, 1)) for run in (workdir, one_device[0]))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), mine, theirs)
 

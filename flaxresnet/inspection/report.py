@@ -202,7 +202,7 @@ def _robustness(found: Findings) -> Iterator[str]:
         soft=True,
     )
     if told.failures:
-        yield page.words("The surest mistake of each kind:")
+        yield page.words("The surest mistake of each kind, of images that are answered rightly as they are:")
         yield page.photos(
             (
                 one.image,

@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The surest mistake of one kind of change: the changed photo, true and predicted class, probability."""
+    """The surest mistake that one kind of change brings: the changed photo, true and predicted class, probability."""
 
     change: str
     image: np.ndarray
@@ -44,7 +44,7 @@ class Robustness:
       clean: the same images as they are.
       before, after: confidence and accuracy on all changed images, with the softmax of the logits, and with that of
         logits / temperature.
-      failures: of each kind that has any, the surest first.
+      failures: of each kind that has any among the images that are answered rightly as they are, the surest first.
     """
 
     rows: list[Row]
@@ -73,24 +73,23 @@ def robustness(
       labels: (n,) int.
       temperature: that of the network's probabilities.
     """
-    clean = Row("none", len(labels), int((logits_of(images).argmax(axis=1) == labels).sum()))
+    right = logits_of(images).argmax(axis=1) == labels
     rows, failures, everything = [], [], []
     for change, _, photos in all_shifts(images, (STRENGTH,)):
         logits = logits_of(photos)
         everything.append(logits)
         predicted = logits.argmax(axis=1)
-        wrong = np.flatnonzero(predicted != labels)
-        rows.append(Row(change, len(labels), len(labels) - len(wrong)))
-        if len(wrong):
-            sure = softmax(logits[wrong], temperature).max(axis=1)
-            worst = wrong[sure.argmax()]
+        rows.append(Row(change, len(labels), int((predicted == labels).sum())))
+        if len(broken := np.flatnonzero(right & (predicted != labels))):
+            sure = softmax(logits[broken], temperature).max(axis=1)
+            worst = broken[sure.argmax()]
             failures.append(
                 Failure(change, photos[worst], int(labels[worst]), int(predicted[worst]), float(sure.max()))
             )
     logits, truth = np.concatenate(everything), np.tile(labels, len(rows))
     return Robustness(
         rows=sorted(rows, key=lambda row: row.correct),
-        clean=clean,
+        clean=Row("none", len(labels), int(right.sum())),
         before=reliability(softmax(logits), truth),
         after=reliability(softmax(logits, temperature), truth),
         failures=sorted(failures, key=lambda failure: -failure.sure),

@@ -45,7 +45,14 @@ def test_the_temperature_counts_in_confidence_alone():
 
 def test_a_failure_of_each_kind_is_shown_as_it_was_seen():
     found = robustness(by_brightness, IMAGES, LABELS)
-    assert {one.change for one in found.failures} == {row.change for row in found.rows if row.share < 1}
+    assert {one.change for one in found.failures} == {row.change for row in found.rows if row.share < 1} != set()
     for one in found.failures:
         assert by_brightness(one.image[None]).argmax() == one.predicted != one.true
         assert any((photo == one.image).all() for photo in shifted(IMAGES, one.change, "middle"))
+
+
+def test_what_is_wrong_without_a_change_is_no_failure_of_the_change():
+    found = robustness(by_brightness, IMAGES, 1 - LABELS)
+    assert found.clean.correct == 0
+    assert found.failures == []
+    assert {row.share for row in found.rows if row.change in ("mirror", "noise")} == {0}

@@ -22,7 +22,7 @@ import flaxresnet as fr
 from flaxresnet.classifier import Classifier
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.evaluation import check_fit, data_for
+from flaxresnet.evaluation import data_for, fitted
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.trust.shifts import STRENGTHS, hits
 
@@ -122,8 +122,8 @@ def main(arguments: Arguments) -> None:
         splits = data_for(run, arguments.data, "test")
         if splits.test is None:
             raise SystemExit(f"{splits.source} has no test images")
-        check_fit(classifier, splits.test, splits.source)
-        rows = measured(lambda x, c=classifier: c.logits(x).argmax(axis=1), splits.test, arguments.strengths)
+        test = fitted(classifier, splits.test, splits.source)
+        rows = measured(lambda x, c=classifier: c.logits(x).argmax(axis=1), test, arguments.strengths)
         console.print(as_table(run, rows, arguments.strengths))
         everything[run] = {"summary": summary(rows, arguments.strengths), "rows": rows}
     if arguments.json:

@@ -130,7 +130,7 @@ def evaluate(
         other = "train" if split == "test" else "test"
         raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
     classifier = Classifier.load(run, checkpoint)
-    check_fit(classifier, dataset, splits.source)
+    dataset = fitted(classifier, dataset, splits.source)
     result = evaluation_of(classifier.logits(dataset.images), dataset.labels, classifier.class_names)
     return replace(result, source=splits.source, split=split)
 
@@ -178,14 +178,21 @@ def data_of_run(run: str | Path, split: str) -> Splits:
     return splits
 
 
-def check_fit(classifier: Classifier, dataset: Dataset, source: str) -> None:
-    """Raises UserError where the images or classes of the data are not those of the network."""
+def fitted(classifier: Classifier, dataset: Dataset, source: str) -> Dataset:
+    """The data with labels that count as the network's do: classes that have names are told apart by these.
+
+    Raises UserError where the images are of another size, or some class is not among the network's.
+    """
     size = (classifier.preprocessing.height, classifier.preprocessing.width)
     if dataset.image_size != size:
         raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
     mine, theirs = classifier.class_names, dataset.class_names
     if dataset.names_given and mine != theirs:
-        raise UserError(f"{source} has the classes {listed(theirs)}, but the network's are {listed(mine)}")
+        if not set(theirs) <= set(mine):
+            raise UserError(f"{source} has the classes {listed(theirs)}, but the network's are {listed(mine)}")
+        number = np.array([mine.index(name) for name in theirs], dataset.labels.dtype)
+        return replace(dataset, labels=number[dataset.labels], class_names=mine)
     if len(theirs) > len(mine):
         known = f"the network's {len(mine)} classes are 0 to {len(mine) - 1}"
         raise UserError(f"{source} holds the label {len(theirs) - 1}; {known}")
+    return dataset

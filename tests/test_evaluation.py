@@ -50,8 +50,8 @@ def test_the_training_split_can_be_evaluated(finished_run):
     [
         (blobs(6, 1, size=40), r"images of \(40, 40\) pixels, but the network takes \(32, 32\)"),
         (
-            fr.Dataset(blobs(6, 1).images, blobs(6, 1).labels, ("green", "red", "blue")),
-            "classes green, red, blue, but the network's are red, green, blue",
+            fr.Dataset(blobs(6, 1).images, blobs(6, 1).labels, ("green", "red", "yellow")),
+            "classes green, red, yellow, but the network's are red, green, blue",
         ),
     ],
 )
@@ -59,6 +59,25 @@ def test_data_that_do_not_fit_the_network_are_refused(dataset, message, finished
     write_hdf5(tmp_path / "test.h5", "test", dataset)
     with pytest.raises(fr.UserError, match=message):
         fr.evaluate(finished_run, tmp_path / "test.h5")
+
+
+def test_classes_are_told_apart_by_their_names_in_any_order_and_need_not_all_be_there(finished_run, tmp_path):
+    data = blobs(30, 7)
+    write_hdf5(tmp_path / "test.h5", "test", data)
+    expected = fr.evaluate(finished_run, tmp_path / "test.h5")
+    (tmp_path / "test.h5").unlink()
+    # blue, green, red: what is 0 among the network's classes is 2 among these.
+    write_hdf5(tmp_path / "test.h5", "test", fr.Dataset(data.images, 2 - data.labels, data.class_names[::-1]))
+    found = fr.evaluate(finished_run, tmp_path / "test.h5")
+    assert (found.class_names, found.loss) == (expected.class_names, expected.loss)
+    np.testing.assert_array_equal(found.confusion, expected.confusion)
+
+    (tmp_path / "test.h5").unlink()
+    some = data.labels > 0
+    write_hdf5(tmp_path / "test.h5", "test", fr.Dataset(data.images[some], data.labels[some] - 1, ("green", "blue")))
+    part = fr.evaluate(finished_run, tmp_path / "test.h5")
+    np.testing.assert_array_equal(part.confusion[1:], expected.confusion[1:])
+    assert part.count == 20
 
 
 def test_labels_beyond_the_networks_classes_are_refused_where_classes_have_no_names(finished_run, tmp_path):

@@ -12,7 +12,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.errors import UserError
-from flaxresnet.evaluation import Evaluation, check_fit, evaluation_of
+from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.trust.assessment import Assessment, assess
 from flaxresnet.trust.calibration import softmax
@@ -80,7 +80,7 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
         raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
     # Without what the run knew of itself so far, which may be damaged.
     info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
-    check_fit(classifier, test, splits.source)
+    test = fitted(classifier, test, splits.source)
     logits, embeddings = classifier.see(test.images)
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)

@@ -45,14 +45,18 @@ def adopt(config: TrainConfig, network: Network, assumed: Collection[str] = ()) 
 def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]) -> tuple[TrainState, bool]:
     """The first state with the weights laid into it, and whether their last layer is among them.
 
-    The last layer is taken where it is for these classes and images; elsewhere it starts anew.
+    The last layer is taken where it is for these classes, in whatever order, and images of this size; elsewhere it
+    starts anew.
 
     Raises:
       UserError: the weights do not fit; not to be expected after `adopt`.
     """
     held = layers.flatten({"params": state.params, "batch_stats": state.batch_stats})
     with_head = _head_fits(weights, held, class_names)
-    table = {name: array for name, array in weights.table.items() if with_head or not _of_head(name)}
+    table = {name: array for name, array in weights.table.items() if not _of_head(name)}
+    if with_head:
+        order = [(weights.class_names or class_names).index(name) for name in class_names]
+        table |= {name: array[..., order] for name, array in weights.table.items() if _of_head(name)}
     expected = {name: leaf.shape for name, leaf in held.items() if with_head or not _of_head(name)}
     require_equal(expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network")
     laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
@@ -68,7 +72,7 @@ def _of_head(name: str) -> bool:
 def _head_fits(weights: Weights, held: dict[str, Any], class_names: tuple[str, ...]) -> bool:
     name = f"{HEAD}/kernel"
     same_shape = name in weights.table and weights.table[name].shape == held[name].shape
-    return same_shape and weights.class_names in (None, class_names)
+    return same_shape and (weights.class_names is None or set(weights.class_names) == set(class_names))
 
 
 def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class_names: tuple[str, ...]) -> str:

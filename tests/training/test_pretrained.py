@@ -40,6 +40,18 @@ def test_a_run_from_a_runs_weights_is_good_before_it_has_learned_anything(tmp_pa
     assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
 
 
+def test_the_last_layer_is_taken_by_the_classes_names(tmp_path, finished_run):
+    for name, count, seed in (("train", 44, 1), ("test", 19, 2)):
+        data = blobs(count, seed)
+        write_hdf5(tmp_path / f"{name}.h5", name, fr.Dataset(data.images, 2 - data.labels, data.class_names[::-1]))
+    before = fr.evaluate(finished_run)
+    run = train(tmp_path, tmp_path / "run", init=str(finished_run), learning_rate=1e-9, augment=0.0)
+    assert run.history[0]["test_accuracy"] == before.accuracy
+    assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
+    names = fr.Classifier.load(tmp_path / "run").class_names
+    assert names == ("blue", "green", "red")
+
+
 def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_classes, finished_run, capsys):
     train(two_classes, tmp_path / "run", verbose=True, init=str(finished_run), learning_rate=1e-9)
     said = " ".join(capsys.readouterr().out.split())

@@ -74,6 +74,8 @@ def test_any_number_of_devices_gives_the_losses_of_one(data_folder, tmp_path, ca
     workdir = str(tmp_path / "run")
     found, history = fit_on(devices, cache, data=str(data_folder), workdir=workdir, **SGD, **options)
     assert found == devices
+    for count, rows in ((1, one_device[1]), (devices, history)):  # `-s` shows them
+        print(f"{count} device(s)", options, *(f"{name} {row[name]:.8f}" for row in rows for name in LOSSES))
     for mine, theirs in zip(history, one_device[1], strict=True):
         for name in LOSSES:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5)

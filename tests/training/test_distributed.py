@@ -160,6 +160,8 @@ def test_many_processes_give_the_losses_and_weights_of_one(start, tmp_path, one_
     processes = start(count, tmp_path / "run", "--epochs", "2", *flags, slurm=slurm)
     assert statuses(processes) == [0] * count, processes[0].log.read_text()
     found = figures(tmp_path / "run")
+    for number, rows in ((1, figures(one_process)), (count, found)):  # `-s` shows them
+        print(f"{number} process(es)", flags, *(f"{dict(zip(FIGURES, row, strict=True))}" for row in rows))
     for mine, theirs in zip(found, figures(one_process), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)  # a test loss of 0.05 is small
     mine, theirs = (weights_of(run, (1, 1)) for run in (tmp_path / "run", one_process))

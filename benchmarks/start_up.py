@@ -73,7 +73,7 @@ def child(asked: float) -> None:
         mark("data read")
         return check(*arguments)
 
-    def first_step(trainer: loop.Trainer, epoch: int) -> Any:
+    def first_step(trainer: loop.Trainer, *arguments: Any) -> Any:
         mark("compiled")
         compiled = trainer.programs.train_step
 
@@ -83,7 +83,7 @@ def child(asked: float) -> None:
             os._exit(0)
 
         type(trainer.programs).train_step = property(lambda _: step)
-        return train(trainer, epoch)
+        return train(trainer, *arguments)
 
     loop.check_splits, loop.Trainer._train = checked, first_step
     keep_freed_memory()

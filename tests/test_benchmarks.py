@@ -1,0 +1,31 @@
+"""The commands that the pages give for the benchmarks have flags that there are; the scripts themselves are run by hand."""
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import tyro
+
+import flaxresnet as fr
+
+ROOT = Path(fr.__file__).parent.parent
+PAGES = ("README.md", "benchmarks/RESULTS.md", "benchmarks/SCALING.md")
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "tyro.cli" in path.read_text())
+pytestmark = pytest.mark.skipif(not SCRIPTS, reason="the benchmarks are in the repository, not in the package")
+
+
+def commands(script: str) -> list[list[str]]:
+    """The words after the script's name wherever it is told how to run it, its own help included."""
+    text = "\n".join((ROOT / page).read_text() for page in (*PAGES, f"benchmarks/{script}.py"))
+    found = re.findall(rf"python benchmarks/{script}\.py([^`\n]*)", text)
+    return [shlex.split(words) for words in found if not re.search(r"[…\[]|MODEL|SIZE|\\", words)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_commands_that_are_shown_are_understood(script):
+    module = import_module(script)
+    assert commands(script)
+    for words in commands(script):
+        tyro.cli(module.Arguments, args=[word.rstrip(":.,;") for word in words])

@@ -1,4 +1,4 @@
-"""The commands that the pages give for the benchmarks have flags that there are; the scripts themselves are run by hand."""
+"""The commands that the pages give for the benchmarks have flags that there are; the scripts are run by hand."""
 
 import re
 import shlex

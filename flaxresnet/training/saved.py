@@ -61,20 +61,23 @@ class Saved:
     def restore(self, shapes: TrainState, zero: Metrics) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
         """The newest intact state, placed as `shapes` is, the sums of its epoch so far, and the rows of those before.
 
-        DamagedError ones are put into a folder of their own. Raises UserError where none is intact.
+        Intact to all processes, of which each may read a part; all have to ask. DamagedError ones are put into a folder
+        of their own. Raises UserError where none is intact.
         """
         wrong, damaged = "", list[Path]()
         for step, number in reversed(self.there()):
             if wrong:
                 self._note(f"{wrong}; going back to step {step}")
+            mine, found = "", None
             try:
                 found = self._found(shapes, zero, step, self._kinds[number] is self._within)
             except DamagedError as error:
-                wrong = str(error)
-                damaged.append(self._kinds[number].path_of(step))
-            else:
+                mine = str(error)
+            wrong = next(filter(None, gathered(mine)), "")
+            if not wrong and found:
                 self._put_aside(damaged)
                 return found
+            damaged.append(self._kinds[number].path_of(step))
         raise UserError(f"{wrong}; {NOTHING_LEFT}")
 
     def _found(

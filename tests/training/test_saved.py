@@ -28,13 +28,29 @@ def test_the_steps_that_all_processes_see_count(run, monkeypatch):
 
 
 def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
-    monkeypatch.setattr(saved, "gathered", lambda mine: [mine, [[10, EPOCHS]]])
+    monkeypatch.setattr(saved, "gathered", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine])
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, augment=0.0, **SMALL)
     before = RunFolder(run).read_metrics()
     history = fr.fit(config, verbose=False).history
     assert [row["step"] for row in history] == [5, 10, 15]
     assert history[1] == before[1]
     assert history[2]["test_loss"] == before[2]["test_loss"]
+
+
+def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_folder, monkeypatch, capsys):
+    damage = ["checkpoint 15 cannot be restored: its training are not those that were written"]
+
+    def gathered(mine):  # another process, which cannot read its part of the first that they try
+        return [mine, (damage.pop() if damage else "") if isinstance(mine, str) else mine]
+
+    monkeypatch.setattr(saved, "gathered", gathered)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, augment=0.0, **SMALL)
+    before = RunFolder(run).read_metrics()
+    assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
+    assert not damage
+    said = capsys.readouterr().out
+    assert "cannot be restored: its training are not those that were written; going back to step 10" in said
+    assert [path.name for path in (run / "damaged").iterdir()] == ["checkpoints-15.1"]
 
 
 def test_a_folder_that_only_some_processes_have_is_a_sentence(run, monkeypatch):

@@ -9,12 +9,14 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import time
 import zipfile
 from collections import Counter
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -38,6 +40,8 @@ from flaxresnet.training.run_folder import RunFolder
 
 FUZZ = int(os.environ.get("FUZZ", "0"))
 LONGEST = 10  # seconds for one input
+MOST_MEMORY = 1024  # MiB more than before, for one input
+PROCESS = Path("/proc/self")  # where the system tells of a process's memory: Linux
 FEW = 15
 FUZZED = settings(
     max_examples=FUZZ or FEW,
@@ -47,6 +51,7 @@ FUZZED = settings(
     suppress_health_check=[*HealthCheck],
 )
 TRIED: Counter[tuple[str, str]] = Counter()
+WORST: Counter[str] = Counter()  # MiB
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
 WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})
 PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
@@ -58,12 +63,19 @@ def told(request):
     if FUZZ:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             for (what, outcome), count in sorted(TRIED.items()):
-                print(f"{what}: {outcome} {count}")
+                print(f"{what}: {outcome} {count}, at most {WORST[what]:.0f} MiB more")
+
+
+def peak_mebibytes():
+    found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text()) if PROCESS.exists() else None
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def attempt(what, read):
     """Reads: True where that worked, False for a UserError of one sentence; nothing else may come of it."""
-    start = time.monotonic()
+    if PROCESS.exists():
+        (PROCESS / "clear_refs").write_text("5")  # the peak starts again from what is in use now
+    start, before = time.monotonic(), peak_mebibytes()
     try:
         read()
     except fr.UserError as error:
@@ -73,6 +85,8 @@ def attempt(what, read):
     else:
         works = True
     assert time.monotonic() - start < LONGEST
+    assert peak_mebibytes() - before < MOST_MEMORY
+    WORST[what] = max(WORST[what], peak_mebibytes() - before)
     TRIED[what, "worked" if works else "refused"] += 1
     return works
 

@@ -25,7 +25,7 @@ SEED = int(os.environ.get("KILLS_SEED", "0"))
 PATIENCE = 300  # seconds, for one start
 # `train.py`, which notes of each training step what the pictures in it are: a line of the step and a hash of each.
 PROGRAM = """
-import hashlib, json, sys
+import hashlib, json, sys, time
 from pathlib import Path
 root, log = sys.argv[1:3]
 sys.path.insert(0, root)
@@ -40,6 +40,7 @@ def noted(self, batches, step):
     batch = real(self, batches, step)
     pictures = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in np.asarray(batch.images)]
     print(json.dumps([step, pictures]), file=seen, flush=True)
+    time.sleep(0.2)  # as long as a larger network's step, so that checkpoints within an epoch are whole before its end
     return batch
 Trainer._next = noted
 sys.argv = ["train.py", *sys.argv[3:]]

@@ -139,13 +139,13 @@ class TrainConfig:
     """Share of the target probability that is spread evenly over all classes."""
 
     augment: float | None = option(None, between(0, 2))
-    """Strength of random rotation, scale, shift, tilt, light, colour, blur and noise; 0 turns these off."""
+    """Strength of random rotation, scale, shift, tilt, light, colour, blur, noise; 0: none of these (see --flip, --backgrounds)."""
 
     augment_ramp: float | None = option(None, at_least(0))
     """Epochs in which the augmentation grows from nothing to its strength."""
 
     backgrounds: float | None = option(None, between(0, 1))
-    """Share of the images with a plain background that get another one; that is harder to learn."""
+    """Share of the images with a plain background that get another one at random."""
 
     crop: float | None = option(None, SHARE)
     """Smallest share of an image's area in a random crop, which is brought to the full size. 1: no crops."""

@@ -61,10 +61,18 @@ TUTORIAL = Recipe()
 # The shortest way to a good test accuracy on images like those of training: give it 5 to 10 epochs.
 FAST = Recipe(schedule="cosine", warmup_epochs=0.5, momentum=0.9, residual_scale=0.0)
 # Made for photos that other people take.
-ROBUST = dataclasses.replace(FAST, warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, augment_ramp=6.0)
+ROBUST = dataclasses.replace(
+    FAST, warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, augment_ramp=6.0, backgrounds=0.2
+)
 # For weights that have learned from other pictures (--init): first the last layer, then all, the first layers least.
 FINETUNE = dataclasses.replace(
-    ROBUST, learning_rate=3e-4, augment_ramp=1.0, residual_scale=1.0, head_epochs=1.0, layer_decay=0.8
+    ROBUST,
+    learning_rate=3e-4,
+    augment_ramp=1.0,
+    backgrounds=0.0,
+    residual_scale=1.0,
+    head_epochs=1.0,
+    layer_decay=0.8,
 )
 # For hundreds of thousands of pictures, as published with 90 to 120 epochs. Goyal et al. 2017, arXiv:1706.02677: rate,
 # warm-up, weight decay, silent residual branches, batch norm's momentum. He et al. 2019, arXiv:1812.01187: no decay of

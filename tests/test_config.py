@@ -223,6 +223,7 @@ RESOLVED = {
         "label_smoothing": 0.05,
         "augment": 1,
         "augment_ramp": 6,
+        "backgrounds": 0.2,
         "momentum": 0.9,
         "residual_scale": 0,
         "head_epochs": 0,

@@ -22,7 +22,7 @@ import flaxresnet as fr
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("KILLS", "0"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
-PATIENCE = 300  # seconds, for one start
+PATIENCE = 900  # seconds, for one start on a busy machine
 # `train.py`, which notes of each training step what the pictures in it are: a line of the step and a hash of each.
 PROGRAM = """
 import hashlib, json, sys, time

@@ -139,7 +139,7 @@ class TrainConfig:
     """Share of the target probability that is spread evenly over all classes."""
 
     augment: float | None = option(None, between(0, 2))
-    """Strength of random rotation, scale, shift, tilt, light, colour, blur, noise; 0: none (see --flip, --backgrounds)."""
+    """Strength of random geometry, light, colour, blur and noise; 0: none of these (see --flip, --backgrounds)."""
 
     augment_ramp: float | None = option(None, at_least(0))
     """Epochs in which the augmentation grows from nothing to its strength."""

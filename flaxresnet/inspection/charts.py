@@ -54,12 +54,12 @@ def learning_curves(rows: Sequence[dict[str, Any]], theme: str) -> Figure:
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
             for split in ("train", "test"):
                 values = [row[f"{split}_{name}"] for row in rows]
-                axes.plot(epochs, values, marker, ls="-", ms=3.5, color=colours[split], label=split)
+                axes.plot(epochs, values, marker=marker, ms=3.5, color=colours[split], label=split)
             axes.set_ylabel(name if name == "accuracy" else "loss, nats")
         accuracy.set_ylim(0, 1.02)
         loss.set_ylim(bottom=0)
         loss.legend(ncols=2, loc="upper right")
-        rate.plot(epochs, [row["learning_rate"] for row in rows], marker, ls="-", ms=3.5, color=colours["ink"])
+        rate.plot(epochs, [row["learning_rate"] for row in rows], marker=marker, ms=3.5, color=colours["ink"])
         rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
         rate.xaxis.get_major_locator().set_params(integer=True)
     return figure

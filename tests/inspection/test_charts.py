@@ -11,7 +11,7 @@ FIGURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learni
 
 @pytest.mark.parametrize("epochs", [1, 29, 60])  # from 30 on without a mark at each epoch
 def test_learning_curves_go_through_all_epochs_without_a_word(epochs):
-    rows = [{"epoch": epoch} | {name: epoch / 100 for name in FIGURES} for epoch in range(1, epochs + 1)]
+    rows = [{"epoch": epoch} | dict.fromkeys(FIGURES, epoch / 100) for epoch in range(1, epochs + 1)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = learning_curves(rows, "light")

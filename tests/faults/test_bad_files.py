@@ -10,12 +10,10 @@ import json
 import os
 import random
 import re
-import shutil
 import time
 import zipfile
 from collections import Counter
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -24,8 +22,8 @@ import pytest
 from conftest import blobs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import random_weights
 from PIL import Image
+from readers import READERS, read_data, read_figures, read_run, write_valid_files
 
 import flaxresnet as fr
 from flaxresnet import cli
@@ -33,10 +31,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.config import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.folder import read_folder
-from flaxresnet.data.hdf5 import read_hdf5
-from flaxresnet.data.preprocess import decode
-from flaxresnet.interop.files import read_weights, write_weights
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.interop.files import read_weights
 
 FUZZ = int(os.environ.get("FUZZ", "0"))
 LONGEST = 10  # seconds for one input
@@ -52,9 +47,6 @@ FUZZED = settings(
 )
 TRIED: Counter[tuple[str, str]] = Counter()
 WORST: Counter[str] = Counter()  # MiB
-WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
-WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})
-PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,18 +118,7 @@ def changed(content: bytes, changes) -> bytes:
 def originals(tmp_path_factory, data_folder, finished_run):
     """The bytes of valid files, by name."""
     folder = tmp_path_factory.mktemp("originals")
-    for name, variant in WEIGHTS.items():
-        write_weights(random_weights("resnet14", variant, width=4, image=32, classes=3), folder / name)
-    with h5py.File(folder / "packed.h5", "w") as file:
-        data = blobs(9, seed=3)
-        file.create_dataset("train_set_x", data=data.images, chunks=(2, 32, 32, 3), compression="gzip")
-        file["train_set_y"], file["list_classes"] = data.labels, np.array([b"a", b"b", b"c"])
-    picture = Image.fromarray(blobs(1, seed=4).images[0])
-    for kind in PICTURES:
-        picture.save(folder / f"picture.{kind}")
-    shutil.copy(data_folder / "test.h5", folder / "data.h5")
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copy(finished_run / name, folder)
+    write_valid_files(folder, data_folder, finished_run)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -153,33 +134,6 @@ def place(tmp_path_factory):
         return path
 
     return write
-
-
-def read_data(path):
-    splits = read_hdf5([path], str(path))
-    for split in (splits.train, splits.test):
-        if split is not None:
-            split.class_counts()
-            np.asarray(split.images[0]).sum()
-
-
-def read_figures(path):
-    for row in RunFolder(path.parent).read_metrics():
-        int(row["epoch"])
-
-
-def read_run(path):
-    RunFolder(path.parent).read_info().model()
-
-
-READERS = {
-    "data.h5": read_data,
-    "packed.h5": read_data,
-    **dict.fromkeys(WEIGHTS, read_weights),
-    "config.json": read_run,
-    "metrics.jsonl": read_figures,
-    **{f"picture.{kind}": decode for kind in PICTURES},
-}
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -1,0 +1,45 @@
+"""Tries changed files on one reader, led by which lines of it they reach: `guided.py NAME FOLDER [flags of libFuzzer]`.
+
+`FOLDER/corpus` holds valid files to begin with. Whatever is not a `UserError`, ten seconds or 2 GiB end it with another
+status and leave the file in `FOLDER`.
+"""
+
+import sys
+from pathlib import Path
+
+import atheris
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(folder) for folder in (HERE, HERE.parent, HERE.parent / "interop")]
+
+INSTRUMENTED = ["flaxresnet", "zipfile", "safetensors", "PIL"]
+
+
+def main(name: str, folder: Path, flags: list[str]) -> None:
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        from readers import READERS
+
+        from flaxresnet.errors import UserError
+
+        READERS[name](folder / "corpus" / name)  # now, for much is imported when it is first needed
+
+    (tried := folder / "tried").mkdir(exist_ok=True)
+    path = tried / name
+
+    def attempt(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            READERS[name](path)
+        except UserError as error:
+            if not str(error).strip():
+                raise RuntimeError("an error without words") from error
+        if others := {*tried.iterdir()} - {path}:
+            raise RuntimeError(f"other files were written: {others}")
+
+    limits = ["-timeout=10", "-rss_limit_mb=2048", f"-artifact_prefix={folder}/", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], str(folder / "corpus"), *limits, *flags], attempt)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

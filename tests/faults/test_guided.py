@@ -1,0 +1,43 @@
+"""Bad files, led by coverage: `pip install atheris`, then `GUIDED=60 python -m pytest tests/faults/test_guided.py -s`.
+
+So many seconds for each kind of file; `test_bad_files.py` changes files blindly, and their values.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from readers import READERS, write_valid_files
+
+SECONDS = int(os.environ.get("GUIDED", "0"))
+pytestmark = [
+    pytest.mark.skipif(not SECONDS, reason="a long campaign: set GUIDED to seconds for each kind of file"),
+    pytest.mark.skipif(not find_spec("atheris"), reason="needs atheris"),
+]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory, data_folder, finished_run):
+    folder = tmp_path_factory.mktemp("originals")
+    write_valid_files(folder, data_folder, finished_run)
+    return folder
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_files_that_coverage_leads_to_are_read_or_refused(name, originals, tmp_path, capsys):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / name).write_bytes((originals / name).read_bytes())
+    command = [sys.executable, str(Path(__file__).with_name("guided.py")), name, str(tmp_path)]
+    done = subprocess.run([*command, f"-max_total_time={SECONDS}"], capture_output=True, text=True)
+    found = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert done.returncode == 0, f"{found}\n{done.stderr[-4000:]}"
+    inputs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    reached = re.findall(r"cov: (\d+)", done.stderr)
+    assert inputs
+    assert reached
+    with capsys.disabled():
+        print(f"\n{name}: {inputs[1]} inputs, {reached[0]} edges reached at first, {reached[-1]} at last")

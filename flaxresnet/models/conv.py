@@ -18,6 +18,7 @@ from jax import lax
 from flaxresnet.models import conv_forms as forms
 from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, NATIVE, Choice, choose
 from flaxresnet.models.conv_forms import LAYOUT, ROWS, Window, native, result_size
+from flaxresnet.models.mesh import is_explicit, summed_as
 
 LARGE_KERNEL = 1_000_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
 
@@ -37,8 +38,8 @@ def _gradients(
 ) -> tuple[jax.Array, jax.Array]:
     def both(forms: Choice) -> Any:
         return lambda x, kernel, g: (
-            INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window),
-            KERNEL_GRADIENT[forms.kernel_gradient](x, kernel, g, window),
+            summed_as(x, INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window)),
+            summed_as(kernel, KERNEL_GRADIENT[forms.kernel_gradient](x, kernel, g, window)),
         )
 
     return lax.platform_dependent(x, kernel, g, cpu=both(choice), default=both(NATIVE))
@@ -162,8 +163,11 @@ def _is_plain(
 ) -> bool:
     """Whether this is the case worth rewriting, on which the forms agree with XLA's convolution.
 
-    That is: two dimensions, laid out as Flax lays them out, no groups, dilation, cropping or other type of result.
+    That is: two dimensions, laid out as Flax lays them out, no groups, dilation, cropping or other type of result, and
+    no mesh with explicit axes, for which each form would have to say how what it makes is divided.
     """
+    if is_explicit(lhs) or is_explicit(rhs):
+        return False
     if lhs.ndim != 4 or not jnp.issubdtype(lhs.dtype, jnp.floating) or 0 in lhs.shape:
         return False
     if not all(isinstance(side, int) for side in lhs.shape[1:]):  # exported for images of any size

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxresnet.models.mesh import summed_as
+
 IMAGES = (0, 1, 2)  # the axes that are averaged over: batch, height and width
 
 
@@ -75,12 +77,14 @@ def normalize_batch(
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
-    y, mean, var = normalize_batch(x, scale, bias, epsilon)
-    return (y, mean, var), (x, scale, mean, var)
+    mean, var = _statistics(x)  # and not normalize_batch's, through which a second derivative would not go
+    return (_normalize(x, mean, var, scale, bias, epsilon), mean, var), (x, scale, bias, mean, var)
 
 
-def _backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _gradients(*residuals, gradients[0], epsilon)
+def _backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array, ...]:
+    x, scale, bias, mean, var = residuals
+    found = _gradients(x, scale, mean, var, gradients[0], epsilon)
+    return tuple(summed_as(primal, gradient) for primal, gradient in zip((x, scale, bias), found, strict=True))
 
 
 normalize_batch.defvjp(_forward, _backward)

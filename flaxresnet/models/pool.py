@@ -8,18 +8,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxresnet.models.mesh import is_explicit
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """`nn.max_pool` over square windows: (batch, h, w, channels) → (batch, h', w', channels).
 
-    The gradient goes to the first largest value of a window, in reading order, as in TensorFlow and PyTorch.
+    The gradient goes to the first largest value of a window, in reading order, as in TensorFlow and PyTorch. It can be
+    differentiated in reverse alone (`jax.grad`, `jax.vjp`); `nn.max_pool` can forwards, too.
 
     Args:
       x: images.
       window, stride: in pixels.
       padding: pixels of minus infinity on each side.
     """
+    return _native(x, window, stride, padding) if is_explicit(x) else _pooled(x, window, stride, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _pooled(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
     return _native(x, window, stride, padding)
 
 
@@ -28,7 +35,7 @@ def _native(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
 
 
 def _forward(x: jax.Array, window: int, stride: int, padding: int) -> tuple[jax.Array, jax.Array]:
-    return max_pool(x, window, stride, padding), x
+    return _native(x, window, stride, padding), x
 
 
 def _backward(window: int, stride: int, padding: int, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
@@ -43,7 +50,7 @@ def _backward(window: int, stride: int, padding: int, x: jax.Array, gradient: ja
     return (lax.platform_dependent(x, gradient, cpu=gathered, default=native),)
 
 
-max_pool.defvjp(_forward, _backward)
+_pooled.defvjp(_forward, _backward)
 
 
 def _gather_gradient(x: jax.Array, gradient: jax.Array, window: int, stride: int) -> jax.Array:

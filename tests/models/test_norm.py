@@ -36,6 +36,24 @@ def test_in_training_it_is_flaxs_layer_with_its_statistics_and_gradients_in_floa
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), mine, theirs)
 
 
+def test_second_derivatives_are_those_of_flaxs_layer_in_float64(case):
+    variables, x, g = case
+
+    def steepness(layer):
+        def loss(x, scale):
+            params = {**variables["params"], "scale": scale}
+            given = {**variables, "params": params}
+            return (jnp.tanh(layer.apply(given, x, use_running_average=False, mutable=["batch_stats"])[0]) * g).sum()
+
+        both = jax.grad(loss, argnums=(0, 1))
+        squares = jax.grad(lambda x, scale: sum((part**2).sum() for part in both(x, scale)), argnums=(0, 1))
+        return squares(x, variables["params"]["scale"])
+
+    with jax.enable_x64(True):
+        mine, theirs = steepness(BatchNorm(**SETTINGS)), steepness(nn.BatchNorm(**SETTINGS))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), mine, theirs)
+
+
 def test_the_gradients_are_those_of_the_formula_in_numpy(case):
     variables, x, g = case
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]

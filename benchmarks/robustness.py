@@ -1,14 +1,15 @@
 """How right are runs on photos taken otherwise? `python benchmarks/robustness.py RUN… [--data DATA]`.
 
 The test images of a run, or those of DATA, are changed in nineteen ways (`flaxresnet/trust/shifts.py`), three strengths
-each, always the same. To choose a recipe, do not look at the test images: `--hold-out FOLDER --data DATA` writes
-data whose test images are blocks of the training images, neighbours in the file together, for they may be of the same
-person. Train and measure on FOLDER, then.
+each, always the same, and in three and in five of them at once, as other people's photos differ. To choose a recipe, do
+not look at the test images: `--hold-out FOLDER --data DATA` writes data whose test images are blocks of the training
+images, neighbours in the file together, for they may be of the same person. Train and measure on FOLDER, then.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +25,12 @@ from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.evaluation import data_for, fitted
 from flaxresnet.training.metrics import wilson_interval
-from flaxresnet.trust.shifts import STRENGTHS, hits
+from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.trust.shifts import STRENGTHS, hits, together
 
 BLOCKS = 40  # of the training images, in the order of the data
+TOGETHER = (3, 5)  # kinds of change at once
+COMPARED = "middle"  # the strength of those in the comparison of runs
 EVERY = 5  # one block of so many is held out
 
 
@@ -40,6 +44,9 @@ class Arguments:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders of runs; each is measured by itself."""
 
+    other: tuple[str, ...] = ()
+    """Data of the same classes but from elsewhere, whose training images are a test as well."""
+
     data: str | None = None
     """Data whose test images are taken, as for train.py. Left out: those of each run."""
 
@@ -51,6 +58,11 @@ class Arguments:
 
     json: Path | None = None
     """Write the figures to this file."""
+
+
+def recipe_of(run: str) -> str:
+    config = RunFolder(run).read_info().config
+    return f"{config.recipe}, {config.epochs} epochs"
 
 
 def held_out(train: fr.Dataset) -> tuple[fr.Dataset, fr.Dataset]:
@@ -73,6 +85,18 @@ def measured(classify: Callable[[np.ndarray], np.ndarray], test: fr.Dataset, str
     return rows
 
 
+def measured_together(
+    classify: Callable[[np.ndarray], np.ndarray], test: fr.Dataset, strengths: tuple[str, ...]
+) -> list[Any]:
+    """Rows as of `measured` for several changes at once."""
+    rows = []
+    for count, strength in product(TOGETHER, strengths):
+        correct = int((classify(together(test.images[:], count, strength)) == test.labels).sum())
+        share, interval = correct / len(test), wilson_interval(correct, len(test))
+        rows.append({"shift": f"{count} together", "strength": strength, "accuracy": share, "interval": interval})
+    return rows
+
+
 def summary(rows: list[Any], strengths: tuple[str, ...]) -> dict[str, Any]:
     """Accuracy on the images as they are, and the mean and the worst kind for each strength."""
     found: dict[str, Any] = {"clean": rows[0]["accuracy"]}
@@ -87,7 +111,7 @@ def summary(rows: list[Any], strengths: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def as_table(run: str, rows: list[Any], strengths: tuple[str, ...]) -> Table:
+def as_table(run: str, rows: list[Any], several: list[Any], strengths: tuple[str, ...]) -> Table:
     table = Table("change", *strengths, title=run, box=box.SIMPLE)
     found = summary(rows, strengths)
 
@@ -100,6 +124,27 @@ def as_table(run: str, rows: list[Any], strengths: tuple[str, ...]) -> Table:
         table.add_row(kind, *(figure(row) for row in rows if row["shift"] == kind))
     table.add_row("mean", *(f"{found[strength]['mean']:.3f}" for strength in strengths))
     table.add_row("worst", *(f"{found[strength]['worst']:.3f}" for strength in strengths))
+    for kind in dict.fromkeys(row["shift"] for row in several):
+        table.add_row(kind, *(figure(row) for row in several if row["shift"] == kind))
+    return table
+
+
+def comparison(everything: dict[str, Any], strengths: tuple[str, ...], others: tuple[str, ...]) -> Table:
+    """A line a run, and below, for a recipe with several, their means (lowest–highest)."""
+    together_of = [f"{count} together" for count in TOGETHER]
+    heads = [f"training images of {other}" for other in others]
+    table = Table("", "clean", *strengths, *together_of, *heads, title="accuracy", box=box.SIMPLE)
+    by_recipe: dict[str, list[list[float]]] = {}
+    for run, found in everything.items():
+        figures = [found["summary"]["clean"], *(found["summary"][strength]["mean"] for strength in strengths)]
+        figures += [row["accuracy"] for row in found["together"] if row["strength"] == COMPARED]
+        figures += [found["other"][other] for other in others]
+        by_recipe.setdefault(found["recipe"], []).append(figures)
+        table.add_row(run, *(f"{figure:.3f}" for figure in figures))
+    for recipe, rows in by_recipe.items():
+        if len(rows) > 1:
+            spread = zip(np.mean(rows, axis=0), np.min(rows, axis=0), np.max(rows, axis=0), strict=True)
+            table.add_row(f"mean of {recipe}", *(f"{mean:.3f} ({low:.3f}–{high:.3f})" for mean, low, high in spread))
     return table
 
 
@@ -123,9 +168,17 @@ def main(arguments: Arguments) -> None:
         if splits.test is None:
             raise SystemExit(f"{splits.source} has no test images")
         test = fitted(classifier, splits.test, splits.source)
-        rows = measured(lambda x, c=classifier: c.logits(x).argmax(axis=1), test, arguments.strengths)
-        console.print(as_table(run, rows, arguments.strengths))
-        everything[run] = {"summary": summary(rows, arguments.strengths), "rows": rows}
+
+        def classify(images: np.ndarray, classifier: Classifier = classifier) -> np.ndarray:
+            return classifier.logits(images).argmax(axis=1)
+
+        rows = measured(classify, test, arguments.strengths)
+        several = measured_together(classify, test, arguments.strengths)
+        console.print(as_table(run, rows, several, arguments.strengths))
+        found = {"recipe": recipe_of(run), "summary": summary(rows, arguments.strengths), "rows": rows}
+        found["other"] = {other: fr.evaluate(run, other, split="train").accuracy for other in arguments.other}
+        everything[run] = found | {"together": several}
+    console.print(comparison(everything, arguments.strengths, arguments.other))
     if arguments.json:
         arguments.json.write_text(json.dumps(everything, indent=2) + "\n")
 

@@ -59,6 +59,29 @@ def all_shifts(images: np.ndarray, strengths: tuple[str, ...] = STRENGTHS) -> It
             yield name, strength, shifted(images, name, strength)
 
 
+def together(images: np.ndarray, count: int, strength: str, seed: int = 0) -> np.ndarray:
+    """Photos that differ in several ways at once, as other people's do: so many kinds of change for each, by chance.
+
+    Args:
+      images: (n, height, width, 3), uint8.
+      count: kinds of change for each photo, drawn from `SHIFTS`; what is around the thing comes first, the camera last.
+      strength: one of `STRENGTHS`.
+      seed: of the draws.
+
+    Returns:
+      Photos of the same shape, uint8.
+    """
+    kinds = sorted(SHIFTS, key=lambda name: SHIFTS[name].change not in (background, occlusion))
+    changed = []
+    for i, image in enumerate(images):
+        random = np.random.default_rng((seed, count, i))
+        for kind in np.sort(random.choice(len(kinds), count, replace=False)):
+            shift = SHIFTS[kinds[kind]]
+            image = _bytes(shift.change(image, shift.amounts[STRENGTHS.index(strength)], random))
+        changed.append(image)
+    return np.stack(changed) if changed else images
+
+
 def hits(
     classify: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,

@@ -5,7 +5,7 @@ import pytest
 
 from flaxresnet.data.synthetic import draw_signs
 from flaxresnet.trust import shifts
-from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, foreground, hits, shifted
+from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, foreground, hits, shifted, together
 
 IMAGES = draw_signs(6, seed=3)[0]
 RNG = np.random.default_rng(0)
@@ -92,3 +92,14 @@ def test_hits_are_counted_by_change_and_strength():
     assert [(row["shift"], row["strength"]) for row in rows[:2]] == [("rotation", "mild"), ("rotation", "strong")]
     assert len(rows) == 2 * len(SHIFTS)
     assert all(row["images"] == 6 and row["correct"] == 3 for row in rows)
+
+
+def test_several_changes_together_are_the_same_each_time_and_more_of_them_change_more():
+    three, five = (together(IMAGES, count, "middle") for count in (3, 5))
+    np.testing.assert_array_equal(three, together(IMAGES, 3, "middle"))
+    assert three.shape == IMAGES.shape
+    assert three.dtype == np.uint8
+    assert all((new != old).any() for new, old in zip(three, IMAGES, strict=True))
+    away = [np.abs(new.astype(int) - IMAGES).mean() for new in (together(IMAGES, 3, "mild"), three, five)]
+    assert away == sorted(away)
+    assert len(together(IMAGES[:0], 3, "mild")) == 0

@@ -43,7 +43,13 @@ def jax_step(kind: str, count: int, size: int, conv: str = "ours", precision: st
 
 
 def torch_step(
-    kind: str, count: int, size: int, channels_last: bool = False, bfloat16: bool = False, compiled: bool = False
+    kind: str,
+    count: int,
+    size: int,
+    channels_last: bool = False,
+    bfloat16: bool = False,
+    compiled: bool = False,
+    fused: bool | None = None,
 ) -> Step:
     import torch
     from torch_network import torch_resnet50
@@ -61,7 +67,7 @@ def torch_step(
     y = torch.tensor(labels, dtype=torch.int64, device=device)
     network = torch.compile(network) if compiled else network
     cast = partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3, eps=1e-7)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3, eps=1e-7, fused=fused)
 
     def train() -> None:
         optimizer.zero_grad()
@@ -115,6 +121,7 @@ PEERS = {
     "plain Flax": Peer(jax_step, {"conv": "nn.Conv"}),
     "PyTorch": Peer(torch_step, {}, TORCH),
     "PyTorch, channels last": Peer(torch_step, {"channels_last": True}, TORCH),
+    "PyTorch, fused Adam": Peer(torch_step, {"channels_last": True, "fused": True}, TORCH),
     "PyTorch, compiled": Peer(torch_step, {"channels_last": True, "compiled": True}, TORCH),
     "PyTorch, bfloat16": Peer(torch_step, {"channels_last": True, "bfloat16": True}, TORCH),
     "PyTorch, compiled, bfloat16": Peer(torch_step, {"channels_last": True, "bfloat16": True, "compiled": True}, TORCH),
@@ -135,6 +142,8 @@ def peak_mebibytes() -> float:
 
 
 def forget_peak() -> None:
+    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
+        cuda.reset_peak_memory_stats()
     if CLEAR_PEAK.exists():
         CLEAR_PEAK.write_text("5")  # Linux: the peak starts again from what is in use now
 

@@ -12,6 +12,7 @@ from flaxresnet.config import Which
 from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.data.stored import StoredImages
+from flaxresnet.devices import warn_of_fallback
 from flaxresnet.errors import UserError
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
@@ -108,6 +109,7 @@ class Classifier:
         Raises:
           UserError: the folder holds no run, no finished checkpoint, or something damaged.
         """
+        warn_of_fallback()
         info, variables = load_run(run, checkpoint)
         trust = Trust.read(run, digest(variables["params"])) if calibrated else None
         return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.mirrors)

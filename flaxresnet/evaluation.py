@@ -16,6 +16,8 @@ from flaxresnet.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 
+DOUBTED = 256  # images that tell whether labels are shifted
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -140,6 +142,16 @@ def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str
     log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels]
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
     return Evaluation(float(-log_likelihoods.mean()), confusion, class_names)
+
+
+def doubt(run: str | Path, test: Dataset) -> str | None:
+    """What a run's answers to some of the images say of their labels, see `Evaluation.warning`.
+
+    Raises UserError where the run cannot be read.
+    """
+    classifier = Classifier.load(run, calibrated=False)
+    some = np.unique(np.linspace(0, len(test) - 1, DOUBTED, dtype=int))
+    return evaluation_of(classifier.logits(test.images[some]), test.labels[some], classifier.class_names).warning
 
 
 def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from conftest import SMALL, blobs
@@ -333,6 +334,18 @@ def test_a_device_that_is_asked_for_and_not_there_is_a_sentence(finished_run):
     assert done.returncode == 2
     assert "error: JAX_PLATFORMS=cuda asks for a device that JAX cannot use here (" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("use", ["fr.Classifier.load('nowhere')", "fr.fit(fr.TrainConfig(data='nowhere'))"])
+def test_a_device_that_is_passed_over_is_said_once(use, tmp_path):
+    if any(device.platform == "gpu" for device in jax.devices()):
+        pytest.skip("there is a GPU")
+    program = f"import flaxresnet as fr\nfor _ in range(2):\n  try: {use}\n  except fr.UserError: pass"
+    environment = os.environ | {"JAX_PLATFORMS": "cuda,cpu"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = "warning: JAX_PLATFORMS=cuda,cpu asks for cuda first, which JAX cannot use here; this computes on cpu"
+    assert done.stderr.splitlines().count(said) == 1
 
 
 def test_the_accuracy_on_training_images_is_called_that(shell, finished_run):

@@ -18,17 +18,18 @@ MAY_IMPORT = {
     "config": {"recipes"},
     "compilation_cache": set(),
     "writing": set(),
+    "devices": set(),
     "memory": set(),
     "cli": {"config", "memory"},
     "models": {"models"},
     "data": {"data"},
-    # The report at a run's end is the one thing of `inspection` that training takes.
+    # A run's end looks back on it: the report is the one thing of `inspection` that training takes.
     "training": {
-        *("training", "models", "data", "config", "recipes", "compilation_cache", "memory", "interop"),
-        *("inspection.findings", "inspection.report"),
+        *("training", "models", "data", "config", "recipes", "compilation_cache", "devices", "memory", "interop"),
+        *("inspection.findings", "inspection.report", "evaluation"),
     },
     "trust": {"trust", "writing"},
-    "classifier": {"config", "models", "data", "trust", "training.checkpoint", "training.run_folder"},
+    "classifier": {"config", "devices", "models", "data", "trust", "training.checkpoint", "training.run_folder"},
     "interop": {
         "interop",
         "writing",

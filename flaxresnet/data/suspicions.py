@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.dataset import LOOKED_AT_WHOLE, Dataset, Splits
 from flaxresnet.data.stored import Encoded, StoredImages
 from flaxresnet.errors import listed
 
@@ -19,6 +19,7 @@ AT_ONCE = 2048  # training images that are compared together
 READ_AT_ONCE = 2**28  # bytes of pixels
 SIDE = 16  # of the picture that a near duplicate is told by: SIDE × SIDE signs of its slopes
 NEAR = 0.04  # the largest share of differing signs between near duplicates; other pictures differ in about half
+ADVICE = "the test accuracy would be of what was learned by heart; remove them from one side"
 FLAT = 2.0  # grey levels; of a picture whose pixels spread less there are no signs to compare
 
 
@@ -27,14 +28,15 @@ def suspicions(splits: Splits, thorough: bool = False) -> Iterator[str]:
 
     Args:
       splits: any may be missing.
-      thorough: also read all images and compare those for training with those for test.
+      thorough: also read all images and list those for test that are for training too, or nearly. Else equal ones
+        are counted where looking through them takes as long as their fingerprint does.
     """
     present = {"training": splits.train, "test": splits.test}
     for name, split in present.items():
         if split is not None:
             yield from _of_split(name, split, SAMPLE if thorough or not split.is_streamed else STREAMED_SAMPLE)
-    if thorough and splits.train is not None and splits.test is not None:
-        yield from _of_both(splits.train, splits.test)
+    if splits.train is not None and splits.test is not None:
+        yield from _of_both(splits.train, splits.test) if thorough else _of_equal(splits.train, splits.test)
 
 
 def _of_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
@@ -44,24 +46,41 @@ def _of_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
     elif (empty := np.flatnonzero(counts == 0)).size:
         shifted = "; are the labels numbered from 1? they begin with 0" if empty[0] == 0 and empty.size == 1 else ""
         yield f"no {name} image is of the class {listed([classes[i] for i in empty], MOST_NAMED)}{shifted}"
-    looked_at = split.images[np.unique(np.linspace(0, len(split) - 1, sample, dtype=int))]
-    if looked_at.max() <= 1:
-        none = f"no {name} image of {len(looked_at)} looked at has a pixel above {looked_at.max()}"
+    places = np.unique(np.linspace(0, len(split) - 1, sample, dtype=int))
+    brightest = split.images[places].max(axis=(1, 2, 3))
+    if brightest.max() <= 1:
+        none = f"no {name} image of {len(places)} looked at has a pixel above {brightest.max()}"
         yield f"{none}; were they divided by 255? store 0 to 255"
+    elif (dark := places[brightest <= 1]).size:
+        example = _called(name, split.images, dark[0])
+        some = f"of {len(places)} {name} images looked at {dark.size} have no pixel above 1, such as {example}"
+        yield f"{some}; are they black, or were they divided by 255? store 0 to 255"
+
+
+def _of_equal(train: Dataset, test: Dataset) -> Iterator[str]:
+    """Of images in memory, if these are not too many to look at each."""
+    if train.is_streamed or test.is_streamed or train.images.nbytes + test.images.nbytes > LOOKED_AT_WHOLE:
+        return
+    same, _ = duplicates(train.images, test.images, nearly=False)
+    if same:
+        mine, theirs = same[0]
+        yield (
+            f"{len(same)} of {len(test)} test images are training images too, such as test image {mine}, which is "
+            f"training image {theirs}; {ADVICE}, as `python -m flaxresnet check-data` lists them"
+        )
 
 
 def _of_both(train: Dataset, test: Dataset) -> Iterator[str]:
     """With a line for each pair."""
     few = len(train) * len(test) <= MOST_PAIRS
     same, near = duplicates(train.images, test.images, nearly=few)
-    advice = "the test accuracy would be of what was learned by heart; remove them from one side"
     for what, pairs in (("are training images too", same), ("are nearly training images", near)):
         if pairs:
             lines = [
                 f"  {_called('test', test.images, mine)}: {_called('training', train.images, theirs)}"
                 for mine, theirs in pairs
             ]
-            yield "\n".join([f"{len(pairs)} of {len(test)} test images {what}; {advice}:", *lines])
+            yield "\n".join([f"{len(pairs)} of {len(test)} test images {what}; {ADVICE}:", *lines])
     if not few:
         many = f"{len(train):,} training and {len(test):,} test images are too many to compare each two"
         yield f"{many}; equal ones were looked for, nearly equal ones not"

@@ -73,6 +73,8 @@ def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
         soft=True,
     )
     yield page.figures(_headline(found))
+    if result.warning:
+        yield page.words(f"Warning: {result.warning}")
     if found.rows:
         alt = f"Loss, accuracy and learning rate of {len(found.rows)} epochs"
         curves = chart("curves", alt, lambda theme: learning_curves(found.rows, theme))

@@ -1,5 +1,6 @@
 """`fit`: the training run, and the only place with side effects."""
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -14,9 +15,10 @@ import optax
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import PARTS, TrainConfig
-from flaxresnet.data.dataset import Splits, open_dataset
+from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.suspicions import suspicions
+from flaxresnet.devices import warn_of_fallback
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.sources import open_weights
 from flaxresnet.interop.weights import Weights
@@ -96,6 +98,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config)
+    warn_of_fallback()
     reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
     with distributed.leaving_in_time(), WorkdirLock(reporter.note) as lock:
         distributed.by_the_first(lambda: _lock_early(config, lock))
@@ -150,7 +153,18 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter) -> Run:
             reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
         if config.report or config.tensorboard:
             distributed.by_the_first(lambda: _look_back(run, config, splits, reporter, events))
+        elif run.test_accuracy < 0.5:  # where more is right, labels cannot be wrong in one way
+            distributed.by_the_first(lambda: _doubt(run, test, reporter))
     return run
+
+
+def _doubt(run: Run, test: Dataset, reporter: Reporter) -> None:
+    """Says where the answers tell that the test images' labels are shifted; a report would have said it."""
+    from flaxresnet.evaluation import doubt
+
+    with contextlib.suppress(UserError):  # the run is whole without it
+        if warning := doubt(run.workdir, test):
+            reporter.note(f"warning: {warning}")
 
 
 def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:
@@ -161,6 +175,8 @@ def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter
     try:
         found = investigate(run.workdir, splits)
         events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
+        if found.result.warning:
+            reporter.note(f"warning: {found.result.warning}")
         if config.report:
             found.assessment.trust.write(run.workdir)
             reporter.note(f"report: {write_report(run.workdir, found)}")

@@ -32,7 +32,7 @@ def test_nothing_is_said_of_data_that_are_as_they_should_be():
 
 def test_labels_that_leave_classes_out_are_named():
     data = blobs(9, 1)
-    one = replace(data, labels=np.ones(9, np.int32))
+    one = replace(blobs(9, 2), labels=np.ones(9, np.int32))
     assert said(data, one) == ["all 9 test images are of the class green; look at the labels"]
     shifted = Dataset(data.images, data.labels + 1, ("0", "1", "2", "3"))
     (sentence,) = said(shifted)
@@ -47,6 +47,17 @@ def test_images_from_0_to_1_are_named(top):
     (sentence,) = said(replace(data, images=np.minimum(data.images, top)))
     assert sentence == (
         f"no training image of 9 looked at has a pixel above {top}; were they divided by 255? store 0 to 255"
+    )
+
+
+def test_each_image_is_judged_where_some_are_from_0_to_1():
+    data = blobs(44, 1)
+    images = data.images.copy()
+    images[3:43] = images[3:43] > 100
+    (sentence,) = said(replace(data, images=images))
+    assert sentence == (
+        "of 44 training images looked at 40 have no pixel above 1, such as training image 3; "
+        "are they black, or were they divided by 255? store 0 to 255"
     )
 
 
@@ -83,7 +94,21 @@ def test_test_images_that_are_training_images_are_listed():
         "  test image 3: training image 5\n"
         "  test image 7: training image 39"
     )
-    assert said(*splits) == []  # training itself does not look
+    (sentence,) = said(*splits)  # as training says it
+    assert sentence == (
+        "2 of 10 test images are training images too, such as test image 3, which is training image 5; "
+        "the test accuracy would be of what was learned by heart; remove them from one side, "
+        "as `python -m flaxresnet check-data` lists them"
+    )
+
+
+def test_training_does_not_look_for_equal_images_where_that_takes_long(monkeypatch):
+    train, streamed = blobs(9, 1), replace(blobs(9, 1), images=Stored(9))
+    assert len(said(train, train)) == 1
+    assert not any("are training images too" in sentence for sentence in said(train, streamed))
+    assert len(streamed.images.reads) == 9  # for their brightness
+    monkeypatch.setattr("flaxresnet.data.suspicions.LOOKED_AT_WHOLE", 2 * train.images.nbytes - 1)
+    assert said(train, train) == []
 
 
 def test_near_duplicates_are_found_and_other_pictures_are_not():

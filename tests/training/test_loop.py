@@ -134,6 +134,31 @@ def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tm
     assert run.history[0] == RunFolder(finished_run).read_metrics()[-1]
 
 
+@pytest.mark.parametrize("report", [False, True])
+def test_test_labels_that_are_shifted_and_images_of_the_training_are_said(tmp_path, capsys, report):
+    train = blobs(44, seed=1)
+    write_hdf5(tmp_path / "train.h5", "train", train)
+    shifted = fr.Dataset(train.images[:18], (train.labels[:18] - 1) % 3, train.class_names)
+    write_hdf5(tmp_path / "test.h5", "test", shifted)
+    run = fr.fit(config(tmp_path, tmp_path / "run", epochs=3, augment=0.0, report=report))
+    assert run.test_accuracy < 0.1
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "warning: 18 of 18 test images are training images too, such as test image 0" in said
+    assert "warning: with each label one more the accuracy would be 0.6" in said
+    if report:
+        page = (run.workdir / "report" / "index.html").read_text()
+        assert "Warning: with each label one more the accuracy would be 0.6" in page
+
+
+def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folder, monkeypatch):
+    def damaged(*_, **__):
+        raise fr.UserError("no checkpoint can be read")
+
+    monkeypatch.setattr(fr.Classifier, "load", damaged)
+    monkeypatch.setattr(loop.Run, "test_accuracy", 0.1)
+    assert fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False).history[-1]["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,9 +9,9 @@ import jax
 
 @cache
 def warn_of_fallback() -> None:
-    """Prints a warning to standard error, once, where JAX_PLATFORMS names a device first that JAX passes over, as it does with GPUs.
+    """Warns on standard error, once, where JAX_PLATFORMS names a device first that JAX passes over, as it does GPUs.
 
-    Looks for devices, so that processes that compute together have to be joined before.
+    It looks for devices, so that processes that compute together have to be joined before.
     """
     first, _, others = (asked := os.environ.get("JAX_PLATFORMS", "")).partition(",")
     if not others:

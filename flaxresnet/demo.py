@@ -1,11 +1,14 @@
 """A page on which a run can be tried: drop a picture or use the camera, see the classes and where they come from."""
 
+import atexit
 import html
 import io
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,18 @@ from PIL import Image
 from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.preprocess import decode
+from flaxresnet.demo_door import Bounded, Unlocated
 from flaxresnet.errors import UserError
 from flaxresnet.inspection.explainer import Explainer
 from flaxresnet.inspection.overlay import overlay, shown
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that browsers and cameras make
+LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
 KEPT = (600, 3600)  # seconds: how often uploads are looked through, and how old they get
+MOST_KEPT = 200 * 2**20, 1000  # bytes and files of uploads that are kept at all
 MOST_PIXELS = 50_000_000  # of an uploaded picture; a telephone's have 12 to 48 million
+MOST_DEEP_PIXELS = 12_000_000  # of one with more than 8 bits a colour, which no telephone makes
 MOST_WAITING = 64  # requests; more are told to come back
 MOST_EXAMPLES = 12
 UNLIKE = "This picture is unlike the training images; take the answer with care."
@@ -42,7 +49,6 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
     """
     gr = _gradio()
     explainer = Explainer(classifier)
-    folder = tempfile.TemporaryDirectory(prefix="flaxresnet-examples-")
 
     def answer(path: str | None) -> tuple[dict[str, float] | None, np.ndarray | None, str]:
         """What the page shows of an uploaded file: probabilities, the overlay, a sentence."""
@@ -68,8 +74,9 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
                 photo.preprocess = lambda payload: None if payload is None else payload.path
                 photo.async_move_resource_to_block_cache = _nothing_from_elsewhere(photo)
                 if examples is not None:
-                    files = [*_written(examples, Path(folder.name))]
-                    gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MOST_EXAMPLES)
+                    with tempfile.TemporaryDirectory() as folder:  # Gradio takes copies
+                        files = [*_written(examples, Path(folder))]
+                        gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MOST_EXAMPLES)
             with gr.Column():
                 note = gr.Markdown(HINT, elem_id="note")
                 label = gr.Label(label="Classes", num_top_classes=5, elem_id="classes")
@@ -77,7 +84,6 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
                     label="What speaks for the first", interactive=False, format="png", buttons=[], elem_id="heat"
                 )
         photo.change(answer, photo, [label, heat, note], api_visibility="private", show_progress="minimal")
-    blocks.examples_folder = folder  # which goes when the page goes
     return blocks.queue(max_size=MOST_WAITING, api_open=False)
 
 
@@ -97,9 +103,14 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
       UserError: the address cannot be listened at.
     """
     gr = _gradio()
+    from starlette.middleware import Middleware
+
+    _check_host(host)
     # Gradio asks itself whether it is there, for which no proxy is of use.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", host)))
+    files = _folder()
+    bounds = Middleware(Bounded, folder=files, largest=LARGEST_REQUEST, most=MOST_KEPT[0], most_files=MOST_KEPT[1])
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
     try:
         _, address, _ = blocks.launch(
@@ -113,6 +124,7 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
             enable_monitoring=False,
             footer_links=[],
             ssr_mode=False,
+            app_kwargs={"middleware": [bounds, Middleware(Unlocated, folder=files)]},
             theme=gr.themes.Default(**fonts),
         )
     except Exception as error:  # what Gradio raises for a port that is taken, a proxy in between, …
@@ -122,6 +134,18 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
     if wait:
         blocks.block_thread()
     return address
+
+
+def _check_host(host: str) -> None:
+    """Raises UserError where this computer has no such address; Gradio's server would say so and go on waiting."""
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, ValueError) as error:  # ValueError: no name at all
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {host!r} cannot be listened at ({reason}); give an address of this computer, such as 127.0.0.1 or "
+            "0.0.0.0"
+        ) from None
 
 
 def read_upload(path: Path) -> np.ndarray:
@@ -136,12 +160,12 @@ def read_upload(path: Path) -> np.ndarray:
     formats = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats) as file:
-            width, height = file.size
-        if width * height <= MOST_PIXELS:
+            (width, height), deep = file.size, file.mode.startswith(("I", "F"))
+        if width * height <= (most := MOST_DEEP_PIXELS if deep else MOST_PIXELS):
             return decode(data)
     except Exception:  # a decoder may raise anything for a damaged file
         raise UserError("This file cannot be read as a picture; give a JPEG, PNG or the like.") from None
-    raise UserError(f"This picture has {width}×{height} pixels; give one of up to {MOST_PIXELS // 10**6} million.")
+    raise UserError(f"This picture has {width}×{height} pixels; give one of up to {most // 10**6} million.")
 
 
 def _nothing_from_elsewhere(component: Any) -> Any:
@@ -166,8 +190,17 @@ def _written(examples: Dataset, folder: Path) -> Iterator[str]:
         yield str(folder / f"{number}.png")
 
 
+@cache
+def _folder() -> Path:
+    """Where Gradio keeps files, of this process alone; gone when it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="flaxresnet-demo-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name).resolve()
+
+
 def _gradio() -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+    os.environ["GRADIO_TEMP_DIR"] = str(_folder())  # read whenever it is needed
     try:
         import gradio
     except ImportError as error:

@@ -1,14 +1,19 @@
 """The demo's page in a real browser, and what it does not let in or out."""
 
+import asyncio
 import io
 import json
+import os
+import re
 import socket
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -19,6 +24,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet import demo
 from flaxresnet.commands import demo as command
+from flaxresnet.demo_door import Bounded, Unlocated
 
 gradio = pytest.importorskip("gradio", reason="install gradio (the `demo` extra) to try the demo")
 
@@ -75,9 +81,9 @@ def asked(url: str, data: bytes | None = None, headers: dict[str, str] | None = 
     request = urllib.request.Request(url, data, headers or {})
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.status, answer.read(100_000).decode(errors="replace")
+            return answer.status, answer.read(5_000_000).decode(errors="replace")
     except urllib.error.HTTPError as error:
-        return error.code, error.read(100_000).decode(errors="replace")
+        return error.code, error.read(5_000_000).decode(errors="replace")
 
 
 def uploaded(address: str, data: bytes) -> tuple[int, str]:
@@ -122,11 +128,109 @@ def test_only_a_file_that_was_uploaded_is_classified(address, finished_run):
     secret.write_bytes(jpeg(2))
     others = [{"path": str(secret)}, {"path": "/etc/hostname"}, {"path": "http://192.0.2.1/a.jpg"}]
     others.append({"path": "x", "url": "https://192.0.2.1/a.jpg"})
+    others.append({"path": "/demo-files/../secret.png"})
     for number, file in enumerate(others):
         taken, said = classified(address, file, f"other{number}")
         assert not taken
         assert "blue" not in said
         assert str(finished_run) not in said
+
+
+def places_in(text: str) -> list[str]:
+    """Paths of this machine in what was answered: under the folder for temporary files, the home, the current one."""
+    known = {tempfile.gettempdir(), str(Path.home()), str(Path.cwd()), str(demo._folder()), "/root/", "/home/"}
+    places = (re.escape(place) + r"[^\"' ]*" for place in known if len(place) > 1)
+    return re.findall("|".join(places), text)
+
+
+def test_no_place_on_this_machine_is_in_any_answer(address):
+    (file,) = json.loads(uploaded(address, jpeg(1))[1])
+    assert file.startswith("/demo-files/")
+    taken, said = classified(address, {"path": file}, "places")
+    assert taken
+    assert '"/demo-files/' in said
+    refused = classified(address, {"path": str(demo._folder() / "x.png")}, "refused")[1]
+    pages = ["", "config", "gradio_api/info", "gradio_api/startup-events", "theme.css", "monitoring", "no/such/page"]
+    pages += [f"gradio_api/file={path}" for path in (f"{file}/x", f"{file}/", "/demo-files/x.png", "/demo-files")]
+    pages += ["gradio_api/call/x", "gradio_api/queue/data", "static/x%00", "assets/../../x"]
+    answers = [asked(f"{address}{page}") for page in pages]
+    assert [status for status, _ in answers][:2] == [200, 200]
+    for page, answer in zip(["classified", "refused", *pages], [said, refused, *(a for _, a in answers)], strict=True):
+        assert places_in(answer) == [], page
+    with urllib.request.urlopen(f"{address}gradio_api/file={file}", timeout=20) as answer:  # but the file is there
+        assert answer.read() == jpeg(1)
+        assert places_in(str(answer.headers)) == []
+
+
+def through(door: Any, sent: bytes, answer: bytes, kind: bytes = b"application/json") -> tuple[bytes, bytes, bytes]:
+    """What an application behind a door gets, and what it answers as it comes out, with its length."""
+    got, said = [], []
+
+    async def application(scope, receive, send):
+        got.append((await receive())["body"])
+        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for half in (answer[:9], answer[9:]):
+            await send({"type": "http.response.body", "body": half, "more_body": half == answer[:9]})
+
+    pieces = [{"type": "http.request", "body": sent[:9], "more_body": True}, {"type": "http.request", "body": sent[9:]}]
+
+    async def receive():
+        return pieces.pop(0)
+
+    async def send(message):
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    asyncio.run(door(application)(scope, receive, send))
+    return got[0], b"".join(message.get("body", b"") for message in said), dict(said[0]["headers"])[b"content-length"]
+
+
+@pytest.mark.parametrize("place", ["/tmp/x", "/tmp/ein Wörter/x"])
+def test_a_folder_is_called_otherwise_in_texts_however_it_is_written(place):
+    def door(application):
+        return Unlocated(application, Path(place))
+
+    answer = f"{place} {json.dumps(place)} {quote(place)}".encode()
+    got, said, length = through(door, b'{"path": "/demo-files/a"}', answer)
+    assert json.loads(got) == {"path": f"{place}/a"}
+    assert (said, int(length)) == (b'/demo-files "/demo-files" /demo-files', len(said))
+    assert through(door, b"", answer, b"image/png")[1] == answer  # no text
+
+
+def test_the_oldest_uploads_go_where_there_are_too_many(tmp_path):
+    (tmp_path / "example.png").write_bytes(bytes(500))
+
+    def after(door):
+        async def nothing(*_):
+            pass
+
+        headers = [(b"content-length", b"5")]
+        asyncio.run(door({"type": "http", "method": "POST", "headers": headers}, nothing, nothing))
+        return sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+
+    async def application(*_):
+        pass
+
+    full = Bounded(application, tmp_path, 100, most=250, most_files=10)
+    many = Bounded(application, tmp_path, 100, most=10_000, most_files=1)
+    for age in range(4):
+        (path := tmp_path / str(age) / f"{age}.jpg").parent.mkdir()
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+    assert after(full) == ["0.jpg", "1.jpg", "example.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "example.png"]
+    assert after(many) == ["0.jpg", "example.png"]
+
+
+def test_a_request_of_many_files_is_refused_before_they_are_kept(address):
+    part = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + bytes(15 * 2**20) + b"\r\n"
+    )
+    before = len(list(demo._folder().rglob("*")))
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert asked(f"{address}gradio_api/upload", part * 2 + b"--x--\r\n", kind)[0] == 413
+    assert len(list(demo._folder().rglob("*"))) == before
 
 
 def test_nothing_of_where_the_run_lies_is_told(monkeypatch, finished_run):
@@ -155,6 +259,22 @@ def test_large_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatc
     monkeypatch.setattr(demo, "LARGEST_UPLOAD", 10_000)
     for kind in ("jpg", "png", "webp", "gif", "bmp", "tiff"):
         assert demo.read_upload(picture(tmp_path, kind, (64, 48))).shape == (48, 64, 3)
+
+
+def test_a_deep_picture_is_refused_where_it_would_fill_the_memory(tmp_path, monkeypatch):
+    Image.new("I;16", (7000, 7000)).save(path := tmp_path / "deep.png")
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(demo, "decode", None)
+    with pytest.raises(fr.UserError, match="This picture has 7000×7000 pixels; give one of up to 12 million"):
+        demo.read_upload(path)
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "no such host", "192.0.2.1", "::ffff:1:2:3:4", "a" * 100])
+def test_a_host_that_this_computer_is_not_is_a_sentence(host, finished_run):
+    blocks = demo.make_page(fr.Classifier.load(finished_run), "Colours", None)
+    words = rf"--host '{host}' cannot be listened at \(.*\); give an address of this computer, such as 127.0.0.1 or"
+    with pytest.raises(fr.UserError, match=words):
+        demo.serve(blocks, host, 0, wait=False)
 
 
 def test_only_this_computer_is_listened_to_unless_told_otherwise(address):

@@ -16,7 +16,8 @@ from flaxresnet.errors import UserError
 class Arguments:
     """Serves a page to try a run on: drop a picture or use the camera, see the classes and what speaks for them.
 
-    Needs gradio: pip install 'flaxresnet[demo]'. What is uploaded stays on this computer, for an hour or so.
+    Needs gradio: pip install 'flaxresnet[demo]'. What is uploaded stays on this computer, for an hour or so, and up
+    to 200 MiB of it.
 
     Example: python -m flaxresnet demo runs/default
     """

@@ -97,7 +97,7 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
         (("make-data", "out", "--seed", "-1"), "--seed must be at least 0, not -1"),
         (("make-data", "out", "--variety", "1.5"), "--variety must be between 0 and 1, not 1.5"),
         (("make-data", "/dev/null/out", "--train", "1", "--test", "1"), "/dev/null/out cannot be written"),
-        (("explode",), "no command 'explode'; the commands are evaluate, predict"),
+        (("explode",), "there is no command 'explode'; the commands are evaluate, predict"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_status_2(words, message, shell):
@@ -468,7 +468,7 @@ def test_what_a_file_does_not_tell_can_be_said(shell, silent_file, tmp_path):
 def test_what_is_said_of_a_file_has_to_fit_it(shell, silent_file, finished_run, tmp_path):
     for words, message in (
         ((silent_file, tmp_path / "x", "--image-size", 64, 32), "--image-size 64 32 does not fit"),
-        ((silent_file, tmp_path / "x", "--image-size", 3, 3), "--image-size 3 3 does not fit"),
+        ((silent_file, tmp_path / "x", "--image-size", 3, 3), "and the tutorials' last layer is tied to its own"),
         ((finished_run, tmp_path / "x", "--no-stem-relu"), "--stem-relu is for weights that do not tell"),
         ((silent_file, tmp_path / "x", "--class-names", "a,,c"), "'' among the names of classes is empty"),
         ((silent_file, tmp_path / "x", "--class-names", "a,b,a"), "'a' among the names of classes is"),

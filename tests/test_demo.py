@@ -233,6 +233,17 @@ def test_a_request_of_many_files_is_refused_before_they_are_kept(address):
     assert len(list(demo._folder().rglob("*"))) == before
 
 
+def test_no_address_in_a_request_is_fetched():
+    class Taker:
+        async def async_move_resource_to_block_cache(self, place):
+            return place
+
+    take = demo._nothing_from_elsewhere(Taker())
+    assert asyncio.run(take("/demo-files/a.jpg")) == "/demo-files/a.jpg"
+    with pytest.raises(ValueError, match="only files that were uploaded are taken"):
+        asyncio.run(take("HTTPS://192.0.2.1/a.jpg"))
+
+
 def test_nothing_of_where_the_run_lies_is_told(monkeypatch, finished_run):
     told = {}
     monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples: told.update(title=title))

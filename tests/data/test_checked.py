@@ -4,11 +4,12 @@ import os
 
 import numpy as np
 import pytest
+from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.array_record import write_records
-from flaxresnet.data.checked import known_unreadable
+from flaxresnet.data.checked import known_unreadable, readable
 from flaxresnet.data.processes import Processes
 from flaxresnet.data.stored import StoredImages
 
@@ -169,3 +170,8 @@ def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
 
     train = fr.open_dataset(pictures, skip_bad=0.3, input="memory", processes=Processes(0, 2, gather)).train
     assert train.labels.tolist() == [0] * 5 + [1] * 6
+
+
+def test_images_in_memory_are_not_looked_through():
+    with pytest.raises(TypeError, match="only stored images can be looked through"):
+        readable("here", [blobs(3, 1)], 0.0, "auto")

@@ -52,6 +52,24 @@ def extra_entry(path):
     save_file(load_file(path) | {"layer5.0.conv1.weight": np.zeros((8, 8, 3, 3), np.float32)}, path)
 
 
+def changed_first(change):
+    """Damage that changes the first convolution's kernel."""
+
+    def damage(path):
+        write_weights(random_weights("resnet18", "torchvision"), path)
+        from safetensors.numpy import load_file
+
+        entries = load_file(path)
+        save_file(entries | {"conv1.weight": change(entries["conv1.weight"])}, path)
+
+    return damage
+
+
+def five_gigabytes(path):
+    with path.open("wb") as file:
+        file.truncate(5 * 2**30)  # of nothing, which takes no room
+
+
 @pytest.mark.parametrize(
     ("damage", "name", "message"),
     [
@@ -60,6 +78,17 @@ def extra_entry(path):
         (lying_header, "w.safetensors", r"w\.safetensors cannot be read as weights \(.*\); is it whole\?"),
         (endless_header, "w.safetensors", r"w\.safetensors cannot be read as weights \(.*\); is it whole\?"),
         (other_archive, "w.keras", r"w\.keras: it is an archive of neither Keras nor PyTorch"),
+        (five_gigabytes, "w.h5", r"w\.h5: it is larger than 4 GiB, which no ResNet is"),
+        (
+            changed_first(lambda kernel: kernel > 0),
+            "w.safetensors",
+            r"its array conv1\.weight holds numbers of the type bool, which no trained network has",
+        ),
+        (
+            changed_first(lambda kernel: kernel[0, 0]),
+            "w.safetensors",
+            r"conv1\.weight has shape \(7, 7\), which is no convolution's",
+        ),
         (strange_names, "w.safetensors", r"no ResNet is recognised; .* conv1\.weight \(torchvision and timm\)"),
         (
             extra_entry,
@@ -108,6 +137,13 @@ def test_a_file_that_is_no_weights_is_refused_in_one_sentence(tmp_path, damage, 
             "weights",
             None,
             r"weights does not say what to write; let its name end in \.weights\.h5",
+        ),
+        (
+            "no relu",
+            "torchvision",
+            "w.pth",
+            "torchvision",
+            "variant torchvision without a ReLU in its stem cannot be written for torchvision and timm, which has one",
         ),
         ("resnet18", "keras", "no/w.h5", None, r"no/w\.h5 cannot be written: No such file or directory"),
     ],

@@ -180,6 +180,13 @@ def changed_layer(name, kind=None, **options):
     return damage
 
 
+def taken_from_nowhere(file):
+    config = json.loads(file.attrs["model_config"])
+    layer = next(of for of in config["config"]["layers"] if of["name"] == "fc5")
+    layer["inbound_nodes"] = json.loads(json.dumps(layer["inbound_nodes"]).replace("flatten", "nowhere"))
+    file.attrs["model_config"] = json.dumps(config)
+
+
 def layer_in_front(file):
     file.attrs["model_config"] = file.attrs["model_config"].replace('"ZeroPadding2D"', '"Rescaling"', 1)
 
@@ -227,7 +234,7 @@ def text_for_numbers(file):
         (same_thing_twice, "model_weights/conv1 in it is there under another name too; only plain arrays are read"),
         (
             changed_layer("res2a_branch2b", strides=[2, 2]),
-            "its layer res2a_branch2b computes something else, .* a resnet14",
+            "its layer res2a_branch2b computes something else, or from something else, than in .*resnet14",
         ),
         (changed_layer("res2a_branch2b", dilation_rate=[2, 2]), "its layer res2a_branch2b computes something else"),
         (changed_layer("res2a_branch2b", activation="relu"), "its layer res2a_branch2b computes something else"),
@@ -247,6 +254,7 @@ def text_for_numbers(file):
         (changed_layer("avg_pool", pool_size=[3, 3]), "its layer fc5 computes something else"),
         (changed_layer("avg_pool", strides=[1, 1]), "its layer fc5 computes something else"),
         (changed_layer("avg_pool", "GlobalAveragePooling2D"), "its layer fc5 computes something else"),
+        (taken_from_nowhere, "its layer fc5 takes something that is not in the model"),
         (layer_in_front, "its layer conv1_pad is a Rescaling, which is no part of a ResNet as known here"),
         (wrong_class_names, "it names 1 classes, and its last layer has 5 outputs"),
         (same_class_name_twice, "'a' among the names of classes is empty, not printable, or there twice"),
@@ -269,6 +277,13 @@ def test_a_file_with_something_wrong_is_refused(tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         read_weights(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_description_that_is_too_large_is_not_unpacked(tmp_path, monkeypatch):
+    write_weights(random_weights("resnet14", "tutorial"), tmp_path / "w.keras")
+    monkeypatch.setattr("flaxresnet.interop.keras_files.LARGEST_TEXT", 0)
+    with pytest.raises(UserError, match=r"w\.keras: \w+\.json in it is larger than 0 MiB"):
+        read_weights(tmp_path / "w.keras")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,12 @@ def hub(monkeypatch, tmp_path):
 
     def download(model, name):
         asked.append((model, name))
+        if model == "other/files":
+            raise NotFoundError
+        if model == "not/cached":
+            error = NotFoundError()
+            error.response = None
+            raise error
         if model == "off/line":
             raise ConnectionError("no network")
         if model != "timm/resnet18.a1_in1k":
@@ -55,6 +61,10 @@ def test_what_the_hub_has_not_and_what_cannot_be_reached_is_said(hub):
         open_weights("no/model")
     with pytest.raises(UserError, match=r"off/line .* hub cannot be reached; go online once, or"):
         open_weights("off/line")
+    with pytest.raises(UserError, match=r"not/cached is no file .* hub cannot be reached; go online once, or"):
+        open_weights("not/cached")
+    with pytest.raises(UserError, match=r"other/files on the hub holds none of model\.safetensors, pytorch"):
+        open_weights("other/files")
     with pytest.raises(UserError, match=r"folder/weights\.h5 does not exist"):
         open_weights("folder/weights.h5")
     assert ("folder/weights.h5", "model.safetensors") not in hub

@@ -15,7 +15,7 @@ import pytest
 
 import flaxresnet as fr
 from flaxresnet.errors import UserError
-from flaxresnet.training.checkpoint import Checkpoints, DamagedError, reading
+from flaxresnet.training.checkpoint import Checkpoints, DamagedError, reading, writing
 from flaxresnet.training.state import TrainState
 
 
@@ -168,3 +168,11 @@ def test_what_cannot_be_read_now_is_no_damage(error, raised, tmp_path):
     assert caught.type is raised
     if issubclass(raised, UserError):
         assert re.match(r"checkpoint .*7 cannot be restored: ", str(caught.value))
+
+
+def test_whatever_goes_wrong_at_writing_is_a_sentence(tmp_path):
+    said = r"run cannot be written \(.*No space left.*\); what was whole before is kept, and the same command goes on"
+    with pytest.raises(UserError, match=said), writing(tmp_path / "run"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match="as it is"), writing(tmp_path / "run"):
+        raise UserError("as it is")

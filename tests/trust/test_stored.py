@@ -9,6 +9,7 @@ from flaxresnet.errors import UserError
 from flaxresnet.trust.stored import FILE, Trust, digest
 
 TRUST = Trust("0123abcd", 1.25, np.eye(3, dtype=np.float16), 0.0625)
+IMPOSSIBLE = "its numbers cannot be"
 
 
 def test_it_comes_back_as_it_went(tmp_path):
@@ -29,20 +30,22 @@ def test_of_other_weights_it_says_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "reason"),
     [
-        lambda path: path.write_bytes(path.read_bytes()[:40]),
-        lambda path: path.write_bytes(b""),
-        lambda path: dataclasses.replace(TRUST, temperature=0.0).write(path.parent),
-        lambda path: dataclasses.replace(TRUST, threshold=float("nan")).write(path.parent),
-        lambda path: dataclasses.replace(TRUST, references=np.zeros(3, np.float16)).write(path.parent),
+        (lambda path: path.write_bytes(path.read_bytes()[:40]), ".+"),
+        (lambda path: path.write_bytes(b""), ".+"),
+        (lambda path: dataclasses.replace(TRUST, temperature=0.0).write(path.parent), IMPOSSIBLE),
+        (lambda path: dataclasses.replace(TRUST, threshold=float("nan")).write(path.parent), IMPOSSIBLE),
+        (lambda path: dataclasses.replace(TRUST, references=np.zeros(3, np.float16)).write(path.parent), IMPOSSIBLE),
     ],
     ids=["truncated", "empty", "temperature", "threshold", "shape"],
 )
-def test_a_damaged_file_is_a_sentence(tmp_path, damage):
+def test_a_damaged_file_is_a_sentence(tmp_path, damage, reason):
     TRUST.write(tmp_path)
     damage(tmp_path / FILE)
-    with pytest.raises(UserError, match=r"calibration.safetensors is damaged .*; `python -m flaxresnet report"):
+    with pytest.raises(
+        UserError, match=rf"calibration.safetensors is damaged \({reason}\); `python -m flaxresnet report"
+    ):
         Trust.read(tmp_path, "0123abcd")
 
 

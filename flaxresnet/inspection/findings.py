@@ -85,14 +85,15 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
     result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
-    temperature, some = assessment.trust.temperature, _sample(len(test), MOST_CHANGED, info)
+    some = _sample(len(test), MOST_CHANGED, info)
+    changed = test.images[some], test.labels[some], assessment.temperatures[some]
     return Findings(
         info=info,
         rows=folder.read_metrics(),
         result=result,
         assessment=assessment,
-        robustness=robustness(classifier.logits, test.images[some], test.labels[some], temperature),
-        mistakes=most_confident_mistakes(test, softmax(logits, temperature)),
+        robustness=robustness(classifier.logits, *changed),
+        mistakes=most_confident_mistakes(test, softmax(logits, assessment.trust.temperature)),
         checkpoint=checkpoint,
         test_fingerprint=test.fingerprint(),
     )

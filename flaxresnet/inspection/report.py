@@ -199,8 +199,9 @@ def _robustness(found: Findings) -> Iterator[str]:
     before, after = calibration_error(told.before), calibration_error(told.after)
     yield page.words(
         f"In brackets: 95% intervals. On these photos the expected calibration error is {before:.3f}, and {after:.3f} "
-        "with the temperature. Photos of other people differ in more ways than these; if yours are classified badly, "
-        "let it learn from twenty of them: train.py --recipe finetune --init with this run's folder.",
+        "with the temperature, where each half of every class was judged by that of the other half. Photos of other "
+        "people differ in more ways than these; if yours are classified badly, let it learn from twenty of them: "
+        "train.py --recipe finetune --init with this run's folder.",
         soft=True,
     )
     if told.failures:

@@ -18,12 +18,14 @@ class Assessment:
 
     Attributes:
       trust: what is kept, from all images.
-      before, after: confidence and accuracy with the softmax of the logits, and with that of logits / temperature.
+      temperatures: (n,), for each image that which the half without it gave.
+      before, after: confidence and accuracy with the softmax of the logits, and with that of logits / temperatures.
       false_alarms: images that were called strange, of those for which that could be told.
       told: how many those are.
     """
 
     trust: Trust
+    temperatures: np.ndarray
     before: list[Bin]
     after: list[Bin]
     false_alarms: int
@@ -46,15 +48,16 @@ def assess(
     scores = strangeness(embeddings, kept) if len(kept) else np.zeros(len(labels), np.float32)
     trust = Trust(weights, fit_temperature(logits, labels), kept, threshold_for(scores))
 
-    after, strange, told = np.zeros(logits.shape, np.float32), 0, 0
+    temperatures, strange, told = np.ones(len(labels)), 0, 0
     first = first_halves(labels)
     for half in (first, ~first):
-        after[half] = softmax(logits[half], fit_temperature(logits[~half], labels[~half]))
+        temperatures[half] = fit_temperature(logits[~half], labels[~half])
         threshold = threshold_for(scores[~half])
         if len(kept) and np.isfinite(threshold):
             strange += int((scores[half] > threshold).sum())
             told += int(half.sum())
-    return Assessment(trust, reliability(softmax(logits), labels), reliability(after, labels), strange, told)
+    before, after = (reliability(softmax(logits, by), labels) for by in (1.0, temperatures))
+    return Assessment(trust, temperatures, before, after, strange, told)
 
 
 def first_halves(labels: np.ndarray) -> np.ndarray:

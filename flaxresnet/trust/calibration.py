@@ -11,9 +11,9 @@ TEMPERATURES = (0.05, 20.0)  # within which one is looked for
 BINS = 10  # of confidence, each as wide as the others
 
 
-def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """(n, classes) logits → (n, classes) probabilities, float32: softmax(logits / temperature)."""
-    scaled = logits.astype(np.float64) / temperature
+def softmax(logits: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """(n, classes) logits → (n, classes) probabilities, float32: softmax(logits / temperature), or (n,) of these."""
+    scaled = logits.astype(np.float64) / np.reshape(temperature, (-1, 1))
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
 

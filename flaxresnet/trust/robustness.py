@@ -43,7 +43,7 @@ class Robustness:
       rows: a kind of change each, the worst first.
       clean: the same images as they are.
       before, after: confidence and accuracy on all changed images, with the softmax of the logits, and with that of
-        logits / temperature.
+        logits / temperatures.
       failures: of each kind that has any among the images that are answered rightly as they are, the surest first.
     """
 
@@ -63,7 +63,7 @@ def robustness(
     logits_of: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,
     labels: np.ndarray,
-    temperature: float = 1.0,
+    temperatures: np.ndarray,
 ) -> Robustness:
     """Changes test images and looks at the answers.
 
@@ -71,7 +71,7 @@ def robustness(
       logits_of: from photos (n, height, width, 3) uint8 to (n, classes).
       images: (n, height, width, 3), uint8; one at least.
       labels: (n,) int.
-      temperature: that of the network's probabilities.
+      temperatures: (n,), for each image that of its probabilities; fitted without it, they say what holds for others.
     """
     right = logits_of(images).argmax(axis=1) == labels
     rows, failures, everything = [], [], []
@@ -81,7 +81,7 @@ def robustness(
         predicted = logits.argmax(axis=1)
         rows.append(Row(change, len(labels), int((predicted == labels).sum())))
         if len(broken := np.flatnonzero(right & (predicted != labels))):
-            sure = softmax(logits[broken], temperature).max(axis=1)
+            sure = softmax(logits[broken], temperatures[broken]).max(axis=1)
             worst = broken[sure.argmax()]
             failures.append(
                 Failure(change, photos[worst], int(labels[worst]), int(predicted[worst]), float(sure.max()))
@@ -91,6 +91,6 @@ def robustness(
         rows=sorted(rows, key=lambda row: row.correct),
         clean=Row("none", len(labels), int(right.sum())),
         before=reliability(softmax(logits), truth),
-        after=reliability(softmax(logits, temperature), truth),
+        after=reliability(softmax(logits, np.tile(temperatures, len(rows))), truth),
         failures=sorted(failures, key=lambda failure: -failure.sure),
     )

@@ -22,6 +22,8 @@ from flaxresnet.inspection.findings import investigate, most_confident_mistakes
 from flaxresnet.inspection.report import command_of, write_report
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profile import Profile
+from flaxresnet.trust.assessment import first_halves
+from flaxresnet.trust.calibration import fit_temperature
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True, "augment": 0.0}
@@ -175,6 +177,18 @@ def test_the_page_tells_of_photos_taken_otherwise(run, noisy_splits):
     assert text.count(">background: ") == 1
     many = investigate(run, Splits(None, images_of(130, seed=4), "many.h5"))
     assert {row.images for row in many.robustness.rows} == {100}
+
+
+def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(run, noisy_splits, monkeypatch):
+    monkeypatch.setattr("flaxresnet.inspection.findings.robustness", lambda *given: given)
+    found, test = investigate(run, noisy_splits), noisy_splits.test
+    first, logits = first_halves(test.labels), fr.Classifier.load(run, calibrated=False).logits(test.images)
+    _, images, _, temperatures = found.robustness
+    np.testing.assert_array_equal(images, test.images)
+    for half in (first, ~first):
+        other = fit_temperature(logits[~half], test.labels[~half])
+        assert temperatures[half] == pytest.approx(other, rel=1e-3)
+        assert abs(other - found.assessment.trust.temperature) > 0.01  # so that this tells them apart
 
 
 def test_words_from_outside_are_no_html(run, noisy_splits):

@@ -17,14 +17,13 @@ from PIL import Image
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
-from flaxresnet.data.preprocess import decode
+from flaxresnet.data.pictures import decode, formats
 from flaxresnet.demo_door import Bounded, Unlocated
 from flaxresnet.errors import UserError
 from flaxresnet.inspection.explainer import Explainer
 from flaxresnet.inspection.overlay import overlay, shown
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # that browsers and cameras make
 LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
 KEPT = (600, 3600)  # seconds: how often uploads are looked through, and how old they get
 MOST_KEPT = 200 * 2**20, 1000  # bytes and files of uploads that are kept at all
@@ -156,10 +155,8 @@ def read_upload(path: Path) -> np.ndarray:
     if path.stat().st_size > LARGEST_UPLOAD:
         raise UserError(f"This file is too large; give one of up to {LARGEST_UPLOAD // 2**20} MiB.")
     data = io.BytesIO(path.read_bytes())
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats()) as file:
             (width, height), deep = file.size, file.mode.startswith(("I", "F"))
         if width * height <= (most := MOST_DEEP_PIXELS if deep else MOST_PIXELS):
             return decode(data)

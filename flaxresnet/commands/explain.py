@@ -10,7 +10,7 @@ import numpy as np
 from flaxresnet.classifier import Classifier
 from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
-from flaxresnet.data.preprocess import decode
+from flaxresnet.data.pictures import decode
 from flaxresnet.errors import UserError, listed
 from flaxresnet.writing import saying_why_not
 

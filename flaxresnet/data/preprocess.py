@@ -1,7 +1,6 @@
-"""From a picture file to what the network takes: decode, resize, scale. Training and prediction share this file."""
+"""From a picture to what the network takes: resize, scale. Training and prediction share this file."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxresnet.data.pictures import decoded
 from flaxresnet.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
@@ -69,15 +69,20 @@ class Preprocessing:
         return made
 
     def load(self, photo: str | Path | IO[bytes] | np.ndarray, part: Part | None = None) -> np.ndarray:
-        """A photo in the network's size: (height, width, 3), uint8. See `decode` for what is read and raised.
+        """A photo in the network's size: (height, width, 3), uint8. See `pictures.decode` for what is read and raised.
 
         Args:
           photo: a file, or pixels (h, w, 3) uint8.
           part: of the photo; None for the middle that `centre` says, or the whole.
         """
+        if isinstance(photo, np.ndarray):
+            return self._fitted(photo, part)
+        with decoded(photo) as image:
+            return self._fitted(image, part)
+
+    def _fitted(self, image: np.ndarray, part: Part | None) -> np.ndarray:
         from PIL import Image
 
-        image = photo if isinstance(photo, np.ndarray) else decode(photo)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
             raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
         if part is None and self.centre < 1:
@@ -130,44 +135,3 @@ class RandomCrop:
         tall, wide = min(1.0, math.sqrt(area * shape / aspect)), min(1.0, math.sqrt(area * aspect / shape))
         upper, left = rng.uniform(0, 1 - tall), rng.uniform(0, 1 - wide)
         return left * width, upper * height, (left + wide) * width, (upper + tall) * height
-
-
-def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
-    """Reads any picture that Pillow reads as (height, width, 3) uint8 RGB.
-
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey is brought to 8 bits; of an animation the
-    first frame is taken.
-
-    Raises:
-      UserError: there is no such file, or it is no picture that can be decoded.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(photo) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                return _from_wide_grey(np.asarray(image))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{photo} does not exist; give the path of a picture") from None
-    except Exception as error:  # a decoder may raise anything for a damaged file: struct.error, RuntimeError, …
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{photo} cannot be read as a picture ({reason}); give a JPEG, PNG or the like") from error
-
-
-def _from_wide_grey(image: np.ndarray) -> np.ndarray:
-    """Grey of more than 8 bits, (height, width), as RGB: 16 bits are brought to 8, floats in [0, 1] to 0–255.
-
-    Pillow gives 16-bit grey as 32-bit integers at times, so the values, not the type, tell 8 bits from 16.
-    """
-    values = image.astype(np.float64)
-    if image.dtype.kind == "f":
-        full = 1.0 if values.max(initial=0) <= 1 else 255.0
-    else:
-        full = 65535.0 if image.dtype.itemsize == 2 or values.max(initial=0) > 255 else 255.0
-    grey = np.clip(np.rint(np.nan_to_num(values) * (255 / full)), 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)

@@ -11,7 +11,7 @@ from networks import random_weights
 from PIL import Image
 
 from flaxresnet.data.hdf5 import read_hdf5
-from flaxresnet.data.preprocess import decode
+from flaxresnet.data.pictures import decode
 from flaxresnet.interop.files import read_weights, write_weights
 from flaxresnet.training.run_folder import RunFolder
 

@@ -1,0 +1,19 @@
+"""What may be opened for reading: files that are stored, and nothing that is waited for."""
+
+import stat
+from pathlib import Path
+
+from flaxresnet.errors import UserError
+
+
+def require_stored(path: str | Path) -> None:
+    """Raises UserError where a pipe, a socket or a device is at the path: reading one may never end.
+
+    Folders and what is missing pass; who opens them says what is wrong, each in its words.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe or a device; give a file that is stored on disk")

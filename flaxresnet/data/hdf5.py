@@ -17,6 +17,7 @@ import numpy as np
 
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.files import require_stored
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
@@ -26,6 +27,8 @@ MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are
 MOST_PIXELS = 10**8  # of an image
 LARGEST_CHUNK = 2**30  # bytes, once unpacked; a small file may declare any
+MOST_PACKED = 1100  # bytes that one stored byte may stand for; deflate, the usual, reaches 1032
+LEAST_PACKED = 2**26  # bytes of an array from which that is looked at
 MOST_LINKS = 16  # that lead from one to the next
 CHUNK_CACHE = 2**26  # bytes; images of one chunk that are asked for one after the other are read once
 AT_ONCE = 256  # images that are written together
@@ -135,12 +138,19 @@ def write_hdf5(path: Path, name: str, split: Dataset) -> None:
 
 
 def _read_file(path: Path) -> dict[str, Dataset]:
+    require_stored(path)
     try:
         with h5py.File(path, "r") as file:
             return {name: _read_split(path, file, name) for name in ("train", "test") if f"{name}_set_x" in file}
     except UserError:
         raise
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for foreign, truncated and damaged files
+    except (
+        OSError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # as h5py raises for foreign, truncated and damaged files
         reason = _first_line(error)
         raise UserError(f"{path} cannot be read as HDF5 ({reason}); is it whole, and an HDF5 file?") from error
 
@@ -157,6 +167,7 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
         raise UserError(f"{where} has images of {size} pixels; store them with {MOST_PIXELS:,} at most")
     if 0 in x.shape:
         raise UserError(f"{where} is empty (shape {x.shape}); give at least one image")
+    _check_stored(path, f"{name}_set_x", x)
     if f"{name}_set_y" not in file:
         raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
     names = _class_names(path, file)
@@ -175,9 +186,22 @@ def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
         raise UserError(f"{path}: {key} {ELSEWHERE}")
     if item.shape is None:
         raise UserError(f"{path}: {key} is an array without a shape; store the values")
-    if item.chunks and math.prod(item.chunks) * item.dtype.itemsize > LARGEST_CHUNK:
+    try:
+        itemsize = item.dtype.itemsize
+    except TypeError as error:  # a type that NumPy has not, such as times or integers of 16 bytes
+        raise UserError(f"{path}: {key} is of a type that cannot be read ({_first_line(error)})") from None
+    if item.chunks and math.prod(item.chunks) * itemsize > LARGEST_CHUNK:
         raise UserError(f"{path}: {key} is in chunks of {item.chunks}; store it in chunks of up to 1 GiB")
     return item
+
+
+def _check_stored(path: Path, key: str, item: h5py.Dataset) -> None:
+    """Raises UserError where hardly any of the values are there: what was never written reads as zeros, without end."""
+    nbytes, stored = math.prod(item.shape) * item.dtype.itemsize, item.id.get_storage_size()
+    if nbytes > max(LEAST_PACKED, MOST_PACKED * stored):
+        raise UserError(
+            f"{path}: {key} declares {nbytes / 2**30:.1f} GiB, of which {stored:,} bytes are stored; store the values"
+        )
 
 
 def _found(path: Path, file: h5py.File, key: str) -> h5py.Group | h5py.Dataset:
@@ -203,6 +227,7 @@ def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
     item = _item(path, file, key)
     if item.nbytes > MOST_LABEL_BYTES:
         raise UserError(f"{path}: {key} has shape {item.shape}; give one label an image, one name a class")
+    _check_stored(path, key, item)
     return np.asarray(item[()])
 
 

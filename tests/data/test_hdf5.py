@@ -494,3 +494,55 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path, s
         file.create_dataset("train_set_x", shape, np.uint8, **more)
     with pytest.raises(UserError, match=message):
         open_dataset(path, input=input)
+
+
+TIME = h5py.h5t.UNIX_D32LE
+WIDE = h5py.h5t.STD_I64LE.copy()
+WIDE.set_size(16)
+
+
+@pytest.mark.parametrize("kind", [TIME, WIDE], ids=["time", "16 bytes"])
+@pytest.mark.parametrize(("key", "shape"), [("train_set_x", X.shape), ("train_set_y", Y.shape), ("list_classes", (3,))])
+def test_values_of_a_type_that_numpy_has_not_are_refused(tmp_path, kind, key, shape):
+    path = make(tmp_path / "signs.h5", without(TRAIN, key))
+    with h5py.File(path, "a") as file:
+        h5py.h5d.create(file.id, key.encode(), kind, h5py.h5s.create_simple(shape))
+    with pytest.raises(UserError, match=rf"signs\.h5: {key} is of a type that cannot be read \(.*\)$"):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+@pytest.mark.parametrize("packed", [{}, {"compression": "gzip"}], ids=["as it is", "gzip"])
+def test_images_that_are_declared_but_not_stored_are_refused(tmp_path, input, packed):
+    path = make(tmp_path / "signs.h5", {"train_set_y": np.arange(200) % 3})
+    with h5py.File(path, "a") as file:
+        file.create_dataset("train_set_x", (200, 9000, 9000, 3), np.uint8, chunks=(1, 900, 900, 3), **packed)
+        file["train_set_x"][0, :5, :6] = X[0]
+    message = r"signs\.h5: train_set_x declares 45\.3 GiB, of which [\d,]+ bytes are stored; store the values"
+    with pytest.raises(UserError, match=message):
+        open_dataset(path, input=input)
+
+
+def test_labels_that_are_declared_but_not_stored_are_refused(tmp_path):
+    path = make(tmp_path / "signs.h5", without(TRAIN, "train_set_y"))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("train_set_y", (4, 10**7), np.int16, chunks=(4, 1000))
+    with pytest.raises(
+        UserError, match=r"train_set_y declares 0\.1 GiB, of which 0 bytes are stored; store the values"
+    ):
+        open_dataset(path)
+
+
+def test_images_that_are_packed_as_well_as_can_be_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxresnet.data.hdf5.LEAST_PACKED", 0)
+    path, black = make(tmp_path / "signs.h5", without(TRAIN, "train_set_x")), np.zeros((4, 500, 500, 3), np.uint8)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("train_set_x", data=black, chunks=black.shape, compression="gzip", compression_opts=9)
+    check(open_dataset(path).train, black, Y, ("fist", "palm", "thumb"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "signs.h5")
+    with pytest.raises(UserError, match=r"signs\.h5 is a pipe or a device; give a file that is stored on disk"):
+        open_dataset(tmp_path / "signs.h5")

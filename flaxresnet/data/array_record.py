@@ -17,6 +17,7 @@ import numpy as np
 
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.files import require_stored
 from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded, StoredImages
@@ -68,8 +69,10 @@ class Records(Encoded):
 
     @cached_property
     def _names(self) -> list[Any]:
+        path = Path(self.location) / f"{self._split}-names.json"
         try:  # read where a name is asked for, which is seldom
-            names = json.loads((Path(self.location) / f"{self._split}-names.json").read_text())
+            require_stored(path)
+            names = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError):  # there is none in folders of before, nor of drawn pictures
             return []
         return names if isinstance(names, list) else []
@@ -142,6 +145,7 @@ def _split(
 
 
 def _labels(path: Path) -> np.ndarray:
+    require_stored(path)
     try:
         return np.load(path, allow_pickle=False)
     except Exception as error:  # whatever a damaged file makes the library raise, if only for memory that it declares

@@ -7,6 +7,7 @@ one in five goes to test, by a hash of its class and name, whatever other pictur
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.files import require_stored
 from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded
@@ -55,6 +57,7 @@ class PictureFiles(Encoded):
         return self._preprocessing.load(self._path(place), part)
 
     def _bytes(self, place: int) -> bytes:
+        require_stored(self._path(place))
         try:
             return Path(self._path(place)).read_bytes()
         except OSError as error:
@@ -148,13 +151,22 @@ def _pictures(split: Path, folder: Path) -> Iterator[Picture]:
     """Every picture of a split, in the order of their names, with paths below the folder."""
     for label in _classes(split):
         for path in _files(label):
-            about = os.stat(path)  # noqa: PTH116
-            yield Picture(label.name, os.path.relpath(path, folder), about.st_size, about.st_mtime_ns)
+            nbytes = changed = 0
+            with suppress(OSError):  # a link to nothing; reading it says so
+                about = os.stat(path)  # noqa: PTH116
+                nbytes, changed = about.st_size, about.st_mtime_ns
+            yield Picture(label.name, os.path.relpath(path, folder), nbytes, changed)
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Every picture in a folder and below it, in the order of their names."""
+    """Every picture in a folder and below it, in the order of their names; links may lead into a folder once."""
+    visited = set[tuple[int, int]]()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        about = os.stat(parent)  # noqa: PTH116
+        if (about.st_dev, about.st_ino) in visited:  # a link to a folder above, or a second one
+            folders.clear()
+            continue
+        visited.add((about.st_dev, about.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith("."):  # noqa: PTH122

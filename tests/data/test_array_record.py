@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -184,3 +185,14 @@ def test_a_damaged_record_is_named_and_may_be_left_out(tmp_path, pictures):
         convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord")
     convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--skip-bad", 0.1)
     assert len(fr.open_dataset(tmp_path / "records").train) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_in_a_files_place_is_not_waited_for(records):
+    (records / "train-names.json").unlink()
+    os.mkfifo(records / "train-names.json")
+    assert fr.open_dataset(records, input="stream").train.images.name(0) == "record 0"
+    (records / "train-labels.npy").unlink()
+    os.mkfifo(records / "train-labels.npy")
+    with pytest.raises(fr.UserError, match=r"train-labels\.npy is a pipe or a device; give a file that is stored"):
+        fr.open_dataset(records)

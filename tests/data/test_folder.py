@@ -1,6 +1,7 @@
 """Pictures in folders, one a class: what is found, how it is split, and what is said of unreadable ones."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import SMALL, blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.data.folder import in_test
+from flaxresnet.data.folder import in_test, read_folder
 from flaxresnet.data.preprocess import Preprocessing
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
@@ -195,3 +196,28 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
     np.testing.assert_array_equal(whole.train.images, splits.train.images)  # of which random parts are taken
     assert fr.evaluate(run.workdir).loss == pytest.approx(run.test_loss, rel=1e-4)
     assert fr.evaluate(run.workdir, tmp_path / "data").loss == pytest.approx(run.test_loss, rel=1e-4)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    draw(tmp_path / "train", 2)
+    draw(tmp_path / "more", 1, classes=("inner",))
+    for name in ("again", "and-again"):
+        (tmp_path / "train" / "red" / name).symlink_to(".")
+    (tmp_path / "train" / "red" / "elsewhere").symlink_to(tmp_path / "more")
+    assert fr.open_dataset(tmp_path).train.class_counts().tolist() == [2, 2, 3]
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+def test_a_link_to_nothing_and_a_pipe_are_named_as_unreadable(tmp_path, input):
+    draw(tmp_path / "train", 10)
+    (tmp_path / "train" / "red" / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "train" / "red" / "pipe.png")
+    with pytest.raises(fr.UserError, match=r"gone\.png does not exist.*pipe\.png is a pipe or a device"):
+        fr.open_dataset(tmp_path, input=input)
+    splits = fr.open_dataset(tmp_path, input=input, skip_bad=0.1)
+    assert splits.train.class_counts().tolist() == [10, 10, 10]
+    every = read_folder(tmp_path, (32, 32), 0.1, input="stream").train.images
+    (tmp_path / "train" / "blue" / "0.png").unlink()
+    os.mkfifo(tmp_path / "train" / "blue" / "0.png")
+    with pytest.raises(fr.UserError, match=r"0\.png is a pipe or a device"):
+        every.encoded(0)

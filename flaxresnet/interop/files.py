@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from flaxresnet.data.files import require_stored
 from flaxresnet.errors import UserError
 from flaxresnet.interop import keras_files, torch_files
 from flaxresnet.interop.weights import Weights
@@ -40,10 +41,15 @@ WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Weights, str, Path], None]]]
 def read_weights(path: str | Path) -> Weights:
     """Reads a file of weights; its first bytes tell its kind, its names the network.
 
+    Names and shapes are found to be a network's before any array is loaded, and a file holds no more numbers than it
+    has bytes. So memory is bounded by the file's size: three times it for float32 as they are usually stored, sixteen
+    times at most, for numbers of one byte in an archive that is packed; 256 MiB more for what small files declare.
+
     Raises:
       UserError: there is no such file, or it is damaged, of no known kind, or holds no ResNet that fits.
     """
     path = Path(path)
+    require_stored(path)
     try:
         kind = _kind(path)
         if kind == ".safetensors":

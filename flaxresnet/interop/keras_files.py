@@ -6,7 +6,9 @@ values.
 
 import io
 import json
+import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from typing import IO, Any
@@ -15,16 +17,17 @@ import h5py
 import numpy as np
 
 from flaxresnet.errors import UserError
+from flaxresnet.interop.archives import require_packed_little
 from flaxresnet.interop.keras_meaning import inputs_of, require_alike
 from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
-from flaxresnet.interop.layers import Table
+from flaxresnet.interop.layers import Entries, Entry, Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.graph import Layer, last_side
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
-LARGEST_TEXT = 64 * 2**20  # bytes of a model's configuration
+LARGEST_TEXT = 8 * 2**20  # bytes of a model's configuration; that of the deepest has half a million
 LARGEST = 4 * 2**30  # bytes of all arrays of a file, or of an archive's member; more is no ResNet
 # Names of a layer's variables, in the order in which Keras keeps them.
 LEAVES = {
@@ -37,24 +40,27 @@ TABLE_LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving
 
 def read_h5(file: IO[bytes]) -> Weights:
     """Reads `.h5` and `.weights.h5`, whichever it is. Raises UserError, KeyError, OSError or ValueError."""
+    nbytes = file.seek(0, io.SEEK_END)
     with h5py.File(file, "r") as h5:
-        _check_plain(h5)
+        _check_plain(h5, nbytes)
         config = json.loads(h5.attrs["model_config"]) if "model_config" in h5.attrs else {}
         about = json.loads(h5.attrs[ABOUT]) if ABOUT in h5.attrs else {}
         is_store = any(name in h5 for name in STORES)
         entries = dict(_store_entries(h5, {}) if is_store else _legacy_entries(h5))
-    return _recognised(entries, config, about)
+        return _recognised(entries, nbytes, config, about)
 
 
 def read_keras(file: IO[bytes]) -> Weights:
     """Reads a `.keras` archive. Raises UserError, KeyError, OSError or ValueError."""
     with zipfile.ZipFile(file) as archive:
+        nbytes = file.seek(0, io.SEEK_END)
+        require_packed_little(archive, nbytes)
         config = json.loads(_member(archive, "config.json"))
         about = json.loads(_member(archive, ABOUT + ".json")) if ABOUT + ".json" in archive.namelist() else {}
-        with h5py.File(io.BytesIO(_member(archive, "model.weights.h5")), "r") as h5:
-            _check_plain(h5)
-            entries = dict(_store_entries(h5, config))
-    return _recognised(entries, config, about)
+        store = _member(archive, "model.weights.h5")
+    with h5py.File(io.BytesIO(store), "r") as h5:
+        _check_plain(h5, len(store))
+        return _recognised(dict(_store_entries(h5, config)), nbytes, config, about)
 
 
 def write_h5(weights: Weights, file: IO[bytes]) -> None:
@@ -96,17 +102,24 @@ def write_keras(weights: Weights, file: IO[bytes]) -> None:
         archive.writestr("model.weights.h5", store.getvalue())
 
 
-def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, np.ndarray]]:
-    """("layer/leaf", array) of a legacy file: each layer's group lists its arrays."""
+def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, Entry]]:
+    """("layer/leaf", entry) of a legacy file: each layer's group lists its arrays."""
     root = h5.get("model_weights", h5)
     for layer in root:
-        for name in _texts(root[layer].attrs.get("weight_names", [])):
+        names = _texts(root[layer].attrs.get("weight_names", []))
+        if len(set(names)) < len(names):
+            raise UserError(f"its layer {layer} lists {Counter(names).most_common(1)[0][0]} more than once")
+        for name in names:
             leaf = name.split("/")[-1].split(":")[0]
-            yield f"{layer}/{leaf}", np.asarray(root[layer][name])
+            yield f"{layer}/{leaf}", _entry(root[layer][name])
 
 
-def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """("layer/leaf", array) of Keras 3's store, where a layer is a class with a number and its arrays are numbered."""
+def _entry(item: h5py.Dataset) -> Entry:
+    return Entry(item.shape, lambda: np.asarray(item))
+
+
+def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str, Entry]]:
+    """("layer/leaf", entry) of Keras 3's store, where a layer is a class with a number and its arrays are numbered."""
     names = _names_by_class(config)
     store = h5[next(name for name in STORES if name in h5)]
     for group in store:
@@ -115,13 +128,13 @@ def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str,
         if not variables:
             continue
         if kind not in LEAVES:  # such as Normalization: it belongs to no ResNet, and says so as an unexpected entry
-            yield from ((f"{group}/{index}", np.asarray(array)) for index, array in variables.items())
+            yield from ((f"{group}/{index}", _entry(item)) for index, item in variables.items())
             continue
         name = variables.attrs.get("name") or names.get(group)
         if name is None:
             raise UserError("its layers have no names, as Keras wrote before 3.6; save the model as .keras or .h5")
         for index, leaf in enumerate(LEAVES[kind][: len(variables)]):
-            yield f"{name}/{leaf}", np.asarray(variables[str(index)])
+            yield f"{name}/{leaf}", _entry(variables[str(index)])
 
 
 def _write_store(h5: h5py.File, weights: Weights) -> None:
@@ -153,9 +166,9 @@ def _snake_case(kind: str) -> str:
     return words.lower().replace("2_d", "2d")
 
 
-def _recognised(entries: Table, config: dict[str, Any], about: dict[str, Any]) -> Weights:
+def _recognised(entries: Entries, nbytes: int, config: dict[str, Any], about: dict[str, Any]) -> Weights:
     facts = _Facts.of(config)
-    weights = recognise(entries, facts.image_size, about, facts.stem_relu)
+    weights = recognise(entries, nbytes, facts.image_size, about, facts.stem_relu)
     if config:
         _require_like_ours(config, weights)
     epsilon = weights.model.epsilon
@@ -220,8 +233,15 @@ def _texts(values: Any) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _check_plain(h5: h5py.File) -> None:
-    """Raises UserError for links, and for arrays that lie in other files or claim more memory than a network has."""
+def _is_plain(item: h5py.Dataset) -> bool:
+    try:
+        return not item.external and not item.is_virtual and item.dtype.kind in "fiu"
+    except TypeError:  # of a type that NumPy has not, such as times
+        return False
+
+
+def _check_plain(h5: h5py.File, nbytes: int) -> None:
+    """Raises UserError for links, for arrays that lie in other files, are packed, or are not whole in so many bytes."""
     total, seen = 0, set()
 
     def check(group: h5py.Group, path: str) -> None:
@@ -237,10 +257,12 @@ def _check_plain(h5: h5py.File) -> None:
             if isinstance(item, h5py.Group):
                 check(item, f"{path}{name}/")
                 continue
-            if item.external or item.is_virtual or item.dtype.kind not in "fiu":
+            if not _is_plain(item):
                 raise UserError(f"{path}{name} in it is not a plain array of numbers")
-            total += item.size * item.dtype.itemsize
-            if total > LARGEST:
-                raise UserError(f"its arrays take more than {LARGEST // 2**30} GiB")
+            if item.id.get_create_plist().get_nfilters():  # of which a small one may unpack to any number of bytes
+                raise UserError(f"{path}{name} in it is packed, which Keras never does; store it without compression")
+            total += max(item.size, math.prod(item.chunks or ())) * item.dtype.itemsize
+            if total > nbytes:  # never written, or in chunks larger than what is in them
+                raise UserError(f"its arrays take more than the {nbytes:,} bytes that it has; store every number")
 
     check(h5, "")

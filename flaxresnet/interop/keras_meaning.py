@@ -6,6 +6,7 @@ their names.
 """
 
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from flaxresnet.errors import UserError
@@ -52,16 +53,11 @@ class Meaning:
         self.forms: dict[str, Form] = {}
         self.last_side = list(last_side)
         layers = {layer["config"]["name"]: layer for layer in config["config"]["layers"]}
-        waiting = list(layers)
-        while waiting:  # Keras may list a layer before what it takes
-            ready = [name for name in waiting if set(inputs_of(layers[name])) <= self.forms.keys()]
-            if not ready:
-                raise UserError(f"its layer {waiting[0]} takes something that is not in the model")
-            for name in ready:
-                layer = layers[name]
-                taken = [self.forms[source] for source in inputs_of(layer)]
-                self.forms[name] = self._form(name, layer["class_name"], layer["config"], taken)
-            waiting = [name for name in waiting if name not in self.forms]
+        sources = {name: inputs_of(layer) for name, layer in layers.items()}
+        for name in _sources_first(sources):
+            layer = layers[name]
+            taken = [self.forms[source] for source in sources[name]]
+            self.forms[name] = self._form(name, layer["class_name"], layer["config"], taken)
 
     def _number(self, form: Form) -> int:
         return self.numbers.setdefault(form, len(self.numbers))
@@ -117,6 +113,17 @@ class Meaning:
         else:
             number = self._number(x)
         return (tuple(size), tuple(strides), zeros, number)
+
+
+def _sources_first(sources: dict[str, list[str]]) -> list[str]:
+    """Layers after all that they take; Keras may list them before."""
+    for name, taken in sources.items():
+        if not sources.keys() >= set(taken):
+            raise UserError(f"its layer {name} takes something that is not in the model")
+    try:
+        return [*TopologicalSorter(sources).static_order()]
+    except CycleError as error:
+        raise UserError(f"its layer {error.args[1][0]} takes what is computed from it") from None
 
 
 def _function(options: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ height, width, in, out), and the last layer is called `fc` however many classes 
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from string import ascii_lowercase
 from typing import Any, NamedTuple, TypeAlias
@@ -18,6 +19,16 @@ from flaxresnet.models.resnet import ResNet
 
 Table: TypeAlias = dict[str, np.ndarray]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
+class Entry(NamedTuple):
+    """An array in a file: its shape, and how it is loaded."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+Entries: TypeAlias = dict[str, Entry]
 
 HEAD = "fc"
 STATISTICS = ("mean", "var")

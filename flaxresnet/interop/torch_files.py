@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from flaxresnet.errors import UserError
-from flaxresnet.interop.layers import Table
+from flaxresnet.interop.archives import require_packed_little
+from flaxresnet.interop.layers import Entries, Entry, Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
 
@@ -24,13 +26,20 @@ def read_safetensors(path: Path) -> Weights:
     """Raises UserError or SafetensorError."""
     with safe_open(path, framework="flax") as file:
         about = (file.metadata() or {}).get(ABOUT)
-        entries = {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - it is no dict
-    return recognise(_bare(entries), about=json.loads(about) if about else None)
+
+        def entry(key: str) -> Entry:
+            return Entry(tuple(file.get_slice(key).get_shape()), lambda: np.asarray(file.get_tensor(key)))
+
+        entries = {key: entry(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        return recognise(_bare(entries), path.stat().st_size, about=json.loads(about) if about else None)
 
 
 def read_pth(path: Path) -> Weights:
     """Raises UserError, or whatever torch raises for a damaged file or one that holds more than tensors."""
     torch = _torch("read")
+    if zipfile.is_zipfile(path):  # else a pickle, as PyTorch wrote before 1.6
+        with zipfile.ZipFile(path) as archive:
+            require_packed_little(archive, path.stat().st_size)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -41,9 +50,16 @@ def read_pth(path: Path) -> Weights:
         raise UserError(f"it holds a {type(state).__name__}; in PyTorch: torch.save(model.state_dict(), …)")
     about = getattr(state, "_metadata", {}).get(ABOUT)
     tensors = {name: tensor.detach() for name, tensor in state.items() if torch.is_tensor(tensor)}
-    # NumPy has no bfloat16, and what is no real number is for `recognise` to name.
-    arrays = {n: (t.to(torch.float32) if t.is_floating_point() else t).numpy() for n, t in tensors.items()}
-    return recognise(_bare(arrays), about=about)
+
+    def entry(tensor: Any) -> Entry:
+        # NumPy has no bfloat16, and what is no real number is for `recognise` to name.
+        return Entry(
+            tuple(tensor.shape),
+            lambda: (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).numpy(),
+        )
+
+    entries = {name: entry(tensor) for name, tensor in tensors.items()}
+    return recognise(_bare(entries), path.stat().st_size, about=about)
 
 
 def write_safetensors(weights: Weights, world: str) -> bytes:
@@ -68,7 +84,7 @@ def state_dict(weights: Weights, world: str) -> Table:
     return entries | {f"{layer}num_batches_tracked": np.array(0, np.int64) for layer in counted}
 
 
-def _bare(entries: Table) -> Table:
+def _bare(entries: Entries) -> Entries:
     """The entries without what wrappers put before their names: DataParallel, torch.compile, Lightning and the like.
 
     Hugging Face's network without its last layer leaves out `resnet.`, which is put back.
@@ -78,10 +94,10 @@ def _bare(entries: Table) -> Table:
         # The first convolution's name is the shortest of those that end alike.
         ends = [(name, marker) for marker in markers for name in entries if name.endswith("." + marker)]
         name, marker = min(ends, key=lambda pair: len(pair[0]), default=("", ""))
-        entries = {key.removeprefix(name.removesuffix(marker)): array for key, array in entries.items()}
+        entries = {key.removeprefix(name.removesuffix(marker)): entry for key, entry in entries.items()}
     whole = "resnet.embedder.embedder.convolution.weight"
     headless = whole.removeprefix("resnet.") in entries
-    return {f"resnet.{name}": array for name, array in entries.items()} if headless else entries
+    return {f"resnet.{name}": entry for name, entry in entries.items()} if headless else entries
 
 
 def _torch(verb: str) -> Any:

@@ -1,5 +1,6 @@
 """A trained network as it travels between worlds: what it is, its arrays, and how it wants its images."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
-from flaxresnet.interop.layers import HEAD, Shapes, Table
+from flaxresnet.interop.layers import HEAD, Entries, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
 from flaxresnet.models.graph import count_convolutions, pooled_side
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
@@ -27,6 +28,7 @@ SCALING: dict[str, dict[str, Any]] = {
 # tied to one by their last layer, the likeliest first.
 USUAL_SIDE = 224
 USUAL_SIDES = (64, *range(32, 513, 32))
+FEW_NUMBERS = 2**22  # that a file may declare whatever its size; 16 MiB of float32
 ABOUT = "flaxresnet"  # under which files of every kind keep what `describe` says
 
 
@@ -63,21 +65,24 @@ class Weights:
 
 
 def recognise(
-    entries: Table,
+    entries: Entries,
+    nbytes: int,
     image_size: tuple[int, int] | None = None,
     about: dict[str, Any] | None = None,
     stem_relu: bool | None = None,
 ) -> Weights:
-    """The network that a file's entries belong to, every one of them in its place.
+    """The network that a file's entries belong to, every one of them in its place; before that none is loaded.
 
     Args:
       entries: the file's arrays by its own names.
+      nbytes: the file's size.
       image_size: height and width of the images, where the file tells.
       about: what `describe` wrote into the file, if it did.
       stem_relu: whether the network has a ReLU after its first batch norm, where the file tells.
 
     Raises:
-      UserError: the names are of no known world, or entries are missing, unexpected or of another shape.
+      UserError: the names are of no known world, entries are missing, unexpected or of another shape, hold what no
+        network holds, or are more than the file has bytes for.
     """
     about = about or {}
     stored = Preprocessing.from_json(about["preprocessing"]) if about.get("preprocessing") else None
@@ -86,20 +91,24 @@ def recognise(
     if world is None:
         markers = ", ".join(f"{w.marker} ({w.title})" for w in WORLDS.values())
         raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
-    found = {key: array for key, array in entries.items() if not key.endswith("num_batches_tracked")}
-    _check_arrays(found, world)
+    found = {key: entry for key, entry in entries.items() if not key.endswith("num_batches_tracked")}
+    _check_count(found, nbytes)
+    if len(found[world.marker].shape) != 4:
+        raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
     num_classes = _classes_of(found, world)
     found = _with_head_as_there(found, world, num_classes)
     names = about.get("class_names") if num_classes else None
     if names:
         check_names(names, num_classes)
-    width = world.from_theirs(found[world.marker]).shape[-1]
+    width = world.shape_from_theirs(found[world.marker].shape)[-1]
     size, shapes, side = _closest(found, world, width, num_classes, image_size)
     keys = {name: world.key(name, num_classes) for name in shapes}
-    table = {name: world.from_theirs(found[key]) for name, key in keys.items() if key in found}
     expected = {key: shapes[name] for name, key in keys.items()}
-    have = {key: array.shape for key, array in found.items()} | {keys[name]: a.shape for name, a in table.items()}
+    have = {
+        key: world.shape_from_theirs(entry.shape) if key in expected else entry.shape for key, entry in found.items()
+    }
     require_equal(expected, have, f"the weights are not those of a {size} of {world.title}")
+    table = {name: world.from_theirs(_loaded(key, found[key].load())) for name, key in keys.items()}
     stem_relu = about.get("stem_relu", stem_relu)
     network = Network(cast(Any, size), cast(Any, world.variant), width, stem_relu is not False)
     assumed = [] if stored else ["preprocessing"]
@@ -161,49 +170,55 @@ def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
         raise UserError(f"{complaint}: {'; '.join(wrong)}")
 
 
-def _check_arrays(found: Table, world: World) -> None:
-    """Raises UserError unless the first convolution is one and all numbers are real and finite."""
-    for key, array in found.items():
-        wrong = None
-        if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):  # bfloat16 is floating
-            wrong = f"numbers of the type {array.dtype}"
-        elif not np.isfinite(array).all():
-            wrong = array[~np.isfinite(array)].flat[0]
-        if wrong is not None:
-            raise UserError(f"its array {key} holds {wrong}, which no trained network has")
-    if found[world.marker].ndim != 4:
-        raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
+def _check_count(found: Entries, nbytes: int) -> None:
+    """Raises UserError for more numbers than bytes, each of which takes one or more: a small file may declare any."""
+    count = sum(math.prod(entry.shape) for entry in found.values())
+    if count > max(nbytes, FEW_NUMBERS):
+        raise UserError(f"its arrays have {count:,} numbers, and it has {nbytes:,} bytes; store every number")
 
 
-def _classes_of(found: Table, world: World) -> int | None:
+def _loaded(key: str, array: np.ndarray) -> np.ndarray:
+    """The array; raises UserError unless all its numbers are real and finite."""
+    wrong = None
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):  # bfloat16 is floating
+        wrong = f"numbers of the type {array.dtype}"
+    elif not np.isfinite(array).all():
+        wrong = array[~np.isfinite(array)].flat[0]
+    if wrong is not None:
+        raise UserError(f"its array {key} holds {wrong}, which no trained network has")
+    return array
+
+
+def _classes_of(found: Entries, world: World) -> int | None:
     """How many classes the last layer tells apart; None where there is no such layer."""
-    heads = [array for array in found.values() if array.ndim == 2]
-    count = world.from_theirs(heads[0]).shape[1] if len(heads) == 1 else None
+    heads = [entry.shape for entry in found.values() if len(entry.shape) == 2]
+    count = world.shape_from_theirs(heads[0])[1] if len(heads) == 1 else None
     if count is not None and count < 2:
         raise UserError(f"its last layer has {count} output; a classifier needs one for each of two or more classes")
     return count
 
 
-def _with_head_as_there(found: Table, world: World, num_classes: int | None) -> Table:
-    """The arrays with the last layer under the name that it has in that world; people name it as they like."""
-    kernels = [key for key, array in found.items() if array.ndim == 2]
+def _with_head_as_there(found: Entries, world: World, num_classes: int | None) -> Entries:
+    """The entries with the last layer under the name that it has in that world; people name it as they like."""
+    kernels = [key for key, entry in found.items() if len(entry.shape) == 2]
     expected = world.key(f"{HEAD}/kernel", num_classes)
     if len(kernels) != 1 or kernels[0] == expected:
         return found
     divider = "." if world.torch else "/"
     theirs, usual = (key.rpartition(divider)[0] + divider for key in (kernels[0], expected))
-    return {usual + key.removeprefix(theirs) if key.startswith(theirs) else key: a for key, a in found.items()}
+    return {usual + key.removeprefix(theirs) if key.startswith(theirs) else key: e for key, e in found.items()}
 
 
 def _closest(
-    found: Table, world: World, width: int, num_classes: int | None, image_size: tuple[int, int] | None
+    found: Entries, world: World, width: int, num_classes: int | None, image_size: tuple[int, int] | None
 ) -> tuple[str, Shapes, tuple[int, int]]:
     """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
     fitting_groups = [size for size in SIZES if width % width_step(size) == 0]
     sizes = {size: resnet(size, world.variant, num_classes=num_classes or 2, width=width) for size in fitting_groups}
-    convolutions = sum(array.ndim == 4 for array in found.values())
+    have = {key: world.shape_from_theirs(entry.shape) for key, entry in found.items()}
+    convolutions = sum(len(shape) == 4 for shape in have.values())
     distance = {size: abs(count_convolutions(model) - convolutions) for size, model in sizes.items()}
-    rows = next((world.from_theirs(array).shape[0] for array in found.values() if array.ndim == 2), None)
+    rows = next((shape[0] for shape in have.values() if len(shape) == 2), None)
 
     def fitting(size: str) -> tuple[int, str, Shapes, tuple[int, int]]:
         side = image_size or _usual_image(sizes[size], rows)
@@ -211,7 +226,7 @@ def _closest(
         if num_classes is None:
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD + "/")}
         keys = {world.key(name, num_classes): shape for name, shape in shapes.items()}
-        fits = sum(world.from_theirs(array).shape == keys.get(key) for key, array in found.items())
+        fits = sum(shape == keys.get(key) for key, shape in have.items())
         return fits, size, shapes, side
 
     return max(fitting(size) for size in sizes if distance[size] == min(distance.values()))[1:]

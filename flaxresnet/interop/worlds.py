@@ -44,6 +44,12 @@ class World:
         is_norm = layer == "bn_conv1" or (place is not None and place.is_norm)
         return f"{theirs}/{'beta' if leaf == 'bias' and is_norm else KERAS_LEAVES.get(leaf, leaf)}"
 
+    def shape_from_theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that an array of that world has in ours."""
+        if not self.torch:
+            return shape
+        return tuple(shape[axis] for axis in (2, 3, 1, 0)) if len(shape) == 4 else shape[::-1]
+
     def from_theirs(self, array: np.ndarray) -> np.ndarray:
         """An array of that world as it lies in ours, float32."""
         return np.ascontiguousarray(_turned(array, (2, 3, 1, 0)) if self.torch else array, np.float32)

@@ -1,6 +1,7 @@
 """Which kind of file it is, what is refused, and that a file is written whole or not at all."""
 
 import json
+import os
 import struct
 import zipfile
 
@@ -10,7 +11,10 @@ from networks import random_weights, without_relu
 from safetensors.numpy import save_file
 
 from flaxresnet.errors import UserError
+from flaxresnet.interop import torch_files
 from flaxresnet.interop.files import WRITERS, read_weights, write_weights
+from flaxresnet.interop.layers import Entry
+from flaxresnet.interop.weights import recognise
 
 
 def truncated(path, kind):
@@ -167,3 +171,47 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"w\.h5 cannot be written: No space left on device"):
         write_weights(random_weights("resnet14", "tutorial"), path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("w.h5", "old")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "w.h5")
+    with pytest.raises(UserError, match=r"w\.h5 is a pipe or a device; give a file that is stored on disk"):
+        read_weights(tmp_path / "w.h5")
+
+
+def test_no_array_is_loaded_before_names_and_shapes_fit():
+    weights = random_weights("resnet14", "torchvision", width=4)
+    arrays = torch_files.state_dict(weights, "torchvision")
+    loaded = []
+
+    def loads(key):
+        return lambda: loaded.append(key) or arrays[key]
+
+    entries = {key: Entry(array.shape, loads(key)) for key, array in arrays.items()}
+    assert recognise(entries, 2**20).network == weights.network
+    assert set(loaded) == {key for key in arrays if not key.endswith("num_batches_tracked")}
+    loaded.clear()
+    with pytest.raises(UserError, match=r"unexpected: x$"):
+        recognise(entries | {"x": Entry((900_000_000,), loads("x"))}, 2**32)
+    assert not loaded
+
+
+def test_more_numbers_than_bytes_are_refused():
+    entries = {"conv1.weight": Entry((4, 3, 7, 7), lambda: None), "x": Entry((2**22,), lambda: None)}
+    with pytest.raises(UserError, match=r"its arrays have 4,194,892 numbers, and it has 1,000 bytes; store every"):
+        recognise(entries, 1000)
+
+
+def test_a_large_file_with_nothing_in_it_takes_no_memory(tmp_path):
+    arrays = torch_files.write_safetensors(random_weights("resnet14", "torchvision", width=4), "torchvision")
+    end = 8 + int.from_bytes(arrays[:8], "little")
+    header = json.loads(arrays[8:end])
+    length = len(arrays) - end
+    header["x"] = {"dtype": "F32", "shape": [2**28], "data_offsets": [length, length + 2**30]}
+    written = json.dumps(header).encode()
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written + arrays[end:])
+        file.truncate(8 + len(written) + length + 2**30)
+    with pytest.raises(UserError, match=r"unexpected: x$"):
+        read_weights(tmp_path / "w.safetensors")

@@ -1,6 +1,7 @@
 """PyTorch's weights, by torchvision's and by Hugging Face's names, against networks in PyTorch."""
 
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -155,4 +156,25 @@ def test_what_wrappers_put_before_the_names_is_taken_off(tmp_path):
 def test_a_file_that_holds_no_table_is_refused(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth: it holds a list; in PyTorch: torch\.save\(model"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):
+    arrays = torch_files.state_dict(random_weights("resnet18", "torchvision"), "torchvision")
+    state = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    state["fc.weight"] = torch.zeros(1, dtype=torch.float16).expand(10**7, 64)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: its arrays have 640,\d{3},\d{3} numbers, and it has [\d,]+ bytes"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_does(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(2**23)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(UserError, match=r"w\.pth: it unpacks to 33,\d{3},\d{3} bytes and has [\d,]+; store weights"):
         read_weights(tmp_path / "w.pth")

@@ -46,6 +46,7 @@ def _of_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
     elif (empty := np.flatnonzero(counts == 0)).size:
         shifted = "; are the labels numbered from 1? they begin with 0" if empty[0] == 0 and empty.size == 1 else ""
         yield f"no {name} image is of the class {listed([classes[i] for i in empty], MOST_NAMED)}{shifted}"
+    sample = min(sample, max(1, READ_AT_ONCE // int(np.prod(split.images.shape[1:]))))
     places = np.unique(np.linspace(0, len(split) - 1, sample, dtype=int))
     brightest = split.images[places].max(axis=(1, 2, 3))
     if brightest.max() <= 1:

@@ -150,3 +150,10 @@ def test_pairs_do_not_depend_on_how_many_images_are_read_at_once(monkeypatch, at
     monkeypatch.setattr("flaxresnet.data.suspicions.READ_AT_ONCE", at_once * train[0].nbytes)
     assert duplicates(train, test) == ([(1, 8), (15, 33)], [(9, 21)])
     assert duplicates(train, test, nearly=False) == ([(1, 8), (15, 33)], [])
+
+
+def test_of_large_images_fewer_are_looked_at(monkeypatch):
+    monkeypatch.setattr("flaxresnet.data.suspicions.READ_AT_ONCE", 5 * blobs(9, 1).images[0].nbytes)
+    data = blobs(9, 1)
+    (sentence,) = said(replace(data, images=np.minimum(data.images, 1)))
+    assert "of 5 looked at" in sentence

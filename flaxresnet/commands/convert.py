@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from flaxresnet.config import Which
-from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
+from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError
 from flaxresnet.interop.files import WRITERS, write_weights
 from flaxresnet.interop.run_folders import write_run
@@ -103,7 +103,8 @@ def told(weights: Weights, arguments: Arguments) -> Weights:
     height, width = arguments.image_size or (had.height, had.width)
     if arguments.image_size and not fits_images(weights, (height, width)):
         limits = (
-            f"sides have {SMALLEST_IMAGE} to {LARGEST_SIDE} pixels, and the tutorials' last layer is tied to its own"
+            f"sides have {SMALLEST_IMAGE} to {LARGEST_SIDE} pixels, an image {LARGEST_INPUT:,} at most, and the "
+            "tutorials' last layer is tied to its own"
         )
         raise UserError(f"--image-size {height} {width} does not fit {source}: {limits}")
     return replace(weights, preprocessing=replace(scaled, height=height, width=width))

@@ -18,7 +18,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
-from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
+from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded, StoredImages
 from flaxresnet.errors import UserError
@@ -116,7 +116,7 @@ def read_records(
             newer = f"has format {index['format']}; this version reads up to {FORMAT}"
             raise UserError(f"{folder / INDEX} {newer}")
         names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or image_size)
-        if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
+        if not is_input_size(size):
             raise ValueError(f"image_size is {size}")
         shares = {"train": 1.0, "test": 1.0 if index["image_size"] else centre}
         found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]

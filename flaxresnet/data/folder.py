@@ -16,7 +16,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
-from flaxresnet.data.preprocess import LARGEST_SIDE, Part, Preprocessing
+from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Part, Preprocessing, is_input_size
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded
 from flaxresnet.errors import UserError, listed
@@ -108,8 +108,9 @@ def read_folder(
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
         cannot be read, or memory was asked for that the machine has not.
     """
-    if not all(1 <= side <= LARGEST_SIDE for side in image_size):
-        raise UserError(f"--image-size must be two numbers from 1 to {LARGEST_SIDE}, not {image_size}")
+    if not is_input_size(image_size):
+        limits = f"two numbers from 1 to {LARGEST_SIDE}, of {LARGEST_INPUT:,} pixels at most"
+        raise UserError(f"--image-size must be {limits}, not {image_size}")
     train, test, how = _splits(folder)
     names = _class_names(folder, train, test)
     found = [

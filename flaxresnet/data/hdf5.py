@@ -18,6 +18,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
+from flaxresnet.data.pictures import MOST_PIXELS
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
@@ -25,7 +26,6 @@ from flaxresnet.errors import UserError
 
 MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are
-MOST_PIXELS = 10**8  # of an image
 LARGEST_CHUNK = 2**30  # bytes, once unpacked; a small file may declare any
 MOST_PACKED = 1100  # bytes that one stored byte may stand for; deflate, the usual, reaches 1032
 LEAST_PACKED = 2**26  # bytes of an array from which that is looked at

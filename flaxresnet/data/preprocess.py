@@ -1,7 +1,7 @@
 """From a picture to what the network takes: resize, scale. Training and prediction share this file."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -10,13 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.data.pictures import decoded
+from flaxresnet.data.pictures import MOST_PIXELS, decoded
 from flaxresnet.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 LARGEST_SIDE = 2**16  # pixels
+LARGEST_INPUT = 2**24  # pixels that pictures are brought to: 4096 × 4096, of which a batch of 32 is 6 GiB as floats
 Box = tuple[float, float, float, float]  # of a part of a picture: left, upper, right, lower, in pixels
 Part = Callable[[int, int], Box]  # what to take of a picture of this height and width
+
+
+def is_input_size(size: Sequence[Any], most: int = LARGEST_INPUT) -> bool:
+    """Whether it is a height and a width that a network's input may have, of so many pixels at most."""
+    return (
+        len(size) == 2
+        and all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size)
+        and math.prod(size) <= most
+    )
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,7 @@ class Preprocessing:
         triples = [made.mean, made.std]
         numbers = [made.scale, *made.mean, *made.std]
         fits = {
-            "height and width": all(
-                isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in (made.height, made.width)
-            ),
+            "height and width": is_input_size((made.height, made.width), MOST_PIXELS),  # HDF5 has more
             "resize": made.resize in FILTERS,
             "scale, mean and std": all(len(triple) == 3 for triple in triples)
             and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)

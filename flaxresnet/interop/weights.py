@@ -9,7 +9,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.data.preprocess import LARGEST_SIDE, Preprocessing
+from flaxresnet.data.preprocess import Preprocessing, is_input_size
 from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Entries, Shapes, Table
@@ -139,7 +139,7 @@ def fits_images(weights: Weights, image_size: tuple[int, int]) -> bool:
     """Whether the network takes images of this height and width."""
     return (
         min(image_size) >= SMALLEST_IMAGE
-        and max(image_size) <= LARGEST_SIDE
+        and is_input_size(image_size)
         and weights.table.keys() <= layers.shapes_of(weights.model, image_size).keys()
         and all(layers.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())
     )

@@ -97,6 +97,7 @@ def edit(records, **changes):
         ({"format": 2}, "has format 2; this version reads up to 1"),
         ({"shards": {"train": ["../x.array_record"]}}, r"names '\.\./x\.array_record', which is not a file beside it"),
         ({"image_size": [0, 3]}, r"is damaged \(ValueError: image_size is \(0, 3\)\); make it again"),
+        ({"image_size": [60_000, 60_000]}, r"is damaged \(ValueError: image_size is \(60000, 60000\)\); make it again"),
         ({"class_names": ["cat"]}, r"is damaged \(ValueError: train-labels\.npy holds int32 \(10,\), not a class for"),
         ({"class_names": 3}, "is damaged"),
     ],

@@ -104,7 +104,9 @@ def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": (0, 64)}, r"--image-size must be two numbers from 1 to 65536, not \(0, 64\)"),
+        ({"image_size": (0, 64)}, r"two numbers from 1 to 65536, of 16,777,216 pixels at most, not \(0, 64\)"),
+        ({"image_size": (60_000, 60_000)}, r"--image-size must be two numbers .*, not \(60000, 60000\)"),
+        ({"image_size": (1, 65_537)}, r"--image-size must be two numbers .*, not \(1, 65537\)"),
         ({"skip_bad": 1.0}, r"--skip-bad must be at least 0 and below 1, not 1\.0"),
     ],
 )

@@ -146,3 +146,11 @@ def test_what_is_shown_of_a_photo_is_what_is_taken_of_it():
     np.testing.assert_array_equal(middle.seen(photo), photo[8:56, 40:88])
     np.testing.assert_array_equal(middle.load(photo), photo[8:56, 40:88])
     assert Preprocessing(48, 48).seen(photo) is photo
+
+
+def test_a_size_of_more_pixels_than_any_image_has_is_refused():
+    values = Preprocessing(32, 32).to_json()
+    assert Preprocessing.from_json(values | {"height": 10_000, "width": 10_000}).height == 10_000
+    for size in ({"height": 10_000, "width": 10_001}, {"height": 2**16 + 1}, {"width": 0}, {"width": 1.5}):
+        with pytest.raises(UserError, match="preprocessing with height and width that cannot be"):
+            Preprocessing.from_json(values | size)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
-from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+from flaxresnet.data.dataset import Dataset, Splits, open_dataset, same_data
 from flaxresnet.data.synthetic import drawn_signs
 from flaxresnet.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
@@ -184,7 +184,7 @@ def data_of_run(run: str | Path, split: str) -> Splits:
         else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre)
     )
     dataset = getattr(splits, split)
-    if dataset is None or dataset.fingerprint() != stored[f"{split}_fingerprint"]:
+    if dataset is None or not same_data(dataset.fingerprint(), stored[f"{split}_fingerprint"]):
         what = path or "the hand signs that this version draws"
         raise UserError(f"{run} was trained with other {split} images than {what} has now; give --data")
     return splits

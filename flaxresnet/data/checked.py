@@ -1,4 +1,4 @@
-"""Labelled images without those that cannot be read, found before training begins.
+"""Labelled images without those that cannot be read, found before training begins, and what their files hold.
 
 Streamed images are all read once for that, by all processes together; a million pictures take minutes, so what was
 found is kept.
@@ -10,14 +10,14 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Input, is_to_be_streamed
 from flaxresnet.data.processes import ALONE, Processes
-from flaxresnet.data.stored import StoredImages
+from flaxresnet.data.stored import Contents, Encoded, StoredImages
 from flaxresnet.errors import UserError, listed
 
 MOST_NAMED = 5  # unreadable pictures in a sentence
@@ -64,20 +64,43 @@ def _readable(part: Dataset, streamed: bool, processes: Processes, anew: bool) -
         raise TypeError("only stored images can be looked through")
     images: np.ndarray | StoredImages = stored
     if streamed:
-        bad = known_unreadable(stored, f"{part.identity} {stored.state()}", processes, anew)
+        looked = look_through(stored, f"{part.identity} {stored.state()}", processes, anew)
     else:
-        images, mine = stored.load()
-        bad = _of_all(mine, processes)
-    if bad:
+        images, looked = _load(stored, processes)
+    if isinstance(stored, Encoded):
+        part = replace(part, contents=f"{looked.contents:064x}")
+    if bad := looked.bad:
         good = np.array([place for place in range(len(part)) if place not in bad], int)
         part, images = replace(part, labels=part.labels[good]), stored.only(good) if streamed else images[good]
     return replace(part, images=images) if len(images) else None, list(bad.values())
 
 
-def known_unreadable(
-    images: StoredImages, identity: str, processes: Processes = ALONE, anew: bool = False
-) -> dict[int, str]:
-    """As `StoredImages.unreadable`, of all processes together, and kept in the user's cache folder for the next time.
+@dataclass(frozen=True)
+class Looked:
+    """What was found by reading images.
+
+    Attributes:
+      bad: place → what is wrong with the image there.
+      contents: of all others, as `Contents.total` has it.
+    """
+
+    bad: dict[int, str] = field(default_factory=dict)
+    contents: int = 0
+
+
+def _load(images: StoredImages, processes: Processes) -> tuple[np.ndarray, Looked]:
+    """All images in memory, and what all processes found, of which each reads all."""
+    contents = Contents()
+    loaded, mine = images.counted(contents).load()
+    bad = _of_all(mine, processes)
+    if isinstance(images, Encoded):
+        for place in bad.keys() - mine.keys():
+            contents.add(place, images.encoded(place), times=-1)
+    return loaded, Looked(bad, contents.total)
+
+
+def look_through(images: StoredImages, identity: str, processes: Processes = ALONE, anew: bool = False) -> Looked:
+    """What all processes find together, kept in the user's cache folder for the next time.
 
     Args:
       images: what is read.
@@ -87,14 +110,19 @@ def known_unreadable(
     """
     path, mine = _path(images, identity), processes.share(len(images))
     known = None if anew else _recall(path)
+    if len({*processes.gather(hex(known.contents) if known else None)}) > 1:
+        known = None  # a sum of what some recall and others read would be of some pictures twice
     # What was wrong may have been the network's fault, so that those pictures are read again.
-    again = mine if known is None else mine[np.isin(mine, list(known))]
-    found = _of_all(images.unreadable(again.tolist()), processes)
+    again = mine if known is None else mine[np.isin(mine, list(known.bad))]
+    contents = Contents()
+    bad = _of_all(images.counted(contents).unreadable(again.tolist()), processes)
+    more = sum(int(one, 16) for one in processes.gather(hex(contents.total)))
+    found = Looked(bad, ((known.contents if known else 0) + more) % Contents.MODULUS)
     if found != known:
         with contextlib.suppress(OSError):  # no cache: the next time takes as long
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_suffix(f".{uuid.uuid4().hex}")  # other processes may write theirs at the same time
-            new.write_text(json.dumps(list(found.items())))
+            new.write_text(json.dumps({"bad": list(found.bad.items()), "contents": found.contents}))
             new.replace(path)
     return found
 
@@ -110,7 +138,8 @@ def _path(images: StoredImages, identity: str) -> Path:
     return Path(home) / "flaxresnet" / "checked" / f"{name.hexdigest()}.json"
 
 
-def _recall(path: Path) -> dict[int, str] | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return {int(place): str(wrong) for place, wrong in json.loads(path.read_text())}
+def _recall(path: Path) -> Looked | None:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # those of before had no contents
+        said = json.loads(path.read_text())
+        return Looked({int(place): str(wrong) for place, wrong in said["bad"]}, int(said["contents"]))
     return None

@@ -191,7 +191,7 @@ def _labelled(
 
 
 def _identity(pictures: Sequence[Picture]) -> str:
-    """Tells these pictures from others by their classes, names and sizes: a copy of the folder has the same."""
+    """Tells these from others by classes, names and sizes, before any is read: a copy of the folder has the same."""
     digest = hashlib.sha256()
     for picture in pictures:
         digest.update(f"{picture.label}\0{picture.path}\0{picture.nbytes}\n".encode("utf-8", "surrogateescape"))

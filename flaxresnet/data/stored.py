@@ -2,7 +2,9 @@
 
 import abc
 import copy
+import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -13,6 +15,26 @@ from flaxresnet.data.preprocess import Part
 from flaxresnet.errors import UserError
 
 AT_ONCE = 4096  # reads that wait for a thread
+
+
+class Contents:
+    """Tells pictures by the bytes of their files: a sum of digests, the same in whatever order they are read.
+
+    Attributes:
+      total: of what was added so far, in [0, 2²⁵⁶); totals of parts add up to that of all, by the same modulus.
+    """
+
+    MODULUS = 2**256
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def add(self, place: int, content: bytes, times: int = 1) -> None:
+        """Counts the picture at a place, from any thread; -1 times takes it off again."""
+        digest = hashlib.sha256(place.to_bytes(8, "big") + content).digest()
+        with self._lock:
+            self.total = (self.total + times * int.from_bytes(digest, "big")) % self.MODULUS
 
 
 def cores() -> int:
@@ -94,9 +116,26 @@ class StoredImages(abc.ABC):
         """What changes when their files do, such as when these were written, without looking at the images."""
         return ""
 
+    def counted(self, contents: Contents) -> Self:
+        """The same images, of which each that is read is added to the contents, where it has bytes of its own."""
+        return self
+
 
 class Encoded(StoredImages):
     """Images of which each has bytes of its own, as a picture's file has them."""
+
+    _contents: Contents | None = None
+
+    def read(self, place: int, part: Part | None = None) -> np.ndarray:
+        image = super().read(place, part)
+        if self._contents is not None:  # its bytes are still in the system's memory, from being decoded
+            self._contents.add(self._at(place), self.encoded(place))
+        return image
+
+    def counted(self, contents: Contents) -> Self:
+        counted = copy.copy(self)
+        counted._contents = contents
+        return counted
 
     @abc.abstractmethod
     def _bytes(self, place: int) -> bytes: ...

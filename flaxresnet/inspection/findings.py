@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
-from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.dataset import Dataset, Splits, same_data
 from flaxresnet.errors import UserError
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
 from flaxresnet.training.run_folder import RunFolder, RunInfo
@@ -55,7 +55,8 @@ class Findings:
 
         A run of weights from elsewhere has no images of its own; any will do.
         """
-        return self.checkpoint == "latest" and self.info.data["test_fingerprint"] in (None, self.test_fingerprint)
+        known = self.info.data["test_fingerprint"]
+        return self.checkpoint == "latest" and (known is None or same_data(known, self.test_fingerprint))
 
     def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
         """The mistakes' images, each with what it is and was taken for."""
@@ -103,7 +104,7 @@ def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) ->
     """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
     known = info.data["train_fingerprint"]
     fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
-    if train is None or not fits or (known is not None and train.fingerprint() != known):
+    if train is None or not fits or (known is not None and not same_data(train.fingerprint(), known)):
         return np.zeros((0, 1), np.float32)
     return classifier.see(train.images[_sample(len(train), REFERENCES, info)])[1]
 

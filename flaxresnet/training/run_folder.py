@@ -15,6 +15,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 
 from flaxresnet.config import TrainConfig, flag
+from flaxresnet.data.dataset import same_data
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError, listed
 from flaxresnet.models.resnet import ResNet, resnet
@@ -100,7 +101,7 @@ class RunInfo:
             yield f"classes {listed(other.class_names)}, not {listed(self.class_names)}", False
         steps = [run.data.get("train_images", 0) // run.config.batch_size for run in (self, other)]
         for split, word, fits in (("train", "training", steps[0] == steps[1]), ("test", "test", True)):
-            if self.data[f"{split}_fingerprint"] != other.data[f"{split}_fingerprint"]:
+            if not same_data(*(run.data[f"{split}_fingerprint"] for run in (self, other))):
                 yield f"other {word} data ({other.data['source']})", fits
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Pictures that cannot be read are found before training, and looked for only once."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.array_record import write_records
-from flaxresnet.data.checked import known_unreadable, readable
+from flaxresnet.data.checked import look_through, readable
+from flaxresnet.data.folder import PictureFiles
 from flaxresnet.data.processes import Processes
-from flaxresnet.data.stored import StoredImages
+from flaxresnet.data.stored import Contents, StoredImages
 
 
 @pytest.fixture
@@ -83,6 +85,61 @@ def test_a_picture_of_the_same_size_that_was_written_later_is_looked_at(pictures
     assert looks == [13, 0, 1, 0, 13, 0, 13, 0]
 
 
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_other_bytes_of_the_same_size_are_other_data(pictures, mode, tmp_path):
+    def fingerprint(folder=pictures):
+        return fr.open_dataset(folder, input=mode, skip_bad=0.1).train.fingerprint()
+
+    one, other = (pictures / "train" / "cat" / name for name in ("2.png", "3.png"))
+    before, contents = fingerprint(), [one.read_bytes(), other.read_bytes()]
+    assert len(contents[0]) == len(contents[1])
+    assert before == fingerprint()  # whether they are read or known
+    assert before == fingerprint(shutil.copytree(pictures, tmp_path / "copy", copy_function=shutil.copyfile))
+    changed_later(one, contents[1])
+    changed = fingerprint()
+    changed_later(other, contents[0])
+    assert len({before, changed, fingerprint()}) == 3  # a swap too is a change
+    for path, content in zip((one, other), contents, strict=True):
+        changed_later(path, content)
+    assert fingerprint() == before
+
+
+def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks, tmp_path, monkeypatch):
+    stored = fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.images.only(np.arange(12))
+    whole = look_through(stored, "all of them")
+    said, parts = [], []
+
+    def gather(mine):
+        said.append(mine)
+        return [mine]
+
+    for index in range(2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"of machine {index}"))
+        parts.append(look_through(stored, "shares", Processes(index, 2, gather)).contents)
+    assert sum(parts) % Contents.MODULUS == whole.contents
+    looks.clear()
+    knowing = Processes(0, 2, lambda mine: [mine, None if isinstance(mine, str) else mine])
+    with pytest.raises(TypeError):  # the other has no share of a sum
+        look_through(stored, "shares", knowing)
+    assert looks == [6]  # for the other does not know
+
+
+def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkeypatch):
+    whole = fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.fingerprint()
+    picture, real = pictures / "train" / "dog" / "1.png", PictureFiles._bytes
+    os.utime(picture, ns=(0, 10**9))
+
+    def bytes_of(self, place):
+        if self.name(place).endswith("dog/1.png"):
+            raise fr.UserError("the network is down")
+        return real(self, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureFiles, "_bytes", bytes_of)
+        assert len(fr.open_dataset(pictures, input="stream", skip_bad=0.2).train) == 11
+    assert fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.fingerprint() == whole
+
+
 def test_shards_that_were_written_later_are_looked_through(pictures, looks, tmp_path):
     (pictures / "train" / "dog" / "7.png").unlink()
     (folder := tmp_path / "records").mkdir()
@@ -139,13 +196,15 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
     asked = []
 
     def gather(mine):
+        if not isinstance(mine, list):
+            return [mine] * 3
         asked.append(mine)
         return [told[0], mine, told[1]]
 
     looks.clear()
     others = Processes(1, 3, gather)
     for _ in range(2):
-        assert known_unreadable(stored, "these", others) == {1: "one", 5: "five", 6: "six"}
+        assert look_through(stored, "these", others).bad == {1: "one", 5: "five", 6: "six"}
     assert asked == [[], []]
     assert looks == [3, 2]  # places 4, 5 and 6; then those of them that somebody could not read
     assert [others.share(10).tolist() for others in (Processes(i, 3) for i in range(3))] == [
@@ -165,11 +224,15 @@ def test_the_machine_with_the_least_memory_decides_for_all(pictures, memories, s
 
 
 def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
+    of_others = iter([[[0, "not there"]], []])  # training, test
+
     def gather(mine):
-        return [mine, [[0, "not there"]]] if isinstance(mine, list) else [mine, mine]
+        return [mine, next(of_others)] if isinstance(mine, list) else [mine, mine]
 
     train = fr.open_dataset(pictures, skip_bad=0.3, input="memory", processes=Processes(0, 2, gather)).train
     assert train.labels.tolist() == [0] * 5 + [1] * 6
+    (pictures / "train" / "cat" / "0.png").write_bytes(b"")  # nor this one
+    assert fr.open_dataset(pictures, skip_bad=0.3, input="memory").train.contents == train.contents
 
 
 def test_images_in_memory_are_not_looked_through():

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxresnet.data.dataset import Dataset, Splits, hdf5_files, open_dataset
+from flaxresnet.data.dataset import Dataset, Splits, hdf5_files, open_dataset, same_data
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.errors import UserError
 
@@ -115,6 +115,17 @@ def test_fingerprint_differs_for_different_data(other):
 def test_fingerprint_is_the_same_in_another_process_and_version():
     dataset = Dataset(np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3), np.array([1], np.int32), ("a", "b"))
     assert dataset.fingerprint() == "0295505ad2954c3df8b839bc5da576f5c82353215dc209494a5f95971d476aff"
+
+
+def test_fingerprints_of_before_say_nothing_of_contents_and_fit_any():
+    one, other = (dataclasses.replace(TRAIN, contents=contents).fingerprint() for contents in ("a1", "b2"))
+    assert not same_data(one, other)
+    assert same_data(one, one)
+    assert same_data(one, TRAIN.fingerprint())
+    assert same_data(TRAIN.fingerprint(), other)
+    assert not same_data(one, TEST.fingerprint())
+    assert not same_data(None, one)
+    assert same_data(None, None)
 
 
 def test_no_path_means_the_datasets_folder_here_if_it_has_hdf5_files(tmp_path, monkeypatch):

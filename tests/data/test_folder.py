@@ -172,6 +172,33 @@ def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
         fr.fit(fr.TrainConfig(epochs=3, image_size=(32, 32), **options), verbose=False)
 
 
+def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tmp_path):
+    def draw_all(seed):
+        for split, count in (("train", 44), ("test", 19)):
+            data = blobs(count, seed=seed)
+            for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+                path = tmp_path / "data" / split / data.class_names[label] / f"{index}.bmp"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+
+    draw_all(1)
+    options = {"data": tmp_path / "data", "workdir": tmp_path / "run", "image_size": (32, 32), "augment": 0.0, **SMALL}
+    fr.fit(fr.TrainConfig(epochs=1, **options), verbose=False)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    draw_all(2)
+    with pytest.raises(fr.UserError, match="holds a run with other training data"):
+        fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
+    with pytest.raises(fr.UserError, match="was trained with other test images than"):
+        fr.evaluate(tmp_path / "run")
+    # A run from before, which knows of names and sizes alone, goes on and knows more from then on.
+    draw_all(1)
+    old = {name: config["data"][name].split("-")[0] for name in ("train_fingerprint", "test_fingerprint")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"data": config["data"] | old}))
+    assert fr.evaluate(tmp_path / "run").count == 19
+    fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == config["data"]
+
+
 def test_hdf5_files_have_a_size_of_their_own(data_folder, tmp_path):
     config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", image_size=(48, 32), **SMALL)
     with pytest.raises(fr.UserError, match=r"--image-size 48×32 is for folders of pictures; the images .* are 32×32"):

@@ -6,7 +6,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
@@ -19,11 +19,18 @@ Check = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it a
 
 Which = Literal["latest", "best"]  # of a run's checkpoints: after the last epoch, or the best on the test images
 Defaults = TypeVar("Defaults", Recipe, Network)
+MOST_EPOCHS = 1_000_000
+MOST_STEPS = 2**31 - 1  # that are counted in 32 bits
 PARTS = ("stem", "stage2", "stage3", "stage4", "stage5")
 
 
 def at_least(low: float) -> Check:
     return (lambda value: low <= value < math.inf), f"at least {low}"
+
+
+def at_most(high: float) -> Check:
+    """A bound that no sensible use meets: beyond it numbers overflow, or a slip of the finger fills a machine."""
+    return (lambda value: value <= high), f"at most {high}"
 
 
 def between(low: float, high: float) -> Check:
@@ -43,8 +50,8 @@ PARTS_LIST: Check = (
 )
 
 
-def option(default: Any, check: Check) -> Any:
-    return field(default=default, metadata={"check": check})
+def option(default: Any, *checks: Check) -> Any:
+    return field(default=default, metadata={"checks": checks})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +79,19 @@ class TrainConfig:
     input: Literal["auto", "memory", "stream"] = "auto"
     """Where images are: in memory, on the devices; or on disk, read while training. auto: in memory if they are few."""
 
-    workers: int | None = option(None, at_least(0))
+    workers: int | None = option(None, at_least(0), at_most(1024))
     """Processes that read images; 0: threads of this one. Left out: 0 on two cores, else cores but one, up to 16."""
 
-    epochs: int = option(20, at_least(1))
+    epochs: int = option(20, at_least(1), at_most(MOST_EPOCHS))
     """Passes over the training images, counted from the beginning of the run."""
 
-    batch_size: int = option(32, at_least(1))
+    batch_size: int = option(32, at_least(1), at_most(MOST_STEPS))
     """Images in a training step, over all devices together."""
 
-    accumulate: int = option(1, at_least(1))
+    accumulate: int = option(1, at_least(1), at_most(MOST_STEPS))
     """Parts that a batch goes through the network in, to save memory, for one step; batch norm sees each part alone."""
 
-    norm_batch: int | None = option(None, at_least(1))
+    norm_batch: int | None = option(None, at_least(1), at_most(MOST_STEPS))
     """Images that batch norm takes its statistics over in training. Left out: all of the batch, or of its part."""
 
     seed: int = option(0, between(0, 2**32 - 1))
@@ -105,7 +112,7 @@ class TrainConfig:
     variant: Variant | None = None
     """Written as in the tutorials, Keras Applications, or torchvision. Left out: that of --init, or of the recipe."""
 
-    width: int | None = option(None, at_least(1))
+    width: int | None = option(None, at_least(1), at_most(4096))
     """Features of the first convolution, on which all others' depend. Left out: those of --init, or 64."""
 
     stem_relu: bool | None = None
@@ -123,7 +130,7 @@ class TrainConfig:
     schedule: Literal["constant", "cosine"] | None = None
     """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""
 
-    warmup_epochs: float | None = option(None, at_least(0))
+    warmup_epochs: float | None = option(None, at_least(0), at_most(MOST_EPOCHS))
     """Epochs in which the learning rate rises from zero."""
 
     weight_decay: float | None = option(None, at_least(0))
@@ -141,7 +148,7 @@ class TrainConfig:
     augment: float | None = option(None, between(0, 2))
     """Strength of random geometry, light, colour, blur and noise; 0: none of these (see --flip, --backgrounds)."""
 
-    augment_ramp: float | None = option(None, at_least(0))
+    augment_ramp: float | None = option(None, at_least(0), at_most(MOST_EPOCHS))
     """Epochs in which the augmentation grows from nothing to its strength."""
 
     backgrounds: float | None = option(None, between(0, 1))
@@ -159,10 +166,10 @@ class TrainConfig:
     erase: float | None = option(None, between(0, 1))
     """Share of the images in which a random box is replaced by noise (random erasing)."""
 
-    mixup: float | None = option(None, at_least(0))
+    mixup: float | None = option(None, at_least(0), at_most(1000))
     """Alpha of mixup: images and labels averaged in pairs; with --cutmix too a batch takes one of the two. 0: off."""
 
-    cutmix: float | None = option(None, at_least(0))
+    cutmix: float | None = option(None, at_least(0), at_most(1000))
     """Alpha of CutMix: a box of one image is laid into another, and labels are mixed by its share. 0: off."""
 
     flip: bool = True
@@ -174,13 +181,13 @@ class TrainConfig:
     residual_scale: float | None = option(None, between(0, 1))
     """Start of the scale of each block's last batch norm; at 0 a block starts as its shortcut alone."""
 
-    head_epochs: float | None = option(None, at_least(0))
+    head_epochs: float | None = option(None, at_least(0), at_most(MOST_EPOCHS))
     """Epochs at the beginning in which only the last layer learns."""
 
     layer_decay: float | None = option(None, SHARE)
     """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
 
-    recalibrate: int = option(512, at_least(0))
+    recalibrate: int = option(512, at_least(0), at_most(MOST_STEPS))
     """Images, in whole batches, to measure batch norm's statistics on before evaluating; 0: the running averages."""
 
     report: bool = True
@@ -192,7 +199,7 @@ class TrainConfig:
     profile: bool = False
     """Write a trace of five training steps into the folder profile in the workdir, for XProf or TensorBoard."""
 
-    checkpoint_steps: int = option(1000, at_least(1))
+    checkpoint_steps: int = option(1000, at_least(1), at_most(MOST_STEPS))
     """Training steps between checkpoints within an epoch; after an epoch there is one in any case."""
 
     shard_optimizer: bool = False
@@ -204,10 +211,10 @@ class TrainConfig:
     coordinator_address: str | None = option(None, NOT_EMPTY)
     """HOST:PORT of process 0, where nothing tells: the same for all processes."""
 
-    num_processes: int | None = option(None, at_least(1))
+    num_processes: int | None = option(None, at_least(1), at_most(2**20))
     """How many processes train together, where nothing tells."""
 
-    process_id: int | None = option(None, at_least(0))
+    process_id: int | None = option(None, at_least(0), at_most(2**20))
     """Which of them this is, from 0, where nothing tells."""
 
     resume: bool = True
@@ -227,7 +234,7 @@ class TrainConfig:
             object.__setattr__(self, "image_size", tuple(self.image_size))
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            check_value(f.name, value := getattr(self, f.name), hints[f.name], f.metadata.get("check"))
+            check_value(f.name, value := getattr(self, f.name), hints[f.name], f.metadata.get("checks", ()))
             if isinstance(value, np.generic):
                 object.__setattr__(self, f.name, value.item())
 
@@ -305,15 +312,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_value(name: str, value: Any, hint: Any, check: Check | None) -> None:
-    """Raises UserError unless `value` is of the type `hint` and passes `check`."""
+def check_value(name: str, value: Any, hint: Any, checks: Sequence[Check] = ()) -> None:
+    """Raises UserError unless `value` is of the type `hint` and passes all checks."""
     kinds = _kinds(hint)
     if value is None and type(None) in kinds:
         return
     if not any(_is_of_type(value, kind) for kind in kinds):
         raise UserError(f"{flag(name)} must be {words_for(hint)}, not {value!r}")
-    if check is not None and not check[0](value):
-        raise UserError(f"{flag(name)} must be {check[1]}, not {value!r}")
+    for holds, words in checks:
+        if not holds(value):
+            raise UserError(f"{flag(name)} must be {words}, not {value!r}")
 
 
 def words_for(hint: Any) -> str:

@@ -15,6 +15,7 @@ from flaxresnet.interop.sources import open_weights
 from flaxresnet.interop.weights import SCALING, Weights, check_names, fits_images
 from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.writing import saying_why_not
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def main(arguments: Arguments) -> int:
         )
     if not to_file and arguments.world:
         raise UserError(f"--world {arguments.world} is for .safetensors and .pth; {target} is a run's folder")
-    if to_file and target.exists() and not arguments.overwrite:
+    with saying_why_not(target):  # a name may be too long to look for
+        exists = target.exists()
+    if to_file and exists and not arguments.overwrite:
         raise UserError(f"{target} exists; give --overwrite to replace it")
     weights = open_weights(arguments.source, arguments.checkpoint)
     weights = told(weights, arguments)

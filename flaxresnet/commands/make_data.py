@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import tyro
 
-from flaxresnet.config import flag
+from flaxresnet.config import at_least, at_most, between, check_value
 from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
@@ -16,7 +16,14 @@ from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.writing import saying_why_not
 
-LEAST = {"train": 1, "test": 1, "image_size": SMALLEST_IMAGE, "seed": 0, "shards": 1}
+CHECKS = {
+    "train": (at_least(1), at_most(1_000_000)),
+    "test": (at_least(1), at_most(1_000_000)),
+    "image_size": (at_least(SMALLEST_IMAGE), at_most(4096)),
+    "seed": (at_least(0), at_most(2**64)),
+    "shards": (at_least(1), at_most(99_999)),  # as many digits as their names have
+    "variety": (between(0, 1),),
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,9 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    for name, least in LEAST.items():
-        if (value := getattr(arguments, name)) < least:
-            raise UserError(f"{flag(name)} must be at least {least}, not {value}")
-    if not 0 <= arguments.variety <= 1:
-        raise UserError(f"--variety must be between 0 and 1, not {arguments.variety}")
+    hints = get_type_hints(Arguments)
+    for name, checks in CHECKS.items():
+        check_value(name, getattr(arguments, name), hints[name], checks)
     folder = Path(arguments.folder)
     files, write = WAYS[arguments.to]
     for name in files:
@@ -80,7 +85,12 @@ def main(arguments: Arguments) -> int:
 def _splits(arguments: Arguments) -> Splits:
     side = arguments.image_size
     if arguments.source is None:
-        return drawn_signs(arguments.seed, arguments.train, arguments.test, side, arguments.variety)
+        try:
+            return drawn_signs(arguments.seed, arguments.train, arguments.test, side, arguments.variety)
+        except MemoryError as error:
+            count = arguments.train + arguments.test
+            taken = f"{count:,} images of {side}×{side} take {count * side**2 * 3 / 2**30:,.1f} GiB of memory"
+            raise UserError(f"{taken}, more than there is; give fewer by --train and --test") from error
     return open_dataset(arguments.source, (side, side), arguments.skip_bad, "stream")
 
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
+from flaxresnet.errors import UserError
+from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
 
 
 def rates(config, steps_per_epoch):
@@ -236,3 +237,16 @@ def test_depth_and_the_head_first_count_for_every_optimiser(kind):
     assert (head[:2, :2] == 0).all()
     np.testing.assert_allclose(head[:, 2], full[:, 2], rtol=1e-6)
     np.testing.assert_allclose(head[2:], full[2:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["epochs", "warmup_epochs", "augment_ramp"])
+def test_more_steps_than_can_be_counted_are_refused(option):
+    config = TrainConfig(**{option: 1_000_000})
+    message = (
+        rf"--{option.replace('_', '-')} 1000000 is 5e\+09 steps, more than the 2,147,483,647 that can be counted; "
+    )
+    with pytest.raises(UserError, match=message + "give fewer epochs"):
+        make_schedule(config, 5000), make_augmentation(config, 5000)
+    with pytest.raises(UserError, match="--head-epochs 1000000 is"):
+        steps_for("head_epochs", 1_000_000, 5000)
+    assert steps_for("head_epochs", 0.5, 5000) == 2500

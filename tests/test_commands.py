@@ -77,6 +77,21 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
     assert accuracy == f"Test Accuracy = {last['test_accuracy']:.4f}"
 
 
+def test_more_pictures_than_memory_holds_are_a_sentence(shell, monkeypatch, tmp_path):
+    def too_many(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("flaxresnet.commands.make_data.drawn_signs", too_many)
+    status, _, err = shell("make-data", tmp_path / "out", "--train", 1_000_000, "--image-size", 4096)
+    assert status == 2
+    assert "1,000,120 images of 4096×4096 take 46,880.6 GiB of memory, more than there is; give fewer by --train" in err
+
+
+def test_the_largest_networks_that_are_not_refused_can_be_listed(shell):
+    words = ("--width", 4096, "--image-size", 65536, 65536, "--num-classes", 1_000_000, "--depth", "parts")
+    assert shell("summary", "resnet14", *words)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -96,6 +111,16 @@ def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path
         (("make-data", "out", "--image-size", "31"), "--image-size must be at least 32, not 31"),
         (("make-data", "out", "--seed", "-1"), "--seed must be at least 0, not -1"),
         (("make-data", "out", "--variety", "1.5"), "--variety must be between 0 and 1, not 1.5"),
+        (("make-data", "out", "--train", "9" * 30), f"--train must be at most 1000000, not {'9' * 30}"),
+        (("make-data", "out", "--test", "9" * 30), f"--test must be at most 1000000, not {'9' * 30}"),
+        (("make-data", "out", "--image-size", "5000"), "--image-size must be at most 4096, not 5000"),
+        (("make-data", "out", "--seed", "9" * 30), f"--seed must be at most {2**64}, not {'9' * 30}"),
+        (("make-data", "out", "--shards", "100000"), "--shards must be at most 99999, not 100000"),
+        (("convert", "nowhere", "o" * 5000 + ".h5"), "ooo.h5 cannot be written: File name too long"),
+        (("summary", "resnet14", "--width", "9" * 30), f"--width must be at most 4096, not {'9' * 30}"),
+        (("summary", "resnet14", "--image-size", "9" * 30, "64"), "--image-size must be at most 65536, not 999"),
+        (("diagram", "resnet14", "--num-classes", "9" * 30), "--num-classes must be at most 1000000, not 999"),
+        (("train.py", "--width", "9" * 30), f"--width must be at most 4096, not {'9' * 30}"),
         (("make-data", "/dev/null/out", "--train", "1", "--test", "1"), "/dev/null/out cannot be written"),
         (("explode",), "there is no command 'explode'; the commands are evaluate, predict"),
     ],

@@ -90,6 +90,15 @@ def test_labels_beyond_the_networks_classes_are_refused_where_classes_have_no_na
         fr.evaluate(finished_run, tmp_path / "test.h5")
 
 
+def test_data_under_a_name_that_cannot_be_are_not_here(finished_run, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    values = json.loads((copy / "config.json").read_text())
+    for path in ("p" * 5000, "a\0b"):
+        (copy / "config.json").write_text(json.dumps(values | {"data": values["data"] | {"path": path}}))
+        with pytest.raises(fr.UserError, match="which is not here; give --data"):
+            fr.evaluate(copy)
+
+
 def test_a_run_is_evaluated_on_its_own_data_from_any_folder(finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = fr.evaluate(finished_run)

@@ -5,13 +5,14 @@ from typing import Annotated, Any, cast
 
 import tyro
 
-from flaxresnet.config import TrainConfig, flag
+from flaxresnet.config import TrainConfig, at_least, at_most, check_value, flag
+from flaxresnet.data.preprocess import LARGEST_SIDE
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
 from flaxresnet.recipes import Variant
-from flaxresnet.training.preparation import check_network
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.training.run_folder import RunFolder, check_network
 
+MOST_CLASSES = 1_000_000
 IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # what each was made for
 
 
@@ -70,10 +71,9 @@ def subject_of(arguments: NetworkArguments) -> Subject:
     check_network(config)
     network = config.network
     image_size = arguments.image_size or IMAGE_SIZES[network.variant]
-    if min(image_size) < SMALLEST_IMAGE:
-        raise UserError(f"--image-size must be at least {SMALLEST_IMAGE}, not {min(image_size)}")
+    for side in image_size:
+        check_value("image_size", side, int, (at_least(SMALLEST_IMAGE), at_most(LARGEST_SIDE)))
     classes = 6 if arguments.num_classes is None else arguments.num_classes
-    if classes < 2:
-        raise UserError(f"--num-classes must be at least 2, not {classes}")
+    check_value("num_classes", classes, int, (at_least(2), at_most(MOST_CLASSES)))
     model = resnet(network.model, network.variant, num_classes=classes, width=network.width)
     return Subject(f"{name}, {network.variant}", model, image_size)

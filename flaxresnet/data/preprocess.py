@@ -16,6 +16,7 @@ from flaxresnet.errors import UserError
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 LARGEST_SIDE = 2**16  # pixels
 LARGEST_INPUT = 2**24  # pixels that pictures are brought to: 4096 × 4096, of which a batch of 32 is 6 GiB as floats
+LARGEST_NUMBER = 1e30  # of a scale or a mean; float32 has room for it
 Box = tuple[float, float, float, float]  # of a part of a picture: left, upper, right, lower, in pixels
 Part = Callable[[int, int], Box]  # what to take of a picture of this height and width
 
@@ -24,9 +25,14 @@ def is_input_size(size: Sequence[Any], most: int = LARGEST_INPUT) -> bool:
     """Whether it is a height and a width that a network's input may have, of so many pixels at most."""
     return (
         len(size) == 2
-        and all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size)
+        and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in size)
         and math.prod(size) <= most
     )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a number that can be computed with: neither NaN nor infinite nor beyond float32."""
+    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,15 @@ class Preprocessing:
         """The inverse of `to_json`; of runs before there was a mean, too. Raises UserError for what cannot be."""
         tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         made = cls(**(values | tuples))
-        triples = [made.mean, made.std]
-        numbers = [made.scale, *made.mean, *made.std]
+        triples = (made.mean, made.std)
         fits = {
             "height and width": is_input_size((made.height, made.width), MOST_PIXELS),  # HDF5 has more
             "resize": made.resize in FILTERS,
-            "scale, mean and std": all(len(triple) == 3 for triple in triples)
-            and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+            "scale, mean and std": all(isinstance(triple, tuple) and len(triple) == 3 for triple in triples)
+            and all(map(is_number, (made.scale, *made.mean, *made.std)))
             and min(made.std) > 0,
             "channels": made.channels in ("rgb", "bgr"),
-            "centre": isinstance(made.centre, int | float) and 0 < made.centre <= 1,
+            "centre": is_number(made.centre) and 0 < made.centre <= 1,
         }
         if wrong := [name for name, is_fit in fits.items() if not is_fit]:
             raise UserError(f"preprocessing with {wrong[0]} that cannot be: {values}")

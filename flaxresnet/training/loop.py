@@ -29,9 +29,8 @@ from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
 from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite
-from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule
+from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
 from flaxresnet.training.preparation import (
-    check_network,
     check_splits,
     describe_run,
     image_size_for,
@@ -41,7 +40,7 @@ from flaxresnet.training.pretrained import adopt, begin_with, describe_frozen, d
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
-from flaxresnet.training.run_folder import RunFolder, RunInfo
+from flaxresnet.training.run_folder import RunFolder, RunInfo, check_network
 from flaxresnet.training.saved import Saved
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep
@@ -242,7 +241,7 @@ class Trainer:
 
     def _optimizer(self) -> optax.GradientTransformation:
         settings = self.config.settings
-        head_steps = round(settings.head_epochs * self.train.steps_per_epoch)
+        head_steps = steps_for("head_epochs", settings.head_epochs, self.train.steps_per_epoch)
         kind = settings.optimizer, settings.weight_decay, settings.clip
         return make_optimizer(self.schedule, settings.layer_decay, head_steps, *kind)
 
@@ -279,8 +278,8 @@ class Trainer:
             self.reporter.note(self._where_it_goes_on(step, rows[-1]["epoch"] if rows else 0))
         if self.config.frozen:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
-        if distributed.is_first():
-            self.folder.write_metrics(rows)
+        if distributed.is_first() and (kept := self.folder.write_metrics(rows)):
+            self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")
         return rows
 
     def _where_it_goes_on(self, step: int, epochs: int) -> str:

@@ -18,8 +18,9 @@ from flaxresnet.config import TrainConfig, flag
 from flaxresnet.data.dataset import same_data
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError, listed
-from flaxresnet.models.resnet import ResNet, resnet
+from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 from flaxresnet.training.lock import WorkdirLock
+from flaxresnet.training.run_fields import DATA, RUN, is_row, require
 
 FORMAT = 1
 PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "h5py", "Pillow")
@@ -117,17 +118,38 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        if not isinstance(values["class_names"], list):
-            raise TypeError(f"class_names is {values['class_names']!r}, not a list")
-        if missing := {"source", "path", "train_fingerprint", "test_fingerprint"} - set(values["data"]):
-            raise KeyError(f"data without {', '.join(sorted(missing))}")
+        """The inverse of `to_json`.
+
+        Raises:
+          KeyError, TypeError: a field is missing or is not what `run_fields.py` says.
+          UserError: an option or the preprocessing cannot be, or there is no such network.
+        """
+        require(values, RUN)
+        require(values["data"], DATA, "data")
+        config = TrainConfig.from_json(values["config"])
+        preprocessing = Preprocessing.from_json(values["preprocessing"])
+        check_network(config)
+        if min(preprocessing.height, preprocessing.width) < SMALLEST_IMAGE:
+            size = f"{preprocessing.height}×{preprocessing.width}"
+            raise UserError(f"images of {size} pixels; the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more")
         return cls(
-            config=TrainConfig.from_json(values["config"]),
+            config=config,
             class_names=tuple(values["class_names"]),
-            preprocessing=Preprocessing.from_json(values["preprocessing"]),
+            preprocessing=preprocessing,
             data=dict(values["data"]),
             versions=dict(values["versions"]),
-            device=str(values.get("device", "")),
+            device=values.get("device", ""),
+        )
+
+
+def check_network(config: TrainConfig) -> None:
+    """Raises UserError where there is no network of this width."""
+    network = config.network
+    step = width_step(network.model)
+    if network.width % step:
+        raise UserError(
+            f"--width {network.width} cannot be divided into the {SIZES[network.model]['groups']} groups of "
+            f"{network.model}; give a multiple of {step}"
         )
 
 
@@ -149,7 +171,12 @@ class RunFolder:
             raise UserError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def has_checkpoints(self) -> bool:
-        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        """Whether there are any, whole or not."""
+        return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.unfinished))
+
+    def has_begun(self) -> bool:
+        """Whether a run left more here than its description, which is written before all is known to be well."""
+        return self.has_checkpoints() or any(line.strip() for line in self._lines())
 
     def read_info(self) -> RunInfo:
         """Raises UserError where there is no run, or its `config.json` is damaged or of a newer format."""
@@ -157,13 +184,14 @@ class RunFolder:
             raise UserError(f"{self.path} holds no run (no config.json); give the --workdir of a finished training")
         try:
             values = json.loads(self._config.read_text())
+            require(values, {"format": RUN["format"]})  # first, for a newer one may have other fields
             if values["format"] > FORMAT:
-                newer = f"has format {values['format']}; this version reads up to {FORMAT}"
-                raise UserError(newer)
+                raise UserError(f"has format {values['format']}; this version reads up to {FORMAT}")
             return RunInfo.from_json(values)
         except UserError as error:
             raise UserError(f"{self._config}: {error}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # A RecursionError is of brackets in brackets in brackets.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self._config} is damaged ({type(error).__name__}: {error}); restore it") from error
 
     def create(self, info: RunInfo) -> None:
@@ -187,18 +215,29 @@ class RunFolder:
         return [row for line in self._lines() if (row := _row(line)) is not None]
 
     def _lines(self) -> list[str]:
-        if not self._metrics.exists():
-            return []
-        with self._metrics.open(errors="replace") as file:
-            return file.readlines()
+        try:
+            if not self._metrics.exists():
+                return []
+            with self._metrics.open(errors="replace") as file:
+                return file.readlines()
+        except OSError as error:
+            reason = f"{self._metrics} cannot be read: {error.strerror}"
+            raise UserError(f"{reason}; move it away or make it readable") from error
 
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Replaces all rows; a file with damaged lines is kept in `damaged/`, for what can be told from them."""
+    def write_metrics(self, rows: list[dict[str, Any]]) -> Path | None:
+        """Replaces all rows; a file with damaged lines is kept in `damaged/`, for what can be told from them: where."""
+        kept = None
+        # A last line without its end was being written when the machine stopped: its epoch is trained again.
+        if any(_row(line) is None and line.endswith("\n") for line in self._lines()):
+            kept = self.keep_metrics()
         with self._writing():
-            # A last line without its end was being written when the machine stopped: its epoch is trained again.
-            if any(_row(line) is None and line.endswith("\n") for line in self._lines()):
-                shutil.copy2(self._metrics, _numbered(self._damaged() / self._metrics.name))
             _replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        return kept
+
+    def keep_metrics(self) -> Path:
+        """Copies the rows as they are to `damaged/`, and says where they are now."""
+        with self._writing():
+            return Path(shutil.copy2(self._metrics, _numbered(self._damaged() / self._metrics.name)))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self._writing(), self._metrics.open("a") as file:
@@ -234,15 +273,12 @@ class RunFolder:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """The figures of an epoch, of which `epoch` and `step` are whole numbers from 1 and from 0; None for any other."""
+    """The figures of an epoch; None for a line that is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # the second of brackets in brackets in brackets
         return None
-    least = {"epoch": 1, "step": 0}
-    # By type, because True is an int as well.
-    good = isinstance(row, dict) and all(type(row.get(name)) is int and row[name] >= least[name] for name in least)
-    return row if good else None
+    return row if is_row(row) else None
 
 
 def _numbered(path: Path) -> Path:

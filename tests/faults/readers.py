@@ -1,18 +1,27 @@
 """What files are read by, each by its name, and a valid file of each: what the fuzzers change and try."""
 
+import contextlib
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import blobs
 from networks import random_weights
 from PIL import Image
 
+from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import read_hdf5
 from flaxresnet.data.pictures import decode
+from flaxresnet.errors import UserError
+from flaxresnet.evaluation import data_of_run
+from flaxresnet.inspection.charts import learning_curves
 from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.training.preparation import check_same_experiment
 from flaxresnet.training.run_folder import RunFolder
 
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
@@ -29,12 +38,24 @@ def read_data(path: Path) -> None:
 
 
 def read_figures(path: Path) -> None:
-    for row in RunFolder(path.parent).read_metrics():
-        int(row["epoch"])
+    rows = RunFolder(path.parent).read_metrics()
+    if rows:  # what a report computes of them
+        learning_curves(rows, "light")
+        sum(row["seconds"] + row["images_per_second"] for row in rows)
 
 
 def read_run(path: Path) -> None:
-    RunFolder(path.parent).read_info().model()
+    """All that prediction, evaluation and a training that goes on take from it, but for the data's own files."""
+    info = RunFolder(path.parent).read_info()
+    size = info.preprocessing.height, info.preprocessing.width
+    jax.eval_shape(info.model().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
+    info.preprocessing.scaled(np.zeros((1, 2, 2, 3), np.uint8))
+    info.config.check()
+    check_same_experiment(info, info, len)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
+        patch.setattr("flaxresnet.evaluation.open_dataset", lambda *_, **__: Splits(None, None, "none"))
+        patch.setattr("flaxresnet.evaluation.drawn_signs", lambda: Splits(None, None, "none"))
+        data_of_run(path.parent, "test")
 
 
 READERS = {

@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from conftest import blobs
@@ -31,13 +32,17 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.config import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.folder import read_folder
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop.files import read_weights
+from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
+from flaxresnet.training.run_folder import RunInfo, check_network
 
 FUZZ = int(os.environ.get("FUZZ", "0"))
 LONGEST = 10  # seconds for one input
 MOST_MEMORY = 1024  # MiB more than before, for one input
 PROCESS = Path("/proc/self")  # where the system tells of a process's memory: Linux
 FEW = 15
+STEPS = 5000  # an epoch
 FUZZED = settings(
     max_examples=FUZZ or FEW,
     deadline=None,
@@ -315,14 +320,49 @@ WORDS = st.one_of(
 )
 
 
+def build(config):
+    """What training makes of its options before the first step: schedules, the optimiser, shapes of all parameters."""
+    check_network(config)
+    schedule = make_schedule(config, STEPS)
+    for step in (0, 1, STEPS):
+        float(schedule(step)), float(make_augmentation(config, STEPS)(step))
+    chosen = config.settings
+    head = steps_for("head_epochs", chosen.head_epochs, STEPS)
+    kind = chosen.optimizer, chosen.weight_decay, chosen.clip
+    optimizer = make_optimizer(schedule, chosen.layer_decay, head, *kind)
+    info = RunInfo(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})
+    images = jax.ShapeDtypeStruct(
+        (config.batch_size, info.preprocessing.height, info.preprocessing.width, 3), "float32"
+    )
+    shapes = jax.eval_shape(info.model().init, jax.random.key(0), images)
+    jax.eval_shape(optimizer.init, shapes["params"])
+
+
+@pytest.mark.parametrize("value", ["0", "0.5", "1", "7", "1e6", "1e308", "9" * 30, "nan", "inf"])
+@pytest.mark.parametrize("field", [field for field in fields(TrainConfig) if not isinstance(field.default, str | bool)])
+def test_any_number_for_any_option_can_be_built_or_is_refused(field, value):
+    name = flag_for(field.name)
+    values = [value, "32"] if field.name == "image_size" else [value]
+
+    def read():
+        config = cli.parse(TrainConfig, ["--model", "resnet14", name, *values], prog="python train.py")
+        config.check()
+        build(config.resolve())
+
+    attempt("a number for an option", read)
+
+
 @FUZZED
 @given(argv=st.lists(WORDS, max_size=6))
 def test_any_flags_are_taken_or_refused(argv):
     def read():
         try:
-            cli.parse(TrainConfig, argv, prog="python train.py").check()
+            config = cli.parse(TrainConfig, argv, prog="python train.py")
         except SystemExit as stop:  # --help and its like
             if stop.code:
                 raise
+            return
+        config.check()
+        build(config.resolve())
 
     attempt("flags", read)

@@ -24,7 +24,16 @@ INFO = RunInfo(
     },
     versions={"python": "3.12.1", "jax": "0.7.0"},
 )
-ROWS = [{"epoch": 1, "step": 8, "train_loss": 1.5}, {"epoch": 2, "step": 16, "train_loss": 0.25}]
+FIGURES = (
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+)
+ROWS = [{"epoch": epoch, "step": 8 * epoch, **dict.fromkeys(FIGURES, 1.5 / epoch)} for epoch in (1, 2)]
 
 # Another value of each option.
 OTHER = {
@@ -250,7 +259,7 @@ DAMAGED = {
     "no data": (lacking("data"), r"is damaged \(KeyError: 'data'\); restore it$"),
     "class names that are text": (
         edited(class_names="ab"),
-        r"is damaged \(TypeError: class_names is 'ab', not a list\); restore it$",
+        r"is damaged \(TypeError: class_names is 'ab', not a list of two or more different names\); restore it$",
     ),
     "data without a path": (
         edited(data={"source": "a", "train_fingerprint": "b", "test_fingerprint": "c"}),
@@ -261,7 +270,60 @@ DAMAGED = {
     "unknown preprocessing": (edited(preprocessing={"crop": 1}), r"is damaged \(TypeError: .+\); restore it$"),
     "unknown option": (edited(config={"epoch": 3}), r": unknown options \['epoch'\]; the options are those of"),
     "wrong option": (edited(config={"epochs": 0}), r": --epochs must be at least 1, not 0$"),
+    **{
+        f"a field of another kind, {number}": (edited(**changes), rf"is damaged \(TypeError: {message}\); restore it$")
+        for number, (changes, message) in enumerate(
+            [
+                ({"format": float("nan")}, "format is nan, not a whole number from 1"),
+                ({"format": True}, "format is True, not a whole number from 1"),
+                ({"config": []}, r"config is \[\], not an object"),
+                ({"preprocessing": 5}, "preprocessing is 5, not an object"),
+                ({"data": "x"}, "data is 'x', not an object"),
+                ({"class_names": [[1], [2]]}, r"class_names is \[\[1\], \[2\]\], not a list of two or more .* names"),
+                (
+                    {"class_names": ["a", "a", "a"]},
+                    r"class_names is \['a', 'a', 'a'\], not a list of two or more .* names",
+                ),
+                ({"class_names": ["a"]}, r"class_names is \['a'\], not a list of two or more different names"),
+                ({"versions": {"jax": 1}}, r"versions is \{'jax': 1\}, not an object of texts"),
+                ({"device": 1}, "device is 1, not text"),
+                ({"data": INFO.data | {"source": 1}}, r"data\.source is 1, not text"),
+                ({"data": INFO.data | {"path": 5}}, r"data\.path is 5, not text or null"),
+                ({"data": INFO.data | {"path": ["x"]}}, r"data\.path is \['x'\], not text or null"),
+                ({"data": INFO.data | {"test_fingerprint": 0}}, r"data\.test_fingerprint is 0, not text or null"),
+                ({"data": INFO.data | {"train_images": "x"}}, r"data\.train_images is 'x', not a whole number"),
+                ({"data": INFO.data | {"test_images": -1}}, r"data\.test_images is -1, not a whole number"),
+                ({"data": INFO.data | {"streamed": 0}}, r"data\.streamed is 0, not true or false"),
+            ]
+        )
+    },
+    "brackets in brackets": ("[" * 200_000, r"is damaged \(RecursionError: .+\); restore it$"),
+    "a width beyond all": (edited(config={"width": 10**30}), r": --width must be at most 4096, not 10+$"),
+    "no such network": (
+        edited(config={"model": "resnext50_32x4d", "width": 4}),
+        r": --width 4 cannot be divided into the 32 groups of resnext50_32x4d; give a multiple of 16$",
+    ),
+    **{
+        f"preprocessing with {name} {str(value)[:9]}": (
+            edited(preprocessing=INFO.preprocessing.to_json() | {name: value}),
+            rf": preprocessing with {named} that cannot be: ",
+        )
+        for name, value, named in (
+            ("height", True, "height and width"),
+            ("scale", 10**400, "scale, mean and std"),
+            ("scale", True, "scale, mean and std"),
+            ("mean", [10**400, 0, 0], "scale, mean and std"),
+            ("mean", 5, "scale, mean and std"),
+            ("std", [1, 1, "x"], "scale, mean and std"),
+            ("centre", True, "centre"),
+        )
+    },
+    "small images": (
+        edited(preprocessing=INFO.preprocessing.to_json() | {"width": 8}),
+        r": images of 64×8 pixels; the network needs 32×32 or more$",
+    ),
     "newer": (edited(format=FORMAT + 1), rf"has format {FORMAT + 1}; this version reads up to {FORMAT}$"),
+    "newer, with other fields": (f'{{"format": {FORMAT + 1}}}', rf"has format {FORMAT + 1}; this version reads up to"),
 }
 
 
@@ -326,9 +388,14 @@ NO_ROWS += [
     f'{{"epoch": {epoch}, "step": {step}}}'
     for epoch, step in (("null", 16), ('"x"', 16), ("2.0", 16), ("true", 16), (0, 16), (2, "[]"), (2, "null"), (2, -1))
 ]
+NO_ROWS += [json.dumps({**ROWS[1], "epoch": epoch}) for epoch in (None, "x", 2.0, True, 0, 10**400)]
+NO_ROWS += [json.dumps({**ROWS[1], "step": step}) for step in ([], None, -1, True)]
+NO_ROWS += [json.dumps({name: value for name, value in ROWS[1].items() if name != left_out}) for left_out in ROWS[1]]
+NO_ROWS += [json.dumps({**ROWS[1], name: bad}) for name in FIGURES for bad in (None, "x", [], True, float("nan"))]
+NO_ROWS += [json.dumps({**ROWS[1], "test_loss": bad}) for bad in (float("inf"), -float("inf"), 10**400)]
 
 
-@pytest.mark.parametrize("line", NO_ROWS, ids=lambda line: line[:30])
+@pytest.mark.parametrize("line", NO_ROWS, ids=range(len(NO_ROWS)))
 def test_a_damaged_line_costs_its_own_row_alone_and_is_kept_before_the_rows_are_written_back(tmp_path, line):
     folder = written(tmp_path)
     first, second = (json.dumps(row) for row in ROWS)
@@ -339,6 +406,35 @@ def test_a_damaged_line_costs_its_own_row_alone_and_is_kept_before_the_rows_are_
     assert (folder.path / "metrics.jsonl").read_text() == f"{first}\n{second}\n"
     assert [path.name for path in (folder.path / "damaged").iterdir()] == ["metrics.jsonl.1"]
     assert (folder.path / "damaged" / "metrics.jsonl.1").read_text() == text
+
+
+def test_what_was_kept_is_told(tmp_path):
+    folder = written(tmp_path)
+    assert folder.write_metrics(ROWS) is None
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    assert folder.write_metrics(ROWS) == folder.path / "damaged" / "metrics.jsonl.1"
+    assert folder.write_metrics(ROWS) is None
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read: Is a directory; move it away or make it read"):
+        RunFolder(tmp_path).read_metrics()
+
+
+def test_a_run_has_begun_where_more_than_its_description_is_there(tmp_path):
+    folder = written(tmp_path)
+    assert not folder.has_begun()
+    (folder.path / "metrics.jsonl").write_text("\n")
+    assert not folder.has_begun()
+    (folder.path / "metrics.jsonl").write_text("x")
+    assert folder.has_begun()
+    (folder.path / "metrics.jsonl").unlink()
+    for kind in (folder.checkpoints, folder.unfinished):
+        (kind / "5").mkdir(parents=True)
+        assert folder.has_begun()
+        (kind / "5").rmdir()
+    assert not folder.has_begun()
 
 
 def test_a_second_damaged_file_is_kept_beside_the_first(tmp_path):

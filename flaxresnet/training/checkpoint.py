@@ -235,7 +235,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def steps_without_row(folder: Path) -> list[Path]:
     """Checkpoints of epochs whose figures cannot be read, for which Orbax would not open the folder."""
-    return [path for path in steps_in(folder) if not _has_row(path)]
+    return [path for path in steps_in(folder) if _row_of(path) is None]
 
 
 def steps_in(folder: Path) -> list[Path]:
@@ -243,11 +243,19 @@ def steps_in(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
-def _has_row(path: Path) -> bool:
+def epochs_in(folder: Path) -> int:
+    """The last epoch that a checkpoint is of, as these tell themselves; 0 where there is none."""
+    rows = [row for path in steps_in(folder) if (row := _row_of(path))]
+    return max((row["epoch"] for row in rows if type(row["epoch"]) is int), default=0)
+
+
+def _row_of(path: Path) -> dict[str, Any] | None:
+    """The figures that are beside a checkpoint, if they can be read."""
     try:
-        return _is_row(json.loads((path / "metrics" / "metrics").read_text()))
-    except (OSError, ValueError):
-        return False
+        row = json.loads((path / "metrics" / "metrics").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return row if _is_row(row) else None
 
 
 def _is_row(row: Any) -> bool:

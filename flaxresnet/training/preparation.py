@@ -11,7 +11,8 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, width_step
+from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.training.checkpoint import epochs_in, steps_in
 from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
@@ -21,7 +22,7 @@ ELSEWHERE = "give another --workdir, or --no-resume to start anew"
 def image_size_for(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
     """Height and width for pictures of any size: as asked for, as the run that goes on has them, or as weights do."""
     folder = RunFolder(config.workdir)
-    if config.image_size is None and config.resume and folder.exists():
+    if config.image_size is None and config.resume and folder.exists() and folder.has_begun():
         like = folder.read_info().preprocessing
     return config.image_size or ((like.height, like.width) if like else USUAL_SIZE)
 
@@ -61,17 +62,6 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def check_network(config: TrainConfig) -> None:
-    """Raises UserError where there is no network of this width."""
-    network = config.network
-    step = width_step(network.model)
-    if network.width % step:
-        raise UserError(
-            f"--width {network.width} cannot be divided into the {SIZES[network.model]['groups']} groups of "
-            f"{network.model}; give a multiple of {step}"
-        )
-
-
 def describe_run(
     config: TrainConfig, splits: Splits, train: Dataset, test: Dataset, like: Preprocessing | None = None
 ) -> RunInfo:
@@ -107,26 +97,47 @@ def prepare_folder(info: RunInfo, lock: WorkdirLock, note: Callable[[str], None]
     """The run's folder, locked, its `config.json` written; raises UserError where it is in use or holds another run."""
     folder = RunFolder(info.config.workdir)
     folder.lock(lock)
-    if folder.exists() or folder.has_checkpoints():
-        if not info.config.resume:
-            note(f"the run in {folder.path} is kept as {(aside := folder.set_aside())}")
-            lock.moved(aside)
-            lock.release()
-            folder.lock(lock)
-        elif not folder.exists():
-            raise UserError(f"--workdir {folder.path} holds checkpoints of a run without its config.json; {ELSEWHERE}")
-        elif (stored := folder.read_info()).data["train_fingerprint"] is None:
-            raise UserError(
-                f"--workdir {folder.path} holds {stored.data['source']}, no run to go on with; "
-                f"start from it with --init {folder.path} and give another --workdir"
-            )
-        else:
-            check_same_experiment(info, stored, note)
-            if (rows := folder.read_metrics()) and rows[-1]["epoch"] >= info.config.epochs:
-                # Nothing will be trained: the record of how many epochs were stays.
-                info = replace(info, config=replace(info.config, epochs=rows[-1]["epoch"]))
+    if info.config.resume:
+        # A start that was refused or cut off before its first step leaves a description alone, which the next replaces.
+        info = _going_on(info, folder, note) if folder.has_begun() else info
+    elif folder.exists() or folder.has_begun():
+        note(f"the run in {folder.path} is kept as {(aside := folder.set_aside())}")
+        lock.moved(aside)
+        lock.release()
+        folder.lock(lock)
     folder.create(info)
     return folder
+
+
+def _going_on(info: RunInfo, folder: RunFolder, note: Callable[[str], None]) -> RunInfo:
+    """The description of a run that goes on in its folder; raises UserError where it cannot, or would lose rows."""
+    if not folder.exists():
+        what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
+        raise UserError(f"--workdir {folder.path} holds {what} of a run without its config.json; {ELSEWHERE}")
+    stored = folder.read_info()
+    if stored.data["train_fingerprint"] is None:
+        raise UserError(
+            f"--workdir {folder.path} holds {stored.data['source']}, no run to go on with; "
+            f"start from it with --init {folder.path} and give another --workdir"
+        )
+    check_same_experiment(info, stored, note)
+    if not (steps_in(folder.checkpoints) or steps_in(folder.unfinished)):
+        _check_figures(folder, note)
+    # Where nothing will be trained, the record of how many epochs were stays.
+    return replace(info, config=replace(info.config, epochs=max(info.config.epochs, epochs_in(folder.checkpoints))))
+
+
+def _check_figures(folder: RunFolder, note: Callable[[str], None]) -> None:
+    """Keeps the figures of a run without checkpoints; raises UserError where these have been taken away."""
+    rows = folder.read_metrics()
+    # A second epoch's row is written when the first one's checkpoint is whole; the first one's may be before that.
+    if len(rows) > 1 or (rows and not folder.checkpoints.is_dir()):
+        raise UserError(
+            f"--workdir {folder.path} holds the figures of {len(rows)} epoch(s), but no checkpoint to go on from; "
+            f"put its checkpoints back, or {ELSEWHERE}"
+        )
+    if rows:
+        note(f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {folder.keep_metrics()}")
 
 
 def check_same_experiment(info: RunInfo, stored: RunInfo, note: Callable[[str], None]) -> None:

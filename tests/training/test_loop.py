@@ -227,6 +227,101 @@ def test_fewer_epochs_than_are_done_train_nothing_and_leave_the_record(finished_
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
 
 
+def test_the_record_of_epochs_is_that_of_the_checkpoint_whatever_a_row_says(
+    finished_run, data_folder, tmp_path, capsys
+):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    row = RunFolder(copy).read_metrics()[-1] | {"epoch": 999_999}
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n" + '{"epoch": 999999999999, "step": 15}\n')
+    fr.fit(config(data_folder, copy, epochs=2, augment=0.0))
+    assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
+    assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3]
+    kept = copy / "damaged" / "metrics.jsonl.1"
+    assert f"lines that are no epoch's figures; as it was, it is {kept}" in capsys.readouterr().out.replace("\n", " ")
+    assert "999999999999" in kept.read_text()
+
+
+def test_figures_that_are_no_runs_are_left_alone(data_folder, tmp_path):
+    (folder := tmp_path / "mine").mkdir()
+    for text in ('{"epoch": 1, "step": 10, "mine": "precious"}\n', "notes"):
+        (folder / "metrics.jsonl").write_text(text)
+        message = (
+            r"mine holds a metrics\.jsonl of a run without its config\.json; give another --workdir, or --no-resume"
+        )
+        with pytest.raises(fr.UserError, match=message):
+            fr.fit(config(data_folder, folder), verbose=False)
+        assert (folder / "metrics.jsonl").read_text() == text
+        assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+    run = fr.fit(config(data_folder, folder, epochs=1, resume=False), verbose=False)
+    assert len(run.history) == 1
+    assert (tmp_path / "mine.1" / "metrics.jsonl").read_text() == "notes"
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_figures_of_a_run_whose_checkpoints_are_gone_are_kept(finished_run, data_folder, tmp_path, rows):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints")
+    text = "".join((copy / "metrics.jsonl").read_text().splitlines(keepends=True)[:rows])
+    (copy / "metrics.jsonl").write_text(text)
+    for _ in range(2):
+        message = (
+            rf"holds the figures of {rows} epoch\(s\), but no checkpoint to go on from; put its checkpoints back, or"
+        )
+        with pytest.raises(fr.UserError, match=message):
+            fr.fit(config(data_folder, copy, epochs=4, augment=0.0), verbose=False)
+        assert (copy / "metrics.jsonl").read_text() == text
+    if rows == 3:
+        (copy / "checkpoints").mkdir()  # empty, it is no better
+        with pytest.raises(fr.UserError, match=message):
+            fr.fit(config(data_folder, copy, epochs=4, augment=0.0), verbose=False)
+    assert len(fr.fit(config(data_folder, copy, epochs=1, augment=0.0, resume=False), verbose=False).history) == 1
+    assert (tmp_path / "copy.1" / "metrics.jsonl").read_text() == text
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew_and_keeps_its_row(
+    finished_run, data_folder, tmp_path, capsys
+):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    row = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    (copy / "metrics.jsonl").write_text(row)
+    run = fr.fit(config(data_folder, copy, epochs=1, augment=0.0))
+    assert [row["epoch"] for row in run.history] == [1]
+    kept = copy / "damaged" / "metrics.jsonl.1"
+    assert f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {kept}" in (
+        capsys.readouterr().out.replace("\n", " ")
+    )
+    assert kept.read_text() == row
+
+
+def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_folder, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of everything")
+
+    for options in ({"width": 8}, {"batch_size": 16}):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "Feed", fails)
+            with pytest.raises(RuntimeError, match="out of everything"):
+                fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
+        stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+        assert options.items() <= stored.items()
+    (tmp_path / "run" / "config.json").write_text("cut o")
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
+    assert RunFolder(tmp_path / "run").read_info().config.width == SMALL["width"]
+    with pytest.raises(fr.UserError, match="holds a run with --width 4, not 8"):  # now there is something to lose
+        fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8, augment=0.0), verbose=False)
+
+
+def test_metrics_that_cannot_be_read_are_said_before_training(finished_run, data_folder, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "metrics.jsonl").unlink()
+    (copy / "metrics.jsonl").mkdir()
+    with pytest.raises(fr.UserError, match=r"metrics\.jsonl cannot be read: Is a directory"):
+        fr.fit(config(data_folder, copy, epochs=4, augment=0.0), verbose=False)
+
+
 def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), verbose=False)

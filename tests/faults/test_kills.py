@@ -1,7 +1,7 @@
 """Killed at random moments (SIGKILL), a run of `train.py` sees the pictures and gets the weights of one left alone.
 
-A campaign of many kills takes minutes: `KILLS=10 python -m pytest tests/faults -s`. What it does from outside,
-`tests/training/test_interruption.py` does from inside.
+Two kills of a short run; a campaign of many takes minutes: `KILLS=10 python -m pytest tests/faults -s`. What it does
+from outside, `tests/training/test_interruption.py` does from inside.
 """
 
 import json
@@ -20,8 +20,11 @@ from conftest import draw_blobs
 import flaxresnet as fr
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("KILLS", "0"))
+CAMPAIGN = "KILLS" in os.environ
+KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
+# A start's steps before it is killed: of the two kills of a short run, both come after the end of an epoch.
+STEPS, STARTING = ((1, 14), 0.2) if CAMPAIGN else ((12, 18), 0.0)  # and the share of kills before any step
 PATIENCE = 900  # seconds, for one start on a busy machine
 # `train.py`, which notes of each training step what the pictures in it are: a line of the step and a hash of each.
 PROGRAM = """
@@ -49,7 +52,7 @@ if __name__ == "__main__":  # and not a worker process, which comes by here
     sys.exit(cli.run(train.main))
 """
 FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-size", "32", "32", "--no-report"]
-FLAGS += ["--epochs", "12", "--checkpoint-steps", "3", "--input", "stream", "--workers", "1"]
+FLAGS += ["--epochs", "12" if CAMPAIGN else "4", "--checkpoint-steps", "3", "--input", "stream", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,13 @@ def newest_step(workdir):
     return max((int(p.name) for p in kept if p.name.isdigit()), default=0)
 
 
+def best_accuracy(workdir, pictures):
+    """On the test images, of the checkpoint that is best on them; 0 before there is one."""
+    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        return 0.0
+    return fr.evaluate(workdir, pictures, checkpoint="best").accuracy
+
+
 def steps_seen(workdir):
     log = workdir.with_suffix(".seen")
     return len(log.read_text().splitlines()) if log.exists() else 0
@@ -106,12 +116,12 @@ def until_it_has_trained(process, workdir, steps):
 def killed_run(pictures, workdir, cache, rng, most):
     """Kills and starts a run until it is done, or has been killed so often: the steps kept at each kill, and the
     seconds that each start took until it trained."""
-    kept, starts = [], []
+    kept, starts, best = [], [], 0.0
     while len(kept) < most:
         before = newest_step(workdir)
         process = begin(pictures, workdir, cache)
-        if rng.random() < 0.8:  # while it trains, evaluates and saves; else while it starts
-            starts.append(until_it_has_trained(process, workdir, rng.randrange(1, 14)))
+        if rng.random() >= STARTING:  # while it trains, evaluates and saves; else while it starts
+            starts.append(until_it_has_trained(process, workdir, rng.randrange(*STEPS)))
             time.sleep(rng.uniform(0, 0.3))
         else:
             time.sleep(rng.uniform(0, 6))
@@ -121,10 +131,11 @@ def killed_run(pictures, workdir, cache, rng, most):
             break
         kept.append(newest_step(workdir))
         assert kept[-1] >= before  # what was whole is not lost
+        best, before = best_accuracy(workdir, pictures), best
+        assert best >= before
     return kept, starts
 
 
-@pytest.mark.skipif(not KILLS, reason="takes minutes; set KILLS to the number of kills")
 def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_one_that_was_not(pictures, tmp_path):
     rng, whole, cache = random.Random(SEED), tmp_path / "whole", tmp_path / "cache"
     said, _ = (alone := begin(pictures, whole, cache)).communicate(timeout=PATIENCE)

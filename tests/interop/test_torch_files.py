@@ -176,5 +176,8 @@ def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_does(tmp_path)
     ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
-    with pytest.raises(UserError, match=r"w\.pth: it unpacks to 33,\d{3},\d{3} bytes and has [\d,]+; store weights"):
+    with pytest.raises(
+        UserError,
+        match=r"w\.pth: it unpacks to 33,\d{3},\d{3} bytes and has [\d,]+; store weights without packing them",
+    ):
         read_weights(tmp_path / "w.pth")

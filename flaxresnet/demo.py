@@ -152,9 +152,12 @@ def read_upload(path: Path) -> np.ndarray:
 
     Raises UserError, which names nothing of this machine, where it is no picture or is too large.
     """
-    if path.stat().st_size > LARGEST_UPLOAD:
-        raise UserError(f"This file is too large; give one of up to {LARGEST_UPLOAD // 2**20} MiB.")
-    data = io.BytesIO(path.read_bytes())
+    try:
+        if path.stat().st_size > LARGEST_UPLOAD:
+            raise UserError(f"This file is too large; give one of up to {LARGEST_UPLOAD // 2**20} MiB.")
+        data = io.BytesIO(path.read_bytes())
+    except FileNotFoundError:  # made room for later ones while this one waited
+        raise UserError("This picture is not here any more; upload it again.") from None
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats()) as file:
             (width, height), deep = file.size, file.mode.startswith(("I", "F"))

@@ -18,6 +18,7 @@ from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 
 DOUBTED = 256  # images that tell whether labels are shifted
+DOUBTED_BYTES = 2**28  # of their pixels; of large images fewer are taken
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def doubt(run: str | Path, test: Dataset) -> str | None:
     Raises UserError where the run cannot be read.
     """
     classifier = Classifier.load(run, calibrated=False)
-    some = np.unique(np.linspace(0, len(test) - 1, DOUBTED, dtype=int))
+    count = min(DOUBTED, max(1, DOUBTED_BYTES // int(np.prod(test.images.shape[1:]))))
+    some = np.unique(np.linspace(0, len(test) - 1, count, dtype=int))
     return evaluation_of(classifier.logits(test.images[some]), test.labels[some], classifier.class_names).warning
 
 

@@ -198,6 +198,11 @@ def test_a_folder_is_called_otherwise_in_texts_however_it_is_written(place):
     assert through(door, b"", answer, b"image/png")[1] == answer  # no text
 
 
+def test_an_upload_that_is_gone_before_its_turn_is_a_sentence(tmp_path):
+    with pytest.raises(fr.UserError, match="This picture is not here any more; upload it again"):
+        demo.read_upload(tmp_path / "gone.png")
+
+
 def test_the_oldest_uploads_go_where_there_are_too_many(tmp_path):
     (tmp_path / "example.png").write_bytes(bytes(500))
 

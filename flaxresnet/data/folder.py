@@ -108,9 +108,11 @@ def read_folder(
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
         cannot be read, or memory was asked for that the machine has not.
     """
-    if not is_input_size(image_size):
+    sides = [int(side) if isinstance(side, np.integer) else side for side in image_size]
+    if not is_input_size(sides):
         limits = f"two numbers from 1 to {LARGEST_SIDE}, of {LARGEST_INPUT:,} pixels at most"
         raise UserError(f"--image-size must be {limits}, not {image_size}")
+    image_size = sides[0], sides[1]
     train, test, how = _splits(folder)
     names = _class_names(folder, train, test)
     found = [
@@ -159,19 +161,28 @@ def _pictures(split: Path, folder: Path) -> Iterator[Picture]:
             yield Picture(label.name, os.path.relpath(path, folder), nbytes, changed)
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Every picture in a folder and below it, in the order of their names; links may lead into a folder once."""
-    visited = set[tuple[int, int]]()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        about = os.stat(parent)  # noqa: PTH116
-        if (about.st_dev, about.st_ino) in visited:  # a link to a folder above, or a second one
-            folders.clear()
-            continue
-        visited.add((about.st_dev, about.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith("."):  # noqa: PTH122
-                yield os.path.join(parent, name)  # noqa: PTH118
+def _files(folder: str | Path, above: frozenset[tuple[int, int]] | None = None) -> Iterator[str]:
+    """Every picture in a folder and below it, in the order of their names; links that lead to a folder above do not.
+
+    Such a link would go round in a circle, or bring other classes' pictures into this one.
+    """
+    if above is None:
+        above = frozenset(map(_identity_of, Path(folder).resolve().parents))
+    identity = _identity_of(folder)
+    _, folders, files = next(os.walk(folder), ("", [], []))
+    if identity in above:
+        return
+    for name in sorted(files):
+        if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith("."):  # noqa: PTH122
+            yield os.path.join(folder, name)  # noqa: PTH118
+    for name in sorted(folders):
+        if not name.startswith("."):
+            yield from _files(os.path.join(folder, name), above | {identity})  # noqa: PTH118
+
+
+def _identity_of(folder: str | Path) -> tuple[int, int]:
+    about = os.stat(folder)  # noqa: PTH116
+    return about.st_dev, about.st_ino
 
 
 def _class_names(folder: Path, train: Sequence[Picture], test: Sequence[Picture]) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
 
     EXIF rotation is applied, colours in another profile are brought to sRGB, transparency is laid on white, 16-bit grey
     is brought to 8 bits, its profile ignored; of an animation the first frame is taken. A JPEG of more than
-    `MOST_PIXELS` is decoded at half its size. It takes `BYTES_A_PIXEL` of memory at most, and some MiB.
+    `MOST_PIXELS` is decoded at half its size, up to Pillow's own limit of 178 million. It takes `BYTES_A_PIXEL` of
+    memory at most, and some MiB.
 
     Raises:
       UserError: there is no such file, it is no picture that can be decoded, or it has more than `MOST_PIXELS`.

@@ -260,7 +260,9 @@ def _check_plain(h5: h5py.File, nbytes: int) -> None:
             if not _is_plain(item):
                 raise UserError(f"{path}{name} in it is not a plain array of numbers")
             if item.id.get_create_plist().get_nfilters():  # of which a small one may unpack to any number of bytes
-                raise UserError(f"{path}{name} in it is packed, which Keras never does; store it without compression")
+                raise UserError(
+                    f"{path}{name} in it is packed, and may unpack to any size; `h5repack -f NONE` unpacks it"
+                )
             total += max(item.size, math.prod(item.chunks or ())) * item.dtype.itemsize
             if total > nbytes:  # never written, or in chunks larger than what is in them
                 raise UserError(f"its arrays take more than the {nbytes:,} bytes that it has; store every number")

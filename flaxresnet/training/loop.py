@@ -1,6 +1,5 @@
 """`fit`: the training run, and the only place with side effects."""
 
-import contextlib
 import math
 import time
 from collections import deque
@@ -161,9 +160,12 @@ def _doubt(run: Run, test: Dataset, reporter: Reporter) -> None:
     """Says where the answers tell that the test images' labels are shifted; a report would have said it."""
     from flaxresnet.evaluation import doubt
 
-    with contextlib.suppress(UserError):  # the run is whole without it
+    try:
         if warning := doubt(run.workdir, test):
             reporter.note(f"warning: {warning}")
+    except Exception as error:  # whatever it is, the run is whole without it
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reporter.note(f"the test images' labels were not looked at: {reason}")
 
 
 def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:

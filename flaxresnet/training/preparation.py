@@ -98,8 +98,11 @@ def prepare_folder(info: RunInfo, lock: WorkdirLock, note: Callable[[str], None]
     folder = RunFolder(info.config.workdir)
     folder.lock(lock)
     if info.config.resume:
-        # A start that was refused or cut off before its first step leaves a description alone, which the next replaces.
-        info = _going_on(info, folder, note) if folder.has_begun() else info
+        if folder.has_begun():
+            info = _going_on(info, folder, note)
+        elif folder.exists() and [*info.differences(folder.read_info())]:  # refuses what describes no run
+            # What a start leaves that was refused or cut off before its first step does not bind the next one.
+            note(f"no step was made in {folder.path}; how it was to be is in {folder.keep_description()}")
     elif folder.exists() or folder.has_begun():
         note(f"the run in {folder.path} is kept as {(aside := folder.set_aside())}")
         lock.moved(aside)

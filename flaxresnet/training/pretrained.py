@@ -13,14 +13,17 @@ from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
 from flaxresnet.recipes import Network
+from flaxresnet.training.checkpoint import steps_in
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState, copied
 
 
 def stored_start(config: TrainConfig) -> RunInfo | None:
-    """The run that `config` goes on with, where it began with the same weights and has finished an epoch."""
+    """The run that `config` goes on with, where it began with the same weights and has a checkpoint."""
     folder = RunFolder(config.workdir)
-    if not (config.init and config.resume and folder.exists() and folder.read_metrics()):
+    if not (config.init and config.resume and folder.exists()):
+        return None
+    if not (steps_in(folder.checkpoints) or steps_in(folder.unfinished)):  # rows may be there without one
         return None
     info = folder.read_info()
     return info if info.config.init == config.init else None

@@ -239,6 +239,11 @@ class RunFolder:
         with self._writing():
             return Path(shutil.copy2(self._metrics, _numbered(self._damaged() / self._metrics.name)))
 
+    def keep_description(self) -> Path:
+        """Copies `config.json` as it is to `damaged/`, and says where it is now."""
+        with self._writing():
+            return Path(shutil.copy2(self._config, _numbered(self._damaged() / self._config.name)))
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self._writing(), self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -236,6 +236,20 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert fr.open_dataset(tmp_path).train.class_counts().tolist() == [2, 2, 3]
 
 
+def test_links_bring_no_other_classes_pictures_and_one_folder_as_often_as_they_say(tmp_path):
+    draw(tmp_path / "train", 2)
+    draw(tmp_path / "more", 1, classes=("inner",))
+    (tmp_path / "train" / "red" / "up").symlink_to("..")
+    for name in ("first", "second"):
+        (tmp_path / "train" / "red" / name).symlink_to(tmp_path / "more")
+    assert fr.open_dataset(tmp_path).train.class_counts().tolist() == [2, 2, 4]
+
+
+def test_numpys_integers_are_a_size(tmp_path):
+    draw(tmp_path / "train", 2)
+    assert fr.open_dataset(tmp_path, (np.int64(32), np.int32(40))).train.image_size == (32, 40)
+
+
 @pytest.mark.parametrize("input", ["memory", "stream"])
 def test_a_link_to_nothing_and_a_pipe_are_named_as_unreadable(tmp_path, input):
     draw(tmp_path / "train", 10)

@@ -268,7 +268,7 @@ def text_for_numbers(file):
         (lie_about_size, r"its arrays take more than the [\d,]+ bytes that it has; store every number"),
         (never_written, r"its arrays take more than the [\d,]+ bytes that it has; store every number"),
         (one_large_chunk, r"its arrays take more than the [\d,]+ bytes that it has; store every number"),
-        (packed, "model_weights/zz in it is packed, which Keras never does; store it without compression"),
+        (packed, "model_weights/zz in it is packed, and may unpack to any size; `h5repack -f NONE` unpacks it"),
         (repeated_name, "its layer conv1 lists conv1/kernel more than once"),
         (layer_after_itself, r"its layer \w+ takes what is computed from it"),
         (layer_after_none, "its layer conv1 takes something that is not in the model"),

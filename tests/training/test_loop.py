@@ -150,9 +150,10 @@ def test_test_labels_that_are_shifted_and_images_of_the_training_are_said(tmp_pa
         assert "Warning: with each label one more the accuracy would be 0.6" in page
 
 
-def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folder, monkeypatch):
+@pytest.mark.parametrize("error", [fr.UserError("no checkpoint can be read"), RuntimeError("RESOURCE_EXHAUSTED")])
+def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folder, monkeypatch, error):
     def damaged(*_, **__):
-        raise fr.UserError("no checkpoint can be read")
+        raise error
 
     monkeypatch.setattr(fr.Classifier, "load", damaged)
     monkeypatch.setattr(loop.Run, "test_accuracy", 0.1)
@@ -307,11 +308,20 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
                 fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
         assert options.items() <= stored.items()
-    (tmp_path / "run" / "config.json").write_text("cut o")
+    kept = json.loads((tmp_path / "run" / "damaged" / "config.json.1").read_text())
+    assert kept["config"]["width"] == 8  # of the first start
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, augment=0.0), verbose=False)
     assert RunFolder(tmp_path / "run").read_info().config.width == SMALL["width"]
     with pytest.raises(fr.UserError, match="holds a run with --width 4, not 8"):  # now there is something to lose
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8, augment=0.0), verbose=False)
+
+
+@pytest.mark.parametrize("text", ['{"name": "my web app", "port": 80}', "cut o"])
+def test_a_config_json_of_something_else_is_left_alone(data_folder, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(fr.UserError, match=r"config\.json"):
+        fr.fit(config(data_folder, tmp_path, epochs=1), verbose=False)
+    assert (tmp_path / "config.json").read_text() == text
 
 
 def test_metrics_that_cannot_be_read_are_said_before_training(finished_run, data_folder, tmp_path):

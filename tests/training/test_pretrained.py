@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -38,6 +39,17 @@ def test_a_run_from_a_runs_weights_is_good_before_it_has_learned_anything(tmp_pa
     run = train(data_folder, tmp_path / "run", init=str(finished_run), learning_rate=1e-9, augment=0.0)
     assert run.history[0]["test_accuracy"] == before.accuracy
     assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_the_weights_again(
+    tmp_path, data_folder, finished_run
+):
+    options = {"init": str(finished_run), "augment": 0.0}
+    first = train(data_folder, tmp_path / "run", **options).history[0]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    again = train(data_folder, tmp_path / "run", **options).history[0]
+    assert (again["train_loss"], again["test_loss"]) == (first["train_loss"], first["test_loss"])
 
 
 def test_the_last_layer_is_taken_by_the_classes_names(tmp_path, finished_run):

@@ -80,9 +80,11 @@ def conv_general_dilated(
       **options: the other arguments of `lax.conv_general_dilated`.
 
     Returns:
-      What `lax.conv_general_dilated` returns, to rounding: (batch, height', width', features).
+      What `lax.conv_general_dilated` returns, to rounding: (batch, height', width', features). Where an axis is cropped
+      on one side and padded on the other, XLA's own on CPU reads what lies beyond the image; this one does not.
     """
-    if not _is_plain(lhs, rhs, padding, options):
+    lhs, padding = _padded_first(lhs, rhs, padding, options)
+    if not _is_plain(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     down, right = window_strides
     pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
@@ -158,12 +160,32 @@ def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) ->
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
-def _is_plain(
+def _padded_first(
     lhs: jax.Array, rhs: jax.Array, padding: str | Sequence[tuple[int, int]], options: dict[str, Any]
-) -> bool:
+) -> tuple[jax.Array, str | Sequence[tuple[int, int]]]:
+    """The images with the axes padded that are cropped, or padded by more than the kernel reaches; what is left to pad.
+
+    XLA (jaxlib 0.10, CPU) convolves wrongly where the padding before an axis is negative and the padding after it
+    positive, in its gradient also where the padding before is larger than the kernel reaches.
+    """
+    if isinstance(padding, str) or any(dilation != 1 for dilation in options.get("lhs_dilation") or ()):
+        return lhs, padding
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
+    dilations = options.get("rhs_dilation") or (1,) * len(padding)
+    first, left = [(0, 0, 0)] * lhs.ndim, list(padding)
+    for i, (pads, axis, over, dilation) in enumerate(
+        zip(padding, numbers.lhs_spec[2:], numbers.rhs_spec[2:], dilations, strict=True)
+    ):
+        reach = (rhs.shape[over] - 1) * dilation
+        if not all(0 <= pad <= reach for pad in pads) and lhs.shape[axis] + sum(pads) > 0:
+            first[axis], left[i] = (*pads, 0), (0, 0)
+    return (lax.pad(lhs, jnp.zeros((), lhs.dtype), first) if any(map(any, first)) else lhs), left
+
+
+def _is_plain(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
     """Whether this is the case worth rewriting, on which the forms agree with XLA's convolution.
 
-    That is: two dimensions, laid out as Flax lays them out, no groups, dilation, cropping or other type of result, and
+    That is: two dimensions, laid out as Flax lays them out, no groups, dilation or other type of result, and
     no mesh with explicit axes, for which each form would have to say how what it makes is divided.
     """
     if is_explicit(lhs) or is_explicit(rhs):
@@ -174,12 +196,10 @@ def _is_plain(
         return False
     dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
     groups = options.get("feature_group_count", 1) * options.get("batch_group_count", 1)
-    pads = () if isinstance(padding, str) else [pad for pair in padding for pad in pair]
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     return (
         groups == 1
         and all(dilation == 1 for dilation in dilations)
-        and all(pad >= 0 for pad in pads)
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
         and options.get("preferred_element_type") in (None, lhs.dtype)
     )

@@ -158,7 +158,7 @@ def test_half_precision_leaves_winograd_out():
         {"feature_group_count": 2},
         {"kernel_dilation": 2},
         {"input_dilation": 2, "padding": [(1, 1), (0, 2)]},
-        {"padding": [(-1, 1), (0, -2)]},
+        {"padding": [(-1, -1), (0, -2)]},
         {"padding": "CIRCULAR"},
         {"padding": "REFLECT", "strides": 2},
         {"padding": 1, "precision": "highest"},
@@ -189,6 +189,40 @@ def test_the_function_is_xlas_for_whatever_it_is_asked(images, kernel, padding, 
     result = conv_general_dilated(x, weights, (1, 1), padding, **options)
     assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"rhs_dilation": (2, 1)}, {"feature_group_count": 2}])
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [
+        ((3, 3), ((-1, 1), (0, -2))),  # XLA's on CPU reads the next image, and what lies behind the last
+        ((3, 2), ((-3, 2), (-1, 1))),
+        ((2, 2), ((3, 0), (1, 1))),  # and in the gradient of this one
+        ((1, 1), ((2, 0), (1, 3))),
+        ((3, 3), ((-7, 9), (2, 2))),  # nothing of the image is left
+        ((3, 3), ((-2, -1), (-1, -2))),
+    ],
+)
+def test_cropped_and_widely_padded_axes_are_those_of_images_padded_first(size, padding, options):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 6, 7, 4)).astype(np.float32)
+    kernel = rng.normal(size=(*size, 4 // options.get("feature_group_count", 1), 8)).astype(np.float32)
+    options = {"dimension_numbers": LAYOUT, **options}
+    layer, padded = (
+        lambda x, kernel: conv_general_dilated(x, kernel, (1, 1), padding, **options),
+        lambda x, kernel: lax.conv_general_dilated(
+            lax.pad(x, 0.0, ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0))),
+            kernel,
+            (1, 1),
+            "VALID",
+            **options,
+        ),
+    )
+    (values, pull), (expected, pull_expected) = jax.vjp(layer, x, kernel), jax.vjp(padded, x, kernel)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+    g = rng.normal(size=expected.shape).astype(np.float32)
+    for mine, theirs in zip(pull(g), pull_expected(g), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-4)
 
 
 def test_half_precision_gives_single_where_it_is_asked_for():

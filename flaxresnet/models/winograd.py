@@ -1,22 +1,67 @@
-"""Winograd's form of a 3×3 convolution in steps of 1: 2.25 times fewer products, for transforms that are additions.
+"""Winograd's form of a 3×3 convolution in steps of 1: up to 4 times fewer products, for transforms that are additions.
 
-A tile of 2×2 results takes 16 products of a transformed 4×4 tile of values and the transformed kernel, instead of 36:
-minimal filtering F(2×2, 3×3), Lavin & Gray 2016, arXiv:1509.09308, section 4.1. Shapes are those of `conv_forms.py`.
+A tile of m×m results takes (m + 2)² products of transformed values and a transformed kernel, instead of 9m²: minimal
+filtering F(m×m, 3×3), Lavin & Gray 2016, arXiv:1509.09308, section 4. Shapes are those of `conv_forms.py`.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from flaxresnet.models.conv_forms import Window, anew, result_size
 
 Matrix = tuple[tuple[float, ...], ...]
-OF_VALUES: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-OF_KERNEL: Matrix = ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1))
-OF_RESULT: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
+
+
+class Tiling(NamedTuple):
+    """The transforms along one dimension, of m + 2 values, 3 places of the kernel, and to m results."""
+
+    values: Matrix
+    kernel: Matrix
+    result: Matrix
+
+
+BY_TWO = Tiling(
+    values=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    kernel=((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    result=((1, 1, 1, 0), (0, 1, -1, -1)),
+)
+BY_FOUR = Tiling(
+    values=(
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    ),
+    kernel=(
+        (1 / 4, 0, 0),
+        (-1 / 6, -1 / 6, -1 / 6),
+        (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 24, 1 / 12, 1 / 6),
+        (1 / 24, -1 / 12, 1 / 6),
+        (0, 0, 1),
+    ),
+    result=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+)
+
+
+def tiling_for(size: Sequence[int]) -> Tiling:
+    """The tiles that take the fewest products for a result of this size (h', w'); if as many, the more exact."""
+
+    def products(tiling: Tiling) -> int:
+        down, right = (len(tiling.values) * count for count in _counts(size, tiling))
+        return down * right
+
+    return min(BY_TWO, BY_FOUR, key=products)
 
 
 def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """F(2×2, 3×3), for 3×3 kernels in steps of 1."""
+    """F(2×2, 3×3) or F(4×4, 3×3), for 3×3 kernels in steps of 1."""
     return _filtered("npc,ncf->npf", x, kernel, window)
 
 
@@ -27,71 +72,77 @@ def winograd_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, windo
 
 
 def _filtered(products: str, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """The convolution by 16 matrix products, which sum over the kernel's channels or over its features."""
+    """The convolution by (m + 2)² matrix products, which sum over the kernel's channels or over its features."""
     height, width = result_size(x.shape, kernel.shape, window)
-    values = _along(_tiles(x, kernel, window), OF_VALUES)  # [4][4] of (batch, tiles, tiles, channels)
-    kernels = _along([[kernel[i, j] for j in range(3)] for i in range(3)], OF_KERNEL)  # [4][4] of (channels, features)
-    multiplied = _products(products, _stack(values), jnp.stack(_flat(kernels)), window)
-    tiles = (x.shape[0], -(-height // 2), -(-width // 2), multiplied.shape[-1])
-    results = _along(_square(multiplied.reshape(16, *tiles)), OF_RESULT)  # [2][2]
-    rows = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)  # (batch, tiles, 2, tiles, 2, features)
-    return rows.reshape(x.shape[0], 2 * tiles[1], 2 * tiles[2], tiles[3])[:, :height, :width]
+    tiling = tiling_for((height, width))
+    step, places = len(tiling.result), len(tiling.values)
+    across = _stack(tiling.kernel, [kernel[:, j] for j in range(3)])  # (m + 2, 3, channels, features)
+    kernels = _stack(tiling.kernel, [across[:, i] for i in range(3)]).reshape(-1, *kernel.shape[2:])
+    multiplied = _products(products, _values(x, kernel, window, tiling), kernels, window)
+    tiles = (x.shape[0], *_counts((height, width), tiling))
+    grid = multiplied.reshape(places, places, *tiles, -1)
+    down = _stack(tiling.result, list(grid), axis=3)  # (m + 2, batch, tiles, m, tiles, features)
+    both = _stack(tiling.result, list(down), axis=4)  # (batch, tiles, m, tiles, m, features)
+    return both.reshape(tiles[0], step * tiles[1], step * tiles[2], -1)[:, :height, :width]
 
 
 def winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
     """The transposes of `winograd`'s transforms, in reverse order."""
-    height, width = g.shape[1:3]
-    values = _along(_tiles(anew(x), kernel, window), OF_VALUES)
-    g = jnp.pad(g, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-    slopes = _along([[g[:, i::2, j::2] for j in range(2)] for i in range(2)], _transposed(OF_RESULT))
-    products = _products("npc,npf->ncf", _stack(values), _stack(slopes), window)
-    kernels = _along(_square(products), _transposed(OF_KERNEL))
-    return jnp.stack([jnp.stack(row) for row in kernels])
+    tiling = tiling_for(g.shape[1:3])
+    step, places = len(tiling.result), len(tiling.values)
+    pads = [(0, -side % step) for side in g.shape[1:3]]
+    g = jnp.pad(g, ((0, 0), *pads, (0, 0)))
+    across = _stack(_transposed(tiling.result), [g[:, :, j::step] for j in range(step)])
+    slopes = _stack(_transposed(tiling.result), [across[:, :, i::step] for i in range(step)])
+    slopes = slopes.reshape(places**2, -1, g.shape[-1])
+    products = _products("npc,npf->ncf", _values(anew(x), kernel, window, tiling), slopes, window)
+    grid = products.reshape(places, places, *kernel.shape[2:])
+    down = _stack(_transposed(tiling.kernel), list(grid))  # (3, m + 2, channels, features)
+    return _stack(_transposed(tiling.kernel), [down[:, j] for j in range(places)], axis=1)
 
 
-def _tiles(x: jax.Array, kernel: jax.Array, window: Window) -> list[list[jax.Array]]:
-    """[i][j]: place (i, j) of every 4×4 tile, (batch, tiles, tiles, channels)."""
-    count = [-(-side // 2) for side in result_size(x.shape, kernel.shape, window)]
+def _values(x: jax.Array, kernel: jax.Array, window: Window, tiling: Tiling) -> jax.Array:
+    """Every tile transformed: ((m + 2)², batch·tiles, channels).
+
+    First along rows of the whole image and then along columns, which adds less than tile by tile. Between the two XLA
+    writes what it has, for it does not compute across the concatenation that stacking is.
+    """
+    step, counts = len(tiling.result), _counts(result_size(x.shape, kernel.shape, window), tiling)
     pads = [
-        (low, 2 * tiles + 2 - side - low)
-        for tiles, side, (low, _) in zip(count, x.shape[1:3], window.pads, strict=True)
+        (low, step * count + 2 - side - low)
+        for count, side, (low, _) in zip(counts, x.shape[1:3], window.pads, strict=True)
     ]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    down, right = (2 * tiles - 1 for tiles in count)
-    return [[x[:, i : i + down : 2, j : j + right : 2] for j in range(4)] for i in range(4)]
+
+    def places(x: jax.Array, axis: int, count: int) -> list[jax.Array]:
+        end = step * (count - 1) + 1
+        return [lax.slice_in_dim(x, i, i + end, step, axis) for i in range(len(tiling.values))]
+
+    across = _stack(tiling.values, places(x, 2, counts[1]))  # (m + 2, batch, h, tiles, channels)
+    both = _stack(tiling.values, places(across, 2, counts[0]))  # (m + 2, m + 2, batch, tiles, tiles, channels)
+    return both.reshape(len(tiling.values) ** 2, -1, x.shape[-1])
 
 
-def _along(grid: list[list[jax.Array]], matrix: Matrix) -> list[list[jax.Array]]:
-    """matrix · grid · matrixᵀ for a square grid of arrays."""
-    columns = [_combine(matrix, [row[j] for row in grid]) for j in range(len(grid))]  # [j][a]
-    return [_combine(matrix, [column[a] for column in columns]) for a in range(len(matrix))]
+def _counts(size: Sequence[int], tiling: Tiling) -> list[int]:
+    """Tiles down and across that cover a result of this size."""
+    return [-(-side // len(tiling.result)) for side in size]
 
 
-def _combine(matrix: Matrix, arrays: list[jax.Array]) -> list[jax.Array]:
-    """The matrix times a column of arrays, without the products by 0 and 1."""
+def _stack(matrix: Matrix, arrays: list[jax.Array], axis: int = 0) -> jax.Array:
+    """The matrix times a column of arrays, along a new axis; without the products by 0, 1 and -1."""
+
+    def times(factor: float, array: jax.Array) -> jax.Array:
+        return array if factor == 1 else -array if factor == -1 else factor * array
 
     def row_times(row: tuple[float, ...]) -> jax.Array:
-        terms = [array if factor == 1 else factor * array for factor, array in zip(row, arrays, strict=True) if factor]
+        terms = [times(factor, array) for factor, array in zip(row, arrays, strict=True) if factor]
         return sum(terms[1:], terms[0])
 
-    return [row_times(row) for row in matrix]
+    return jnp.stack([row_times(row) for row in matrix], axis=axis)
 
 
 def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
-
-
-def _flat(grid: list[list[jax.Array]]) -> list[jax.Array]:
-    return [array for row in grid for array in row]
-
-
-def _stack(grid: list[list[jax.Array]]) -> jax.Array:
-    """(16, batch·tiles·tiles, channels)."""
-    return jnp.stack([array.reshape(-1, array.shape[-1]) for array in _flat(grid)])
-
-
-def _square(stacked: jax.Array) -> list[list[jax.Array]]:
-    return [[stacked[4 * i + j] for j in range(4)] for i in range(4)]
 
 
 def _products(subscripts: str, a: jax.Array, b: jax.Array, window: Window) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from flaxresnet.data.boxes import crop_maps
 from flaxresnet.data.camera import photographed
+from flaxresnet.data.draws import in_a_row
 from flaxresnet.data.light import recolour, uneven
 
 # Half-widths of the ranges at strength 1.
@@ -74,7 +75,7 @@ def random_maps(
     Returns:
       Matrices (count, 2, 2); shifts (count, 2), in units of half a side; tilts (count, 2), for half a side. All (y, x).
     """
-    draw = jax.random.uniform(key, (count, 9), minval=-1.0, maxval=1.0)
+    draw = 2 * in_a_row(jax.random.uniform, key, (count, 9)) - 1
     flipped, draw = draw[:, 5] < 0, draw * strength
     angle, zoom, aspect, shear = draw[:, 0] * jnp.deg2rad(ROTATION), draw[:, 1], draw[:, 2], draw[:, 6] * SHEAR
     rows, columns = (jnp.exp(zoom * LOG_SCALE + sign * aspect * LOG_ASPECT) for sign in (1, -1))

@@ -8,6 +8,8 @@ next to nothing or nearly everything.
 import jax
 import jax.numpy as jnp
 
+from flaxresnet.data.draws import in_a_row
+
 PLAIN = 0.06  # mean distance in the border, above which it is not plain
 SIZES = (0.05, 0.7)  # shares of the image, that a thing may take
 THRESHOLDS = (0.05, 0.6)  # of distances
@@ -72,10 +74,10 @@ def walls(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Random backgrounds, (batch, height, width, 3), in [0, 1]: two surfaces that meet in sharp edges, with grain."""
     count, height, width, _ = shape
     by_colour, by_coarse, by_fine, by_amount = jax.random.split(key, 4)
-    colours = jax.random.uniform(by_colour, (count, 1, 1, 6))
+    colours = in_a_row(jax.random.uniform, by_colour, (count, 1, 1, 6))
     amount = 0.4 * jax.random.uniform(by_amount, (4, count, 1, 1, 1)) ** 2  # mostly little
-    coarse = enlarged(jax.random.normal(by_coarse, (count, COARSE, COARSE, 5)), height, width)
-    fine = enlarged(jax.random.normal(by_fine, (count, FINE, FINE, 1)), height, width)
+    coarse = enlarged(in_a_row(jax.random.normal, by_coarse, (count, COARSE, COARSE, 5)), height, width)
+    fine = enlarged(in_a_row(jax.random.normal, by_fine, (count, FINE, FINE, 1)), height, width)
     tinted = amount[0] * coarse[..., :1] + amount[1] / 2 * coarse[..., 1:4] + amount[2] * fine
     # The edge lies where a smooth field passes a level, which for some images is hardly anywhere.
     first = coarse[..., 4:] + 4 * amount[3] - 0.5 > 0

@@ -1,7 +1,11 @@
 """Random faults of a camera for training images: out of focus, moved, few pixels, noise. On the device, by one key."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+
+from flaxresnet.data.draws import in_a_row
 
 # Largest values at strength 1; half of the images have none of it.
 BLUR = 1.0  # deviation of a Gaussian, in 64ths of the side
@@ -39,7 +43,7 @@ def grains(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     A pixel's three channels are bytes of one random word: drawing is what noise costs.
     """
-    words = jax.random.bits(key, shape[:3], jnp.uint32)
+    words = in_a_row(partial(jax.random.bits, dtype=jnp.uint32), key, shape[:3])
     levels = (words[..., None] >> jnp.array([0, 8, 16], jnp.uint32)) & 255
     return (levels.astype(jnp.float32) - 127.5) / jnp.sqrt((256**2 - 1) / 12)
 

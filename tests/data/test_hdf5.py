@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -494,6 +497,126 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path, s
         file.create_dataset("train_set_x", shape, np.uint8, **more)
     with pytest.raises(UserError, match=message):
         open_dataset(path, input=input)
+
+
+def store_packed(path, key, shape, streams, chunks=None, **packing):
+    """Writes an array whose chunks are, from the first row on, these bytes as they are."""
+    with h5py.File(path, "a") as file:
+        array = file.create_dataset(key, shape, np.uint8, chunks=chunks or (1, *shape[1:]), **packing)
+        for row, stream in enumerate(streams):
+            array.id.write_direct_chunk((row, *(0 for _ in shape[1:])), stream)
+
+
+def peak_memory():
+    """Bytes this process has had at most since its count began again; 0 where the system keeps none."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    return 1024 * int(found[1]) if found else 0
+
+
+STATUS = Path("/proc/self/status")
+NOISE = np.random.default_rng(1).integers(0, 256, (3, 400, 400, 3), np.uint8)  # packed, larger than what is trusted
+STREAMS = [zlib.compress(image.tobytes(), 1) for image in NOISE]
+BOMB = zlib.compress(bytes(2**29), 9)  # 512 MiB of zeros in 510 KiB
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path, input):
+    path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
+    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], BOMB, STREAMS[2]], compression="gzip")
+
+    if STATUS.exists():
+        STATUS.with_name("clear_refs").write_text("5")  # the count begins again from what is in use now
+    before = peak_memory()
+    chunk = r"train_set_x has a chunk, at \(1, 0, 0, 0\), that unpacks to more than the 480,000 bytes it declares"
+    with pytest.raises(UserError, match=rf"{chunk}; store the values anew"):
+        open_dataset(path, input=input)
+    assert peak_memory() - before < 2**28
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+def test_such_a_chunk_can_be_left_out(tmp_path, input):
+    path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
+    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], BOMB, STREAMS[2]], compression="gzip")
+    split = open_dataset(path, input=input, skip_bad=0.5).train
+    np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "chunks"), [("train_set_y", (4,), (4,)), ("list_classes", (3,), (2,))], ids=["labels", "names"]
+)
+def test_labels_and_names_that_unpack_to_more_are_not_unpacked(tmp_path, key, shape, chunks):
+    path = make(tmp_path / "bomb.h5", without(TRAIN, key))
+    store_packed(path, key, shape, [BOMB], chunks, compression="gzip")
+    with pytest.raises(UserError, match=rf"bomb\.h5: {key} has a chunk, at \(0,\), that unpacks to more than the"):
+        open_dataset(path)
+
+
+def test_more_is_stored_of_a_chunk_than_it_can_have(tmp_path):
+    path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2])})
+    store_packed(path, "train_set_x", (3, 5, 6, 3), [bytes(2**17)], shuffle=True)
+    with pytest.raises(UserError, match=r"a chunk, at \(0, 0, 0, 0\), that unpacks to more than the 90 bytes"):
+        open_dataset(path)
+
+
+def twice(plist):
+    plist.set_deflate(9)
+    plist.set_deflate(9)
+
+
+def shuffled_after(plist):
+    plist.set_deflate(9)
+    plist.set_shuffle()
+
+
+def unknown(plist):
+    plist.set_scaleoffset(h5py.h5z.SO_INT, 0)
+
+
+def large_lzf(plist):
+    plist.set_chunk((1, 2000, 2000, 3))
+    plist.set_filter(h5py.h5z.FILTER_LZF, h5py.h5z.FLAG_OPTIONAL)
+
+
+@pytest.mark.parametrize(
+    ("packing", "message"),
+    [
+        (twice, r"is packed more than once; `h5repack -f GZIP=4` packs it anew"),
+        (shuffled_after, r"is packed more than once; `h5repack -f GZIP=4` packs it anew"),
+        (unknown, r"is packed by HDF5's filter 6, which is not read; `h5repack -f GZIP=4` packs it anew"),
+        (large_lzf, r"is packed by LZF in chunks of \(1, 2000, 2000, 3\); `h5repack -f GZIP=4` packs it anew"),
+    ],
+)
+def test_packing_that_cannot_be_looked_at_is_refused(tmp_path, packing, message):
+    path, shape = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1])}), (2, 2000, 2000, 3)
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((1, 200, 200, 3))
+    packing(plist)
+    with h5py.File(path, "a") as file:
+        space = h5py.h5s.create_simple(shape)
+        h5py.h5d.create(file.id, b"train_set_x", h5py.h5t.NATIVE_UINT8, space, plist)
+    with pytest.raises(UserError, match=rf"signs\.h5: train_set_x {message}$"):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+@pytest.mark.parametrize("chunks", [(1, 400, 400, 3), (2, 400, 400, 3), (3, 300, 400, 3), True], ids=str)
+@pytest.mark.parametrize(
+    "packing",
+    [
+        {"compression": "gzip"},
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+        {"compression": "lzf", "shuffle": True},
+        {"shuffle": True},
+        {"fletcher32": True},
+    ],
+    ids=str,
+)
+def test_images_packed_in_the_usual_ways_are_read(tmp_path, packing, chunks, input):
+    path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2]), "list_classes": NAMES})
+    with h5py.File(path, "a") as file:
+        file.create_dataset("train_set_x", data=NOISE, chunks=chunks, **packing)
+    split = open_dataset(path, input=input).train
+    np.testing.assert_array_equal(split.images[np.arange(3)], NOISE)
 
 
 TIME = h5py.h5t.UNIX_D32LE

@@ -502,7 +502,8 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path, s
 def store_packed(path, key, shape, streams, chunks=None, **packing):
     """Writes an array whose chunks are, from the first row on, these bytes as they are."""
     with h5py.File(path, "a") as file:
-        array = file.create_dataset(key, shape, np.uint8, chunks=chunks or (1, *shape[1:]), **packing)
+        size = {"chunks": chunks or (1, *shape[1:]), "maxshape": (None, *shape[1:])}
+        array = file.create_dataset(key, shape, np.uint8, **size, **packing)
         for row, stream in enumerate(streams):
             array.id.write_direct_chunk((row, *(0 for _ in shape[1:])), stream)
 
@@ -542,7 +543,7 @@ def test_such_a_chunk_can_be_left_out(tmp_path, input):
 
 
 @pytest.mark.parametrize(
-    ("key", "shape", "chunks"), [("train_set_y", (4,), (4,)), ("list_classes", (3,), (2,))], ids=["labels", "names"]
+    ("key", "shape", "chunks"), [("train_set_y", (4,), (256,)), ("list_classes", (3,), (256,))], ids=["labels", "names"]
 )
 def test_labels_and_names_that_unpack_to_more_are_not_unpacked(tmp_path, key, shape, chunks):
     path = make(tmp_path / "bomb.h5", without(TRAIN, key))
@@ -553,8 +554,8 @@ def test_labels_and_names_that_unpack_to_more_are_not_unpacked(tmp_path, key, sh
 
 def test_more_is_stored_of_a_chunk_than_it_can_have(tmp_path):
     path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", (3, 5, 6, 3), [bytes(2**17)], shuffle=True)
-    with pytest.raises(UserError, match=r"a chunk, at \(0, 0, 0, 0\), that unpacks to more than the 90 bytes"):
+    store_packed(path, "train_set_x", (3, 5, 6, 3), [bytes(2**17)], (3, 5, 6, 3), shuffle=True)
+    with pytest.raises(UserError, match=r"a chunk, at \(0, 0, 0, 0\), that unpacks to more than the 270 bytes"):
         open_dataset(path)
 
 

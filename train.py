@@ -11,7 +11,7 @@ def main() -> int:
     from flaxresnet import fit
     from flaxresnet.training.distributed import is_first
 
-    run = fit(config)
+    run = fit(config, keep_programs=True)
     if is_first():  # of the processes that trained together
         print(f"Loss = {run.test_loss:.4f}")
         print(f"Test Accuracy = {run.test_accuracy:.4f}")

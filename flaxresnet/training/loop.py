@@ -76,7 +76,7 @@ class Run:
         return self.history[-1]["test_accuracy"]
 
 
-def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
+def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = False) -> Run:
     """Trains a network, or goes on with the run found in `config.workdir`.
 
     On Linux the process keeps the memory that it frees from then on (see `flaxresnet.memory`), which makes steps on a
@@ -85,6 +85,9 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     Args:
       config: see `TrainConfig`; options left at None take the recipe's value.
       verbose: print what is loaded, a progress bar and a line an epoch.
+      keep_programs: on CPUs, keep compiled programs so that the next start with the same options traces nothing, and
+        take those of an earlier one. Only for processes that change nothing in this package, or in those it uses,
+        while they run: such a change is not seen. The command line does so, unless `--no-compilation-cache`.
 
     Returns:
       The run. Its folder holds `config.json`, `metrics.jsonl` and `checkpoints/`.
@@ -100,7 +103,7 @@ def fit(config: TrainConfig, *, verbose: bool = True) -> Run:
     reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
     with distributed.leaving_in_time(), WorkdirLock(reporter.note) as lock:
         distributed.by_the_first(lambda: _lock_early(config, lock))
-        return _fit(config, lock, reporter)
+        return _fit(config, lock, reporter, keep_programs)
 
 
 def _lock_early(config: TrainConfig, lock: WorkdirLock) -> None:
@@ -109,7 +112,7 @@ def _lock_early(config: TrainConfig, lock: WorkdirLock) -> None:
         RunFolder(config.workdir).lock(lock)
 
 
-def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter) -> Run:
+def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_programs: bool) -> Run:
     # A run that goes on has its weights; those that it began with need not be there any more.
     begun = stored_start(config)
     weights = open_weights(config.init) if config.init and begun is None else None
@@ -142,7 +145,8 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter) -> Run:
         with Saved(folder, reporter.note) as saved, profile, Interruption() as interruption:
             with naming_what_to_lower(config):
                 feed = Feed(config, train, test)
-                trainer = Trainer(info, feed, folder, saved, reporter, events, profile, interruption, weights)
+                watching = reporter, events, profile, interruption
+                trainer = Trainer(info, feed, folder, saved, *watching, weights, keep_programs)
             del weights  # their memory is for the first step
             with trainer.programs, distributed.ending_together(), naming_what_to_lower(config):
                 run = trainer.run()
@@ -200,6 +204,7 @@ class Trainer:
         profile: Profile,
         interruption: Interruption,
         weights: Weights | None = None,
+        keep_programs: bool = False,
     ) -> None:
         self.config, self.feed, self.folder, self.saved, self.reporter = info.config, feed, folder, saved, reporter
         self.events, self.profile, self.interruption = events, profile, interruption
@@ -216,9 +221,9 @@ class Trainer:
         self.goes_on = bool(saved.there())
         self.zero = jax.device_put(Metrics.zero(), feed.replicated)
         self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
-        self.programs = self._compile(info)
+        self.programs = self._compile(info, keep_programs)
 
-    def _compile(self, info: RunInfo) -> Programs:
+    def _compile(self, info: RunInfo, keep: bool) -> Programs:
         """The functions of the loop; those that the first step needs are compiled."""
         start = time.perf_counter()
         programs = Programs(
@@ -230,6 +235,7 @@ class Trainer:
             self.feed.replicated,
             fresh=not self.goes_on,
             divided=self.config.shard_optimizer,
+            keep=keep,
         )
         _ = programs.train_step  # waits for it
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"

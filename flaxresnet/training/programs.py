@@ -14,6 +14,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.memory import return_freed_memory
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import part_of
+from flaxresnet.training.kept_programs import compiled_here, kept_programs
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunInfo
 from flaxresnet.training.state import TrainState
@@ -28,7 +29,7 @@ SPARING: Options = {
     "xla_cpu_copy_insertion_use_region_analysis": True,
 }
 # For CPUs and what runs once: thorough compilation of all the random draws would take longer than the draws themselves.
-QUICKLY: Options = {"xla_backend_optimization_level": "0"}
+QUICKLY: Options = {"xla_backend_optimization_level": "1"}
 
 
 def compile_sparingly(lowered: Lowered, once: bool = False) -> Compiled:
@@ -75,8 +76,9 @@ class Programs:
         sharding: NamedSharding,
         fresh: bool,
         divided: bool = False,
+        keep: bool = False,
     ) -> None:
-        """Begins with what the first step needs.
+        """Begins with what the first step needs; the first state is drawn as soon as can be, too.
 
         Args:
           info: the run.
@@ -86,44 +88,51 @@ class Programs:
           sharding: of everything that the functions return.
           fresh: whether a first state is needed.
           divided: whether the optimiser's state is divided over the devices instead.
+          keep: whether programs may be those of an earlier start, found without tracing (`kept_programs`).
         """
         self._model, self._preprocessing, self._batch, self._sample = info.model(), info.preprocessing, batch, sample
         self._jit = partial(jax.jit, out_shardings=sharding)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiler")
-        self._rest: tuple[Future[Any], Future[Any] | None] | None = None
+        self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
+        self._rest: tuple[Future[Compiled], Future[Compiled] | None] | None = None
+        self._kept = kept_programs(info, keep, batch, sample)
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
         first = partial(TrainState.create, self._model, optimizer, key, (height, width), info.config.settings.ema > 0)
-        shapes, metrics = jax.eval_shape(first), jax.eval_shape(Metrics.zero)
+        shapes, metrics = self._kept.shapes(lambda: jax.eval_shape(first)), jax.eval_shape(Metrics.zero)
         self.shapes = placed(shapes, sharding)
         if divided:
             self.shapes = self.shapes.replace(opt_state=placed(shapes.opt_state, sharding, divided=True))
         self._metrics = placed(metrics, sharding)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, (self.shapes, self._metrics))
+        # Both are traced here, one after the other, for Python traces one thing at a time; the first one is compiled
+        # and run while the second one, which takes longest, is traced.
         create = jax.jit(first, out_shardings=shardings[0])
-        self._create = self._start(create.lower, once=True) if fresh else None
-
+        self._first: Future[TrainState] | None = None
+        if fresh:
+            self._first = self._drawing.submit(self._drawn, self._kept_or_lowered("create", create.lower))
         cropped = bool(info.data["streamed"])
         step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation, cropped)
-        lowered = jax.jit(step, out_shardings=shardings, donate_argnums=0).lower(self.shapes, self._metrics, batch)
-        self._train_step = self._start(lambda: lowered)
+        jitted = jax.jit(step, out_shardings=shardings, donate_argnums=0)
+        train_step = self._kept_or_lowered("train_step", partial(jitted.lower, self.shapes, self._metrics, batch))
+        self._train_step = self._thread.submit(self._compiled, "train_step", train_step)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        for thread in (self._drawing, self._thread):
+            thread.shutdown(cancel_futures=True)
 
-    def begin_rest(self) -> tuple[Future[Any], Future[Any] | None]:
+    def begin_rest(self) -> tuple[Future[Compiled], Future[Compiled] | None]:
         """Begins, once, with what an epoch's end needs: when the first step is done, which it would only delay."""
         if self._rest is None:
             variables = {"params": self.shapes.params, "batch_stats": self.shapes.batch_stats}
             evaluate = self._jit(make_eval_step(self._model, self._preprocessing))
             measure = self._jit(self._measured)
-            self._rest = (
-                self._start(lambda: evaluate.lower(variables, self._metrics, self._batch)),
-                None if self._sample is None else self._start(lambda: measure.lower(self._sample, variables)),
-            )
+            evaluated = self._start("evaluate", partial(evaluate.lower, variables, self._metrics, self._batch))
+            measured = partial(measure.lower, self._sample, variables)
+            self._rest = evaluated, None if self._sample is None else self._start("measure", measured)
         return self._rest
 
     @property
@@ -133,9 +142,10 @@ class Programs:
 
     def create(self) -> TrainState:
         """The state before the first step."""
-        if self._create is None:
+        if self._first is None:
             raise ValueError("a run that goes on has its state already")
-        return self._create.result()()
+        first, self._first = self._first, None  # a step uses it up
+        return first.result()
 
     @property
     def train_step(self) -> TrainStep:
@@ -159,5 +169,20 @@ class Programs:
         measured = measure_batch_stats(self._model, variables["params"], images, running)
         return measured | {layer: stats for layer, stats in running.items() if part_of(layer) in frozen}
 
-    def _start(self, lower: Callable[[], Lowered], once: bool = False) -> Future[Any]:
-        return self._thread.submit(lambda: compile_sparingly(lower(), once))
+    def _start(self, name: str, lower: Callable[[], Lowered]) -> Future[Compiled]:
+        return self._thread.submit(lambda: self._compiled(name, self._kept_or_lowered(name, lower)))
+
+    def _drawn(self, program: Compiled | Lowered) -> TrainState:
+        return jax.block_until_ready(self._compiled("create", program, once=True)())
+
+    def _kept_or_lowered(self, name: str, lower: Callable[[], Lowered]) -> Compiled | Lowered:
+        return self._kept.load(name) or lower()
+
+    def _compiled(self, name: str, program: Compiled | Lowered, once: bool = False) -> Compiled:
+        """The program as it was kept, or compiled, and then kept where it can be."""
+        if isinstance(program, Compiled):
+            return program
+        compiled, anew = compiled_here(lambda: compile_sparingly(program, once))
+        if anew:
+            self._kept.keep(name, compiled)
+        return compiled

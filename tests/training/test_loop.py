@@ -452,18 +452,20 @@ def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkey
 
 
 def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(data_folder, tmp_path, monkeypatch):
-    compiled, at_update, names = [], [], []
+    compiled, at_update, traced, begun = [], [], [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     monkeypatch.setattr(
         loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1]
     )
-    lower = programs.Programs._start
-    monkeypatch.setattr(programs.Programs, "_start", lambda *a, **k: (names.append(len(at_update)), lower(*a, **k))[1])
+    lower, start = programs.Programs._kept_or_lowered, programs.Programs._start
+    monkeypatch.setattr(programs.Programs, "_kept_or_lowered", lambda *a: (traced.append(len(at_update)), lower(*a))[1])
+    monkeypatch.setattr(programs.Programs, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
     monkeypatch.setattr(loop, "READ_EVERY", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
-    assert names == [0, 0, 1, 1]  # state and step at once; evaluation and statistics when the first step is done
+    assert traced[:2] == [0, 0]  # state and step at once
+    assert begun == [1, 1]  # evaluation and statistics when the first step is done
     assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
     assert at_update[0] > 0
     assert at_update[4] == at_update[-1]  # all of the second epoch

@@ -54,7 +54,7 @@ def start(data: str | None, cache: str, workdir: str) -> dict[str, float]:
 
 
 def child(asked: float) -> None:
-    """What a start is: `fit`, with a mark at each stage, until the first step is done."""
+    """What a start is: `fit` as train.py calls it, with a mark at each stage, until the first step is done."""
 
     def mark(stage: str) -> None:
         print(json.dumps({"stage": stage, "seconds": time.time() - asked}), flush=True)
@@ -87,7 +87,7 @@ def child(asked: float) -> None:
 
     loop.check_splits, loop.Trainer._train = checked, first_step
     keep_freed_memory()
-    fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False)
+    fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
 
 
 def main(arguments: Arguments) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
-from flaxresnet.data.hdf5_chunks import Place, check_chunks, refusal, suspects
+from flaxresnet.data.hdf5_chunks import Suspects, refusal
 from flaxresnet.data.pictures import MOST_PIXELS
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.data.processes import ALONE, Processes
@@ -41,7 +41,7 @@ ELSEWHERE = "lies in another file, which is not looked into; store the values th
 class Hdf5Images(StoredImages):
     """An array of images in an HDF5 file, which every process opens for itself."""
 
-    def __init__(self, path: Path, key: str, shape: tuple[int, ...], suspects: dict[int, list[Place]]) -> None:
+    def __init__(self, path: Path, key: str, shape: tuple[int, ...], suspects: Suspects) -> None:
         super().__init__(str(path.absolute()), shape[0], (shape[1], shape[2]))
         self._key = key
         self._suspects = suspects  # chunks that are looked at before the library unpacks them
@@ -59,7 +59,7 @@ class Hdf5Images(StoredImages):
         at = places if self._places is None else self._places[places]
         if len(at) and np.all(np.diff(at) == 1):
             try:
-                self._look_at_chunks(at[0], at[-1] + 1)
+                self._suspects.check(f"{self.location}: {self._key}", self._array, int(at[0]), int(at[-1]) + 1)
                 return np.asarray(self._array[at[0] : at[-1] + 1]), {}
             except MemoryError:
                 raise UserError(
@@ -82,21 +82,12 @@ class Hdf5Images(StoredImages):
         return f"{self._key} {about.st_size} {about.st_mtime_ns}"
 
     def _read(self, place: int, part: Part | None) -> np.ndarray:
-        self._look_at_chunks(place, place + 1)
         try:
+            self._suspects.check(f"{self.location}: {self._key}", self._array, place, place + 1)
             image = np.asarray(self._array[place])
         except (OSError, RuntimeError) as error:  # a damaged chunk, a file that is gone
             raise UserError(f"{self.location}: {self._key}[{place}] cannot be read ({_first_line(error)})") from error
         return Preprocessing(*image.shape[:2]).load(image, part) if part else image
-
-    def _look_at_chunks(self, start: int, stop: int) -> None:
-        """Raises UserError where a chunk with one of these images unpacks to more than it declares."""
-        if not self._suspects:
-            return
-        rows = self._array.chunks[0]
-        for first in range(start // rows * rows, stop, rows):
-            check_chunks(f"{self.location}: {self._key}", self._array, self._suspects.get(first, []))
-            self._suspects.pop(first, None)
 
 
 def read_hdf5(
@@ -184,7 +175,7 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
     if f"{name}_set_y" not in file:
         raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
     names = _class_names(path, file)
-    images = Hdf5Images(path, f"{name}_set_x", x.shape, suspects(x))
+    images = Hdf5Images(path, f"{name}_set_x", x.shape, Suspects(x))
     y = _array(path, file, f"{name}_set_y")
     labels = _labels(f"{path}: {name}_set_y", y, len(images), names)
     classes = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else int(labels.max()) + 1
@@ -243,8 +234,7 @@ def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
     if item.nbytes > MOST_LABEL_BYTES:
         raise UserError(f"{path}: {key} has shape {item.shape}; give one label an image, one name a class")
     _check_stored(path, key, item)
-    for places in suspects(item).values():
-        check_chunks(f"{path}: {key}", item, places)
+    Suspects(item).check(f"{path}: {key}", item, 0, len(item) if item.shape else 0)
     return np.asarray(item[()])
 
 

@@ -4,8 +4,10 @@ The library makes room for whatever a chunk unpacks to, and looks at the size af
 """
 
 import math
+import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import Any
 
 import h5py
 
@@ -21,6 +23,7 @@ DEFLATED = 1032  # bytes that one stored byte may stand for in deflate's format 
 HARMLESS = 2**28  # bytes; chunks that cannot unpack to more are left to the library
 LARGEST_LZF = 2**23  # bytes of a chunk; one stored byte may stand for 88, and nothing here unpacks them to see
 UNPACKED_SPARE = 2**16  # bytes by which what does not pack may grow
+AT_ONCE = 2**18  # packed bytes that are unpacked, and left, together
 
 
 def refusal(item: h5py.Dataset) -> str | None:
@@ -31,7 +34,7 @@ def refusal(item: h5py.Dataset) -> str | None:
         return f"is packed by HDF5's filter {min(unknown)}, which is not read; `h5repack -f GZIP=4` packs it anew"
     after = [number for i, number in enumerate(filters) if not {*filters[:i]}.isdisjoint(PACKING)]
     if set(after) - {FLETCHER32}:  # so that what is stored is the packed stream itself
-        return "is packed more than once; `h5repack -f GZIP=4` packs it anew"
+        return "is packed, and changed again after that; `h5repack -f GZIP=4` packs it anew"
     if LZF in filters and declared(item) > LARGEST_LZF:
         return f"is packed by LZF in chunks of {item.chunks}; `h5repack -f GZIP=4` packs it anew"
     return None
@@ -39,25 +42,7 @@ def refusal(item: h5py.Dataset) -> str | None:
 
 def declared(item: h5py.Dataset) -> int:
     """Bytes of a chunk, once unpacked."""
-    return math.prod(item.chunks) * item.dtype.itemsize
-
-
-def suspects(item: h5py.Dataset) -> dict[int, list[Place]]:
-    """Chunks that might unpack to much more than they declare, by what is stored of them.
-
-    Returns:
-      Where they begin, by the row they begin in.
-    """
-    if not item.chunks or not item.id.get_create_plist().get_nfilters():
-        return {}
-    found: dict[int, list[Place]] = {}
-
-    def look(chunk: h5py.h5d.StoreInfo) -> None:
-        if chunk.size > most_stored(item) or chunk.size * DEFLATED > HARMLESS:
-            found.setdefault(chunk.chunk_offset[0], []).append(chunk.chunk_offset)
-
-    item.id.chunk_iter(look)
-    return found
+    return math.prod(item.chunks) * item.id.get_type().get_size()
 
 
 def most_stored(item: h5py.Dataset) -> int:
@@ -65,26 +50,74 @@ def most_stored(item: h5py.Dataset) -> int:
     return declared(item) * 9 // 8 + UNPACKED_SPARE
 
 
-def check_chunks(where: str, item: h5py.Dataset, places: Iterable[Place]) -> None:
-    """Raises UserError where one of these chunks, of `suspects`, unpacks to more than it declares."""
-    for place in places:
-        if unpacks_to_more(item, place):
-            raise UserError(
-                f"{where} has a chunk, at {place}, that unpacks to more than the {declared(item):,} bytes it declares; "
-                "store the values anew"
-            )
+class Suspects:
+    """Chunks of an array that might unpack to much more than they declare, by what is stored of them."""
+
+    def __init__(self, item: h5py.Dataset) -> None:
+        self._rows: dict[int, list[Place]] = {}  # where chunks begin, by their first row
+        self._wrong: dict[Place, bool] = {}  # what was found of them
+        self._lock = threading.Lock()
+        if not item.chunks or not item.id.get_create_plist().get_nfilters():
+            return
+        most = most_stored(item)
+
+        def look(chunk: h5py.h5d.StoreInfo) -> None:
+            if chunk.size > most or chunk.size * DEFLATED > HARMLESS:
+                self._rows.setdefault(chunk.chunk_offset[0], []).append(chunk.chunk_offset)
+
+        each_chunk(item, look)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def check(self, where: str, item: h5py.Dataset, start: int, stop: int) -> None:
+        """Looks at the chunks with rows from `start` to before `stop`, at each of them once.
+
+        Raises:
+          UserError: one unpacks to more than it declares; `where` names the array.
+          OSError: one cannot be read.
+        """
+        if not self._rows:
+            return
+        rows = item.chunks[0]
+        for place in (place for row in range(start // rows * rows, stop, rows) for place in self._rows.get(row, ())):
+            with self._lock:  # so that a chunk is unpacked by one thread, and one at a time
+                if place not in self._wrong:
+                    self._wrong[place] = unpacks_to_more(item, place)
+            if self._wrong[place]:
+                raise UserError(
+                    f"{where} has a chunk, at {place}, that unpacks to more than the {declared(item):,} bytes it "
+                    "declares; store the values anew"
+                )
+
+
+def each_chunk(item: h5py.Dataset, look: Callable[[h5py.h5d.StoreInfo], None]) -> None:
+    """Calls `look` with what HDF5 knows of each chunk that is stored."""
+    if hasattr(item.id, "chunk_iter"):
+        item.id.chunk_iter(look)
+    else:  # an h5py that was built with an HDF5 before 1.12.3, which looks for each from the first one on
+        for i in range(item.id.get_num_chunks()):
+            look(item.id.get_chunk_info(i))
 
 
 def unpacks_to_more(item: h5py.Dataset, place: Place) -> bool:
-    """Whether a chunk of `suspects` has more bytes than it declares. At most as many as it declares are unpacked."""
+    """Whether a chunk has more bytes than it declares; what it unpacks to is counted and not kept."""
     if item.id.get_chunk_info_by_coord(place).size > most_stored(item):
         return True
     plist = item.id.get_create_plist()
     if DEFLATE not in [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]:
         return False
-    most = declared(item) + CHECKSUM
     _, packed = item.id.read_direct_chunk(place)
+    left, unpacker = declared(item) + CHECKSUM, zlib.decompressobj()
     try:
-        return len(zlib.decompressobj().decompress(packed, most + 1)) > most
+        for start in range(0, len(packed), AT_ONCE):
+            piece = packed[start : start + AT_ONCE]
+            while piece and left >= 0 and not unpacker.eof:  # behind its end may be a checksum
+                left -= len(unpacker.decompress(piece, AT_ONCE))
+                piece = unpacker.unconsumed_tail
     except zlib.error:  # damaged, or stored without this filter: the library says so, or reads it
         return False
+    return left < 0

@@ -2,16 +2,18 @@
 
 JAX's own cache finds a program by its text, and to write that text takes seconds of tracing. These are found by what
 the text is made from: the run's options, the shapes of a batch, the versions and settings of JAX, the machine, and this
-package's own sources. That holds where nothing was changed in memory, which only the caller can know.
+package's own sources. That holds where nothing was changed in memory, which only the caller can know, and where of a
+package's version there is one.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pickle
 import platform
-import shutil
+import re
 import sys
 import threading
 import zlib
@@ -33,45 +35,52 @@ from flaxresnet.training.run_folder import RunInfo
 T = TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]
-# Options that no program depends on.
+FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
+# Options that no program depends on, or only by what is in the key besides: shapes, and the network.
 NOT_COMPILED = (
     "data",
+    "image_size",
+    "skip_bad",
     "workdir",
+    "input",
     "workers",
-    "process_id",
-    "coordinator_address",
-    "resume",
-    "resume_changed",
+    "init",
     "report",
     "tensorboard",
     "profile",
+    "checkpoint_steps",
+    "coordinator_address",
+    "process_id",
+    "resume",
+    "resume_changed",
+    "compilation_cache",
 )
+NAMES = ("shapes", "create", "train_step", "evaluate", "measure")
 MOST_RUNS = 12  # kept; some 4 MB each
 DIGEST = hashlib.sha256().digest_size
 
 
 class KeptPrograms:
-    """A folder of one run's compiled programs, and of the shapes they were compiled for."""
+    """A folder of one run's compiled programs, and of the shapes they were compiled for.
+
+    Whoever can write there can have this process run any code, as with JAX's own cache.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         """Keeps them there, or nowhere."""
         self._folder = folder
+        self._shapes: Any = None
 
     def shapes(self, make: Callable[[], T]) -> T:
-        """The pytree of shapes that `make()` returns, or did when it was kept."""
-        found = self._read("shapes")
-        if found is None:
-            found = make()
-            self._write("shapes", found)
-        return found
+        """The pytree of shapes that `make()` returns, or did when programs were kept."""
+        self._shapes = self._read("shapes") or make()
+        return self._shapes
 
     def load(self, name: str) -> Compiled | None:
         """The program of that name, or None: it is not there, damaged, or JAX cannot load it."""
         kept = self._read(name)
-        if kept is None:
-            return None
         try:
-            return serialize_executable.deserialize_and_load(*kept)
+            return kept and serialize_executable.deserialize_and_load(*kept)
         except Exception:  # JAX's own errors, of many kinds; what cannot be loaded is compiled
             return None
 
@@ -82,33 +91,36 @@ class KeptPrograms:
         """
         if self._folder is None:
             return
-        # JAX raises these where a program, or the trees that it takes, cannot be written.
-        with contextlib.suppress(NotImplementedError, TypeError, ValueError, jax.errors.JaxRuntimeError):
+        try:
             self._write(name, serialize_executable.serialize(program))
+            self._write("shapes", self._shapes)
+            _forget_oldest(self._folder)
+        except Exception:  # what cannot be written, or finds no room, is compiled again by the next start
+            return
 
     def _read(self, name: str) -> Any:
         if self._folder is None:
             return None
+        with contextlib.suppress(OSError):
+            os.utime(self._folder)  # so that it is not the next to go
         try:
             content = (self._folder / name).read_bytes()
-            os.utime(self._folder)  # so that it is not the next to go
-        except OSError:  # not there, or not to be read: made again
+            whole = hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]
+            return pickle.loads(zlib.decompress(content[DIGEST:])) if whole else None
+        except Exception:  # not there, or not to be read: made again
             return None
-        whole = hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]
-        return pickle.loads(zlib.decompress(content[DIGEST:])) if whole else None
 
     def _write(self, name: str, value: Any) -> None:
-        if self._folder is None:
-            return
+        assert self._folder is not None
         content = zlib.compress(pickle.dumps(value), level=1)
+        self._folder.mkdir(parents=True, exist_ok=True)
         unfinished = self._folder / f"{name}.{os.getpid()}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(hashlib.sha256(content).digest() + content)
             unfinished.replace(self._folder / name)
-        except OSError:  # a full disk, a folder that is not ours: the next start compiles again
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def kept_programs(info: RunInfo, keep: bool, *shapes: Any) -> KeptPrograms:
@@ -116,38 +128,33 @@ def kept_programs(info: RunInfo, keep: bool, *shapes: Any) -> KeptPrograms:
 
     Kept are those of one process on CPUs, where `keep` says so and JAX keeps compiled programs at all.
     """
-    if not keep:
-        return KeptPrograms(None)
     cache = jax.config.values.get("jax_compilation_cache_dir")
-    used = cache and "://" not in cache and jax.config.values["jax_enable_compilation_cache"]
-    if not used or jax.process_count() > 1 or jax.default_backend() != "cpu":
+    used = keep and cache and "://" not in cache and jax.config.values["jax_enable_compilation_cache"]
+    from_a_file = not os.environ.get("XLA_FLAGS", "-").lstrip().startswith("-")  # whose content nobody has looked at
+    if not used or from_a_file or not SOURCES or jax.process_count() > 1 or jax.default_backend() != "cpu":
         return KeptPrograms(None)
-    runs = Path(cache) / "runs"
-    _forget_oldest(runs)
-    return KeptPrograms(runs / key_of(info, *shapes))
+    _listen()
+    return KeptPrograms(Path(cache) / FOLDER / key_of(info, *shapes))
 
 
-def compiled_here(compile_it: Callable[[], Compiled]) -> tuple[Compiled, bool]:
-    """A program, and whether it was compiled: XLA writes one that JAX took from its cache without its functions."""
-    before = _taken()
-    program = compile_it()
-    return program, _taken() == before
+_hits = threading.local()  # programs that JAX has taken from its cache, in each thread
 
 
-_cache = threading.local()
+@functools.cache
+def _listen() -> None:
+    def count(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _hits.count = jax_cache_hits() + 1
+
+    jax.monitoring.register_event_listener(count)
 
 
-def _count(event: str, **_: Any) -> None:
-    if event == "/jax/compilation_cache/cache_hits":
-        _cache.hits = _taken() + 1
+def jax_cache_hits() -> int:
+    """Programs that JAX has taken from its own cache in this thread, since programs are kept.
 
-
-def _taken() -> int:
-    """Programs that JAX has taken from its cache in this thread."""
-    return getattr(_cache, "hits", 0)
-
-
-jax.monitoring.register_event_listener(_count)
+    Those cannot be: XLA (jaxlib 0.10) writes a program that it has loaded without the program's functions.
+    """
+    return getattr(_hits, "count", 0)
 
 
 def key_of(info: RunInfo, *shapes: Any) -> str:
@@ -163,16 +170,9 @@ def key_of(info: RunInfo, *shapes: Any) -> str:
         "settings": {name: repr(value) for name, value in jax.config.values.items()},
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
         "machine": [platform.machine(), os.cpu_count(), len(_allowed_cores()), _instructions(), repr(jax.devices())],
-        "sources": _sources(),
+        "sources": SOURCES,
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-
-
-def _sources() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _allowed_cores() -> set[int]:
@@ -188,8 +188,22 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _forget_oldest(runs: Path) -> None:
-    with contextlib.suppress(OSError):
-        by_age = sorted(runs.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for folder in by_age[MOST_RUNS - 1 :]:
-            shutil.rmtree(folder, ignore_errors=True)
+def _forget_oldest(mine: Path) -> None:
+    """Removes the folders beside this one that were used longest ago, and nothing else that may lie there."""
+    others = [path for path in mine.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != mine]
+    others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in others[MOST_RUNS - 1 :]:
+        for name in NAMES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _digest_of_sources() -> str:
+    """Of this package's sources; "" where they are not to be found, such as in an archive."""
+    sources, digest = sorted(PACKAGE.rglob("*.py")), hashlib.sha256()
+    for path in sources:
+        digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
+    return digest.hexdigest() if sources else ""
+
+
+SOURCES = _digest_of_sources()  # as they are when they are loaded, not when they are traced: data may take minutes

@@ -45,9 +45,9 @@ from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
 
-# Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 # Options that the processes of a run may have of their own.
 OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")
+# Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2
 READ_EVERY = 0.2  # seconds between two readings
 READ_TOGETHER = 10  # steps between two readings of many processes, which have to find the same mistake at the same step
@@ -145,8 +145,9 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
         with Saved(folder, reporter.note) as saved, profile, Interruption() as interruption:
             with naming_what_to_lower(config):
                 feed = Feed(config, train, test)
-                watching = reporter, events, profile, interruption
-                trainer = Trainer(info, feed, folder, saved, *watching, weights, keep_programs)
+                trainer = Trainer(
+                    info, feed, folder, saved, reporter, events, profile, interruption, weights, keep_programs
+                )
             del weights  # their memory is for the first step
             with trainer.programs, distributed.ending_together(), naming_what_to_lower(config):
                 run = trainer.run()

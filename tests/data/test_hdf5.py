@@ -4,12 +4,15 @@ import os
 import pickle
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
+from flaxresnet.data import hdf5_chunks
 from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.hdf5 import Hdf5Images, read_hdf5, write_hdf5
 from flaxresnet.errors import UserError
@@ -517,13 +520,19 @@ def peak_memory():
 STATUS = Path("/proc/self/status")
 NOISE = np.random.default_rng(1).integers(0, 256, (3, 400, 400, 3), np.uint8)  # packed, larger than what is trusted
 STREAMS = [zlib.compress(image.tobytes(), 1) for image in NOISE]
-BOMB = zlib.compress(bytes(2**29), 9)  # 512 MiB of zeros in 510 KiB
+
+
+@pytest.fixture(scope="module")
+def bomb():
+    """512 MiB of zeros, packed to 510 KiB."""
+    packer, mebibyte = zlib.compressobj(9), bytes(2**20)
+    return b"".join(packer.compress(mebibyte) for _ in range(512)) + packer.flush()
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
-def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path, input):
+def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path, bomb, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], BOMB, STREAMS[2]], compression="gzip")
+    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
 
     if STATUS.exists():
         STATUS.with_name("clear_refs").write_text("5")  # the count begins again from what is in use now
@@ -535,9 +544,9 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path,
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
-def test_such_a_chunk_can_be_left_out(tmp_path, input):
+def test_such_a_chunk_can_be_left_out(tmp_path, bomb, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], BOMB, STREAMS[2]], compression="gzip")
+    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
     split = open_dataset(path, input=input, skip_bad=0.5).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
@@ -545,11 +554,52 @@ def test_such_a_chunk_can_be_left_out(tmp_path, input):
 @pytest.mark.parametrize(
     ("key", "shape", "chunks"), [("train_set_y", (4,), (256,)), ("list_classes", (3,), (256,))], ids=["labels", "names"]
 )
-def test_labels_and_names_that_unpack_to_more_are_not_unpacked(tmp_path, key, shape, chunks):
+def test_labels_and_names_that_unpack_to_more_are_not_unpacked(tmp_path, bomb, key, shape, chunks):
     path = make(tmp_path / "bomb.h5", without(TRAIN, key))
-    store_packed(path, key, shape, [BOMB], chunks, compression="gzip")
+    store_packed(path, key, shape, [bomb], chunks, compression="gzip")
     with pytest.raises(UserError, match=rf"bomb\.h5: {key} has a chunk, at \(0,\), that unpacks to more than the"):
         open_dataset(path)
+
+
+def test_a_chunk_of_many_images_is_looked_at_once_and_not_kept(tmp_path, monkeypatch):
+    """Pieces that are unpacked are counted: one chunk of 64 MiB takes less than that, however many threads read."""
+    path, count = make(tmp_path / "signs.h5", {"train_set_y": np.arange(64) % 3}), []
+    images = np.repeat(NOISE, 22, axis=0)[:64]
+    with h5py.File(path, "a") as file:
+        file.create_dataset("train_set_x", data=images, chunks=images.shape, compression="gzip", compression_opts=1)
+    looked = hdf5_chunks.unpacks_to_more
+    monkeypatch.setattr(hdf5_chunks, "unpacks_to_more", lambda *a: (count.append(a[1]), looked(*a))[1])
+    stored = open_dataset(path, input="stream").train.images
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(lambda place: stored.load(np.array([place]))[0], range(64)))
+    np.testing.assert_array_equal(np.concatenate(read), images)
+    assert count == [(0, 0, 0, 0)]
+    pickled = pickle.loads(pickle.dumps(stored))
+    np.testing.assert_array_equal(pickled.load(np.array([5]))[0][0], images[5])
+
+
+@pytest.mark.parametrize("input", ["memory", "stream"])
+def test_a_large_chunk_whose_place_is_beyond_the_file_is_damaged(tmp_path, input):
+    path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2])})
+    store_packed(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
+    with h5py.File(path) as file:
+        at = file["train_set_x"].id.get_chunk_info(1).byte_offset
+    content = path.read_bytes()
+    assert content.count(at.to_bytes(8, "little")) == 1
+    path.write_bytes(content.replace(at.to_bytes(8, "little"), (2**40).to_bytes(8, "little")))
+    with pytest.raises(UserError, match=r"train_set_x\[1\] cannot be read"):
+        open_dataset(path, input=input)
+    split = open_dataset(path, input=input, skip_bad=0.5).train
+    np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
+
+
+def test_an_older_hdf5_tells_of_chunks_one_by_one(tmp_path):
+    path, seen = tmp_path / "signs.h5", []
+    store_packed(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
+    with h5py.File(path) as file:
+        one_by_one = {name: getattr(file["train_set_x"].id, name) for name in ("get_num_chunks", "get_chunk_info")}
+        hdf5_chunks.each_chunk(SimpleNamespace(id=SimpleNamespace(**one_by_one)), lambda chunk: seen.append(chunk.size))
+    assert seen == [len(stream) for stream in STREAMS]
 
 
 def test_more_is_stored_of_a_chunk_than_it_can_have(tmp_path):
@@ -581,8 +631,8 @@ def large_lzf(plist):
 @pytest.mark.parametrize(
     ("packing", "message"),
     [
-        (twice, r"is packed more than once; `h5repack -f GZIP=4` packs it anew"),
-        (shuffled_after, r"is packed more than once; `h5repack -f GZIP=4` packs it anew"),
+        (twice, r"is packed, and changed again after that; `h5repack -f GZIP=4` packs it anew"),
+        (shuffled_after, r"is packed, and changed again after that; `h5repack -f GZIP=4` packs it anew"),
         (unknown, r"is packed by HDF5's filter 6, which is not read; `h5repack -f GZIP=4` packs it anew"),
         (large_lzf, r"is packed by LZF in chunks of \(1, 2000, 2000, 3\); `h5repack -f GZIP=4` packs it anew"),
     ],

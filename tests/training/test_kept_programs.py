@@ -1,7 +1,11 @@
 """Programs that are kept whole: what a second start takes from the first, and what makes it compile again."""
 
+import copy
+import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +18,7 @@ import flaxresnet as fr
 from flaxresnet.training import kept_programs, programs
 from flaxresnet.training.run_folder import RunFolder
 
+BATCH = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
 NAMES = {"shapes", "create", "train_step", "evaluate", "measure"}
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs are kept on CPUs")
@@ -45,6 +50,11 @@ def compiled(monkeypatch):
     return names
 
 
+@pytest.fixture
+def info(finished_run):
+    return RunFolder(finished_run).read_info()
+
+
 def train(data_folder, workdir, keep=True, **options):
     config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 1, **SMALL, **options})
     return fr.fit(config, verbose=False, keep_programs=keep)
@@ -55,7 +65,7 @@ def weights(run):
 
 
 def kept(cache):
-    return [{path.name for path in folder.iterdir()} for folder in (cache / "runs").iterdir()]
+    return [{path.name for path in folder.iterdir()} for folder in (cache / kept_programs.FOLDER).iterdir()]
 
 
 def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_path, cache, compiled):
@@ -70,14 +80,6 @@ def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_pa
     for mine, theirs in zip(weights(first), weights(second), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert first.history[0]["test_loss"] == second.history[0]["test_loss"]
-
-
-def test_other_options_other_programs(data_folder, tmp_path, cache, compiled):
-    train(data_folder, tmp_path / "first")
-    compiled.clear()
-    train(data_folder, tmp_path / "second", seed=1)
-    assert "create" in compiled
-    assert len(kept(cache)) == 2
 
 
 def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, cache, compiled):
@@ -96,53 +98,110 @@ def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, cache, compiled
     [lambda content: b"", lambda content: content[:100], lambda content: content[:-1] + bytes([content[-1] ^ 1])],
     ids=["empty", "cut", "one bit"],
 )
-def test_what_is_damaged_is_compiled_again(data_folder, tmp_path, cache, compiled, damage):
-    first = train(data_folder, tmp_path / "first")
-    for path in cache.glob("runs/*/*"):
-        path.write_bytes(damage(path.read_bytes()))
-    compiled.clear()
-    second = train(data_folder, tmp_path / "second")
-    assert set(compiled) == NAMES - {"shapes"}
-    assert first.history[0]["test_loss"] == second.history[0]["test_loss"]
+def test_what_is_damaged_is_not_loaded(tmp_path, damage):
+    store = kept_programs.KeptPrograms(tmp_path)
+    store.keep("create", jax.jit(lambda: 1).lower().compile())
+    assert store.load("create")() == 1
+    for name in ("create", "shapes"):
+        (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    assert store.load("create") is None
+    assert store.shapes(lambda: "made again") == "made again"
 
 
 def test_what_jax_took_from_its_own_cache_is_not_kept(data_folder, tmp_path, cache, compiled):
     train(data_folder, tmp_path / "first")
-    shutil.rmtree(cache / "runs")
+    shutil.rmtree(cache / kept_programs.FOLDER)
     train(data_folder, tmp_path / "second")
-    assert kept(cache) == [{"shapes"}]
+    assert not (cache / kept_programs.FOLDER).exists()
 
 
-@pytest.mark.parametrize("more", [{"keep": False}, {"compilation_cache": False}])
-def test_nothing_is_kept_unless_that_was_asked_for(data_folder, tmp_path, cache, more):
+def test_nothing_is_kept_unless_that_was_asked_for(info, tmp_path, cache, monkeypatch):
+    places = [kept_programs.kept_programs(info, keep, BATCH)._folder for keep in (True, False)]
+    assert places == [cache / kept_programs.FOLDER / kept_programs.key_of(info, BATCH), None]
+    monkeypatch.setenv("XLA_FLAGS", "/a/file/of/flags")
+    assert kept_programs.kept_programs(info, True, BATCH)._folder is None
+    monkeypatch.undo()
     try:
-        train(data_folder, tmp_path / "run", **more)
+        jax.config.update("jax_enable_compilation_cache", False)
+        assert kept_programs.kept_programs(info, True, BATCH)._folder is None
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
-    assert not (cache / "runs").exists()
 
 
-def test_a_disk_that_takes_nothing_does_not_stop_training(data_folder, tmp_path, cache, monkeypatch):
-    def full(self, content):
+def test_a_disk_that_takes_nothing_does_not_stop_training(tmp_path, monkeypatch):
+    def full(self, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept_programs.Path, "write_bytes", full)
-    train(data_folder, tmp_path / "run")
-    assert [*cache.glob("runs/*/*")] == []
+    monkeypatch.setattr(kept_programs.Path, "replace", full)
+    store = kept_programs.KeptPrograms(tmp_path / "kept")
+    store.keep("create", jax.jit(lambda: 1).lower().compile())
+    assert [*(tmp_path / "kept").iterdir()] == []  # nor what was begun
 
 
-def test_the_oldest_are_forgotten(tmp_path, monkeypatch):
+def test_what_may_only_be_read_is_used(tmp_path, monkeypatch):
+    store = kept_programs.KeptPrograms(tmp_path / "kept")
+    store.keep("create", jax.jit(lambda: 1).lower().compile())
+
+    def forbidden(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(kept_programs.os, "utime", forbidden)
+    assert store.load("create")() == 1
+
+
+def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_programs, "MOST_RUNS", 3)
-    for age in range(5):
-        (tmp_path / str(age) / "x").mkdir(parents=True)
-        os.utime(tmp_path / str(age), (1000 - age, 1000 - age))
-    kept_programs._forget_oldest(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}  # and the one that is to come
+    folders = [tmp_path / (str(age) * 64) for age in range(5)]
+    for age, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "create").write_bytes(b"")
+        os.utime(folder, (1000 - age, 1000 - age))
+    (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
+    kept_programs._forget_oldest(folders[4])
+    assert {path.name for path in tmp_path.iterdir()} == {"my run", *(folders[age].name for age in (0, 1, 4))}
 
 
-@pytest.fixture
-def info(finished_run):
-    return RunFolder(finished_run).read_info()
+@pytest.mark.parametrize("field", dataclasses.fields(fr.TrainConfig), ids=lambda field: field.name)
+def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
+    other = copy.copy(info.config)
+    value = getattr(other, field.name)
+    object.__setattr__(other, field.name, value + 1 if isinstance(value, int | float) else "another value")
+    changed = dataclasses.replace(info, config=other)
+    same = kept_programs.key_of(changed, BATCH) == kept_programs.key_of(info, BATCH)
+    harmless = {
+        *("data", "image_size", "skip_bad", "workdir", "input", "workers", "init", "report", "tensorboard", "profile"),
+        *("checkpoint_steps", "coordinator_address", "process_id", "resume", "resume_changed", "compilation_cache"),
+    }
+    assert same == (field.name in harmless)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: {"class_names": (*info.class_names, "another")},
+        lambda info: {"preprocessing": dataclasses.replace(info.preprocessing, height=48)},
+        lambda info: {"data": info.data | {"streamed": not info.data["streamed"]}},
+        lambda info: {"data": info.data | {"train_images": info.data["train_images"] + info.config.batch_size}},
+    ],
+    ids=["classes", "preprocessing", "streamed", "steps an epoch"],
+)
+def test_what_the_run_is_about_is_in_the_key(info, change):
+    assert kept_programs.key_of(dataclasses.replace(info, **change(info)), BATCH) != kept_programs.key_of(info, BATCH)
+
+
+def test_the_key_is_the_same_in_every_process(info, finished_run):
+    program = f"""
+import jax, numpy as np
+from flaxresnet.training import kept_programs
+from flaxresnet.training.run_folder import RunFolder
+batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
+print(kept_programs.key_of(RunFolder({str(finished_run)!r}).read_info(), batch))
+"""
+    keys = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert keys[0] == keys[1] != ""
 
 
 def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeypatch):
@@ -158,7 +217,11 @@ def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeyp
     monkeypatch.setattr(kept_programs, "_instructions", lambda: "of another processor")
     keys.append(kept_programs.key_of(info, batch))
     shutil.copytree(kept_programs.PACKAGE, tmp_path / "flaxresnet")
-    (tmp_path / "flaxresnet" / "models" / "resnet.py").write_text("")
     monkeypatch.setattr(kept_programs, "PACKAGE", tmp_path / "flaxresnet")
+    assert kept_programs._digest_of_sources() == kept_programs.SOURCES
+    (tmp_path / "flaxresnet" / "models" / "resnet.py").write_text("")
+    monkeypatch.setattr(kept_programs, "SOURCES", kept_programs._digest_of_sources())
+    keys.append(kept_programs.key_of(info, batch))
+    monkeypatch.setattr(kept_programs.optax, "__version__", "0")
     keys.append(kept_programs.key_of(info, batch))
     assert len(set(keys)) == len(keys)

@@ -45,5 +45,5 @@ def test_no_first_state_is_compiled_for_a_run_that_goes_on(finished_run, data_fo
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     monkeypatch.setattr(loop.Trainer, "_begin", lambda self: self.programs.create())
     config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, augment=0.0, **SMALL)
-    with pytest.raises(ValueError, match="a run that goes on has its state already"):
+    with pytest.raises(ValueError, match="there is no first state: a run that goes on has its own"):
         fr.fit(config, verbose=False)

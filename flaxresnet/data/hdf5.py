@@ -18,7 +18,7 @@ import numpy as np
 from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
-from flaxresnet.data.hdf5_chunks import Suspects, refusal
+from flaxresnet.data.hdf5_chunks import Suspects, declared, refusal
 from flaxresnet.data.pictures import MOST_PIXELS
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.data.processes import ALONE, Processes
@@ -191,10 +191,10 @@ def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     if item.shape is None:
         raise UserError(f"{path}: {key} is an array without a shape; store the values")
     try:
-        itemsize = item.dtype.itemsize
+        _ = item.dtype
     except TypeError as error:  # a type that NumPy has not, such as times or integers of 16 bytes
         raise UserError(f"{path}: {key} is of a type that cannot be read ({_first_line(error)})") from None
-    if item.chunks and math.prod(item.chunks) * itemsize > LARGEST_CHUNK:
+    if item.chunks and declared(item) > LARGEST_CHUNK:
         raise UserError(f"{path}: {key} is in chunks of {item.chunks}; store it in chunks of up to 1 GiB")
     if wrong := refusal(item):
         raise UserError(f"{path}: {key} {wrong}")

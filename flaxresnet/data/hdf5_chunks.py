@@ -28,8 +28,7 @@ AT_ONCE = 2**18  # packed bytes that are unpacked, and left, together
 
 def refusal(item: h5py.Dataset) -> str | None:
     """What speaks against unpacking any of it: words that follow the array's name."""
-    plist = item.id.get_create_plist()
-    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    filters = filters_of(item)
     if unknown := set(filters) - set(KNOWN):
         return f"is packed by HDF5's filter {min(unknown)}, which is not read; `h5repack -f GZIP=4` packs it anew"
     after = [number for i, number in enumerate(filters) if not {*filters[:i]}.isdisjoint(PACKING)]
@@ -38,6 +37,12 @@ def refusal(item: h5py.Dataset) -> str | None:
     if LZF in filters and declared(item) > LARGEST_LZF:
         return f"is packed by LZF in chunks of {item.chunks}; `h5repack -f GZIP=4` packs it anew"
     return None
+
+
+def filters_of(item: h5py.Dataset) -> list[int]:
+    """What HDF5 does to a chunk before it is stored, in this order."""
+    plist = item.id.get_create_plist()
+    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
 def declared(item: h5py.Dataset) -> int:
@@ -57,7 +62,7 @@ class Suspects:
         self._rows: dict[int, list[Place]] = {}  # where chunks begin, by their first row
         self._wrong: dict[Place, bool] = {}  # what was found of them
         self._lock = threading.Lock()
-        if not item.chunks or not item.id.get_create_plist().get_nfilters():
+        if not filters_of(item):
             return
         most = most_stored(item)
 
@@ -107,8 +112,7 @@ def unpacks_to_more(item: h5py.Dataset, place: Place) -> bool:
     """Whether a chunk has more bytes than it declares; what it unpacks to is counted and not kept."""
     if item.id.get_chunk_info_by_coord(place).size > most_stored(item):
         return True
-    plist = item.id.get_create_plist()
-    if DEFLATE not in [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]:
+    if DEFLATE not in filters_of(item):
         return False
     _, packed = item.id.read_direct_chunk(place)
     left, unpacker = declared(item) + CHECKSUM, zlib.decompressobj()

@@ -17,9 +17,8 @@ import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import flax
 import jax
@@ -31,8 +30,6 @@ from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
 from flaxresnet.training.run_folder import RunInfo
-
-T = TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
@@ -55,13 +52,12 @@ NOT_COMPILED = (
     "resume_changed",
     "compilation_cache",
 )
-NAMES = ("shapes", "create", "train_step", "evaluate", "measure")
 MOST_RUNS = 12  # kept; some 4 MB each
 DIGEST = hashlib.sha256().digest_size
 
 
 class KeptPrograms:
-    """A folder of one run's compiled programs, and of the shapes they were compiled for.
+    """A folder of one run's compiled programs.
 
     Whoever can write there can have this process run any code, as with JAX's own cache.
     """
@@ -69,19 +65,19 @@ class KeptPrograms:
     def __init__(self, folder: Path | None) -> None:
         """Keeps them there, or nowhere."""
         self._folder = folder
-        self._shapes: Any = None
-
-    def shapes(self, make: Callable[[], T]) -> T:
-        """The pytree of shapes that `make()` returns, or did when programs were kept."""
-        self._shapes = self._read("shapes") or make()
-        return self._shapes
 
     def load(self, name: str) -> Compiled | None:
         """The program of that name, or None: it is not there, damaged, or JAX cannot load it."""
-        kept = self._read(name)
+        if self._folder is None:
+            return None
         try:
-            return kept and serialize_executable.deserialize_and_load(*kept)
-        except Exception:  # JAX's own errors, of many kinds; what cannot be loaded is compiled
+            with contextlib.suppress(OSError):
+                os.utime(self._folder)  # so that it is not the next to go
+            content = (self._folder / name).read_bytes()
+            if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+                return None
+            return serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(content[DIGEST:])))
+        except Exception:  # not there, or one of JAX's own errors, of many kinds; it is compiled
             return None
 
     def keep(self, name: str, program: Compiled) -> None:
@@ -91,36 +87,22 @@ class KeptPrograms:
         """
         if self._folder is None:
             return
-        try:
-            self._write(name, serialize_executable.serialize(program))
-            self._write("shapes", self._shapes)
-            _forget_oldest(self._folder)
-        except Exception:  # what cannot be written, or finds no room, is compiled again by the next start
-            return
-
-    def _read(self, name: str) -> Any:
-        if self._folder is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(self._folder)  # so that it is not the next to go
-        try:
-            content = (self._folder / name).read_bytes()
-            whole = hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]
-            return pickle.loads(zlib.decompress(content[DIGEST:])) if whole else None
-        except Exception:  # not there, or not to be read: made again
-            return None
-
-    def _write(self, name: str, value: Any) -> None:
-        assert self._folder is not None
-        content = zlib.compress(pickle.dumps(value), level=1)
-        self._folder.mkdir(parents=True, exist_ok=True)
         unfinished = self._folder / f"{name}.{os.getpid()}"
         try:
+            content = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), level=1)
+            self._folder.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(hashlib.sha256(content).digest() + content)
             unfinished.replace(self._folder / name)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+            _forget_oldest(self._folder)
+        except Exception:  # what cannot be written, or finds no room, is compiled again by the next start
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+
+
+def state_taken_by(train_step: Compiled) -> Any:
+    """The pytree of shapes of the state that a training step takes, its first argument."""
+    (state, *_), _ = train_step.args_info
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
 def kept_programs(info: RunInfo, keep: bool, *shapes: Any) -> KeptPrograms:
@@ -130,7 +112,8 @@ def kept_programs(info: RunInfo, keep: bool, *shapes: Any) -> KeptPrograms:
     """
     cache = jax.config.values.get("jax_compilation_cache_dir")
     used = keep and cache and "://" not in cache and jax.config.values["jax_enable_compilation_cache"]
-    from_a_file = not os.environ.get("XLA_FLAGS", "-").lstrip().startswith("-")  # whose content nobody has looked at
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    from_a_file = flags and not flags.startswith("-")  # whose content nobody has looked at
     if not used or from_a_file or not SOURCES or jax.process_count() > 1 or jax.default_backend() != "cpu":
         return KeptPrograms(None)
     _listen()
@@ -193,8 +176,8 @@ def _forget_oldest(mine: Path) -> None:
     others = [path for path in mine.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != mine]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in others[MOST_RUNS - 1 :]:
-        for name in NAMES:
-            (folder / name).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            path.unlink()  # programs, finished or, by a process that was killed, not
         folder.rmdir()
 
 

@@ -14,7 +14,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.memory import return_freed_memory
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import part_of
-from flaxresnet.training.kept_programs import jax_cache_hits, kept_programs
+from flaxresnet.training.kept_programs import jax_cache_hits, kept_programs, state_taken_by
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunInfo
 from flaxresnet.training.state import TrainState
@@ -100,7 +100,9 @@ class Programs:
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
         first = partial(TrainState.create, self._model, optimizer, key, (height, width), info.config.settings.ema > 0)
-        shapes, metrics = self._kept.shapes(lambda: jax.eval_shape(first)), jax.eval_shape(Metrics.zero)
+        kept_step = self._kept.load("train_step")
+        shapes = state_taken_by(kept_step) if kept_step else jax.eval_shape(first)
+        metrics = jax.eval_shape(Metrics.zero)
         self.shapes = placed(shapes, sharding)
         if divided:
             self.shapes = self.shapes.replace(opt_state=placed(shapes.opt_state, sharding, divided=True))
@@ -115,7 +117,7 @@ class Programs:
         cropped = bool(info.data["streamed"])
         step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation, cropped)
         jitted = jax.jit(step, out_shardings=shardings, donate_argnums=0)
-        train_step = self._kept_or_lowered("train_step", partial(jitted.lower, self.shapes, self._metrics, batch))
+        train_step = kept_step or jitted.lower(self.shapes, self._metrics, batch)
         self._train_step = self._thread.submit(self._compiled, "train_step", train_step)
 
     def __enter__(self) -> Self:

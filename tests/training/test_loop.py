@@ -452,19 +452,20 @@ def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkey
 
 
 def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(data_folder, tmp_path, monkeypatch):
-    compiled, at_update, traced, begun = [], [], [], []
+    compiled, at_update, begun, made = [], [], [], {}
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     monkeypatch.setattr(
         loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1]
     )
-    lower, start = programs.Programs._kept_or_lowered, programs.Programs._start
-    monkeypatch.setattr(programs.Programs, "_kept_or_lowered", lambda *a: (traced.append(len(at_update)), lower(*a))[1])
+    make, start = programs.Programs._compiled, programs.Programs._start
+    noted = lambda self, name, *a, **k: (made.update({name: len(at_update)}), make(self, name, *a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(programs.Programs, "_compiled", noted)
     monkeypatch.setattr(programs.Programs, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
     monkeypatch.setattr(loop, "READ_EVERY", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
-    assert traced[:2] == [0, 0]  # state and step at once
+    assert made["create"] == made["train_step"] == 0  # at once
     assert begun == [1, 1]  # evaluation and statistics when the first step is done
     assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
     assert at_update[0] > 0

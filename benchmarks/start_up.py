@@ -61,13 +61,13 @@ def child(asked: float) -> None:
 
     import jax
 
-    from flaxresnet import cli, fit
+    from flaxresnet import cli
     from flaxresnet.config import TrainConfig
     from flaxresnet.memory import keep_freed_memory
-    from flaxresnet.training import loop
+    from flaxresnet.training import fit, loop
 
     mark("imported")
-    check, train = loop.check_splits, loop.Trainer._train
+    check, train = fit.check_splits, loop.Trainer._train
 
     def checked(*arguments: Any) -> Any:
         mark("data read")
@@ -85,9 +85,9 @@ def child(asked: float) -> None:
         type(trainer.programs).train_step = property(lambda _: step)
         return train(trainer, *arguments)
 
-    loop.check_splits, loop.Trainer._train = checked, first_step
+    fit.check_splits, loop.Trainer._train = checked, first_step
     keep_freed_memory()
-    fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
+    fit.fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
 
 
 def main(arguments: Arguments) -> None:

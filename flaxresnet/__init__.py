@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
     from flaxresnet.models.conv import Conv
     from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
-    from flaxresnet.training.loop import Run, fit
+    from flaxresnet.training.fit import fit
+    from flaxresnet.training.loop import Run
 
 # Each name is imported when it is first asked for, so that `import flaxresnet` costs what is used of it.
 _HOME = {
@@ -35,7 +36,7 @@ _HOME = {
     "TrainConfig": "flaxresnet.config",
     "UserError": "flaxresnet.errors",
     "evaluate": "flaxresnet.evaluation",
-    "fit": "flaxresnet.training.loop",
+    "fit": "flaxresnet.training.fit",
     "measure_batch_stats": "flaxresnet.models.batch_stats",
     "open_dataset": "flaxresnet.data.dataset",
     "resnet": "flaxresnet.models.resnet",

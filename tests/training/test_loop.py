@@ -11,7 +11,7 @@ from conftest import SMALL, blobs
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.training import loop, programs
+from flaxresnet.training import fit, loop, programs
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState
@@ -303,7 +303,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
 
     for options in ({"width": 8}, {"batch_size": 16}):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "Feed", fails)
+            patch.setattr(fit, "Feed", fails)
             with pytest.raises(RuntimeError, match="out of everything"):
                 fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]

@@ -1,0 +1,148 @@
+"""`fit`: a training run, from its options and its data to what is written about it."""
+
+from pathlib import Path
+
+from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.config import TrainConfig
+from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+from flaxresnet.data.suspicions import suspicions
+from flaxresnet.devices import warn_of_fallback
+from flaxresnet.errors import UserError
+from flaxresnet.interop.sources import open_weights
+from flaxresnet.memory import keep_freed_memory
+from flaxresnet.training import distributed
+from flaxresnet.training.exhaustion import naming_what_to_lower
+from flaxresnet.training.feed import Feed
+from flaxresnet.training.interruption import Interruption
+from flaxresnet.training.lock import WorkdirLock
+from flaxresnet.training.loop import Run, Trainer
+from flaxresnet.training.preparation import (
+    check_splits,
+    describe_run,
+    image_size_for,
+    prepare_folder,
+)
+from flaxresnet.training.pretrained import adopt, stored_start
+from flaxresnet.training.profile import Profile
+from flaxresnet.training.progress import Reporter
+from flaxresnet.training.run_folder import RunFolder, check_network
+from flaxresnet.training.saved import Saved
+from flaxresnet.training.tensorboard import EventFile
+
+# Options that the processes of a run may have of their own.
+OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")
+
+
+def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = False) -> Run:
+    """Trains a network, or goes on with the run found in `config.workdir`.
+
+    On Linux the process keeps the memory that it frees from then on (see `flaxresnet.memory`), which makes steps on a
+    CPU faster, most of all where `fit` is the first thing that uses JAX.
+
+    Args:
+      config: see `TrainConfig`; options left at None take the recipe's value.
+      verbose: print what is loaded, a progress bar and a line an epoch.
+      keep_programs: on CPUs, keep compiled programs so that the next start with the same options traces nothing, and
+        take those of an earlier one. Only for processes that change nothing in this package, or in those it uses,
+        while they run: such a change is not seen. The command line does so, unless `--no-compilation-cache`.
+
+    Returns:
+      The run. Its folder holds `config.json`, `metrics.jsonl` and `checkpoints/`.
+
+    Raises:
+      UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
+    """
+    config.check()
+    keep_freed_memory()
+    use_compilation_cache(config.compilation_cache)
+    distributed.join_processes(config)
+    warn_of_fallback()
+    reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
+    with distributed.leaving_in_time(), WorkdirLock(reporter.note) as lock:
+        distributed.by_the_first(lambda: _lock_early(config, lock))
+        return _fit(config, lock, reporter, keep_programs)
+
+
+def _lock_early(config: TrainConfig, lock: WorkdirLock) -> None:
+    """Before the data are read, which may take minutes; a folder that is not there is locked when it is made."""
+    if Path(config.workdir).is_dir():
+        RunFolder(config.workdir).lock(lock)
+
+
+def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_programs: bool) -> Run:
+    # A run that goes on has its weights; those that it began with need not be there any more.
+    begun = stored_start(config)
+    weights = open_weights(config.init) if config.init and begun is None else None
+    like = begun.preprocessing if begun else weights.preprocessing if weights else None
+    size, everyone = image_size_for(config, like), distributed.all_processes()
+    splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.settings.centre)
+    for line in splits.describe():
+        reporter.note(line)
+    train, test = check_splits(splits, config)
+    for sentence in suspicions(splits):
+        reporter.note(f"warning: {sentence}")
+    if config.init is None and (config.freeze or config.settings.head_epochs):
+        reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
+    if begun:
+        config = adopt(config, begun.config.network)
+    elif weights:
+        config = adopt(config, weights.network, weights.assumed)
+    config = config.resolve()
+    check_network(config)
+
+    info = describe_run(config, splits, train, test, like)
+    data = [info.data[name] for name in ("train_fingerprint", "test_fingerprint", "streamed")]
+    options = {name: value for name, value in config.to_json().items() if name not in OF_A_PROCESS}
+    distributed.check_same(data=data, **options)
+    workdir, first = Path(config.workdir), distributed.is_first()
+    events = EventFile(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
+    profile = Profile(workdir / "profile" if config.profile and first else None)
+    with events:
+        folder = distributed.by_the_first(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(workdir)
+        with Saved(folder, reporter.note) as saved, profile, Interruption() as interruption:
+            with naming_what_to_lower(config):
+                feed = Feed(config, train, test)
+                trainer = Trainer(
+                    info, feed, folder, saved, reporter, events, profile, interruption, weights, keep_programs
+                )
+            del weights  # their memory is for the first step
+            with trainer.programs, distributed.ending_together(), naming_what_to_lower(config):
+                run = trainer.run()
+        del trainer, feed  # and their arrays
+        if config.profile and first and not profile.written:
+            reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
+        if config.report or config.tensorboard:
+            distributed.by_the_first(lambda: _look_back(run, config, splits, reporter, events))
+        elif run.test_accuracy < 0.5:  # where more is right, labels cannot be wrong in one way
+            distributed.by_the_first(lambda: _doubt(run, test, reporter))
+    return run
+
+
+def _doubt(run: Run, test: Dataset, reporter: Reporter) -> None:
+    """Says where the answers tell that the test images' labels are shifted; a report would have said it."""
+    from flaxresnet.evaluation import doubt
+
+    try:
+        if warning := doubt(run.workdir, test):
+            reporter.note(f"warning: {warning}")
+    except Exception as error:  # whatever it is, the run is whole without it
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reporter.note(f"the test images' labels were not looked at: {reason}")
+
+
+def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:
+    """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
+    from flaxresnet.inspection.findings import investigate
+    from flaxresnet.inspection.report import write_report
+
+    try:
+        found = investigate(run.workdir, splits)
+        events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
+        if found.result.warning:
+            reporter.note(f"warning: {found.result.warning}")
+        if config.report:
+            found.assessment.trust.write(run.workdir)
+            reporter.note(f"report: {write_report(run.workdir, found)}")
+    except Exception as error:  # whatever it is, what was trained is worth more
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reporter.note(f"there is no report: {reason}; `python -m flaxresnet report {run.workdir}` tries again")

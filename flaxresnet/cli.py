@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
-from flaxresnet.config import words_for
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.memory import keep_freed_memory
+from flaxresnet.option_checks import words_for
 
 T = TypeVar("T")
 

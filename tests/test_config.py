@@ -15,6 +15,7 @@ from flaxresnet import cli, config
 from flaxresnet.config import TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, VARIANTS
+from flaxresnet.option_checks import flag
 from flaxresnet.recipes import RECIPES
 
 PARTS_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
@@ -486,7 +487,7 @@ def test_every_option_has_a_mistake_in_the_table_above():
 
 @pytest.mark.parametrize("name", ["learning_rate", "warmup_epochs"])
 def test_infinity_is_refused(name):
-    with pytest.raises(UserError, match=f"^{config.flag(name)} must be .*, not inf$"):
+    with pytest.raises(UserError, match=f"^{flag(name)} must be .*, not inf$"):
         TrainConfig(**{name: INFINITY})
 
 
@@ -562,8 +563,8 @@ def test_every_option_is_a_flag(name, argv, value):
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainConfig) if f.default is True])
 def test_a_switch_can_be_given_both_ways(name):
-    assert getattr(parse(config.flag(name)), name) is True
-    assert getattr(parse("--no-" + config.flag(name)[2:]), name) is False
+    assert getattr(parse(flag(name)), name) is True
+    assert getattr(parse("--no-" + flag(name)[2:]), name) is False
 
 
 def test_all_flags_can_be_given_together():
@@ -646,7 +647,7 @@ def test_help_names_every_flag_and_exits_with_0(capsys):
     assert err == ""
     assert "python train.py" in out
     for name in NAMES:
-        assert config.flag(name) in out
+        assert flag(name) in out
 
 
 def test_help_shows_the_help_texts(capsys, monkeypatch):

@@ -7,13 +7,13 @@ from typing import Annotated, Literal, get_type_hints
 
 import tyro
 
-from flaxresnet.config import at_least, at_most, between, check_value
 from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.option_checks import at_least, at_most, between, check_value
 from flaxresnet.writing import saying_why_not
 
 CHECKS = {

@@ -5,10 +5,11 @@ from typing import Annotated, Any, cast
 
 import tyro
 
-from flaxresnet.config import TrainConfig, at_least, at_most, check_value, flag
+from flaxresnet.config import TrainConfig
 from flaxresnet.data.preprocess import LARGEST_SIDE
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
+from flaxresnet.option_checks import at_least, at_most, check_value, flag
 from flaxresnet.recipes import Variant
 from flaxresnet.training.run_folder import RunFolder, check_network
 

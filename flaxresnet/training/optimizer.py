@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import optax
 
-from flaxresnet.config import MOST_STEPS, PARTS, TrainConfig, flag
+from flaxresnet.config import MOST_STEPS, PARTS, TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import part_of
+from flaxresnet.option_checks import flag
 from flaxresnet.recipes import Optimizer
 
 

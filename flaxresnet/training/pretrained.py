@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
-from flaxresnet.config import PARTS, TrainConfig, flag
+from flaxresnet.config import PARTS, TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
+from flaxresnet.option_checks import flag
 from flaxresnet.recipes import Network
 from flaxresnet.training.checkpoint import steps_in
 from flaxresnet.training.run_folder import RunFolder, RunInfo

@@ -1,14 +1,12 @@
-"""The changes of test images: the same ones always, stronger by strength, and right where the result is known."""
+"""The changes of test images: the same ones always, and stronger by strength."""
 
 import numpy as np
 import pytest
 
 from flaxresnet.data.synthetic import draw_signs
-from flaxresnet.trust import shifts
-from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, foreground, hits, shifted, together
+from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, hits, shifted, together
 
 IMAGES = draw_signs(6, seed=3)[0]
-RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -31,59 +29,6 @@ def test_every_photo_has_its_own_change_and_another_seed_another_one():
     photos = shifted(same, "shift", "middle")
     assert len({photo.tobytes() for photo in photos}) == 6
     assert not np.array_equal(photos, shifted(same, "shift", "middle", seed=1))
-
-
-def test_a_quarter_turn_is_one():
-    turned = shifts.rotation(IMAGES[0], 90, RNG)
-    either = [np.rot90(IMAGES[0], quarter) for quarter in (1, 3)]
-    assert min(np.abs(turned.astype(float) - other).max() for other in either) <= 1
-
-
-def test_twice_as_far_is_half_as_large():
-    photo = np.full((40, 40, 3), 250, np.uint8)
-    photo[10:30, 12:28] = 10
-    sizes = {int((shifts.scale(photo, 2.0, np.random.default_rng(seed))[..., 0] < 128).sum()) for seed in range(8)}
-    assert len(sizes) == 2
-    assert min(sizes) == pytest.approx(80, abs=8)
-    assert max(sizes) == pytest.approx(1280, abs=16)
-
-
-def test_light_on_one_grey():
-    grey = np.full((8, 8, 3), 100, np.uint8)
-    found = {round(float(shifts.brightness(grey, 2.0, np.random.default_rng(seed)).mean())) for seed in range(8)}
-    assert found == {200, 50}
-    exponents = {round(float(shifts.gamma(grey, 2.0, np.random.default_rng(seed)).mean()), 1) for seed in range(8)}
-    assert exponents == {39.2, 159.7}
-    falling = shifts.light_gradient(grey, 0.6, RNG)
-    assert (falling.min(), falling.max()) == pytest.approx((40, 100))
-    dark = shifts.shadow(grey, 0.5, RNG)
-    assert (dark.min(), dark.max()) == pytest.approx((50, 100))
-
-
-def test_a_box_of_the_share_is_covered():
-    black = np.zeros((60, 60, 3), np.uint8)
-    for seed in range(5):
-        covered = shifts.occlusion(black, 0.1, np.random.default_rng(seed)).any(axis=-1)
-        assert covered.mean() == pytest.approx(0.1, abs=0.015)
-
-
-def test_the_wall_changes_and_the_thing_stays():
-    y, x = np.mgrid[:48, :48]
-    inside = (y - 26) ** 2 + (x - 24) ** 2 < 14**2
-    photo = np.where(inside[..., None], (170, 110, 80), (200, 200, 200)).astype(np.uint8)
-    cover = foreground(photo)[..., 0] > 0.5
-    assert (cover & inside).sum() / (cover | inside).sum() > 0.93
-    inner = (y - 26) ** 2 + (x - 24) ** 2 < 11**2
-    for strength in STRENGTHS:
-        new = shifted(photo[None], "background", strength)[0]
-        assert np.abs(new[inner].astype(int) - photo[inner]).max() <= 2
-        assert np.abs(new[~inside].astype(int) - 200).mean() > 10
-
-
-def test_a_photo_without_a_plain_background_stays_as_it_is():
-    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    assert foreground(noise[0]) is None
-    np.testing.assert_array_equal(shifted(noise, "background", "strong"), noise)
 
 
 def test_hits_are_counted_by_change_and_strength():

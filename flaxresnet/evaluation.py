@@ -12,7 +12,7 @@ import numpy as np
 from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset, same_data
-from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.data.kept_signs import default_signs
 from flaxresnet.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
@@ -182,7 +182,7 @@ def data_of_run(run: str | Path, split: str) -> Splits:
     if path is not None and not os.path.exists(path):  # noqa: PTH110 - never raises, be the name too long
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
     splits = (
-        drawn_signs()
+        default_signs()
         if path is None
         else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre)
     )

@@ -7,7 +7,6 @@ found is kept.
 import contextlib
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Input, is_to_be_streamed
+from flaxresnet.data.files import cache_folder
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Contents, Encoded, StoredImages
 from flaxresnet.errors import UserError, listed
@@ -134,8 +134,7 @@ def _of_all(mine: dict[int, str], processes: Processes) -> dict[int, str]:
 
 def _path(images: StoredImages, identity: str) -> Path:
     name = hashlib.sha256(f"{images.location}\0{identity}\0{images.shape}".encode("utf-8", "surrogateescape"))
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
-    return Path(home) / "flaxresnet" / "checked" / f"{name.hexdigest()}.json"
+    return cache_folder("checked") / f"{name.hexdigest()}.json"
 
 
 def _recall(path: Path) -> Looked | None:

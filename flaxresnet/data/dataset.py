@@ -168,9 +168,9 @@ def open_dataset(
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if given is None and not (exists and (files or pictures or records)):
-        from flaxresnet.data.synthetic import drawn_signs
+        from flaxresnet.data.kept_signs import default_signs
 
-        return drawn_signs()
+        return default_signs()
     if not exists:
         raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
     if pictures or records:

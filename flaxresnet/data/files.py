@@ -1,5 +1,6 @@
-"""What may be opened for reading: files that are stored, and nothing that is waited for."""
+"""What may be opened for reading: files that are stored, and nothing that is waited for; and where to keep our own."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -17,3 +18,9 @@ def require_stored(path: str | Path) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{path} is a pipe or a device; give a file that is stored on disk")
+
+
+def cache_folder(name: str) -> Path:
+    """A folder for what could be made again, in the user's cache folder; it need not be there."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
+    return Path(home) / "flaxresnet" / name

@@ -9,6 +9,7 @@ Light is added up in linear colours, for which a gamma of 2 is close enough. Unt
 channels first, (3, n, n), because NumPy then works on long rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -277,11 +278,14 @@ def drawn_signs(
     test: int = 120,
     image_size: int = 64,
     variety: float = DEFAULT_VARIETY,
+    draw: Callable[..., tuple[np.ndarray, np.ndarray]] = draw_signs,
 ) -> Splits:
-    """The drawn data set: as many pictures, as large, as the tutorials' SIGNS data have, with classes "0" to "5"."""
+    """The drawn data set: as many pictures, as large, as the tutorials' SIGNS data have, with classes "0" to "5".
+
+    `draw` may be a function of the same arguments and results as `draw_signs`.
+    """
     names = tuple(str(sign) for sign in range(len(GESTURES)))
     first, second = (
-        Dataset(*draw_signs(count, (seed, stream), image_size, variety), names)
-        for stream, count in enumerate((train, test))
+        Dataset(*draw(count, (seed, stream), image_size, variety), names) for stream, count in enumerate((train, test))
     )
     return Splits(first, second, source=f"hand signs drawn by the program (seed {seed})")

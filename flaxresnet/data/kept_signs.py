@@ -1,0 +1,58 @@
+"""The hand signs that are used where no data are given, kept once they are drawn: to draw them takes seconds."""
+
+import contextlib
+import hashlib
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from flaxresnet.data import hand, synthetic
+from flaxresnet.data.dataset import Splits
+from flaxresnet.data.files import cache_folder
+
+MOST_FILES = 6  # two for each version of the drawing; some 15 MB
+
+
+def default_signs() -> Splits:
+    """`drawn_signs()`, from the user's cache folder where an earlier start left them."""
+    return synthetic.drawn_signs(draw=_kept_or_drawn)
+
+
+def _kept_or_drawn(
+    count: int, seed: int | tuple[int, ...], image_size: int, variety: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `draw_signs`."""
+    path = _path(count, seed, image_size, variety)
+    if (kept := _recall(path)) and len(kept[0]) == count:
+        return kept
+    images, labels = synthetic.draw_signs(count, seed, image_size, variety)
+    with contextlib.suppress(OSError):  # no cache: the next time takes as long
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{uuid.uuid4().hex}")  # other processes may write theirs at the same time
+        with new.open("wb") as file:
+            np.savez(file, images=images, labels=labels)
+        new.replace(path)
+        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-MOST_FILES]:
+            old.unlink()
+    return images, labels
+
+
+def _recall(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:  # a zip archive, whose checksums tell damage
+            return file["images"], file["labels"]
+    except Exception:  # not there, or damaged, of which NumPy and zipfile have many kinds: drawn again
+        return None
+
+
+def _path(*what: object) -> Path:
+    """Of pictures that the program as it is, and NumPy as it is, draws of these arguments."""
+    try:
+        program = [Path(module.__file__ or "").read_bytes() for module in (synthetic, hand)]
+    except OSError:  # as within a zip archive: each version's own
+        from flaxresnet import __version__
+
+        program = [__version__.encode()]
+    digest = hashlib.sha256(repr((np.__version__, program, what)).encode())
+    return cache_folder("drawn") / f"{digest.hexdigest()}.npz"

@@ -165,7 +165,7 @@ class TrainConfig:
     """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
 
     recalibrate: int = option(512, at_least(0), at_most(MOST_STEPS))
-    """Images, in whole batches, to measure batch norm's statistics on before evaluating; 0: the running averages."""
+    """Images, augmented as training has them, that batch norm's statistics are measured on; 0: running averages."""
 
     report: bool = True
     """Write a page about the run at its end, report/index.html in the workdir, and calibrate its probabilities."""

@@ -5,13 +5,20 @@ set evaluates at chance. Measuring the statistics for the current weights from a
 ("precise batch norm", Wu & Johnson 2021, arXiv:2105.07576, section 3) puts that right.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 
-def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array, batch_stats: Any = None) -> Any:
+def measure_batch_stats(
+    model: nn.Module,
+    params: Any,
+    batches: Any,
+    batch_stats: Any = None,
+    prepare: Callable[[Any], jax.Array] = lambda images: images,
+) -> Any:
     """The statistics that batch norm has over the given images with the given parameters.
 
     Args:
@@ -19,8 +26,10 @@ def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array, batch
         takes statistics over parts of a batch (`norm_batch`), here it takes them over all of it, whose statistics are
         nearer to those of all images (section 3.3 of the paper).
       params: its parameters.
-      batches: (k, batch, height, width, 3), scaled as for training. Each batch is normalised with its own statistics.
+      batches: (k, batch, height, width, 3), scaled as for training; or, for `prepare`, a pytree of arrays (k, …). Each
+        batch is normalised with its own statistics.
       batch_stats: the statistics of layers that are frozen, which stay as they are; others' are not looked at.
+      prepare: makes of one of the k parts of `batches` the images that the model takes, (batch, height, width, 3).
 
     Returns:
       A pytree like `batch_stats`: over the k batches, the mean of the means and, by the law of total variance, the
@@ -30,8 +39,8 @@ def measure_batch_stats(model: nn.Module, params: Any, batches: jax.Array, batch
     whole = {"norm_batch": None} if hasattr(model, "norm_batch") else {}
     memoryless = model.clone(momentum=0.0, **whole)  # its "running" statistics are the last batch's own
 
-    def of_one_batch(images: jax.Array) -> Any:
-        return memoryless.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    def of_one_batch(batch: Any) -> Any:
+        return memoryless.apply(variables, prepare(batch), train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     return pool_batch_stats(jax.lax.map(of_one_batch, batches))
 

@@ -181,7 +181,8 @@ class Trainer:
         ready = time.perf_counter()
         eval_stats = self.state.batch_stats
         if measure is not None:
-            eval_stats = jax.block_until_ready(measure({"params": self.state.weights, "batch_stats": eval_stats}))
+            variables = {"params": self.state.weights, "batch_stats": eval_stats}
+            eval_stats = jax.block_until_ready(measure(variables, self.state.step))
         measured = time.perf_counter()
         test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
         if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen

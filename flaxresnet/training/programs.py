@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
@@ -14,6 +15,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.memory import return_freed_memory
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import part_of
+from flaxresnet.training.inputs import make_inputs
 from flaxresnet.training.kept_programs import jax_cache_hits, kept_programs, state_taken_by
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunInfo
@@ -92,6 +94,8 @@ class Programs:
           keep: whether programs may be those of an earlier start, found without tracing (`kept_programs`).
         """
         self._model, self._preprocessing, self._batch, self._sample = info.model(), info.preprocessing, batch, sample
+        # Crops are taken here in any case: the sample's images are whole where training's are cropped when decoded.
+        self._inputs = make_inputs(info.preprocessing, info.config, augmentation, self._model.num_classes)
         self._jit = partial(jax.jit, out_shardings=sharding)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiler")
         self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
@@ -134,7 +138,7 @@ class Programs:
             evaluate = self._jit(make_eval_step(self._model, self._preprocessing))
             measure = self._jit(self._measured)
             evaluated = self._start("evaluate", partial(evaluate.lower, variables, self._metrics, self._batch))
-            measured = partial(measure.lower, self._sample, variables)
+            measured = partial(measure.lower, self._sample, variables, self.shapes.step)
             self._rest = evaluated, None if self._sample is None else self._start("measure", measured)
         return self._rest
 
@@ -161,15 +165,26 @@ class Programs:
         return self.begin_rest()[0].result()
 
     @property
-    def measure(self) -> Callable[[Any], Any] | None:
-        """{"params", "batch_stats"} → batch norm's statistics on the sample; None where there is no sample."""
+    def measure(self) -> Callable[[Any, jax.Array], Any] | None:
+        """({"params", "batch_stats"}, step) → batch norm's statistics on the sample; None where there is no sample."""
         measure = self.begin_rest()[1]
         return None if measure is None else partial(measure.result(), self._sample)
 
-    def _measured(self, images: jax.Array, variables: Any) -> Any:
+    def _measured(self, images: jax.Array, variables: Any, step: jax.Array) -> Any:
+        """The statistics that training has: of images as they would be augmented in the next steps.
+
+        Weights have learned to work with these, and other people's photos are more like those images than like the
+        training images themselves (`benchmarks/RESULTS.md`).
+        """
         running, frozen = variables["batch_stats"], self._model.frozen
-        images = self._preprocessing.scaled(images)
-        measured = measure_batch_stats(self._model, variables["params"], images, running)
+
+        def prepare(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+            step, images = part
+            no = jnp.zeros(len(images), jnp.int32)
+            return self._inputs(step, Batch(images, labels=no, mask=no))[0]
+
+        batches = step + jnp.arange(len(images)), images
+        measured = measure_batch_stats(self._model, variables["params"], batches, running, prepare)
         return measured | {layer: stats for layer, stats in running.items() if part_of(layer) in frozen}
 
     def _start(self, name: str, lower: Callable[[], Lowered]) -> Future[Compiled]:

@@ -61,3 +61,11 @@ def test_the_running_averages_play_no_part(small_init):
     params = small_init(MODEL)["params"]
     one, other = (measure(MODEL.clone(momentum=m), params, batches) for m in (0.99, 0.5))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+
+
+def test_batches_may_be_prepared_one_by_one(small_init):
+    images = jax.random.uniform(jax.random.key(1), (2, 4, 32, 32, 3))
+    params, factors = small_init(MODEL)["params"], jnp.array([0.5, 2.0])
+    prepared = fr.measure_batch_stats(MODEL, params, (factors, images), prepare=lambda part: part[0] * part[1])
+    whole = fr.measure_batch_stats(MODEL, params, factors[:, None, None, None, None] * images)
+    jax.tree.map(np.testing.assert_array_equal, prepared, whole)

@@ -10,9 +10,11 @@ import pytest
 from conftest import SMALL, blobs
 
 import flaxresnet as fr
+from flaxresnet.data.augment import augment
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.data.loader import ORDER_STREAM
 from flaxresnet.training import fit, loop, programs
-from flaxresnet.training.checkpoint import Checkpoints
+from flaxresnet.training.checkpoint import Checkpoints, load_run
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState
 
@@ -403,6 +405,28 @@ def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder,
     assert [r["train_loss"] for r in measured.history] == [r["train_loss"] for r in running.history]
     assert measured.test_loss < running.test_loss
     assert measured.history[-1]["recalibrate_seconds"] > running.history[-1]["recalibrate_seconds"]
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_statistics_are_those_of_images_as_training_augments_them(data_folder, tmp_path, strength):
+    options = {"augment": strength, "augment_ramp": 0.0, "backgrounds": 0.0, "recalibrate": 20, "seed": 3}
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)
+    info, variables = load_run(tmp_path / "run")
+    train = fr.open_dataset(data_folder, (32, 32)).train
+    order = np.random.default_rng((ORDER_STREAM, 3)).permutation(len(train))
+    batches = train.images[order[:16]].reshape(2, 8, 32, 32, 3)
+    seen = batches / np.float32(255)
+    if strength:  # with the keys of the two steps after the five that are done
+        keys = [jax.random.fold_in(jax.random.key(3), step) for step in (5, 6)]
+        seen = np.stack([augment(key, images) for key, images in zip(keys, seen, strict=True)])
+        assert np.abs(seen - batches / 255).mean() > 0.05
+    first = variables["params"]["conv1"]
+    padded = np.pad(info.preprocessing.normalized(seen.reshape(16, 32, 32, 3)), ((0, 0), (3, 3), (3, 3), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7), axis=(1, 2))[:, ::2, ::2]
+    values = np.einsum("nyxcij,ijco->nyxo", windows, first["kernel"]) + first["bias"]
+    stem = variables["batch_stats"]["bn_conv1"]
+    np.testing.assert_allclose(stem["mean"], values.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(stem["var"], values.var(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

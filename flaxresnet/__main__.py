@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": "a page to try a run on, in the browser",
     "export": "a run as one file for JAX alone, or as ONNX",
     "check-data": "what a data set holds, or what is wrong with it",
-    "make-data": "write the drawn hand signs as HDF5 files",
+    "make-data": "write the drawn hand signs, or pictures of your own, as HDF5 or ArrayRecord files",
 }
 
 USAGE = (

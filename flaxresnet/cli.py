@@ -10,12 +10,13 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.memory import keep_freed_memory
-from flaxresnet.option_checks import words_for
+from flaxresnet.option_checks import flag, words_for
 
 T = TypeVar("T")
 
@@ -126,8 +127,8 @@ def _as_shown(arguments: type) -> type:
     shown: dict[str, Any] = {}
     for name, kind in _optional(arguments).items():
         values = METAVARS[kind] if kind in METAVARS else "{" + ",".join(map(str, typing.get_args(kind))) + "}"
-        flag = name.replace("_", "-")
-        switch: dict[str, Any] = {"name": f"no-{flag}", "aliases": [f"--{flag}"]} if kind is bool else {}
+        word = name.replace("_", "-")
+        switch: dict[str, Any] = {"name": f"no-{word}", "aliases": [f"--{word}"]} if kind is bool else {}
         shown[name] = Annotated[kind | None, tyro.conf.arg(metavar=values, help_behavior_hint="", **switch)]
     members: dict[str, Any] = {name: dataclasses.field(default=None, metadata=checks[name]) for name in shown}
     members |= {"__annotations__": shown, "__module__": arguments.__module__}
@@ -136,8 +137,8 @@ def _as_shown(arguments: type) -> type:
 
 def _spelt_out(arguments: type, argv: Sequence[str]) -> list[str]:
     """The command line with a value behind every switch that may be left out, which tyro does not know as a switch."""
-    flags = [name.replace("_", "-") for name, kind in _optional(arguments).items() if kind is bool]
-    spelt = {f"--{flag}": f"--{flag}=True" for flag in flags} | {f"--no-{flag}": f"--{flag}=False" for flag in flags}
+    names = [name.replace("_", "-") for name, kind in _optional(arguments).items() if kind is bool]
+    spelt = {f"--{name}": f"--{name}=True" for name in names} | {f"--no-{name}": f"--{name}=False" for name in names}
     words = []
     for word in argv:
         name, equals, value = word.partition("=")
@@ -154,17 +155,30 @@ def _sentence(box: str, arguments: type, argv: Sequence[str]) -> str:
     rules = [i for i, line in enumerate(lines) if line.startswith("╭") or (line and set(line) <= set("─-╰╯"))]
     start, end = (*rules, len(lines), len(lines))[:2]
     text = re.sub(r"\s+", " ", " ".join(lines[start + 1 : end])).strip().rstrip(".")
-    if wrong := re.match(r"Error parsing (--[\w-]+)", text):
-        name = wrong[1].removeprefix("--")
-        hint = typing.get_type_hints(arguments)[name.removeprefix("no-").replace("-", "_")]
-        return f"--{name} must be {words_for(hint)}, not {_value_of(wrong[1], argv)!r}"
+    if wrong := re.match(r"Error parsing (--[\w-]+)|invalid choice .* for argument '(--[\w-]+)'", text):
+        named = wrong[1] or wrong[2]
+        hint = typing.get_type_hints(arguments)[named.removeprefix("--").removeprefix("no-").replace("-", "_")]
+        return f"{named} must be {words_for(hint)}, not {_value_of(named, argv)!r}"
+    if missing := re.match(r"Missing from .*?: (\S+) (.*?)\.? \(required\)", text):
+        return f"{missing[1]} is missing: {missing[2]}"
+    if unknown := re.match(r"Unrecognized options: (.*)", text):
+        return _unknown(unknown[1].split(", "), arguments)
     return re.sub(r"^Error parsing \w+: ", "", text)
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str:
+def _unknown(words: Sequence[str], arguments: type) -> str:
+    """What is said of words that are no options, behind which their values may stand."""
+    flags = [flag(f.name) for f in dataclasses.fields(arguments)]
+    named = [word.partition("=")[0] for word in words if word.startswith("-")] or list(words)
+    near = [close for word in named for close in get_close_matches(word, flags, n=1, cutoff=0.75)]
+    meant = f"; did you mean {' and '.join(near)}?" if near else ""
+    return f"{', '.join(named)} {'is no option' if len(named) == 1 else 'are no options'}{meant}"
+
+
+def _value_of(named: str, argv: Sequence[str]) -> str:
     """What the command line gives after a flag, as `--flag value` or `--flag=value`."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == flag:
+        if name.replace("_", "-") == named:
             return value if equals else following
     return ""

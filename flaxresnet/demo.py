@@ -128,6 +128,8 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
         )
     except Exception as error:  # what Gradio raises for a port that is taken, a proxy in between, …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, OSError):  # Gradio's words for it are about its own arguments
+            reason = "something else listens there"
         raise UserError(f"--host {host} --port {port} cannot be used ({reason}); give another --port") from None
     print(f"{address} (Ctrl-C ends it)", flush=True)
     if wait:

@@ -14,6 +14,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.errors import UserError
 from flaxresnet.models.conv import FoldedConv
 from flaxresnet.models.fold import fold_batch_norm
+from flaxresnet.quiet import errors_alone
 from flaxresnet.writing import replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -70,13 +71,14 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(f"writing ONNX needs {error.name}; install it with: pip install 'flaxresnet[onnx]'") from None
-    model = to_onnx(
-        _program(classifier, preprocessing, nn.Conv),
-        [_images(classifier, preprocessing, "n")],
-        model_name="flaxresnet",
-        input_names=["images"],
-        output_names=["probabilities"],
-    )
+    with errors_alone("onnx_ir"):  # shapes that it leaves out are those of any number of images
+        model = to_onnx(
+            _program(classifier, preprocessing, nn.Conv),
+            [_images(classifier, preprocessing, "n")],
+            model_name="flaxresnet",
+            input_names=["images"],
+            output_names=["probabilities"],
+        )
     for key, value in metadata(classifier, preprocessing).items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     with replacing(path) as temporary:

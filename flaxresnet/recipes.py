@@ -62,7 +62,13 @@ TUTORIAL = Recipe()
 FAST = Recipe(schedule="cosine", warmup_epochs=0.5, momentum=0.9, residual_scale=0.0)
 # Made for photos that other people take.
 ROBUST = dataclasses.replace(
-    FAST, warmup_epochs=1.0, label_smoothing=0.05, augment=1.0, augment_ramp=6.0, backgrounds=0.2
+    FAST,
+    learning_rate=2e-3,
+    warmup_epochs=1.0,
+    label_smoothing=0.05,
+    augment=1.0,
+    augment_ramp=6.0,
+    backgrounds=0.2,
 )
 # For weights that have learned from other pictures (--init): first the last layer, then all, the first layers least.
 FINETUNE = dataclasses.replace(

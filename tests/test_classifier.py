@@ -143,3 +143,9 @@ def test_a_folder_without_a_run_or_without_a_checkpoint_is_refused(finished_run,
     shutil.copy(finished_run / "config.json", tmp_path)
     with pytest.raises(fr.UserError, match="holds no checkpoint yet"):
         fr.Classifier.load(tmp_path)
+
+
+def test_nothing_is_logged_where_a_run_is_opened(finished_run, caplog):
+    with caplog.at_level("WARNING"):
+        fr.Classifier.load(finished_run)
+    assert not caplog.records

@@ -218,7 +218,7 @@ RESOLVED = {
     },
     "robust": PLAIN
     | {
-        "learning_rate": 0.001,
+        "learning_rate": 0.002,
         "schedule": "cosine",
         "warmup_epochs": 1,
         "label_smoothing": 0.05,
@@ -574,14 +574,15 @@ def test_all_flags_can_be_given_together():
 
 # Flags with a mistake → what the sentence must hold.
 WRONG_FLAGS = {
-    "unknown flag": (["--bogus", "3"], ["--bogus", "3"]),
-    "misspelt flag": (["--bach-size", "3"], ["--bach-size"]),
-    "stray word": (["stray"], ["stray"]),
+    "unknown flag": (["--bogus", "3"], ["--bogus is no option; see"]),
+    "misspelt flag": (["--bach-size", "3"], ["--bach-size is no option; did you mean --batch-size?; see"]),
+    "two at once": (["--epoch=3", "--sed", "1"], ["--epoch, --sed are no options; did you mean --epochs and --seed?"]),
+    "stray word": (["stray"], ["stray is no option"]),
     "text for a number": (["--batch-size", "many"], ["--batch-size", "'many'"]),
     "fraction for a whole number": (["--epochs", "2.5"], ["--epochs", "'2.5'"]),
     "text for a real number": (["--learning-rate", "slow"], ["--learning-rate", "'slow'"]),
     "bad recipe": (["--recipe", "fancy"], ["--recipe", "'fancy'", "'robust'", "'tutorial'"]),
-    "bad model": (["--model", "vgg"], ["--model", "'vgg'", "'resnet50'"]),
+    "bad model": (["--model", "vgg"], ["--model must be 'resnet14' or 'resnet18' or", "wide_resnet50_2', not 'vgg'"]),
     "no value": (["--epochs"], ["--epochs"]),
     "too small": (["--batch-size", "0"], ["--batch-size must be at least 1, not 0"]),
     "too large": (["--seed", "4294967296"], ["--seed must be between 0 and 4294967295, not 4294967296"]),

@@ -21,23 +21,14 @@ MAY_IMPORT = {
     "writing": set(),
     "devices": set(),
     "memory": set(),
+    "quiet": set(),
     "cli": {"memory", "option_checks"},
     "models": {"models"},
     "data": {"data"},
     # A run's end looks back on it: the report is the one thing of `inspection` that training takes.
     "training": {
-        *(
-            "training",
-            "models",
-            "data",
-            "config",
-            "option_checks",
-            "recipes",
-            "compilation_cache",
-            "devices",
-            "memory",
-            "interop",
-        ),
+        *("training", "models", "data", "interop"),
+        *("config", "option_checks", "recipes", "compilation_cache", "devices", "memory", "quiet"),
         *("inspection.findings", "inspection.report", "evaluation"),
     },
     "trust": {"trust", "writing"},
@@ -58,7 +49,7 @@ MAY_IMPORT = {
     },
     "demo": {"classifier", "data", "demo_door", "inspection"},
     "demo_door": set(),
-    "export": {"classifier", "models", "writing"},
+    "export": {"classifier", "models", "quiet", "writing"},
     "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]

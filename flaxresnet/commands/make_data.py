@@ -31,6 +31,7 @@ class Arguments:
     """Draws hand signs, 0 to 5, or takes pictures from elsewhere, and writes them as files to train on.
 
     Example: python -m flaxresnet make-data datasets
+
     Example: python -m flaxresnet make-data records --source pictures/ --to arrayrecord
     """
 

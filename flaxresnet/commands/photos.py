@@ -17,6 +17,7 @@ from flaxresnet.errors import UserError
 
 T = TypeVar("T")
 U = TypeVar("U")
+REQUIRED = tyro.conf.arg(metavar="PHOTO…", help_behavior_hint="(required)")
 EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
 
 
@@ -54,7 +55,9 @@ class PhotoArguments:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run (train.py's --workdir)."""
 
-    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")]
+    photos: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…", help_behavior_hint="(required)")
+    ]
     """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
 
     checkpoint: Which = "latest"

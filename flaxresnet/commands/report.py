@@ -15,9 +15,9 @@ class Arguments:
     """Writes a page about a run, RUN/report/index.html, with its figures as PNGs beside it.
 
     It shows learning curves, what is taken for what, how sure answers are and how rightly, the most confident mistakes,
-    how it does on photos taken otherwise, and the set-up. Of the test images it also learns a temperature, for
-    `predict`'s probabilities, and what photos usually look like; both are kept with the run, unless other --data or
-    --checkpoint is given.
+    how it does on photos taken otherwise, and the set-up. Of the test images it also learns a temperature, for the
+    probabilities that predict gives, and what photos usually look like; both are kept with the run, unless other --data
+    or --checkpoint is given.
 
     Example: python -m flaxresnet report runs/default
     """

@@ -85,6 +85,8 @@ def decoded(photo: str | Path | IO[bytes]) -> Iterator[np.ndarray]:
             if _is_heif(photo) and "HEIF" not in formats():
                 advice = "pip install pillow-heif, which reads HEIC, or give a JPEG or PNG"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if type(error).__name__ == "UnidentifiedImageError":  # Pillow's, whose text has the path once more
+                reason = "of no kind that is known"
             raise UserError(f"{photo} cannot be read as a picture ({reason}); {advice}") from error
         yield pixels
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from flaxresnet.inspection.figures import families, legible
@@ -14,7 +15,7 @@ from flaxresnet.trust.calibration import Bin
 # `on_high` and `on_low` are for words on the matrix's shades.
 THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1b1f24", "faint": "#d0d7de", "train": "#8a94a6", "test": "#0550ae"}
-    | {"shades": "Blues", "on_high": "#ffffff", "on_low": "#1b1f24"},
+    | {"shades": "Blues", "on_high": "#ffffff", "on_low": "#000000"},
     "dark": {"paper": "#0d1117", "ink": "#e6edf3", "faint": "#30363d", "train": "#8b949e", "test": "#79c0ff"}
     | {"shades": "cividis", "on_high": "#000000", "on_low": "#ffffff"},
 }
@@ -60,9 +61,22 @@ def learning_curves(rows: Sequence[dict[str, Any]], theme: str) -> Figure:
         loss.set_ylim(bottom=0)
         loss.legend(ncols=2, loc="upper right")
         rate.plot(epochs, [row["learning_rate"] for row in rows], marker=marker, ms=3.5, color=colours["ink"])
-        rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
+        rate.set(ylabel="learning rate", xlabel="epoch")
+        rate.set_ylim(bottom=-0.08 * rate.get_ylim()[1])  # so that a last rate of zero is a whole point
         rate.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def readable_on(ground: Sequence[float], inks: Sequence[str]) -> str:
+    """The ink of the highest contrast on a colour (red, green, blue, …) in [0, 1]; by WCAG 2's relative luminance."""
+
+    def luminance(colour: Any) -> float:
+        levels = np.array(to_rgb(colour))
+        linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722)) + 0.05
+
+    here = luminance(tuple(ground)[:3])
+    return max(inks, key=lambda ink: max(luminance(ink), here) / min(luminance(ink), here))
 
 
 def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: str) -> Figure:
@@ -80,7 +94,7 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
     with drawn_in(theme) as colours:
         figure = Figure(figsize=(max(side, 3.4), max(side * 0.95, 3.0)), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(share, cmap=colours["shades"], vmin=0, vmax=1)
+        shades = axes.imshow(share, cmap=colours["shades"], vmin=0, vmax=1).get_cmap()
         axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(count), names)
         axes.set(xlabel="predicted", ylabel="true")
@@ -90,7 +104,7 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
             spine.set_visible(False)
         size = 10 if count <= 12 else 7 if count <= 25 else 5
         for row, column in np.argwhere(confusion):
-            ink = colours["on_high" if share[row, column] > 0.55 else "on_low"]
+            ink = readable_on(shades(share[row, column]), (colours["on_low"], colours["on_high"]))
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=ink, fontsize=size)
     return figure
 
@@ -110,6 +124,6 @@ def reliability_chart(before: Sequence[Bin], after: Sequence[Bin], theme: str) -
             middles = [(b.low + b.high) / 2 + side * width * 0.21 for b in bins]
             counts.bar(middles, [b.count for b in bins], width * 0.4, color=colours[colour])
         curve.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-        curve.legend(loc="upper left")
+        figure.legend(*curve.get_legend_handles_labels(), loc="outside upper left", ncols=3)  # no curve is there
         counts.set(xlabel="confidence: the highest probability", ylabel="images")
     return figure

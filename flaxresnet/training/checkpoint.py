@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config import Which
 from flaxresnet.errors import UserError
+from flaxresnet.quiet import errors_alone
 from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder, RunInfo
@@ -54,7 +55,7 @@ class _Folder:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self._folder = folder
-        with reading(folder):
+        with reading(folder), errors_alone("absl"):  # a reader is warned that it only reads
             self._manager = _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
 
     def __enter__(self) -> Self:

@@ -107,10 +107,12 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
                 )
             del weights  # their memory is for the first step
             with trainer.programs, distributed.ending_together(), naming_what_to_lower(config):
-                run = trainer.run()
+                run, trained = trainer.run(), trainer.trains
         del trainer, feed  # and their arrays
-        if config.profile and first and not profile.written:
+        if config.profile and first and trained and not profile.written:
             reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
+        if config.report:
+            reporter.note("looking back on the run, for its report")
         if config.report or config.tensorboard:
             distributed.by_the_first(lambda: _look_back(run, config, splits, reporter, events))
         elif run.test_accuracy < 0.5:  # where more is right, labels cannot be wrong in one way

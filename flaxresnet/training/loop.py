@@ -89,7 +89,9 @@ class Trainer:
         measured = self.config.recalibrate and self.config.frozen != PARTS
         self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
         self.state: TrainState
-        self.goes_on = bool(saved.there())
+        steps = [step for step, _ in saved.there()]
+        self.goes_on = bool(steps)
+        self.trains = max(steps, default=0) < self.config.epochs * self.train.steps_per_epoch
         self.zero = jax.device_put(Metrics.zero(), feed.replicated)
         self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
         self.programs = self._compile(info, keep_programs)
@@ -105,9 +107,12 @@ class Trainer:
             self.sample,
             self.feed.replicated,
             fresh=not self.goes_on,
+            trains=self.trains,
             divided=self.config.shard_optimizer,
             keep=keep,
         )
+        if not self.trains:
+            return programs
         _ = programs.train_step  # waits for it
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
         self.reporter.note(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
@@ -243,6 +248,7 @@ class Trainer:
     def _stop_if_wanted(self, step: int) -> None:
         """Saves the state and raises `Interrupted` where a signal said so; `step` is that of the state."""
         if wanted := self.interruption.wanted():
+            self.reporter.note(f"{wanted.name}: saving what is trained so far")
             start = time.perf_counter()
             self._save()
             self.saved.wait()

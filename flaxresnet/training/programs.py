@@ -78,6 +78,7 @@ class Programs:
         sample: jax.Array | None,
         sharding: NamedSharding,
         fresh: bool,
+        trains: bool = True,
         divided: bool = False,
         keep: bool = False,
     ) -> None:
@@ -90,6 +91,7 @@ class Programs:
           sample: images to measure batch norm's statistics on, or None.
           sharding: of everything that the functions return.
           fresh: whether a first state is needed.
+          trains: whether a step is likely to be taken; where not, it is compiled when it is asked for.
           divided: whether the optimiser's state is divided over the devices instead.
           keep: whether programs may be those of an earlier start, found without tracing (`kept_programs`).
         """
@@ -121,8 +123,10 @@ class Programs:
         cropped = bool(info.data["streamed"])
         step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation, cropped)
         jitted = jax.jit(step, out_shardings=shardings, donate_argnums=0)
-        train_step = kept_step or jitted.lower(self.shapes, self._metrics, batch)
-        self._train_step = self._thread.submit(self._compiled, "train_step", train_step)
+        self._step: Future[Compiled] | None = None
+        self._lowered_step = lambda: kept_step or jitted.lower(self.shapes, self._metrics, batch)
+        if trains:
+            self._begin_step()
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +134,11 @@ class Programs:
     def __exit__(self, *_: object) -> None:
         for thread in (self._drawing, self._thread):
             thread.shutdown(cancel_futures=True)
+
+    def _begin_step(self) -> Future[Compiled]:
+        if self._step is None:
+            self._step = self._thread.submit(self._compiled, "train_step", self._lowered_step())
+        return self._step
 
     def begin_rest(self) -> tuple[Future[Compiled], Future[Compiled] | None]:
         """Begins, once, with what an epoch's end needs: when the first step is done, which it would only delay."""
@@ -157,7 +166,7 @@ class Programs:
     @property
     def train_step(self) -> TrainStep:
         """(state, metrics, batch) → (state, metrics); the state passed in is used up."""
-        return self._train_step.result()
+        return self._begin_step().result()
 
     @property
     def eval_step(self) -> EvalStep:

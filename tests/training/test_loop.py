@@ -56,11 +56,11 @@ def test_a_run_leaves_a_row_an_epoch_and_a_folder_that_describes_itself(finished
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [5, 10, 15]  # 44 images make 5 full batches of 8
     assert all(set(row) == ROW for row in rows)
-    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"] == pytest.approx(1e-3)
+    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"] == pytest.approx(2e-3)
     stored = json.loads((finished_run / "config.json").read_text())
     assert stored["class_names"] == ["red", "green", "blue"]
     assert stored["preprocessing"].items() >= {"height": 32, "width": 32, "resize": "bicubic", "scale": 1 / 255}.items()
-    assert stored["config"]["learning_rate"] == 1e-3
+    assert stored["config"]["learning_rate"] == 2e-3
     assert stored["versions"]["jax"] == jax.__version__
 
 
@@ -210,6 +210,16 @@ def test_other_test_images_are_another_run(finished_run, data_folder, tmp_path):
         fr.fit(config(tmp_path, finished_run, augment=0.0), verbose=False)
 
 
+def test_a_finished_run_is_found_finished_at_once(finished_run, data_folder, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    monkeypatch.setattr(programs, "compile_sparingly", lambda *_: 1 / 0)
+    run = fr.fit(config(data_folder, copy, epochs=3, augment=0.0, profile=True))
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    said = capsys.readouterr().out
+    assert "nothing left for --epochs 3" in said.replace("\n", " ")
+    assert "--profile" not in said
+
+
 def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "config.json").unlink()
@@ -225,7 +235,9 @@ def test_fewer_epochs_than_are_done_train_nothing_and_leave_the_record(finished_
     rows = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text(rows[-1])  # as where those before were lost
     run = fr.fit(config(data_folder, copy, epochs=2, augment=0.0))
-    assert f"epoch 3 is done in {copy}; nothing left for --epochs 2" in capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"epoch 3 is done in {copy}; nothing left for --epochs 2" in said
+    assert "compiled" not in said
     assert [row["epoch"] for row in run.history] == [3]
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
 

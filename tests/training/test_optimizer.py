@@ -12,6 +12,8 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
 
+RATE = 2e-3  # of the recipe `robust`
+
 
 def rates(config, steps_per_epoch):
     schedule = make_schedule(config, steps_per_epoch)
@@ -30,10 +32,10 @@ def test_the_tutorials_rate_is_constant_without_warm_up():
 
 def test_the_robust_rate_climbs_for_an_epoch_and_then_falls_along_half_a_cosine():
     found = rates(TrainConfig(recipe="robust", epochs=4), 5)
-    np.testing.assert_allclose(found, [expected_rate(s, 1e-3, 5, 20) for s in range(20)], rtol=1e-5)
-    np.testing.assert_allclose(found[:5], [2e-4, 4e-4, 6e-4, 8e-4, 1e-3], rtol=1e-6)
-    assert found.max() == pytest.approx(1e-3, rel=1e-6)
-    assert 0 < found[-1] < 0.02e-3
+    np.testing.assert_allclose(found, [expected_rate(s, RATE, 5, 20) for s in range(20)], rtol=1e-5)
+    np.testing.assert_allclose(found[:5], RATE * np.array([0.2, 0.4, 0.6, 0.8, 1]), rtol=1e-6)
+    assert found.max() == pytest.approx(RATE, rel=1e-6)
+    assert 0 < found[-1] < 0.02 * RATE
 
 
 def test_the_cosine_is_at_zero_once_all_steps_are_done_and_stays_there():
@@ -49,12 +51,12 @@ def test_the_cosine_is_at_zero_once_all_steps_are_done_and_stays_there():
         ({"warmup_epochs": 0.2}, 5, 1),
         ({"warmup_epochs": 0}, 5, 0),
         ({"warmup_epochs": 2.5}, 4, 10),
-        ({"recipe": "tutorial", "schedule": "cosine"}, 6, 0),
+        ({"recipe": "tutorial", "schedule": "cosine", "learning_rate": 1e-3}, 6, 0),
     ],
 )
 def test_peak_and_warm_up_are_those_of_the_configuration(options, steps_per_epoch, warmup):
     config, total = TrainConfig(epochs=4, **options), 4 * steps_per_epoch
-    peak = options.get("learning_rate", 1e-3)
+    peak = options.get("learning_rate", RATE)
     expected = [expected_rate(step, peak, warmup, total) for step in range(total)]
     np.testing.assert_allclose(rates(config, steps_per_epoch), expected, rtol=1e-5, atol=1e-9)
 
@@ -67,13 +69,13 @@ def test_a_constant_rate_after_a_warm_up_stays_at_the_peak():
 @pytest.mark.parametrize("warmup_epochs", [2, 5])
 def test_a_warm_up_as_long_as_the_run_or_longer_only_climbs(warmup_epochs):
     found = rates(TrainConfig(warmup_epochs=warmup_epochs, epochs=2), 5)
-    np.testing.assert_allclose(found, 1e-3 * np.arange(1, 11) / (5 * warmup_epochs), rtol=1e-5)
+    np.testing.assert_allclose(found, RATE * np.arange(1, 11) / (5 * warmup_epochs), rtol=1e-5)
 
 
 def test_the_rate_can_be_had_inside_jit():
     schedule = make_schedule(TrainConfig(epochs=4), 5)
     found = jax.jit(jax.vmap(schedule))(jnp.arange(20))
-    np.testing.assert_allclose(found, [expected_rate(s, 1e-3, 5, 20) for s in range(20)], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(found, [expected_rate(s, RATE, 5, 20) for s in range(20)], rtol=1e-5, atol=1e-9)
 
 
 def test_augmentation_grows_in_a_line_and_stays():
@@ -105,7 +107,7 @@ def adam(gradients, rate, b1=0.9, b2=0.999, epsilon=1e-7):
     ("schedule", "rate"),
     [
         (optax.constant_schedule(1e-3), lambda step: 1e-3),
-        (make_schedule(TrainConfig(epochs=4), 5), lambda step: 2e-4 * (step + 1)),
+        (make_schedule(TrainConfig(epochs=4), 5), lambda step: RATE / 5 * (step + 1)),
     ],
     ids=["constant", "climbing"],
 )

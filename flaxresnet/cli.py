@@ -168,11 +168,22 @@ def _sentence(box: str, arguments: type, argv: Sequence[str]) -> str:
 
 def _unknown(words: Sequence[str], arguments: type) -> str:
     """What is said of words that are no options, behind which their values may stand."""
-    flags = [flag(f.name) for f in dataclasses.fields(arguments)]
     named = [word.partition("=")[0] for word in words if word.startswith("-")] or list(words)
+    flags = [*_flags(arguments)]
     near = [close for word in named for close in get_close_matches(word, flags, n=1, cutoff=0.75)]
     meant = f"; did you mean {' and '.join(near)}?" if near else ""
     return f"{', '.join(named)} {'is no option' if len(named) == 1 else 'are no options'}{meant}"
+
+
+def _flags(arguments: type) -> Iterator[str]:
+    """The options as the command line has them, switches both ways."""
+    import tyro
+
+    for name, hint in typing.get_type_hints(arguments, include_extras=True).items():
+        if tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
+            yield flag(name)
+            if hint in (bool, bool | None):
+                yield flag(f"no-{name}")
 
 
 def _value_of(named: str, argv: Sequence[str]) -> str:

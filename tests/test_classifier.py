@@ -146,6 +146,6 @@ def test_a_folder_without_a_run_or_without_a_checkpoint_is_refused(finished_run,
 
 
 def test_nothing_is_logged_where_a_run_is_opened(finished_run, caplog):
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="absl"):
         fr.Classifier.load(finished_run)
     assert not caplog.records

@@ -577,6 +577,7 @@ WRONG_FLAGS = {
     "unknown flag": (["--bogus", "3"], ["--bogus is no option; see"]),
     "misspelt flag": (["--bach-size", "3"], ["--bach-size is no option; did you mean --batch-size?; see"]),
     "two at once": (["--epoch=3", "--sed", "1"], ["--epoch, --sed are no options; did you mean --epochs and --seed?"]),
+    "misspelt switch": (["--no-reprot"], ["--no-reprot is no option; did you mean --no-report?; see"]),
     "stray word": (["stray"], ["stray is no option"]),
     "text for a number": (["--batch-size", "many"], ["--batch-size", "'many'"]),
     "fraction for a whole number": (["--epochs", "2.5"], ["--epochs", "'2.5'"]),

@@ -17,7 +17,6 @@ from flaxresnet.errors import UserError
 
 T = TypeVar("T")
 U = TypeVar("U")
-REQUIRED = tyro.conf.arg(metavar="PHOTO…", help_behavior_hint="(required)")
 EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
 
 

@@ -7,7 +7,6 @@ found is kept.
 import contextlib
 import hashlib
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Input, is_to_be_streamed
-from flaxresnet.data.files import cache_folder
+from flaxresnet.data.files import cache_folder, keep
 from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Contents, Encoded, StoredImages
 from flaxresnet.errors import UserError, listed
@@ -119,11 +118,7 @@ def look_through(images: StoredImages, identity: str, processes: Processes = ALO
     more = sum(int(one, 16) for one in processes.gather(hex(contents.total)))
     found = Looked(bad, ((known.contents if known else 0) + more) % Contents.MODULUS)
     if found != known:
-        with contextlib.suppress(OSError):  # no cache: the next time takes as long
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(f".{uuid.uuid4().hex}")  # other processes may write theirs at the same time
-            new.write_text(json.dumps({"bad": list(found.bad.items()), "contents": found.contents}))
-            new.replace(path)
+        keep(path, json.dumps({"bad": list(found.bad.items()), "contents": found.contents}).encode())
     return found
 
 

@@ -1,7 +1,9 @@
-"""What may be opened for reading: files that are stored, and nothing that is waited for; and where to keep our own."""
+"""What may be opened for reading: files that are stored, and nothing that is waited for; and keeping our own."""
 
+import contextlib
 import os
 import stat
+import uuid
 from pathlib import Path
 
 from flaxresnet.errors import UserError
@@ -24,3 +26,12 @@ def cache_folder(name: str) -> Path:
     """A folder for what could be made again, in the user's cache folder; it need not be there."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
     return Path(home) / "flaxresnet" / name
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Writes a file of a `cache_folder`, whole or not at all; where that cannot be, the next start takes as long."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{uuid.uuid4().hex}")  # other processes may write theirs at the same time
+        new.write_bytes(content)
+        new.replace(path)

@@ -2,14 +2,14 @@
 
 import contextlib
 import hashlib
-import uuid
+import io
 from pathlib import Path
 
 import numpy as np
 
 from flaxresnet.data import hand, synthetic
 from flaxresnet.data.dataset import Splits
-from flaxresnet.data.files import cache_folder
+from flaxresnet.data.files import cache_folder, keep
 
 MOST_FILES = 6  # two for each version of the drawing; some 15 MB
 
@@ -27,12 +27,9 @@ def _kept_or_drawn(
     if (kept := _recall(path)) and len(kept[0]) == count:
         return kept
     images, labels = synthetic.draw_signs(count, seed, image_size, variety)
-    with contextlib.suppress(OSError):  # no cache: the next time takes as long
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{uuid.uuid4().hex}")  # other processes may write theirs at the same time
-        with new.open("wb") as file:
-            np.savez(file, images=images, labels=labels)
-        new.replace(path)
+    np.savez(content := io.BytesIO(), images=images, labels=labels)
+    keep(path, content.getvalue())
+    with contextlib.suppress(OSError):  # another process may forget the same
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-MOST_FILES]:
             old.unlink()
     return images, labels

@@ -16,12 +16,7 @@ from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
 from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.loop import Run, Trainer
-from flaxresnet.training.preparation import (
-    check_splits,
-    describe_run,
-    image_size_for,
-    prepare_folder,
-)
+from flaxresnet.training.preparation import check_splits, describe_run, image_size_for, prepare_folder
 from flaxresnet.training.pretrained import adopt, stored_start
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.progress import Reporter

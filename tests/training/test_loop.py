@@ -220,6 +220,18 @@ def test_a_finished_run_is_found_finished_at_once(finished_run, data_folder, tmp
     assert "--profile" not in said
 
 
+def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_again(
+    finished_run, data_folder, tmp_path
+):
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    for file in (copy / "checkpoints" / "15" / "params").rglob("d/*"):
+        file.write_bytes(b"")
+    run = fr.fit(config(data_folder, copy, epochs=3, augment=0.0), verbose=False)
+    assert (copy / "damaged").is_dir()
+    assert without_times(run.history) == without_times(RunFolder(finished_run).read_metrics())
+    assert saved_bytes(copy) == saved_bytes(finished_run)
+
+
 def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "config.json").unlink()

@@ -114,12 +114,14 @@ def reliability_chart(before: Sequence[Bin], after: Sequence[Bin], theme: str) -
     with drawn_in(theme) as colours:
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         curve, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-        curve.plot([0, 1], [0, 1], color=colours["faint"], lw=1.5, label="as sure as right")
+        curve.plot([0, 1], [0, 1], "--", color=colours["ink"], lw=1, label="as sure as right")
         kinds = (("as trained", before, "train", -1), ("with the temperature", after, "test", 1))
         for label, bins, colour, side in kinds:
             filled = [b for b in bins if b.count]
             shares = [b.correct / b.count for b in filled]
-            curve.plot([b.confidence for b in filled], shares, "o-", ms=4, color=colours[colour], label=label)
+            confidences = [b.confidence for b in filled]
+            # A share of zero, on the edge, is a whole point.
+            curve.plot(confidences, shares, "o-", ms=4, color=colours[colour], label=label, clip_on=False)
             width = bins[0].high - bins[0].low
             middles = [(b.low + b.high) / 2 + side * width * 0.21 for b in bins]
             counts.bar(middles, [b.count for b in bins], width * 0.4, color=colours[colour])

@@ -7,7 +7,9 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -41,7 +43,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
     description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
     cli = partial(tyro.cli, _as_shown(arguments), args=list(argv), prog=prog, description=description)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), _between_words():
             given = cli()
             return arguments(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
     except SystemExit as stop:
@@ -97,6 +99,23 @@ def _why_no_device() -> str | None:
             "needs, such as 'flaxresnet[cuda12]', or unset it to compute on what there is"
         )
     return None
+
+
+@contextlib.contextmanager
+def _between_words() -> Iterator[None]:
+    """What is printed within has lines that fit the terminal: those above its boxes tyro leaves as long as they are."""
+    printed: Any = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="replace")
+    printed.isatty = sys.stdout.isatty  # by which, and by the encoding, tyro chooses colours and boxes
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        printed.seek(0)
+        width = shutil.get_terminal_size().columns
+        for line in printed.read().splitlines():
+            plain = re.sub(r"\x1b\[[\d;]*m", "", line)
+            fits = len(plain) <= width
+            print(line if fits else textwrap.fill(plain, width, break_long_words=False, break_on_hyphens=False))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import typing
 import pytest
 
 from flaxresnet import cli, config
+from flaxresnet.commands.report import Arguments
 from flaxresnet.config import TrainConfig
 from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, VARIANTS
@@ -659,6 +660,16 @@ def test_help_shows_the_help_texts(capsys, monkeypatch):
     out = " ".join(capsys.readouterr().out.split())
     for name, text in docstrings().items():
         assert text.replace("`", "") in out.replace("`", ""), name
+
+
+def test_helps_lines_end_between_words_and_within_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        cli.parse(Arguments, ["--help"], prog="python -m flaxresnet report")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    about = " ".join(" ".join(lines[: lines.index("Example: python -m flaxresnet report runs/default")]).split())
+    assert " ".join((Arguments.__doc__ or "").partition("Example")[0].split()) in about  # no word is broken
 
 
 def test_the_networks_to_choose_from_are_those_that_there_are():

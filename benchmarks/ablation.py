@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,7 @@ from robustness import measured, summary
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
-from flaxresnet.memory import keep_freed_memory
+from flaxresnet.errors import UserError
 
 # What differs from the recipe: options of training, and, where the name says a module of flaxresnet/data, its ranges.
 WAYS: dict[str, dict[str, Any]] = {
@@ -146,8 +147,7 @@ def difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]
 
 def main(arguments: Arguments) -> None:
     if unknown := [way for way in arguments.ways if way not in WAYS]:
-        raise SystemExit(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, WAYS))}")
-    keep_freed_memory()
+        raise UserError(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, WAYS))}")
     rows = []
     for seed in arguments.seeds:
         for way in arguments.ways:
@@ -159,4 +159,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

@@ -15,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose
 from flaxresnet.models.conv_forms import Window
 
@@ -126,7 +125,6 @@ def milliseconds(programs: dict[str, Callable[[], Any]], calls: int) -> dict[str
 
 
 def main(arguments: Arguments) -> None:
-    keep_freed_memory()  # as training does
     console, rows = Console(width=WIDTH), []
     for size in arguments.image_sizes:
         for batch in arguments.batch_sizes:
@@ -158,4 +156,4 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.memory import keep_freed_memory
 from flaxresnet.training.metrics import wilson_interval
 
 
@@ -68,7 +68,6 @@ def some_of(data: fr.Dataset, count: int, seed: int) -> fr.Dataset:
 
 
 def main(arguments: Arguments) -> None:
-    keep_freed_memory()
     splits = fr.open_dataset(arguments.data)
     common: dict[str, Any] = {"model": arguments.model}
     pretraining = fr.TrainConfig(workdir=arguments.pretrained, epochs=arguments.pretraining_epochs, **common)
@@ -105,4 +104,4 @@ def as_table(rows: list[dict[str, Any]], test_images: int) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-import tyro
+from command import begin
 from peer import OURS, PEERS
 from rich import box
 from rich.console import Console
@@ -166,4 +166,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

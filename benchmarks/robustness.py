@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ import flaxresnet as fr
 from flaxresnet.classifier import Classifier
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.errors import UserError
 from flaxresnet.evaluation import data_for, fitted
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
@@ -151,10 +153,10 @@ def comparison(everything: dict[str, Any], strengths: tuple[str, ...], others: t
 def main(arguments: Arguments) -> None:
     if arguments.hold_out:
         if arguments.data is None:
-            raise SystemExit("--hold-out needs --data")
+            raise UserError("--hold-out needs --data")
         train = fr.open_dataset(arguments.data).train
         if train is None:
-            raise SystemExit(f"{arguments.data} has no training images")
+            raise UserError(f"{arguments.data} has no training images")
         arguments.hold_out.mkdir(parents=True, exist_ok=True)
         for split, part in zip(("train", "test"), held_out(train), strict=True):
             write_hdf5(arguments.hold_out / f"{split}.h5", split, part)
@@ -166,7 +168,7 @@ def main(arguments: Arguments) -> None:
         classifier = Classifier.load(run)
         splits = data_for(run, arguments.data, "test")
         if splits.test is None:
-            raise SystemExit(f"{splits.source} has no test images")
+            raise UserError(f"{splits.source} has no test images")
         test = fitted(classifier, splits.test, splits.source)
 
         def classify(images: np.ndarray, classifier: Classifier = classifier) -> np.ndarray:
@@ -184,4 +186,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from command import begin
 
 HERE = Path(__file__).parent
 # Prints nothing and writes the probabilities that a Keras file gives for a test set.
@@ -78,4 +79,4 @@ def compare(what: str, ours: Path, theirs: Path, test: str) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

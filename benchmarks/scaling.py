@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -240,4 +240,4 @@ def rows_as_table(rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

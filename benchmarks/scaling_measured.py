@@ -19,6 +19,7 @@ from PIL import Image
 
 from flaxresnet.data.dataset import open_dataset
 from flaxresnet.data.stream import StreamSource
+from flaxresnet.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PHOTO = (375, 500)  # height and width, as most of ImageNet's
@@ -98,7 +99,7 @@ def measure_processes(folder: Path, arguments: Any, network: Any) -> list[dict[s
     bandwidth, hop = BYTES * EXCHANGED / (large - small), small / 2  # of two processes each sends the whole once
     found = {count: run_seconds(folder, pictures, arguments, count) for count in arguments.processes}
     if 1 not in found:
-        raise SystemExit("error: --processes must have 1 among them, which the prediction begins with")
+        raise UserError("--processes must have 1 among them, which the prediction begins with")
     alone, rows = statistics.median(found[1]), []
     for count, seconds in found.items():
         together = min(count, cores())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -113,4 +113,4 @@ if __name__ == "__main__":
     if CHILD in os.environ:
         child(float(os.environ[CHILD]))
     else:
-        main(tyro.cli(Arguments))
+        begin(main, Arguments)

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from step_time import STEPS, WIDTH, forward_gigaflops, network, peak_gigaflops, timed, training
-
-from flaxresnet.memory import keep_freed_memory
 
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(.*?op_name="([^"]*)"', re.MULTILINE)
 CONTAINERS = ("call", "while", "conditional")  # whose events hold those of others
@@ -78,7 +76,6 @@ def seconds_by_kind(trace: Path, text: str) -> Counter[str]:
 
 
 def main(arguments: Arguments) -> None:
-    keep_freed_memory()  # as training does
     size, batch_size = arguments.image_size, arguments.batch_size
     program = training(batch_size, size, "ours", model=arguments.model)
     for _ in range(2):
@@ -111,4 +108,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from command import begin
 from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled, Lowered
 from rich import box
@@ -288,4 +288,4 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

@@ -3,11 +3,14 @@
 The run's test images, the same changed, and pictures of other things. The run needs its report.
 """
 
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import numpy as np
+import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +19,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.augment import augment
 from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.errors import UserError
 from flaxresnet.evaluation import data_of_run
 
 TILES = 8  # a side, of the shuffled images
@@ -55,11 +59,23 @@ def _shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return shuffled
 
 
-def main(run: str) -> None:
+@dataclass(frozen=True)
+class Arguments:
+    """Shows a run pictures that are more and more unlike its own, and counts those that are called so.
+
+    Example: python benchmarks/strangeness.py runs/default
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of the run, with a report."""
+
+
+def main(arguments: Arguments) -> None:
+    run = arguments.run
     use_compilation_cache()
     splits, classifier = data_of_run(run, "test"), Classifier.load(run)
     if classifier.trust is None or not len(classifier.trust.references):
-        raise SystemExit(f"{run} does not know its training images; `python -m flaxresnet report {run}` teaches it")
+        raise UserError(f"{run} does not know its training images; `python -m flaxresnet report {run}` teaches it")
     labels = splits.test.labels
     table = Table("pictures", box=box.SIMPLE)
     for name in ("images", "called strange", "median strangeness", "accuracy", "with --tta", "mean confidence"):
@@ -80,4 +96,4 @@ def main(run: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    begin(main, Arguments)

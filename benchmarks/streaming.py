@@ -1,7 +1,4 @@
-"""Training from pictures on disk: peak memory for few and for many of them, and what reading costs a step.
-
-Example: python benchmarks/streaming.py --pictures 2000 20000
-"""
+"""Training from pictures on disk: peak memory for few and for many of them, and what reading costs a step."""
 
 import json
 import statistics
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
+from command import begin
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +23,10 @@ EVERY = 0.2  # seconds between two looks at the memory
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains on generated JPEGs, streamed: memory by the number of pictures, and steps beside those from memory."""
+    """Trains on generated JPEGs, streamed: memory by the number of pictures, and steps beside those from memory.
+
+    Example: python benchmarks/streaming.py --pictures 2000 20000
+    """
 
     pictures: tuple[int, ...] = (2000, 20000)
     """Training pictures of the runs whose memory is compared."""
@@ -134,4 +134,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    begin(main, Arguments)

@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from flaxresnet.errors import UserError
 
 HERE = Path(__file__).parent
 EPOCHS = {"fast": 6, "tutorial": 20, "robust": 20}
@@ -102,7 +105,7 @@ def main(arguments: Arguments) -> None:
     console, rows = Console(width=100), []
     for split in ("train", "test"):
         if not (path := arguments.data / f"{split}_signs.h5").exists():
-            raise SystemExit(f"{path} is not there; `python -m flaxresnet make-data {arguments.data}` draws some")
+            raise UserError(f"{path} is not there; `python -m flaxresnet make-data {arguments.data}` draws some")
     if arguments.keras and not find_spec("keras"):
         console.print("Keras tutorial: not timed, keras is not installed")
     for seed in arguments.seeds:
@@ -146,4 +149,4 @@ def as_table(rows: list[dict[str, Any]], target: float) -> Table:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    begin(main, Arguments)

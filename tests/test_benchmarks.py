@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import flaxresnet as fr
 
 ROOT = Path(fr.__file__).parent.parent
 PAGES = ("README.md", "benchmarks/RESULTS.md", "benchmarks/SCALING.md")
-SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "tyro.cli" in path.read_text())
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "begin(main, Arguments)" in path.read_text())
 pytestmark = pytest.mark.skipif(not SCRIPTS, reason="the benchmarks are in the repository, not in the package")
 
 
@@ -29,3 +31,18 @@ def test_the_commands_that_are_shown_are_understood(script):
     assert commands(script)
     for words in commands(script):
         tyro.cli(module.Arguments, args=[word.rstrip(":.,;") for word in words])
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        ("robustness", ["nowhere"], "error: nowhere holds no run"),
+        ("robustness", ["--hold-out", "held"], "error: --hold-out needs --data"),
+        ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
+    ],
+)
+def test_a_mistake_is_one_sentence(script, words, said, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(said)

@@ -65,10 +65,10 @@ class Arguments:
     Example: python benchmarks/ablation.py held/ drawn/ --seeds 0 1 2
     """
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Trained on, and tested with its test images; as for train.py."""
 
-    other: Annotated[str, tyro.conf.Positional]
+    other: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OTHER")]
     """Data of the same classes whose training images are a test of another kind."""
 
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -31,7 +31,7 @@ class Arguments:
     Example: python benchmarks/finetuning.py datasets/ --counts 60 180 --seeds 0 1 2
     """
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """As for train.py."""
 
     pretrained: str = "runs/drawn"

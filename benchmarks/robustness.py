@@ -43,7 +43,7 @@ class Arguments:
     Example: python benchmarks/robustness.py runs/signs runs/other --json robustness.json
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …")] = ()
     """Folders of runs; each is measured by itself."""
 
     other: tuple[str, ...] = ()

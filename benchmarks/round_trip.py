@@ -34,7 +34,7 @@ class Arguments:
     Example: python benchmarks/round_trip.py datasets/
     """
 
-    data: Annotated[Path, tyro.conf.Positional]
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder with train_signs.h5 and test_signs.h5."""
 
     epochs: int = 1

@@ -66,7 +66,7 @@ class Arguments:
     Example: python benchmarks/strangeness.py runs/default
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with a report."""
 
 

@@ -40,7 +40,7 @@ class Arguments:
     Example: python benchmarks/time_to_accuracy.py datasets/ --seeds 0 1 2
     """
 
-    data: Annotated[Path, tyro.conf.Positional]
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder with train_signs.h5 and test_signs.h5."""
 
     target: float = 0.98

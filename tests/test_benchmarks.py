@@ -14,7 +14,9 @@ import flaxresnet as fr
 
 ROOT = Path(fr.__file__).parent.parent
 PAGES = ("README.md", "benchmarks/RESULTS.md", "benchmarks/SCALING.md")
-SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "begin(main, Arguments)" in path.read_text())
+SCRIPTS = sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("*.py") if "begin(main, Arguments)" in path.read_text()
+)
 pytestmark = pytest.mark.skipif(not SCRIPTS, reason="the benchmarks are in the repository, not in the package")
 
 

@@ -60,7 +60,7 @@ FIGURES = ("clean", "changed", "other")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times nothing: compares accuracies of the recipe robust with and without its parts.
+    """Compares accuracies of the recipe robust with and without its parts.
 
     Example: python benchmarks/ablation.py held/ drawn/ --seeds 0 1 2
     """

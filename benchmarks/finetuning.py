@@ -26,7 +26,7 @@ from flaxresnet.training.metrics import wilson_interval
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times nothing: compares test accuracies after fine-tuning and after training from scratch.
+    """Compares test accuracies after fine-tuning and after training from scratch.
 
     Example: python benchmarks/finetuning.py datasets/ --counts 60 180 --seeds 0 1 2
     """

@@ -29,6 +29,7 @@ SIZES["resnet14"] = {"stage_sizes": (1,)}
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
     """Programs compiled by one test serve the others; the user's own cache is neither read nor written."""
+    os.environ.setdefault("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -66,7 +66,7 @@ ROBUST = dataclasses.replace(
     learning_rate=2e-3,
     warmup_epochs=1.0,
     label_smoothing=0.05,
-    augment=1.0,
+    augment=1.5,
     augment_ramp=6.0,
     backgrounds=0.2,
 )
@@ -74,6 +74,7 @@ ROBUST = dataclasses.replace(
 FINETUNE = dataclasses.replace(
     ROBUST,
     learning_rate=3e-4,
+    augment=1.0,
     augment_ramp=1.0,
     backgrounds=0.0,
     residual_scale=1.0,

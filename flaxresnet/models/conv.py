@@ -7,7 +7,7 @@ long as the same arithmetic as a matrix product). A ResNet has 1×1 kernels thro
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxresnet.models import conv_forms as forms
-from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, NATIVE, Choice, choose
+from flaxresnet.models.conv_choice import (
+    FORWARD,
+    INPUT_GRADIENT,
+    KERNEL_GRADIENT,
+    NATIVE,
+    Choice,
+    choose,
+    choose_for_inference,
+)
 from flaxresnet.models.conv_forms import LAYOUT, ROWS, Window, native, result_size
 from flaxresnet.models.mesh import is_explicit, summed_as
 
@@ -83,6 +91,17 @@ def conv_general_dilated(
       What `lax.conv_general_dilated` returns, to rounding: (batch, height', width', features). Where an axis is cropped
       on one side and padded on the other, XLA's own on CPU reads what lies beyond the image; this one does not.
     """
+    return _chosen_by(choose, lhs, rhs, window_strides, padding, **options)
+
+
+def _chosen_by(
+    choose: Callable[..., Choice],
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
     lhs, padding = _padded_first(lhs, rhs, padding, options)
     if not _is_plain(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
@@ -138,14 +157,14 @@ class FoldedConv(nn.Module):
         if not turned or self.feature_group_count > 1:
             kernel = jnp.moveaxis(kernel, 0, -1) if turned else kernel
             options = {"feature_group_count": self.feature_group_count, "dimension_numbers": LAYOUT}
-            return conv_general_dilated(x, kernel, window.strides, window.pads, **options) + bias
+            return _chosen_by(choose_for_inference, x, kernel, window.strides, window.pads, **options) + bias
         return _convolve_features_first(x, kernel, window) + bias
 
 
 @functools.partial(jax.jit, static_argnames="window")
 def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     shape = (*kernel.shape[1:], kernel.shape[0])
-    form = choose(x.shape, shape, window, bits=8 * x.dtype.itemsize).forward
+    form = choose_for_inference(x.shape, shape, window, bits=8 * x.dtype.itemsize).forward
     form = "patches" if form == "taps" else form  # which reads the kernel in one piece, not a tap at a time
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:

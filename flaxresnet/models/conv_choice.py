@@ -64,6 +64,7 @@ IN_PADDING = 0.5  # share of taps on pixels up to which one product a tap beats 
 SMALL = 36  # pixels of the result up to which patches win in all three
 WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
 MANY = 500  # pixels of all results from which Winograd's products outweigh the transform of the kernel
+KERNEL_SHARE = 32  # channels × features for each pixel of all results up to which that holds in inference as well
 FEW = 8  # channels up to which an image's rows, not its patches, are laid out for the kernel's gradient
 LARGE_PATCHES = 400_000  # elements of an image's patches (pixels × kernel × channels) that still pay for its gradient
 
@@ -90,3 +91,12 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: in
     if pixels * area * channels <= LARGE_PATCHES:
         return NATIVE._replace(kernel_gradient="patches")
     return NATIVE
+
+
+def choose_for_inference(image: Sequence[int], kernel: Sequence[int], window: Window, bits: int = 32) -> Choice:
+    """As `choose`, where values alone are asked for: large kernels are not worth transforming for a few results."""
+    choice = choose(image, kernel, window, bits)
+    if choice != WINOGRAD:
+        return choice
+    results = image[0] * math.prod(result_size(image, kernel, window))
+    return WINOGRAD if kernel[2] * kernel[3] <= KERNEL_SHARE * results else TAPS

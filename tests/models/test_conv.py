@@ -22,6 +22,7 @@ from flaxresnet.models.conv_choice import (
     TAPS,
     WINOGRAD,
     choose,
+    choose_for_inference,
 )
 from flaxresnet.models.conv_forms import Window, native
 from flaxresnet.models.winograd import tiling_for
@@ -165,6 +166,22 @@ def test_tiles_are_those_with_the_fewest_products(size, step):
 )
 def test_the_rule_of_forms(image, kernel, window, expected):
     assert choose(image, kernel, window) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "width", "expected"),
+    [
+        (32, 15, 64, WINOGRAD),
+        (32, 8, 128, WINOGRAD),
+        (32, 4, 256, TAPS),  # 65,536 numbers in each of the nine places, for 512 results
+        (128, 4, 256, WINOGRAD),
+        (2, 4, 256, PATCHES),
+        (32, 2, 512, TAPS),
+    ],
+)
+def test_in_inference_a_large_kernel_is_not_transformed_for_few_results(images, size, width, expected):
+    window = Window((1, 1), ((1, 1), (1, 1)))
+    assert choose_for_inference((images, size, size, width), (3, 3, width, width), window) == expected
 
 
 def test_half_precision_leaves_winograd_out():

@@ -69,3 +69,11 @@ def test_elsewhere_than_on_cpu_the_convolution_is_xlas_own():
     traced = jax.jit(layer.apply).trace({"params": {"kernel": kernel, "bias": np.zeros(512, np.float32)}}, x)
     assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.convolution" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_the_folded_convolution_goes_by_the_rule_of_inference():
+    x = np.zeros((32, 4, 4, 256), np.float32)
+    weights = {"params": {"kernel": np.zeros((3, 3, 256, 256), np.float32), "bias": np.zeros(256, np.float32)}}
+    products = "tensor<36x"  # of Winograd's tiles of 4×4
+    assert products in jax.jit(conv.Conv(256, (3, 3)).apply).lower(weights, x).as_text()
+    assert products not in jax.jit(conv.FoldedConv(256, (3, 3)).apply).lower(weights, x).as_text()

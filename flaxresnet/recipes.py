@@ -66,7 +66,7 @@ ROBUST = dataclasses.replace(
     learning_rate=2e-3,
     warmup_epochs=1.0,
     label_smoothing=0.05,
-    augment=1.5,
+    augment=1.25,
     augment_ramp=6.0,
     backgrounds=0.2,
 )

@@ -223,7 +223,7 @@ RESOLVED = {
         "schedule": "cosine",
         "warmup_epochs": 1,
         "label_smoothing": 0.05,
-        "augment": 1.5,
+        "augment": 1.25,
         "augment_ramp": 6,
         "backgrounds": 0.2,
         "momentum": 0.9,

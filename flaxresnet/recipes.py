@@ -59,13 +59,18 @@ class Recipe:
 
 TUTORIAL = Recipe()
 # The shortest way to a good test accuracy on images like those of training: give it 5 to 10 epochs.
-FAST = Recipe(schedule="cosine", warmup_epochs=0.5, momentum=0.9, residual_scale=0.0)
+FAST = Recipe(
+    learning_rate=2e-3,
+    schedule="cosine",
+    warmup_epochs=0.5,
+    label_smoothing=0.05,
+    momentum=0.9,
+    residual_scale=0.0,
+)
 # Made for photos that other people take.
 ROBUST = dataclasses.replace(
     FAST,
-    learning_rate=2e-3,
     warmup_epochs=1.0,
-    label_smoothing=0.05,
     augment=1.25,
     augment_ramp=6.0,
     backgrounds=0.2,

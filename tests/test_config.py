@@ -180,10 +180,10 @@ RESOLVED = {
     },
     "fast": PLAIN
     | {
-        "learning_rate": 0.001,
+        "learning_rate": 0.002,
         "schedule": "cosine",
         "warmup_epochs": 0.5,
-        "label_smoothing": 0,
+        "label_smoothing": 0.05,
         "augment": 0,
         "augment_ramp": 0,
         "momentum": 0.9,
@@ -263,7 +263,7 @@ def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_s
     assert given.settings.learning_rate == pytest.approx(rate)
     assert given.resolve().resolve().learning_rate == pytest.approx(rate)
     assert dataclasses.replace(given, learning_rate=0.3).settings.learning_rate == 0.3
-    assert TrainConfig(recipe="fast", batch_size=batch_size).settings.learning_rate == 1e-3
+    assert TrainConfig(recipe="fast", batch_size=batch_size).settings.learning_rate == 2e-3
 
 
 @pytest.mark.parametrize(

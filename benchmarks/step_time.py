@@ -30,7 +30,7 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import Batch, DeviceSource
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.memory import keep_freed_memory
+from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
 from flaxresnet.training.metrics import Metrics
@@ -140,6 +140,7 @@ def compiled(
     start = time.perf_counter()
     program = by(jax.jit(function, **options).lower(*arguments))
     seconds, memory = time.perf_counter() - start, program.memory_analysis()
+    return_freed_memory()  # what the question took XLA, which no training asks
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return program, seconds, (sum(sizes) - memory.alias_size_in_bytes) / 2**20
 

@@ -5,6 +5,7 @@ from importlib import import_module
 
 from flaxresnet import cli
 from flaxresnet.errors import UserError
+from flaxresnet.memory import keep_freed_memory
 
 COMMANDS = {
     "evaluate": "loss, accuracy with its interval, per-class table and confusion matrix of a run",
@@ -36,6 +37,7 @@ def main() -> int:
         raise UserError(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
     command = import_module(f"flaxresnet.commands.{name.replace('-', '_')}")
     arguments = cli.parse(command.Arguments, sys.argv[2:], prog=f"python -m flaxresnet {name}")
+    keep_freed_memory()
     return command.main(arguments)
 
 

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from flaxresnet.errors import Interrupted, UserError
-from flaxresnet.memory import keep_freed_memory
 from flaxresnet.option_checks import flag, words_for
 
 T = TypeVar("T")
@@ -58,7 +57,6 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
 
 def run(main: Callable[[], int]) -> int:
     """The exit status of `main`, with the user's mistakes and Ctrl-C turned into a sentence on standard error."""
-    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" rather than a traceback
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -7,7 +7,6 @@ import sys
 KEEP = {
     "M_MMAP_MAX": (-4, 0),  # large blocks come from the heap, not from pages of their own that are unmapped when freed
     "M_TRIM_THRESHOLD": (-1, 2**31 - 1),  # bytes; the end of the heap is not given back
-    "M_ARENA_MAX": (-8, 1),  # one heap for all threads, for what one frees another asks for
 }
 
 
@@ -15,13 +14,23 @@ def keep_freed_memory() -> bool:
     """Lets this process reuse freed memory instead of returning it to the system; True where that could be set.
 
     XLA on CPU allocates a step's scratch memory, hundreds of MiB, anew for every step. By default glibc maps it in and
-    out each time, and the system clears every page: a sixth of a training step on two cores. It has to be called before
-    JAX starts its threads. Elsewhere than on Linux with glibc nothing happens.
+    out each time, and the system clears every page: a sixth of a training step on two cores.
+
+    Only the main thread's heap takes blocks that large, so JAX is told to compute on a CPU in the thread that calls it,
+    which it does if it has not begun to compute. One heap for all threads (`M_ARENA_MAX`) would keep the scratch memory
+    as well, but they would wait for each other there, some 2,000 times in a step.
+
+    Elsewhere than on Linux with glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(parameter, value) == 1 for parameter, value in KEEP.values())
+    if mallopt is None or not all(mallopt(parameter, value) == 1 for parameter, value in KEEP.values()):
+        return False
+    import jax  # here, for `--help` does without it
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return True
 
 
 def return_freed_memory() -> bool:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "devices": set(),
     "memory": set(),
     "quiet": set(),
-    "cli": {"memory", "option_checks"},
+    "cli": {"option_checks"},
     "models": {"models"},
     "data": {"data"},
     # A run's end looks back on it: the report is the one thing of `inspection` that training takes.

@@ -10,12 +10,14 @@ import resource, sys
 from flaxresnet.memory import keep_freed_memory
 kept = len(sys.argv) > 1 and keep_freed_memory()
 import jax, jax.numpy as jnp
-program = jax.jit(lambda x: jnp.sort(x) @ jnp.cumsum(x))  # its scratch memory is 48 MiB
-x = jax.block_until_ready(jnp.ones(6 * 2**20))
-for _ in range(3):
+program = jax.jit(lambda x: jnp.sum((x @ x) @ (x.T @ x)))  # products and packed parts of them
+x = jax.block_until_ready(jnp.ones((2048, 2048)))
+faults = []
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(program(x))
-print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(int(kept), sorted(faults)[4])  # now and then a block lies where none was
 """
 
 
@@ -31,7 +33,7 @@ def test_the_scratch_memory_of_a_program_is_kept():
     kept, after = page_faults("keep")
     if not kept:
         pytest.skip("this C library has no mallopt")
-    assert after < before / 2  # sorting has scratch memory of its own
+    assert after < before / 10
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is that of Linux")

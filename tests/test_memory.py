@@ -59,3 +59,20 @@ print(held, kept, resident(), returned)
     assert int(kept) > int(held) - 250  # two blocks of 200 MiB: the bytes and the buffer
     assert int(left) < int(kept) - 150
     assert returned == "True"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is that of Linux")
+def test_programs_run_in_the_thread_that_calls_them_whose_heap_is_kept():
+    program = """
+from flaxresnet.memory import keep_freed_memory
+kept = keep_freed_memory()
+import jax, jax.numpy as jnp
+program = jax.jit(lambda x: jnp.linalg.matrix_power(x, 32))  # long enough to be seen running
+x = jax.block_until_ready(program(jnp.ones((1000, 1000))))
+print(int(kept), int(program(x).is_ready()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, there = done.stdout.split()
+    if kept == "0":
+        pytest.skip("this C library has no mallopt")
+    assert there == "1"

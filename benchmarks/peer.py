@@ -6,6 +6,7 @@ call of each program also builds and compiles it, and reports that time apart.
 
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 PARAMETERS = 23_546_886  # of the tutorials' network at 64×64 pixels and six classes
-CLEAR_PEAK = Path("/proc/self/clear_refs")
+CLEAR_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 Step = Callable[[], object]  # returns when the step is done
 
@@ -132,13 +133,18 @@ PEERS = {
 }
 
 
-def peak_mebibytes() -> float:
-    """Highest memory so far: of the accelerator, where the framework uses one and tells; else of this process."""
+def peak_memory() -> dict[str, float]:
+    """Highest memory so far: of the accelerator, where the framework uses one and tells; else of this process.
+
+    Of the latter, what is mapped of files, such as libraries, is told apart: the system may drop it at any time.
+    """
     if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
-        return cuda.max_memory_allocated() / 2**20
+        return {"peak_mebibytes": cuda.max_memory_allocated() / 2**20, "files_mebibytes": 0.0}
     if "jax" in sys.modules and (known := sys.modules["jax"].devices()[0].memory_stats()):
-        return known["peak_bytes_in_use"] / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"peak_mebibytes": known["peak_bytes_in_use"] / 2**20, "files_mebibytes": 0.0}
+    files = re.search(r"^RssFile:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE) if STATUS.exists() else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_mebibytes": peak / 1024, "files_mebibytes": int(files[1]) / 1024 if files else 0.0}
 
 
 def forget_peak() -> None:
@@ -177,8 +183,7 @@ def main(name: str, size: int) -> None:
             start = time.perf_counter()
             steps[key]()
             answer["seconds"].append(time.perf_counter() - start)
-        answer["peak_mebibytes"] = peak_mebibytes()
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer | peak_memory()), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Contestant:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
+    files: dict[str, float] = field(default_factory=dict)
     failure: str = ""
 
     def take_turn(self, kind: str, batch_size: int, steps: int) -> None:
@@ -85,7 +86,7 @@ class Contestant:
         answer = json.loads(line)
         self.seconds.setdefault(key, []).extend(answer["seconds"])
         self.first.setdefault(key, answer.get("first", 0.0))
-        self.peak[key] = answer["peak_mebibytes"]
+        self.peak[key], self.files[key] = answer["peak_mebibytes"], answer["files_mebibytes"]
         time.sleep(REST)
 
 
@@ -113,6 +114,7 @@ def rows_of(peers: list[Contestant], key: str) -> list[dict[str, Any]]:
                 "ninetieth_seconds": high,
                 "ours_against_it": ours / median,
                 "peak_mebibytes": peer.peak[key],
+                "files_mebibytes": peer.files[key],
                 "first_seconds": peer.first[key],
             }
         )
@@ -121,7 +123,7 @@ def rows_of(peers: list[Contestant], key: str) -> list[dict[str, Any]]:
 
 def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table("framework", box=box.SIMPLE, title=title, title_justify="left")
-    for name in ("median s", "10–90%", "ours / it", "peak MiB", "first s"):
+    for name in ("median s", "10–90%", "ours / it", "peak MiB", "of it files", "first s"):
         table.add_column(name, justify="right")
     for row in rows:
         if "failure" in row:
@@ -133,6 +135,7 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
             f"{row['tenth_seconds']:.4f}–{row['ninetieth_seconds']:.4f}",
             f"{row['ours_against_it']:.2f}",
             f"{row['peak_mebibytes']:.0f}",
+            f"{row['files_mebibytes']:.0f}",
             f"{row['first_seconds']:.1f}",
         )
     return table

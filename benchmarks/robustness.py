@@ -18,7 +18,7 @@ import tyro
 from command import begin
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
@@ -134,8 +134,9 @@ def as_table(run: str, rows: list[Any], several: list[Any], strengths: tuple[str
 def comparison(everything: dict[str, Any], strengths: tuple[str, ...], others: tuple[str, ...]) -> Table:
     """A line a run, and below, for a recipe with several, their means (lowest–highest)."""
     together_of = [f"{count} together" for count in TOGETHER]
-    heads = [f"training images of {other}" for other in others]
-    table = Table("", "clean", *strengths, *together_of, *heads, title="accuracy", box=box.SIMPLE)
+    heads = ["", "clean", *strengths, *together_of, *(f"training images of {other}" for other in others)]
+    columns = [Column(head, overflow="fold") for head in heads]  # paths may differ in their ends alone
+    table = Table(*columns, title="accuracy", box=box.SIMPLE)
     by_recipe: dict[str, list[list[float]]] = {}
     for run, found in everything.items():
         figures = [found["summary"]["clean"], *(found["summary"][strength]["mean"] for strength in strengths)]

@@ -2,20 +2,42 @@
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from flaxresnet import cli
+from flaxresnet.errors import UserError
+from flaxresnet.option_checks import flag
 
 T = TypeVar("T")
+# The least that options of these names may be, in all benchmarks that have them; each may be several numbers.
+COUNTS = (
+    *("batch_size", "batch_sizes", "infer_batch_sizes", "calls", "counts", "epochs", "infer_steps", "keras_epochs"),
+    *("pictures", "pretraining_epochs", "repeats", "rounds", "steps", "timed_pictures", "width"),
+)
+LEAST = {"image_size": 32, "image_sizes": 32} | dict.fromkeys(COUNTS, 1)
 
 
 def begin(main: Callable[[T], None], arguments: type[T]) -> NoReturn:
     """Calls `main` with what the command line says, in the dataclass `arguments`, and exits."""
 
     def run() -> int:
-        main(tyro.cli(arguments))
+        told = tyro.cli(arguments)
+        check(vars(told))
+        main(told)
         return 0
 
     sys.exit(cli.run(run))
+
+
+def check(options: dict[str, Any]) -> None:
+    """Before anything is measured; raises UserError where a number is too small, or `--json` could not be written."""
+    for name, least in LEAST.items():
+        value = options.get(name, least)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number < least:
+                raise UserError(f"{flag(name)} {number} is too small; give {least} or more")
+    json = options.get("json")
+    if json is not None and not json.parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {json.parent}; make it, or give another")

@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose
 from flaxresnet.models.conv_forms import Window
 
@@ -125,6 +126,7 @@ def milliseconds(programs: dict[str, Callable[[], Any]], calls: int) -> dict[str
 
 
 def main(arguments: Arguments) -> None:
+    keep_freed_memory()  # as training and the commands do
     console, rows = Console(width=WIDTH), []
     for size in arguments.image_sizes:
         for batch in arguments.batch_sizes:

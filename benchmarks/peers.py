@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +79,8 @@ class Contestant:
         key = f"{kind} {batch_size}"
         if self.failure:
             return
-        print(kind, batch_size, steps, file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, and has no answer then
+            print(kind, batch_size, steps, file=self.process.stdin, flush=True)
         if not (line := self.process.stdout.readline()):
             self.complaints.seek(0)
             self.failure = (self.complaints.read().strip().splitlines() or ["no reason given"])[-1]
@@ -160,7 +162,8 @@ def main(arguments: Arguments) -> None:
         rows += (new := rows_of(peers, f"{kind} {batch_size}"))
         console.print(as_table(f"{kind}, batch {batch_size}, {arguments.image_size}×{arguments.image_size}", new))
         for peer in peers:
-            peer.process.stdin.close()
+            with suppress(BrokenPipeError):
+                peer.process.stdin.close()
             peer.process.wait()
             if peer.failure:
                 console.print(f"{peer.name} failed: {peer.failure}", markup=False)

@@ -45,7 +45,8 @@ class Arguments:
 def start(data: str | None, cache: str, workdir: str) -> dict[str, float]:
     """Seconds to each stage of one start."""
     command = [sys.executable, __file__, "--workdir", workdir, *(["--data", data] if data else [])]
-    environment = os.environ | {"XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT), CHILD: repr(time.time())}
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = inherited | {"XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT), CHILD: repr(time.time())}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     marks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if len(marks) < len(STAGES):

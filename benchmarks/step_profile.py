@@ -20,6 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from step_time import STEPS, WIDTH, forward_gigaflops, network, peak_gigaflops, timed, training
 
+from flaxresnet.memory import keep_freed_memory
+from flaxresnet.recipes import Model
+
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(.*?op_name="([^"]*)"', re.MULTILINE)
 CONTAINERS = ("call", "while", "conditional")  # whose events hold those of others
 # Kinds by an operation's code and by who asked for it, a path that ends in what it computes; the first that fits.
@@ -48,7 +51,7 @@ class Arguments:
     image_size: int = 64
     """Height and width in pixels."""
 
-    model: str = "resnet50"
+    model: Model = "resnet50"
     """Depth of the network."""
 
     steps: int = 5
@@ -76,6 +79,7 @@ def seconds_by_kind(trace: Path, text: str) -> Counter[str]:
 
 
 def main(arguments: Arguments) -> None:
+    keep_freed_memory()  # as training and the commands do
     size, batch_size = arguments.image_size, arguments.batch_size
     program = training(batch_size, size, "ours", model=arguments.model)
     for _ in range(2):

@@ -33,6 +33,7 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
+from flaxresnet.recipes import Model
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.programs import compile_sparingly
@@ -61,7 +62,7 @@ class Arguments:
     image_sizes: tuple[int, ...] = (64,)
     """Height and width in pixels."""
 
-    model: str = "resnet50"
+    model: Model = "resnet50"
     """Depth of the network."""
 
     precision: Literal["float32", "bfloat16"] = "float32"

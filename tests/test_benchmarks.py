@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import tyro
@@ -35,12 +36,26 @@ def test_the_commands_that_are_shown_are_understood(script):
         tyro.cli(module.Arguments, args=[word.rstrip(":.,;") for word in words])
 
 
+def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on():
+    from peers import Contestant
+
+    process = subprocess.Popen([sys.executable, "-c", ""], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.wait()
+    with TemporaryFile("w+") as complaints:
+        peer = Contestant("gone", process, complaints)
+        peer.take_turn("train", 32, 1)
+    assert peer.failure == "no reason given"
+
+
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [
         ("robustness", ["nowhere"], "error: nowhere holds no run"),
         ("robustness", ["--hold-out", "held"], "error: --hold-out needs --data"),
         ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
+        ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
+        ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),
+        ("start_up", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
     ],
 )
 def test_a_mistake_is_one_sentence(script, words, said, tmp_path):

@@ -149,3 +149,8 @@ def test_nothing_is_logged_where_a_run_is_opened(finished_run, caplog):
     with caplog.at_level("WARNING", logger="absl"):
         fr.Classifier.load(finished_run)
     assert not caplog.records
+
+
+def test_photos_are_answered_with_batch_norm_folded_into_the_convolutions(classifier):
+    program = classifier._apply.lower(classifier._folded, np.zeros((1, 32, 32, 3), np.uint8)).as_text()
+    assert "rsqrt" not in program  # which batch norm divides by a standard deviation with

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
+
+import flaxresnet as fr
+from flaxresnet.errors import UserError
 
 PROGRAM = """
 import resource, sys
@@ -76,3 +80,16 @@ print(int(kept), int(program(x).is_ready()))
     if kept == "0":
         pytest.skip("this C library has no mallopt")
     assert there == "1"
+
+
+def test_training_and_the_commands_keep_freed_memory(monkeypatch, tmp_path, capsys):
+    asked = []
+    fit, main = import_module("flaxresnet.training.fit"), import_module("flaxresnet.__main__")
+    monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append("fit"))
+    with pytest.raises(UserError):
+        fr.fit(fr.TrainConfig(data=str(tmp_path / "nowhere"), workdir=str(tmp_path / "run")))
+    monkeypatch.setattr(main, "keep_freed_memory", lambda: asked.append("command"))
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", "resnet14", "--depth", "blocks"])
+    assert main.main() == 0
+    assert "resnet" in capsys.readouterr().out.lower()
+    assert asked == ["fit", "command"]

@@ -28,6 +28,16 @@ from flaxresnet.models.conv_choice import (
 from flaxresnet.models.conv_forms import LAYOUT, ROWS, Window, native, result_size
 from flaxresnet.models.mesh import is_explicit, summed_as
 
+# Options of `lax.conv_general_dilated` that `_is_plain` looks at or the forms honour; with others it is left to XLA.
+PLAIN_OPTIONS = {
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+}
 LARGE_KERNEL = 1_000_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
 
 
@@ -88,8 +98,9 @@ def conv_general_dilated(
       **options: the other arguments of `lax.conv_general_dilated`.
 
     Returns:
-      What `lax.conv_general_dilated` returns, to rounding: (batch, height', width', features). Where an axis is cropped
-      on one side and padded on the other, XLA's own on CPU reads what lies beyond the image; this one does not.
+      What `lax.conv_general_dilated` returns, (batch, height', width', features), to rounding where all is finite.
+      Where an axis is cropped on one side and padded on the other, XLA's own on CPU reads what lies beyond the image;
+      this one does not.
     """
     return _chosen_by(choose, lhs, rhs, window_strides, padding, **options)
 
@@ -107,7 +118,8 @@ def _chosen_by(
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     down, right = window_strides
     pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    window = Window((down, right), pads, options.get("precision"))
+    precision = options.get("precision")
+    window = Window((down, right), pads, tuple(precision) if isinstance(precision, list) else precision)
     if min(result_size(lhs.shape, rhs.shape, window)) <= 0:
         return native(lhs, rhs, window)
     choice = choose(lhs.shape, rhs.shape, window, bits=8 * lhs.dtype.itemsize)
@@ -207,7 +219,7 @@ def _is_plain(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
     That is: two dimensions, laid out as Flax lays them out, no groups, dilation or other type of result, and
     no mesh with explicit axes, for which each form would have to say how what it makes is divided.
     """
-    if is_explicit(lhs) or is_explicit(rhs):
+    if is_explicit(lhs) or is_explicit(rhs) or options.keys() - PLAIN_OPTIONS:
         return False
     if lhs.ndim != 4 or not jnp.issubdtype(lhs.dtype, jnp.floating) or 0 in lhs.shape:
         return False

@@ -1,11 +1,12 @@
 """Which form of a convolution is fastest, shape by shape: `python benchmarks/conv_lowering.py`.
 
 Times every form (`flaxresnet/models/conv_forms.py`, `winograd.py`) that fits a shape, for the values and for the two
-gradients, in turns, and marks the one that `conv_choice.py` takes. A new machine, or a new XLA, may want another rule.
+gradients, or in inference, in turns, and marks the one that `conv_choice.py` takes. A new machine, or a new XLA, may
+want another rule.
 """
 
+import itertools
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,16 +22,20 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.memory import keep_freed_memory
-from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose
-from flaxresnet.models.conv_forms import Window
+from flaxresnet.models.conv import lies_features_first
+from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
+from flaxresnet.models.conv_forms import ROWS, Window, features_first
 
-WIDTH = 100  # columns of the table
-WHAT = ("values", "by input", "by kernel")  # the result, and its gradients
+WIDTH = 110  # columns of the table
+FIRST = ", features first"  # how the kernel lies
+VALUES, BY_INPUT, BY_KERNEL, ANSWER = "values", "by input", "by kernel", "answer"  # the last: values in inference
+CACHE = 128 * 2**20  # bytes of kernels that take turns in inference: as in a network, none is still in a cache
+MOST_TURNS = 128  # kernels; the small ones stay in a cache beside whatever else a network has
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times the forms of the convolutions of a ResNet, for the values and both gradients.
+    """Times the forms of the convolutions of a ResNet, for the values and both gradients, or in inference.
 
     Example: python benchmarks/conv_lowering.py --image-sizes 64 224 --batch-sizes 32
     """
@@ -47,13 +52,20 @@ class Arguments:
     pointwise: bool = False
     """Time 1×1 convolutions as well."""
 
+    strided: bool = False
+    """Time the 3×3 convolutions in steps of 2 as well, with which stages of basic blocks begin."""
+
+    inference: bool = False
+    """Time answers instead: values alone, by kernels that were not read a moment ago, also by such that lie features
+    first, as `FoldedConv` has large ones."""
+
     json: Path | None = None
     """Write the figures to this file."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of the tutorials' network."""
+    """A square convolution."""
 
     name: str
     side: int
@@ -63,20 +75,29 @@ class Layer:
     window: Window
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the kernel."""
+        return self.kernel, self.kernel, self.channels, self.features
+
+    @property
     def result_side(self) -> int:
         return (self.side + sum(self.window.pads[0]) - self.kernel) // self.window.strides[0] + 1
 
 
-def layers(image_size: int, pointwise: bool) -> list[Layer]:
-    """The stem and one 3×3 convolution (and one 1×1) of each stage."""
+def layers(image_size: int, pointwise: bool, strided: bool) -> list[Layer]:
+    """The stem and one 3×3 convolution of each stage of the tutorials' network; one 1×1, and basic blocks' 3×3/2."""
 
     def square(stride: int, pad: int) -> Window:
         return Window((stride, stride), ((pad, pad), (pad, pad)))
 
-    found = [Layer("conv1", image_size, 3, 7, 64, square(2, 3))]
+    found = [Layer("conv1 7×7/2", image_size, 3, 7, 64, square(2, 3))]
     side = (found[0].result_side - 3) // 2 + 1
     for stage in (2, 3, 4, 5):
-        side, inner = (side if stage == 2 else -(-side // 2)), 64 * 2 ** (stage - 2)
+        before, inner = side, 64 * 2 ** (stage - 2)
+        if stage > 2:
+            side = -(-side // 2)
+            if strided:
+                found.append(Layer(f"{stage}a 3×3/2", before, inner // 2, 3, inner, square(2, 1)))
         found.append(Layer(f"{stage}b 3×3", side, inner, 3, inner, square(1, 1)))
         if pointwise:
             found.append(Layer(f"{stage}b 1×1", side, 4 * inner, 1, inner, square(1, 0)))
@@ -89,23 +110,21 @@ def fits(form: str, layer: Layer) -> bool:
     return known.get(form, size > 1 or form == "native")
 
 
-def cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
+def random(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def training_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
     """For the values and each gradient, every form that fits, compiled."""
-    rng = np.random.default_rng(0)
-
-    def random(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape, np.float32))
-
-    x = random(batch, layer.side, layer.side, layer.channels)
-    kernel = random(layer.kernel, layer.kernel, layer.channels, layer.features)
+    x, kernel = random(batch, layer.side, layer.side, layer.channels), random(*layer.shape)
     g = random(batch, layer.result_side, layer.result_side, layer.features)
     forms = {
-        "values": {name: lambda x, k, g, f=form: f(x, k, layer.window) for name, form in FORWARD.items()},
-        "by input": {name: lambda x, k, g, f=form: f(x, k, g, layer.window) for name, form in INPUT_GRADIENT.items()},
-        "by kernel": {name: lambda x, k, g, f=form: f(x, k, g, layer.window) for name, form in KERNEL_GRADIENT.items()},
+        VALUES: {name: lambda x, k, g, f=form: f(x, k, layer.window) for name, form in FORWARD.items()},
+        BY_INPUT: {name: lambda x, k, g, f=form: f(x, k, g, layer.window) for name, form in INPUT_GRADIENT.items()},
+        BY_KERNEL: {name: lambda x, k, g, f=form: f(x, k, g, layer.window) for name, form in KERNEL_GRADIENT.items()},
     }
-    if layer.name == "conv1":
-        del forms["by input"]  # nobody asks for the gradient by the pictures
+    if layer.channels == 3:
+        del forms[BY_INPUT]  # nobody asks for the gradient by the pictures
 
     def program(form: Callable[..., Any]) -> Callable[[], Any]:
         compiled = jax.jit(form).lower(x, kernel, g).compile()
@@ -114,47 +133,88 @@ def cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
     return {what: {n: program(f) for n, f in by.items() if fits(n, layer)} for what, by in forms.items()}
 
 
-def milliseconds(programs: dict[str, Callable[[], Any]], calls: int) -> dict[str, float]:
-    """Median of each program's calls, made in turns; the first is not counted."""
+def inference_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
+    """Every form that fits, and those of kernels that lie features first; the kernels take turns."""
+    x, kernel = random(batch, layer.side, layer.side, layer.channels), random(*layer.shape)
+    turned, turns = jnp.moveaxis(kernel, -1, 0), -(-CACHE // kernel.nbytes)
+    forms = {name: (lambda x, k, f=form: f(x, k, layer.window), kernel) for name, form in FORWARD.items()}
+    forms |= {f"{name}{FIRST}": (lambda x, k, n=name: features_first(n, x, k, layer.window), turned) for name in ROWS}
+    copies: dict[tuple[int, ...], list[jax.Array]] = {}
+
+    def program(form: Callable[..., Any], kernel: jax.Array) -> Callable[[], Any]:
+        compiled = jax.jit(form).lower(x, kernel).compile()
+        if kernel.shape not in copies:
+            copies[kernel.shape] = [jnp.array(kernel) for _ in range(min(turns, MOST_TURNS))]
+        other = itertools.cycle(copies[kernel.shape])
+        return lambda: jax.block_until_ready(compiled(x, next(other)))
+
+    return {ANSWER: {name: program(*form) for name, form in forms.items() if fits(name.removesuffix(FIRST), layer)}}
+
+
+def chosen(layer: Layer, batch: int) -> dict[str, str]:
+    """The form that the networks take, for each of what is asked."""
+    case = (batch, layer.side, layer.side, layer.channels), layer.shape, layer.window
+    answer = choose_for_inference(*case).forward
+    if lies_features_first(layer.shape):
+        answer = "patches" if answer == "taps" else answer
+        answer += FIRST if answer in ROWS else ""
+    return dict(zip((VALUES, BY_INPUT, BY_KERNEL), choose(*case), strict=True)) | {ANSWER: answer}
+
+
+def seconds_in_turns(programs: dict[str, Callable[[], Any]], calls: int) -> dict[str, list[float]]:
+    """Seconds of each program's calls, made in turns; the first is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(calls + 1):
         for name, call in programs.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(times[1:]) for name, times in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def main(arguments: Arguments) -> None:
     keep_freed_memory()  # as training and the commands do
     console, rows = Console(width=WIDTH), []
+    cases = inference_cases if arguments.inference else training_cases
     for size in arguments.image_sizes:
         for batch in arguments.batch_sizes:
-            for layer in layers(size, arguments.pointwise):
-                images = (batch, layer.side, layer.side, layer.channels)
-                kernel = (layer.kernel, layer.kernel, layer.channels, layer.features)
-                chosen = dict(zip(WHAT, choose(images, kernel, layer.window), strict=True))
+            for layer in layers(size, arguments.pointwise, arguments.strided):
                 for what, programs in cases(layer, batch).items():
-                    times = milliseconds(programs, arguments.calls)
+                    times = seconds_in_turns(programs, arguments.calls)
                     row = {"layer": layer.name, "image": size, "batch": batch, "side": layer.side, "what": what}
-                    rows.append(row | {"chosen": chosen[what], "milliseconds": times})
+                    rows.append(row | {"chosen": chosen(layer, batch)[what]} | figures(times))
     console.print(as_table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
+def figures(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """By form: median, and the calls' tenth and ninetieth percentile, in milliseconds."""
+    parts = {"tenth": 0.1, "milliseconds": 0.5, "ninetieth": 0.9}
+    return {
+        part: {name: 1e3 * float(np.quantile(seconds, share)) for name, seconds in times.items()}
+        for part, share in parts.items()
+    }
+
+
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "layer", "of", box=box.SIMPLE, title="milliseconds; * is what conv_choice.py takes", title_justify="left"
-    )
-    names = [name for name in KERNEL_GRADIENT if any(name in row["milliseconds"] for row in rows)]
+    title = "milliseconds (half of what lies between the 10th and the 90th percentile); * is what is taken"
+    table = Table("layer", "of", box=box.SIMPLE, title=title, title_justify="left")
+    known = dict.fromkeys((*KERNEL_GRADIENT, *(f"{name}{FIRST}" for name in ROWS)))
+    names = [name for name in known if any(name in row["milliseconds"] for row in rows)]
     for name in ("input", "batch", *names):
         table.add_column(name, justify="right")
     for row in rows:
-        times = row["milliseconds"]
-        cells = [f"{times[n]:.1f}{'*' if n == row['chosen'] else ' '}" if n in times else "" for n in names]
+        cells = [cell(row, name) if name in row["milliseconds"] else "" for name in names]
         table.add_row(row["layer"], row["what"], f"{row['side']}×{row['side']}", str(row["batch"]), *cells)
     return table
+
+
+def cell(row: dict[str, Any], form: str) -> str:
+    spread = (row["ninetieth"][form] - row["tenth"][form]) / 2
+    digits = 2 if row["milliseconds"][form] < 1 else 1
+    mark = "*" if form == row["chosen"] else " "
+    return f"{row['milliseconds'][form]:.{digits}f}{mark} ({spread:.{digits}f})"
 
 
 if __name__ == "__main__":

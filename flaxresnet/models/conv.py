@@ -38,7 +38,7 @@ PLAIN_OPTIONS = {
     "precision",
     "preferred_element_type",
 }
-LARGE_KERNEL = 1_000_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
+LARGE_KERNEL = 200_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
 
 
 # Compiled functions in themselves, so that layers of the same shape are traced once.
@@ -176,13 +176,16 @@ class FoldedConv(nn.Module):
 @functools.partial(jax.jit, static_argnames="window")
 def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     shape = (*kernel.shape[1:], kernel.shape[0])
-    form = choose_for_inference(x.shape, shape, window, bits=8 * x.dtype.itemsize).forward
+    down, right, cut = forms.on_pixels(x.shape, shape, window)  # one of nine places, for images of one pixel
+    met = (down.stop - down.start, right.stop - right.start, *shape[2:])
+    form = choose_for_inference(x.shape, met, cut, bits=8 * x.dtype.itemsize).forward
     form = "patches" if form == "taps" else form  # which reads the kernel in one piece, not a tap at a time
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        kernel = kernel[:, down, right]
         if form in ROWS:
-            return forms.features_first(form, x, kernel, window)
-        return FORWARD[form](x, jnp.moveaxis(kernel, 0, -1), window)
+            return forms.features_first(form, x, kernel, cut)
+        return FORWARD[form](x, jnp.moveaxis(kernel, 0, -1), cut)
 
     def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
         layout = ("NHWC", "OHWI", "NHWC")

@@ -13,6 +13,7 @@ from flaxresnet.models.conv_forms import (
     Window,
     by_input,
     by_kernel,
+    few,
     native,
     patches,
     patches_kernel_gradient,
@@ -94,9 +95,11 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: Window, bits: in
 
 
 def choose_for_inference(image: Sequence[int], kernel: Sequence[int], window: Window, bits: int = 32) -> Choice:
-    """As `choose`, where values alone are asked for: large kernels are not worth transforming for a few results."""
-    choice = choose(image, kernel, window, bits)
-    if choice != WINOGRAD:
-        return choice
+    """As `choose`, where values alone are asked for: with few results, what counts is to read the kernel once."""
+    choice, (channels, features) = choose(image, kernel, window, bits), kernel[2:]
     results = image[0] * math.prod(result_size(image, kernel, window))
-    return WINOGRAD if kernel[2] * kernel[3] <= KERNEL_SHARE * results else TAPS
+    if choice == WINOGRAD and channels * features > KERNEL_SHARE * results:
+        return TAPS
+    if choice.forward == "native" and kernel[0] * kernel[1] <= LARGEST_AREA and few(results, MANY):
+        return PATCHES
+    return choice

@@ -7,13 +7,14 @@ Shapes: images x (batch, h, w, channels), kernel (kh, kw, channels, features), r
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+FEW_ROWS = 16  # of a product in inference, up to which sums are ahead of XLA's matrix product
 
 
 class Window(NamedTuple):
@@ -88,7 +89,28 @@ ROWS: dict[str, Callable[[jax.Array, Sequence[int], Window], jax.Array]] = {
 def features_first(form: str, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """A form of `ROWS` with a kernel (features, kh, kw, channels), which is read in the order in which it lies."""
     features, *sizes = kernel.shape
-    return _product(ROWS[form](x, (*sizes, features), window), kernel.reshape(features, -1).T, window)
+    rows, matrix = ROWS[form](x, (*sizes, features), window), kernel.reshape(features, -1)
+    if few(math.prod(rows.shape[:-1]), FEW_ROWS):
+        return _sums(rows, matrix)
+    return _product(rows, matrix.T, window)
+
+
+def few(count: Any, most: int) -> bool:
+    """Whether there are so many at most; of an exported program's images, whose number is a symbol, there are not."""
+    return isinstance(count, int) and count <= most
+
+
+def _sums(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """(batch, h', w', k) and (features, k): the product as sums, which XLA makes in one pass over the matrix.
+
+    Its matrix product reads the matrix anew for each row, or two; of one row the sums are slow, and of two not.
+    """
+    exact = jnp.promote_types(rows.dtype, jnp.float32)  # half precision is added up in single, as within a product
+    flat = rows.reshape(-1, 1, rows.shape[-1])
+    flat = jnp.pad(flat, ((0, 1), (0, 0), (0, 0))) if len(flat) == 1 else flat
+    # In this order of factors; in the other it takes half as long again.
+    out = (matrix.astype(exact) * flat.astype(exact)).sum(axis=-1)[: math.prod(rows.shape[:-1])]
+    return out.astype(rows.dtype).reshape(*rows.shape[:-1], -1)
 
 
 class Tap(NamedTuple):
@@ -119,6 +141,17 @@ def _taps_along(side: int, size: int, step: int, low: int, count: int) -> Iterat
         first, end = max(0, -(offset // step)), min(count, (side - 1 - offset) // step + 1)
         if first < end:
             yield place, slice(first, end), slice(first * step + offset, (end - 1) * step + offset + 1, step)
+
+
+def on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[slice, slice, Window]:
+    """The kernel's rows and columns that meet pixels (all, if none does), and the window of the kernel cut to them."""
+    places = [tap.place for tap in taps_on_pixels(image, kernel, window)] or [(0, 0), (kernel[0] - 1, kernel[1] - 1)]
+    sides = tuple(slice(min(along), max(along) + 1) for along in zip(*places, strict=True))
+    pads = tuple(
+        (low - side.start, high - (size - side.stop))
+        for side, size, (low, high) in zip(sides, kernel[:2], window.pads, strict=True)
+    )
+    return *sides, window._replace(pads=pads)
 
 
 def share_of_taps(image: Sequence[int], kernel: Sequence[int], window: Window) -> float:

@@ -184,6 +184,22 @@ def test_in_inference_a_large_kernel_is_not_transformed_for_few_results(images, 
     assert choose_for_inference((images, size, size, width), (3, 3, width, width), window) == expected
 
 
+@pytest.mark.parametrize(
+    ("image", "kernel", "expected"),
+    [
+        ((1, 14, 14, 256), (3, 3, 256, 256), "patches"),  # 196 results
+        ((1, 7, 7, 512), (3, 3, 512, 512), "patches"),
+        ((1, 30, 30, 16), (3, 3, 16, 16), "native"),  # 900
+        ((2, 10, 10, 8), (9, 9, 8, 8), "native"),  # a kernel of too many places
+        ((1, 2, 2, 512), (3, 3, 512, 512), "taps"),
+        ((1, 14, 14, 256), (1, 1, 256, 64), "pointwise"),
+    ],
+)
+def test_in_inference_few_results_are_a_product_that_reads_the_kernel_once(image, kernel, expected):
+    pads = ((kernel[0] // 2, kernel[0] // 2),) * 2
+    assert choose_for_inference(image, kernel, Window((1, 1), pads)).forward == expected
+
+
 def test_half_precision_leaves_winograd_out():
     case = (32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1)))
     assert choose(*case, bits=16) == ("native", "native", "patches")

@@ -1,6 +1,7 @@
 """Folded batch norm: the same logits, no batch norm left, nothing changed in place."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -63,6 +64,53 @@ def test_a_folded_convolution_may_have_no_bias(monkeypatch, features):
     np.testing.assert_allclose(layer.apply({"params": {"kernel": turned}}, x), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "size", "strides", "padding"),
+    [
+        ((1, 1), (3, 3), (1, 1), "SAME"),  # the kernel's middle alone meets a pixel
+        ((1, 4), (3, 3), (1, 1), "SAME"),  # its middle row
+        ((2, 2), (3, 3), (2, 2), ((1, 1), (1, 1))),  # its last two rows and columns
+        ((1, 2), (5, 4), (2, 1), ((3, 2), (0, 3))),
+        ((1, 1), (1, 3), (2, 2), ((1, 0), (1, 1))),  # none of it
+    ],
+)
+def test_a_large_kernel_of_which_few_places_meet_pixels(monkeypatch, side, size, strides, padding):
+    monkeypatch.setattr(conv, "LARGE_KERNEL", 1)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(3, *side, 8)), rng.normal(size=(*size, 8, 6))
+    weights = {"params": {"kernel": np.moveaxis(kernel, -1, 0), "bias": np.zeros(6)}}
+    with jax.enable_x64(True):
+        layer = conv.FoldedConv(6, size, strides=strides, padding=padding)
+        padded = np.pad(x, ((0, 0), *padding, (0, 0))) if padding != "SAME" else x
+        around = "VALID" if padding != "SAME" else padding
+        expected = jax.lax.conv_general_dilated(
+            padded, kernel, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(layer.apply(weights, x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("images", [1, 2, 16, 17])  # the last is a matrix product, the others are sums
+@pytest.mark.parametrize(("dtype", "most"), [(np.float64, 1e-12), (np.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_few_rows_by_a_large_kernel(monkeypatch, images, dtype, most):
+    monkeypatch.setattr(conv, "LARGE_KERNEL", 1)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(images, 1, 1, 300)), rng.normal(size=(6, 3, 3, 300))
+    with jax.enable_x64(dtype is np.float64):
+        weights = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), {"kernel": kernel, "bias": np.zeros(6)})
+        found = conv.FoldedConv(6, (3, 3)).apply({"params": weights}, jnp.asarray(x, dtype))
+        assert found.dtype == dtype
+        exact = [np.asarray(jnp.asarray(leaf, dtype), np.float64) for leaf in (x[:, 0, 0], kernel[:, 1, 1].T)]
+    expected = np.matmul(*exact)
+    np.testing.assert_allclose(np.asarray(found, np.float64)[:, 0, 0], expected, atol=most * abs(expected).max())
+
+
+def test_places_of_a_kernel_that_meet_no_pixel_are_not_read():
+    weights = {"params": {"kernel": np.ones((512, 3, 3, 512), np.float32), "bias": np.zeros(512, np.float32)}}
+    text = jax.jit(conv.FoldedConv(512, (3, 3)).apply).lower(weights, np.ones((1, 1, 1, 512), np.float32)).as_text()
+    assert "tensor<512x512xf32>" in text
+    assert "x4608xf32>" not in text  # nine places of 512 channels
+
+
 def test_elsewhere_than_on_cpu_the_convolution_is_xlas_own():
     layer = conv.FoldedConv(512, (3, 3))
     x, kernel = np.zeros((1, 2, 2, 512), np.float32), np.zeros((512, 3, 3, 512), np.float32)
@@ -72,8 +120,8 @@ def test_elsewhere_than_on_cpu_the_convolution_is_xlas_own():
 
 
 def test_the_folded_convolution_goes_by_the_rule_of_inference():
-    x = np.zeros((32, 4, 4, 256), np.float32)
-    weights = {"params": {"kernel": np.zeros((3, 3, 256, 256), np.float32), "bias": np.zeros(256, np.float32)}}
+    x, kernel, bias = np.zeros((32, 4, 4, 256), np.float32), np.zeros((3, 3, 256, 256), np.float32), np.zeros(256)
+    weights, folded = ({"params": {"kernel": k, "bias": bias}} for k in (kernel, np.moveaxis(kernel, -1, 0)))
     products = "tensor<36x"  # of Winograd's tiles of 4×4
     assert products in jax.jit(conv.Conv(256, (3, 3)).apply).lower(weights, x).as_text()
-    assert products not in jax.jit(conv.FoldedConv(256, (3, 3)).apply).lower(weights, x).as_text()
+    assert products not in jax.jit(conv.FoldedConv(256, (3, 3)).apply).lower(folded, x).as_text()

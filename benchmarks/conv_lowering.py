@@ -203,7 +203,7 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
     known = dict.fromkeys((*KERNEL_GRADIENT, *(f"{name}{FIRST}" for name in ROWS)))
     names = [name for name in known if any(name in row["milliseconds"] for row in rows)]
     for name in ("input", "batch", *names):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         cells = [cell(row, name) if name in row["milliseconds"] else "" for name in names]
         table.add_row(row["layer"], row["what"], f"{row['side']}×{row['side']}", str(row["batch"]), *cells)

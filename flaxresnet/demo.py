@@ -32,6 +32,7 @@ MOST_DEEP_PIXELS = 12_000_000  # of one with more than 8 bits a colour, which no
 MOST_WAITING = 64  # requests; more are told to come back
 MOST_EXAMPLES = 12
 UNLIKE = "This picture is unlike the training images; take the answer with care."
+CLOSER = "As a whole it is unlike the training images; the answer is about the part below, which is like them."
 HINT = "Drop a picture, or use the camera."
 
 
@@ -57,12 +58,14 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
             photo = read_upload(Path(path))
         except UserError as error:
             return None, None, str(error)
-        image = classifier.preprocessing.load(photo)[None]
-        answers = classifier.answers(image)
-        _, maps = explainer.explain(image)
+        image, part = classifier.framed(photo)
+        answers = classifier.answers(image[None])
+        _, maps = explainer.explain(image[None])
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
         strange = answers.strange is not None and bool(answers.strange[0])
-        return probabilities, overlay(shown(classifier.preprocessing.seen(photo)), maps[0]), UNLIKE if strange else ""
+        seen = classifier.preprocessing.seen(photo, part)
+        note = " ".join([CLOSER] * (part is not None) + [UNLIKE] * strange)
+        return probabilities, overlay(shown(seen), maps[0]), note
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")

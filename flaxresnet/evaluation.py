@@ -17,6 +17,8 @@ from flaxresnet.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 
+Split = Literal["test", "train", "all"]
+SPLITS: dict[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
 DOUBTED = 256  # images that tell whether labels are shifted
 DOUBTED_BYTES = 2**28  # of their pixels; of large images fewer are taken
 
@@ -30,7 +32,7 @@ class Evaluation:
       confusion: (classes, classes), images; row = true class, column = predicted class.
       class_names: of rows and columns.
       source: where the images came from, as words.
-      split: which of its splits.
+      split: which of its splits, or "all".
     """
 
     loss: float
@@ -111,7 +113,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     checkpoint: Which = "latest",
-    split: Literal["test", "train"] = "test",
+    split: Split | None = None,
     skip_bad: float = 0.0,
 ) -> Evaluation:
     """Evaluates a run on labelled images.
@@ -120,23 +122,32 @@ def evaluate(
       run: the run's folder.
       data: as for `open_dataset`; None takes what the run was trained with.
       checkpoint: the latest, or the one that was best on the test images.
-      split: which of the data's splits.
+      split: which of the data's splits, or "all" of it. None: all, where nothing but their names divides the images of
+        `data` and the run was not trained with them; else "test".
       skip_bad: the largest share of pictures in `data` that may be unreadable and are then left out, in [0, 1).
 
     Raises:
       UserError: the run or the data cannot be read, or they do not fit each other.
     """
-    if split not in ("test", "train"):
-        raise UserError(f"split is {split!r}; give 'test' or 'train'")
-    splits = data_for(run, data, split, skip_bad)
-    dataset = {"test": splits.test, "train": splits.train}[split]
-    if dataset is None:
+    if split not in (None, *SPLITS):
+        raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
+    splits = data_for(run, data, split or "test", skip_bad)
+    split = split or ("all" if splits.by_name and not _is_own(run, splits) else "test")
+    present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
+    if not present:
         other = "train" if split == "test" else "test"
         raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
     classifier = Classifier.load(run, checkpoint)
-    dataset = fitted(classifier, dataset, splits.source)
-    result = evaluation_of(classifier.logits(dataset.images), dataset.labels, classifier.class_names)
-    return replace(result, source=splits.source, split=split)
+    present = [fitted(classifier, dataset, splits.source) for dataset in present]
+    logits = np.concatenate([classifier.logits(dataset.images) for dataset in present])
+    labels = np.concatenate([dataset.labels for dataset in present])
+    return replace(evaluation_of(logits, labels, classifier.class_names), source=splits.source, split=split)
+
+
+def _is_own(run: str | Path, splits: Splits) -> bool:
+    """Whether the run was trained with these very images."""
+    known = RunFolder(run).read_info().data["train_fingerprint"]
+    return splits.train is not None and same_data(splits.train.fingerprint(), known)
 
 
 def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
@@ -172,7 +183,7 @@ def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: flo
 def data_of_run(run: str | Path, split: str) -> Splits:
     """What the run was trained with, wherever the current folder is.
 
-    Raises UserError where it is not here any more, or has another such split ("train", "test") now.
+    Raises UserError where it is not here any more, or has another such split (one of `SPLITS`) now.
     """
     info = RunFolder(run).read_info()
     stored, size = info.data, (info.preprocessing.height, info.preprocessing.width)
@@ -186,10 +197,11 @@ def data_of_run(run: str | Path, split: str) -> Splits:
         if path is None
         else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre)
     )
-    dataset = getattr(splits, split)
-    if dataset is None or not same_data(dataset.fingerprint(), stored[f"{split}_fingerprint"]):
-        what = path or "the hand signs that this version draws"
-        raise UserError(f"{run} was trained with other {split} images than {what} has now; give --data")
+    for name in SPLITS[split]:
+        dataset = getattr(splits, name)
+        if dataset is None or not same_data(dataset.fingerprint(), stored[f"{name}_fingerprint"]):
+            what = path or "the hand signs that this version draws"
+            raise UserError(f"{run} was trained with other {name} images than {what} has now; give --data")
     return splits
 
 

@@ -218,6 +218,7 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
         "probability 2",
         "strangeness",
         "strange",
+        *("left", "upper", "right", "lower"),
         "p(red)",
         "p(green)",
         "p(blue)",
@@ -242,10 +243,31 @@ def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, fi
     assert not like.endswith("unlike the training images")
     assert unlike == f"unlike.png  {odd.label}  {odd.probability:.4f}  unlike the training images"
     row = json.loads(shell("predict", run, "unlike.png", "--json")[1])
+    assert row["part"] is None
     assert row["strange"] is True
     assert row["strangeness"] == pytest.approx(odd.strangeness, rel=1e-4)
     (table,) = csv.DictReader(io.StringIO(shell("predict", run, "unlike.png", "--csv")[1]))
     assert (table["strange"], float(table["strangeness"])) == ("true", pytest.approx(odd.strangeness, abs=1e-5))
+    assert {table[side] for side in ("left", "upper", "right", "lower")} == {""}
+
+
+def test_predict_says_at_which_part_of_a_strange_photo_it_looked(shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert shell("report", run)[0] == 0
+    photo = np.full((128, 160, 3), 255, np.uint8)
+    photo[64:, 96:] = np.kron(blobs(3, seed=8).images[1], np.ones((2, 2, 1), np.uint8))
+    Image.fromarray(photo).save("far.png")
+    close, whole = (shell("predict", run, "far.png", *words)[1] for words in ([], ["--no-closer"]))
+    left, upper, right, lower = part = [round(side) for side in fr.Classifier.load(run).predict("far.png").part]
+    assert (96 <= left < right == 160, 64 <= upper < lower == 128) == (True, True)
+    assert close.endswith(f"  looking at {left} to {right} across, {upper} to {lower} down\n")
+    assert "looking" not in whole
+    assert whole.endswith("unlike the training images\n")
+    row = json.loads(shell("predict", run, "far.png", "--json")[1])
+    assert (row["part"], row["label"]) == (part, "green")
+    (table,) = csv.DictReader(io.StringIO(shell("predict", run, "far.png", "--csv")[1]))
+    assert [int(table[side]) for side in ("left", "upper", "right", "lower")] == part
 
 
 def test_views_are_averaged_where_asked_for(shell, finished_run, tmp_path, monkeypatch):

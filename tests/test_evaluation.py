@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import blobs
+from conftest import SMALL, blobs
+from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
@@ -116,8 +117,28 @@ def test_data_that_are_gone_are_asked_for(finished_run, tmp_path):
 
 
 def test_another_split_is_refused(finished_run):
-    with pytest.raises(fr.UserError, match="split is 'val'; give 'test' or 'train'"):
+    with pytest.raises(fr.UserError, match="split is 'val'; give test, train, all"):
         fr.evaluate(finished_run, split="val")
+
+
+def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was_trained_with_them(tmp_path):
+    for name, count, seed in (("own", 24, 1), ("mine", 15, 2)):
+        data = blobs(count, seed)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            path = tmp_path / name / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    run = tmp_path / "run"
+    config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=1, image_size=(32, 32), **SMALL)
+    fr.fit(config, verbose=False)
+    result = fr.evaluate(run, tmp_path / "mine")
+    assert (result.count, result.split) == (15, "all")
+    parts = [fr.evaluate(run, tmp_path / "mine", split=split) for split in ("test", "train")]
+    assert sum(part.count for part in parts) == 15
+    np.testing.assert_array_equal(result.confusion, sum(part.confusion for part in parts))
+    own = fr.evaluate(run, tmp_path / "own")
+    assert (own.split, own.count) == ("test", fr.evaluate(run).count)
+    assert fr.evaluate(run, split="all").count == 24
 
 
 def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):

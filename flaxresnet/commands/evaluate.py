@@ -3,7 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -12,8 +12,9 @@ from rich.table import Table
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
-from flaxresnet.evaluation import Evaluation, evaluate
+from flaxresnet.evaluation import Evaluation, Split, evaluate
 
+ACCURACY = {"test": "Test Accuracy", "train": "Train Accuracy", "all": "Accuracy"}  # of the splits
 WIDEST_LINE = 400  # columns, where the output is no terminal
 WIDEST_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and is in --json
 
@@ -37,8 +38,9 @@ class Arguments:
     checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
 
-    split: Literal["test", "train"] = "test"
-    """Which split of the data."""
+    split: Split | None = None
+    """Which split of the data, or all of it. Left out: test; all of a folder of pictures that has no folders for splits
+    and was not trained with."""
 
     json: bool = False
     """Print one JSON object instead of tables."""
@@ -66,7 +68,7 @@ def show(result: Evaluation, console: Console) -> None:
     lines = (
         f"data: {result.source}",
         f"Loss = {result.loss:.4f}",
-        f"{result.split.capitalize()} Accuracy = {result.accuracy:.4f}"
+        f"{ACCURACY[result.split]} = {result.accuracy:.4f}"
         f"  (95% interval {low:.4f} to {high:.4f}, {result.count} images)",
         *([f"warning: {result.warning}"] if result.warning else []),
     )

@@ -53,7 +53,8 @@ def main(arguments: Arguments) -> int:
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         photo = decode(name)
-        return shown(classifier.preprocessing.seen(photo)), classifier.preprocessing.load(photo)
+        image, part = classifier.framed(photo)
+        return shown(classifier.preprocessing.seen(photo, part)), image
 
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from flaxresnet.classifier import BATCH, Classifier
 from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
+from flaxresnet.data.pictures import decode
+from flaxresnet.data.preprocess import Box
 from flaxresnet.errors import UserError
 
 UNLIKE = "unlike the training images"
@@ -22,7 +24,8 @@ class Arguments(PhotoArguments):
     """Classifies photos: a line each with file, label and probability.
 
     The probability is calibrated, and a photo that is unlike the training images is said to be so, where the run has
-    its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time).
+    its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time). Of such a photo parts
+    are looked at as well, for a thing that is small in it: let it fill the picture, as in the training images.
 
     Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
@@ -30,6 +33,9 @@ class Arguments(PhotoArguments):
     tta: bool = False
     """Average over views of each photo, nearer, farther, and mirrored if training mirrored: slower, sometimes better.
     Probabilities are calibrated for the photo alone."""
+
+    closer: bool = True
+    """Look at parts of a photo that is unlike the training images, and answer by the one that is most like them."""
 
     json: bool = False
     """Print one JSON object a photo, with the probabilities of all classes."""
@@ -48,37 +54,53 @@ def main(arguments: Arguments) -> int:
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
-        answers = classifier.answers(np.stack([image for _, image in batch]), views=arguments.tta)
+        files, images = zip(*batch, strict=True)
+        answers = classifier.answers(np.stack(images), views=arguments.tta)
+        parts: Sequence[Box | None] = [None] * len(files)
+        if arguments.closer and answers.strange is not None and answers.strange.any():
+            framed = [
+                classifier.framed(decode(file)) if strange else (image, None)
+                for file, image, strange in zip(files, images, answers.strange, strict=True)
+            ]
+            images, parts = zip(*framed, strict=True)
+            answers = classifier.answers(np.stack(images), views=arguments.tta)
         scores, signs = (
             [None] * len(batch) if known is None else known.tolist() for known in (answers.strangeness, answers.strange)
         )
-        for (file, _), row, score, sign in zip(batch, answers.probabilities, scores, signs, strict=True):
-            write(file, row, score, sign)
+        for answer in zip(files, answers.probabilities, scores, signs, parts, strict=True):
+            write(*answer)
         sys.stdout.flush()
     return reader.status()
 
 
 # Each makes a function that prints a photo's answer: its file, the probabilities, (classes,), its strangeness and
-# whether that is high, or None for both where the run does not know.
-Writer = Callable[[str, np.ndarray, float | None, bool | None], Any]
+# whether that is high, or None for both where the run does not know; and the part that was looked at, None for all.
+Writer = Callable[[str, np.ndarray, float | None, bool | None, Box | None], Any]
 
 
 def as_words(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
         best = most_probable(row, top_k)
+        seen = ["looking at {} to {} across, {} to {} down".format(*spans(part))] if part else []
         sign = [UNLIKE] if strange else []
-        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *sign, sep="  ")
+        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *seen, *sign, sep="  ")
 
     return write
 
 
+def spans(part: Box) -> tuple[int, int, int, int]:
+    """Pixels of a part: from and to across, and down."""
+    left, upper, right, lower = map(round, part)
+    return left, right, upper, lower
+
+
 def as_json(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
         probabilities = dict(zip(names, row.tolist(), strict=True))
         best = [names[index] for index in most_probable(row, top_k)]
         answer = {"file": file, "label": best[0], "probability": probabilities[best[0]]}
         more = {"top": [{"label": name, "probability": probabilities[name]} for name in best]} if top_k > 1 else {}
-        odd = {"strangeness": score, "strange": strange}
+        odd = {"strangeness": score, "strange": strange, "part": part and [round(side) for side in part]}
         print(json.dumps(answer | more | odd | {"probabilities": probabilities}))
 
     return write
@@ -88,12 +110,15 @@ def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
     table = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
     ranks = ranks[: 2 * (len(names) - 1)]
-    table.writerow(["file", "label", "probability", *ranks, "strangeness", "strange", *(f"p({n})" for n in names)])
+    sides = ("left", "upper", "right", "lower")
+    odd_ones = ("strangeness", "strange", *sides)
+    table.writerow(["file", "label", "probability", *ranks, *odd_ones, *(f"p({n})" for n in names)])
 
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
         best = most_probable(row, top_k)
         pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
         odd = ["", ""] if score is None else [f"{score:.6f}", str(strange).lower()]
+        odd += [str(round(side)) for side in part] if part else [""] * len(sides)
         table.writerow([file, *pairs, *odd, *(f"{share:.6f}" for share in row)])
 
     return write

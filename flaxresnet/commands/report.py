@@ -12,7 +12,8 @@ from flaxresnet.evaluation import data_for
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes a page about a run, RUN/report/index.html, with its figures as PNGs beside it.
+    """Writes a page about a run, RUN/report/index.html, with its figures as PNGs beside it; of other --data or
+    --checkpoint, in a folder of its own, RUN/report-….
 
     It shows learning curves, what is taken for what, how sure answers are and how rightly, the most confident mistakes,
     how it does on photos taken otherwise, and the set-up. Of the test images it also learns a temperature, for the

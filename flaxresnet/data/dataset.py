@@ -95,6 +95,7 @@ class Splits:
       source: where they come from, as words.
       path: the absolute path of the file or folder; None where the images were drawn.
       centre: the share of test pictures that was taken, as `Preprocessing` has it.
+      by_name: whether it is their names that divide the images into training and test, for want of anything said of it.
     """
 
     train: Dataset | None
@@ -102,6 +103,7 @@ class Splits:
     source: str
     path: str | None = None
     centre: float = 1.0
+    by_name: bool = False
 
     def describe(self) -> Iterator[str]:
         """Lines that say what was loaded, as the tutorials print it, with the class balance."""

@@ -22,9 +22,13 @@ from flaxresnet.data.stored import Encoded
 from flaxresnet.errors import UserError, listed
 
 # Paths are text here and not `Path`, of which a million take a while to make and a GiB to keep.
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2"}
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"),
+    *(".avif", ".heic", ".heif", ".hif"),
+}
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is there is the test split
 TEST_SHARE = 0.2
+BY_NAME = f"split by the hash of each name, {TEST_SHARE:.0%} for test"
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,13 @@ def read_folder(
         raise UserError(f"--image-size must be {limits}, not {image_size}")
     image_size = sides[0], sides[1]
     train, test, how = _splits(folder)
+    by_name = how == BY_NAME
     names = _class_names(folder, train, test)
     found = [
         _labelled(folder, pictures, image_size, names, share) for pictures, share in ((train, 1.0), (test, centre))
     ]
     splits, left_out = readable(folder, found, skip_bad, input, processes, anew)
-    return Splits(train=splits[0], test=splits[1], source=f"{folder} ({how}){left_out}", centre=centre)
+    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", centre=centre, by_name=by_name)
 
 
 def in_test(label: str, path: str | Path) -> bool:
@@ -134,7 +139,7 @@ def _splits(folder: Path) -> tuple[list[Picture], list[Picture], str]:
     if not parts:
         every = list(_pictures(folder, folder))
         train, test = ([p for p in every if in_test(p.label, p.path) is wanted] for wanted in (False, True))
-        return train, test, f"split by the hash of each name, {TEST_SHARE:.0%} for test"
+        return train, test, BY_NAME
     tests = [name for name in parts if name in TEST_NAMES]
     train = list(_pictures(folder / "train", folder)) if "train" in parts else []
     test = list(_pictures(folder / tests[0], folder)) if tests else []

@@ -1,6 +1,7 @@
 """What a report tells of a run: found by looking at its weights and test images, before a word is written."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Findings:
       mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
       checkpoint: which weights.
       test_fingerprint: of the test images.
+      path: of the data; None for what this version draws.
     """
 
     info: RunInfo
@@ -48,6 +50,7 @@ class Findings:
     mistakes: list[tuple[np.ndarray, int, int, float]]
     checkpoint: Which
     test_fingerprint: str
+    path: str | None = None
 
     @property
     def is_own(self) -> bool:
@@ -55,8 +58,15 @@ class Findings:
 
         A run of weights from elsewhere has no images of its own; any will do.
         """
+        return not self.differs
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """What sets this apart from the run's own latest weights and test images, as words for a folder's name."""
         known = self.info.data["test_fingerprint"]
-        return self.checkpoint == "latest" and (known is None or same_data(known, self.test_fingerprint))
+        own = known is None or same_data(known, self.test_fingerprint)
+        other = re.sub(r"[^\w.-]+", "-", Path(self.path).name) if self.path else "other"
+        return (*(["best"] if self.checkpoint == "best" else []), *([] if own else [other]))
 
     def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
         """The mistakes' images, each with what it is and was taken for."""
@@ -97,6 +107,7 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
         mistakes=most_confident_mistakes(test, softmax(logits, assessment.trust.temperature)),
         checkpoint=checkpoint,
         test_fingerprint=test.fingerprint(),
+        path=splits.path,
     )
 
 

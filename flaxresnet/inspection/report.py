@@ -32,7 +32,7 @@ DPI = 180  # dots to an inch: figures are sharp where a page shows them large, a
 
 
 def write_report(run: str | Path, found: Findings) -> Path:
-    """Writes `report/index.html` and its PNGs into a run's folder.
+    """Writes `report/index.html` and its PNGs into a run's folder; of other weights or images, beside that.
 
     Args:
       run: the run's folder.
@@ -44,18 +44,18 @@ def write_report(run: str | Path, found: Findings) -> Path:
     Raises:
       UserError: the folder cannot be written.
     """
-    folder = Path(run) / "report"
+    folder = Path(run) / "-".join(["report", *found.differs])
     with saying_why_not(folder):
         folder.mkdir(exist_ok=True)
     name = Path(run).absolute().resolve().name
-    html = page.page(f"{name}: report", parts_of(found, name, folder))
+    html = page.page(f"{name}: report", parts_of(found, name, folder, str(run)))
     with replacing(folder / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
     return folder / "index.html"
 
 
-def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
-    """The page's parts, in order; figures are written into the folder on the way."""
+def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str]:
+    """The page's parts, in order; figures are written into the folder on the way. `run` is the run's folder."""
 
     def chart(file: str, alt: str, draw: Callable[[str], Figure]) -> str:
         for theme, path in (("light", folder / f"{file}.png"), ("dark", folder / f"{file}-dark.png")):
@@ -91,10 +91,14 @@ def parts_of(found: Findings, name: str, folder: Path) -> Iterator[str]:
     curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
     yield page.section("Does it know when it is sure?", curve, *map(page.words, _calibration(found)))
     yield page.section("The most confident mistakes", *_mistakes(found))
-    yield page.section("Photos taken otherwise", *_robustness(found))
+    yield page.section("Photos taken otherwise", *_robustness(found, run))
     yield page.section("Set-up", *_set_up(found))
 
 
+FINETUNING = (
+    "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 30 --workdir {to}\n"
+    "python -m flaxresnet evaluate {to}"
+)
 CURVES = (
     "Training figures are of the augmented images, while the weights moved; test figures of all test images after each "
     "epoch."
@@ -188,7 +192,7 @@ def _mistakes(found: Findings) -> Iterator[str]:
     )
 
 
-def _robustness(found: Findings) -> Iterator[str]:
+def _robustness(found: Findings, run: str) -> Iterator[str]:
     told, names = found.robustness, found.info.class_names
     low, high = wilson_interval(told.clean.correct, told.clean.images)
     yield page.words(
@@ -200,11 +204,15 @@ def _robustness(found: Findings) -> Iterator[str]:
     before, after = calibration_error(told.before), calibration_error(told.after)
     yield page.words(
         f"In brackets: 95% intervals. On these photos the expected calibration error is {before:.3f}, and {after:.3f} "
-        "with the temperature, where each half of every class was judged by that of the other half. Photos of other "
-        "people differ in more ways than these; if yours are classified badly, let it learn from twenty of them: "
-        "train.py --recipe finetune --init with this run's folder.",
+        "with the temperature, where each half of every class was judged by that of the other half.",
         soft=True,
     )
+    yield page.words(
+        "Photos of other people differ in more ways than these. If yours are classified badly: let what is to be told "
+        "apart fill the picture, as in the training images; and let the network learn from twenty or more of yours, "
+        "laid into mine/train/CLASS/, and others into mine/test/CLASS/:"
+    )
+    yield f"<pre>{escape(FINETUNING.format(run=shlex.quote(run), to=shlex.quote(run.rstrip('/') + '-mine')))}</pre>"
     if told.failures:
         yield page.words("The surest mistake of each kind, of images that are answered rightly as they are:")
         yield page.photos(

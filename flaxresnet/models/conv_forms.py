@@ -146,12 +146,13 @@ def _taps_along(side: int, size: int, step: int, low: int, count: int) -> Iterat
 def on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[slice, slice, Window]:
     """The kernel's rows and columns that meet pixels (all, if none does), and the window of the kernel cut to them."""
     places = [tap.place for tap in taps_on_pixels(image, kernel, window)] or [(0, 0), (kernel[0] - 1, kernel[1] - 1)]
-    sides = tuple(slice(min(along), max(along) + 1) for along in zip(*places, strict=True))
-    pads = tuple(
-        (low - side.start, high - (size - side.stop))
-        for side, size, (low, high) in zip(sides, kernel[:2], window.pads, strict=True)
-    )
-    return *sides, window._replace(pads=pads)
+    down, right = (slice(min(along), max(along) + 1) for along in zip(*places, strict=True))
+
+    def left(met: slice, size: int, pads: tuple[int, int]) -> tuple[int, int]:
+        return pads[0] - met.start, pads[1] - (size - met.stop)
+
+    pads = left(down, kernel[0], window.pads[0]), left(right, kernel[1], window.pads[1])
+    return down, right, window._replace(pads=pads)
 
 
 def share_of_taps(image: Sequence[int], kernel: Sequence[int], window: Window) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flaxresnet.config import PARTS, TrainConfig
-from flaxresnet.errors import UserError
+from flaxresnet.errors import UserError, listed
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
@@ -87,6 +87,8 @@ def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class
         same = weights.num_classes == len(class_names)
         why = "other names or another size of images" if same else f"{there} there, {len(class_names)} here"
         head = f"the last layer starts anew ({why})"
+        if lost := sorted(set(weights.class_names or ()) - set(class_names)):
+            head += f"; it will not know {listed(lost)} any more, unless the data have pictures of them too"
     scaling = "; it does not tell how its pixels were scaled: as those of its kind are, it is assumed"
     told = "" if "preprocessing" not in weights.assumed else scaling
     return f"starting from {config.init}: {weights.network.model}, {weights.network.variant}; {head}{told}"

@@ -1,6 +1,7 @@
 """A run's report: its figures are those of the data, and its page is whole in a browser."""
 
 import contextlib
+import html
 import json
 import re
 import shutil
@@ -233,8 +234,16 @@ def test_other_data_leave_the_runs_own_calibration(finished_run, monkeypatch, tm
     kept = (run / "calibration.safetensors").read_bytes()
     write_hdf5(tmp_path / "test.h5", "test", blobs(30, seed=31))
     monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "test.h5")])
+    own = (run / "report" / "index.html").read_bytes()
     assert commands.main() == 0
     assert (run / "calibration.safetensors").read_bytes() == kept
+    assert (run / "report" / "index.html").read_bytes() == own
+    assert "30 images of" in (run / "report-test.h5" / "index.html").read_text()
+
+
+def test_the_page_says_how_to_learn_from_ones_own_photos(run, noisy_splits):
+    text = html.unescape(write_report(run, investigate(run, noisy_splits)).read_text())
+    assert f"python train.py --data mine/ --init '{run}' --recipe finetune --batch-size 10 --epochs 30" in text
 
 
 def test_without_test_images_there_is_nothing_to_report(run):

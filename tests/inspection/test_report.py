@@ -106,7 +106,7 @@ def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tm
     assert commands.main() == 0
     assert "the run's own calibration stays as it is" in capsys.readouterr().out
     assert not (run / "calibration.safetensors").exists()
-    text = (run / "report" / "index.html").read_text()
+    text = (run / "report-best" / "index.html").read_text()
     assert "of which the weights are taken that were best on the test images (a flattering choice)" in text
     assert "and, as these are not its own or not its latest, not kept" in text
 

@@ -198,23 +198,23 @@ def figures(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    title = "milliseconds (half of what lies between the 10th and the 90th percentile); * is what is taken"
+    title = "milliseconds, medians; * is what is taken; ± is the widest half of a 10–90% range, of its median"
     table = Table("layer", "of", box=box.SIMPLE, title=title, title_justify="left")
     known = dict.fromkeys((*KERNEL_GRADIENT, *(f"{name}{FIRST}" for name in ROWS)))
     names = [name for name in known if any(name in row["milliseconds"] for row in rows)]
-    for name in ("input", "batch", *names):
-        table.add_column(name, justify="right", overflow="fold")
+    for name in ("input", "batch", *(name.replace(" ", "\n") for name in names), "±"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [cell(row, name) if name in row["milliseconds"] else "" for name in names]
-        table.add_row(row["layer"], row["what"], f"{row['side']}×{row['side']}", str(row["batch"]), *cells)
+        times = row["milliseconds"]
+        cells = [cell(times[name], name == row["chosen"]) if name in times else "" for name in names]
+        spread = max((row["ninetieth"][name] - row["tenth"][name]) / 2 / times[name] for name in times)
+        size = f"{row['side']}×{row['side']}"
+        table.add_row(row["layer"], row["what"], size, str(row["batch"]), *cells, f"{spread:.0%}")
     return table
 
 
-def cell(row: dict[str, Any], form: str) -> str:
-    spread = (row["ninetieth"][form] - row["tenth"][form]) / 2
-    digits = 2 if row["milliseconds"][form] < 1 else 1
-    mark = "*" if form == row["chosen"] else " "
-    return f"{row['milliseconds'][form]:.{digits}f}{mark} ({spread:.{digits}f})"
+def cell(milliseconds: float, is_chosen: bool) -> str:
+    return f"{milliseconds:.{2 if milliseconds < 1 else 1}f}{'*' if is_chosen else ' '}"
 
 
 if __name__ == "__main__":

@@ -88,16 +88,20 @@ def main(arguments: Arguments) -> None:
     test = fitted(classifier, splits.test, splits.source)
     rows: list[dict[str, Any]] = []
     for name, some in photos(test.images[:]):
-        answers = classifier.answers(np.stack([classifier.preprocessing.load(photo) for photo in some]))
-        framed, parts = zip(*map(classifier.framed, some), strict=True)
-        closer = classifier.answers(np.stack(framed))
+        images = np.stack([classifier.preprocessing.load(photo) for photo in some])
+        answers = classifier.answers(images)
+        parts = {i: classifier.closer(some[i], float(answers.strangeness[i])) for i in np.flatnonzero(answers.strange)}
+        parts = {place: part for place, part in parts.items() if part is not None}
+        for place, (image, _) in parts.items():
+            images[place] = image
+        closer = classifier.answers(images)
         rights = [int((a.probabilities.argmax(axis=1) == test.labels).sum()) for a in (answers, closer)]
         rows.append(
             {
                 "photos": name,
                 "images": len(test),
                 "strange": int(answers.strange.sum()),
-                "in part": sum(part is not None for part in parts),
+                "in part": len(parts),
                 "right, whole": rights[0],
                 "right, as predict": rights[1],
                 "confidence, whole": float(answers.probabilities.max(axis=1).mean()),

@@ -185,11 +185,7 @@ class Classifier:
         return Answers(softmax(logits, self.temperature), scores, strange)
 
     def framed(self, photo: np.ndarray) -> tuple[np.ndarray, Box | None]:
-        """What to answer by: the whole photo, or, where that is strange, a part that is not (`parts`).
-
-        A thing that is small in the photo fills one of its parts, as things filled the training images. The parts are
-        cut from the photo's own pixels; the least strange counts, if it is like the training images and `PLAINER` than
-        the whole: parts of what is strange for other reasons, such as its light, are hardly less so.
+        """What to answer by: the whole photo, or, where that is strange, a part that is not (`closer`).
 
         Args:
           photo: (height, width, 3) uint8, of any size.
@@ -201,13 +197,30 @@ class Classifier:
         score = trust.strangeness(self.see(whole[None])[1]) if trust else None
         if trust is None or score is None or score[0] <= trust.threshold:
             return whole, None
+        return self.closer(photo, float(score[0])) or (whole, None)
+
+    def closer(self, photo: np.ndarray, score: float) -> tuple[np.ndarray, Box] | None:
+        """The part of a strange photo to answer by, see `parts`, in the network's size, and which it is, in pixels.
+
+        A thing that is small in the photo fills one of its parts, as things filled the training images. The parts are
+        cut from the photo's own pixels; the least strange counts, if it is like the training images and `PLAINER` than
+        the whole: parts of what is strange for other reasons, such as its light, are hardly less so.
+
+        Args:
+          photo: (height, width, 3) uint8, of any size.
+          score: the whole photo's strangeness.
+
+        Returns:
+          None where no part is like the training images, or the run does not know these.
+        """
+        if self.trust is None or not len(self.trust.references):
+            return None
         aspect = self.preprocessing.width / self.preprocessing.height
         boxes = list(parts(photo.shape[0], photo.shape[1], aspect))
         images = np.stack([self.preprocessing.load(photo, lambda *_, box=box: box) for box in boxes])
-        scores = strangeness(self.see(images)[1], trust.references)
+        scores = strangeness(self.see(images)[1], self.trust.references)
         best = int(scores.argmin())
-        found = scores[best] <= min(trust.threshold, PLAINER * score[0])
-        return (images[best], boxes[best]) if found else (whole, None)
+        return (images[best], boxes[best]) if scores[best] <= min(self.trust.threshold, PLAINER * score) else None
 
     def predict(self, photo: str | Path | IO[bytes] | np.ndarray, closer: bool = True) -> Prediction:
         """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.

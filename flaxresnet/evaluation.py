@@ -132,7 +132,7 @@ def evaluate(
     if split not in (None, *SPLITS):
         raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
     splits = data_for(run, data, split or "test", skip_bad)
-    split = split or ("all" if splits.by_name and not _is_own(run, splits) else "test")
+    split = split or ("all" if data and splits.by_name and not _is_own(run, splits) else "test")
     present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
     if not present:
         other = "train" if split == "test" else "test"

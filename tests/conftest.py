@@ -1,6 +1,8 @@
 """What tests share: small data, a small network, and compiled programs kept from test to test."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
@@ -17,6 +19,8 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
+from flaxresnet.trust.stored import Trust, digest
+from flaxresnet.trust.strangeness import normalised
 
 HASTE = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
@@ -77,6 +81,24 @@ def finished_run(tmp_path_factory, data_folder):
     workdir = tmp_path_factory.mktemp("runs") / "small"
     fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, augment=0.0, **SMALL), verbose=False)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def knowing_run(tmp_path_factory, finished_run):
+    """The run with what it knows of its training images, so that it calls all others strange. Read it only."""
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("knowing") / "run")
+    classifier = fr.Classifier.load(run, calibrated=False)
+    embeddings = classifier.see(blobs(40, seed=7).images)[1]
+    trust = Trust(digest(classifier.variables["params"]), 1.0, normalised(embeddings).astype(np.float16), 0.0)
+    replace(trust, threshold=2 * float(trust.strangeness(embeddings).max())).write(run)
+    return run
+
+
+def small_in_a_corner(index: int) -> np.ndarray:
+    """A white photo of 128×160 with one of the classes in its lower right corner, from (64, 96) on."""
+    photo = np.full((128, 160, 3), 255, np.uint8)
+    photo[64:, 96:] = np.kron(blobs(3, seed=8).images[index], np.ones((2, 2, 1), np.uint8))
+    return photo
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import blobs
+from conftest import blobs, small_in_a_corner
 from PIL import Image
 
 import flaxresnet as fr
@@ -156,37 +156,26 @@ def test_photos_are_answered_with_batch_norm_folded_into_the_convolutions(classi
     assert "rsqrt" not in program  # which batch norm divides by a standard deviation with
 
 
-@pytest.fixture
-def calibrated(finished_run, tmp_path):
-    """A run that knows the images like those of training, and calls all others strange."""
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    before = fr.Classifier.load(run)
-    embeddings = before.see(blobs(40, seed=7).images)[1]
-    trust = Trust(digest(before.variables["params"]), 1.0, normalised(embeddings).astype(np.float16), 0.0)
-    replace(trust, threshold=2 * float(trust.strangeness(embeddings).max())).write(run)
-    return fr.Classifier.load(run)
-
-
-def test_of_a_strange_photo_the_part_is_looked_at_that_is_least_so(calibrated, monkeypatch):
-    image = blobs(3, seed=8).images[2]
-    photo = np.full((128, 160, 3), 255, np.uint8)
-    photo[64:, 96:] = np.kron(image, np.ones((2, 2, 1), np.uint8))
-    whole, closer = (calibrated.predict(photo, closer=closer) for closer in (False, True))
+def test_of_a_strange_photo_the_part_is_looked_at_that_is_least_so(knowing_run, monkeypatch):
+    classifier, photo = fr.Classifier.load(knowing_run), small_in_a_corner(2)
+    whole, closer = (classifier.predict(photo, closer=closer) for closer in (False, True))
     assert (whole.part, whole.strange) == (None, True)
     left, upper, right, lower = closer.part
-    assert (96 <= left < right, 64 <= upper < lower) == (True, True), "within the thing"
+    assert 96 <= left < right <= 160, "within the thing"
+    assert 64 <= upper < lower <= 128
     assert closer.strangeness < whole.strangeness
     assert closer.label == "blue"
     assert closer.strange is False
-    framed, part = calibrated.framed(photo)
+    framed, part = classifier.framed(photo)
     assert part == closer.part
-    np.testing.assert_array_equal(framed, calibrated.preprocessing.load(photo, lambda *_: part))
+    np.testing.assert_array_equal(framed, classifier.preprocessing.load(photo, lambda *_: part))
     monkeypatch.setattr("flaxresnet.classifier.PLAINER", 0.0)  # no part is that plain
-    assert calibrated.predict(photo).part is None
+    assert classifier.predict(photo).part is None
 
 
-def test_a_photo_like_those_of_training_is_looked_at_whole(calibrated, classifier):
-    photo = np.asarray(Image.fromarray(blobs(3, seed=8).images[1]).resize((64, 64), Image.Resampling.NEAREST))
-    assert calibrated.predict(photo[::2, ::2]).part is None
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert classifier.predict(noise).part is None  # this run has nothing to compare with
+def test_a_photo_like_those_of_training_is_looked_at_whole(knowing_run, classifier, monkeypatch):
+    knowing = fr.Classifier.load(knowing_run)
+    monkeypatch.setattr(knowing, "closer", lambda *_: pytest.fail("it looked at parts"))
+    assert knowing.predict(blobs(3, seed=8).images[1]).part is None
+    assert classifier.predict(small_in_a_corner(2)).part is None  # this run has nothing to compare with
+    assert classifier.closer(small_in_a_corner(2), 1.0) is None

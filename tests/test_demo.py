@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from browser import chromium, listen
-from conftest import blobs
+from conftest import blobs, small_in_a_corner
 from PIL import Image
 
 import flaxresnet as fr
@@ -66,6 +66,17 @@ def test_a_dropped_jpeg_is_answered_and_junk_gets_a_sentence(address, finished_r
         assert "/tmp" not in page.locator("body").inner_text()
         # The browser itself says that it cannot show the junk; nothing else goes wrong, and nobody else is asked.
         assert [text for text in said if "127.0.0.1" not in text and "Failed to load resource" not in text] == []
+
+
+def test_of_a_strange_picture_a_part_is_answered_and_shown(knowing_run, tmp_path):
+    blocks = demo.make_page(fr.Classifier.load(knowing_run), "Colours", None)
+    (answer,) = (one.fn for one in blocks.fns.values() if one.name == "answer")
+    for name, photo in (("far", small_in_a_corner(2)), ("near", blobs(3, seed=8).images[2])):
+        Image.fromarray(photo).save(tmp_path / f"{name}.png")
+    shares, shown, note = answer(str(tmp_path / "far.png"))
+    assert (max(shares, key=shares.get), note) == ("blue", demo.CLOSER)
+    assert shown.shape[0] == shown.shape[1], "as the part is, and not the photo"
+    assert answer(str(tmp_path / "near.png"))[2] == ""
 
 
 def test_an_example_can_be_clicked(address):

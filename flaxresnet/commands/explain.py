@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, most_probable
+from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, looking_at, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.errors import UserError, listed
@@ -21,6 +21,8 @@ IN_A_LINE = 3  # classes under the picture, for which there is room
 @dataclass(frozen=True)
 class Arguments(PhotoArguments):
     """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
+
+    Of a photo that is unlike the training images it shows the part by which predict answers, if there is one.
 
     Example: python -m flaxresnet explain runs/default photo.jpg --top-k 3
     """
@@ -51,15 +53,15 @@ def main(arguments: Arguments) -> int:
     explainer = Explainer(classifier, arguments.stage, BATCH)
     folder, written = Path(arguments.to_folder), set[Path]()
 
-    def load(name: str) -> tuple[np.ndarray, np.ndarray]:
+    def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         photo = decode(name)
         image, part = classifier.framed(photo)
-        return shown(classifier.preprocessing.seen(photo, part)), image
+        return shown(classifier.preprocessing.seen(photo, part)), image, [looking_at(part)] if part else []
 
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:
-        probabilities, maps = explainer.explain(np.stack([image for _, (_, image) in batch]), chosen)
-        for (name, (photo, _)), row, heat in zip(batch, probabilities, maps, strict=True):
+        probabilities, maps = explainer.explain(np.stack([image for _, (_, image, _) in batch]), chosen)
+        for (name, (photo, _, seen)), row, heat in zip(batch, probabilities, maps, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
             short = shortened(Path(name).name, 24), shortened(explained, 24)
@@ -71,7 +73,7 @@ def main(arguments: Arguments) -> int:
             with saying_why_not(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(figure, target)
-            print(f"{name}  {names[int(best[0])]}  {row[best[0]]:.4f}  {target}", flush=True)
+            print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *seen, target, sep="  ", flush=True)
     return reader.status()
 
 

@@ -13,6 +13,7 @@ import tyro
 
 from flaxresnet.config import Which
 from flaxresnet.data.folder import ENDINGS
+from flaxresnet.data.preprocess import Box
 from flaxresnet.errors import UserError
 
 T = TypeVar("T")
@@ -77,6 +78,12 @@ def check(arguments: PhotoArguments) -> None:
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:
     """(classes,) probabilities → the indices of the highest, the highest first."""
     return np.argsort(-row, kind="stable")[:count]
+
+
+def looking_at(part: Box) -> str:
+    """In words, the part of a photo that an answer is about."""
+    left, upper, right, lower = map(round, part)
+    return f"looking at {left} to {right} across, {upper} to {lower} down"
 
 
 class Reader(Generic[T]):

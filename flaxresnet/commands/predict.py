@@ -3,14 +3,14 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import PhotoArguments, Reader, check, most_probable
+from flaxresnet.commands.photos import PhotoArguments, Reader, check, looking_at, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.data.preprocess import Box
@@ -54,16 +54,15 @@ def main(arguments: Arguments) -> int:
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
-        files, images = zip(*batch, strict=True)
+        files, images = map(list, zip(*batch, strict=True))
         answers = classifier.answers(np.stack(images), views=arguments.tta)
-        parts: Sequence[Box | None] = [None] * len(files)
-        if arguments.closer and answers.strange is not None and answers.strange.any():
-            framed = [
-                classifier.framed(decode(file)) if strange else (image, None)
-                for file, image, strange in zip(files, images, answers.strange, strict=True)
-            ]
-            images, parts = zip(*framed, strict=True)
-            answers = classifier.answers(np.stack(images), views=arguments.tta)
+        parts: list[Box | None] = [None] * len(files)
+        if arguments.closer and answers.strange is not None and answers.strangeness is not None:
+            for place in np.flatnonzero(answers.strange):
+                if found := classifier.closer(decode(files[place]), float(answers.strangeness[place])):
+                    images[place], parts[place] = found
+            if any(parts):
+                answers = classifier.answers(np.stack(images), views=arguments.tta)
         scores, signs = (
             [None] * len(batch) if known is None else known.tolist() for known in (answers.strangeness, answers.strange)
         )
@@ -81,17 +80,11 @@ Writer = Callable[[str, np.ndarray, float | None, bool | None, Box | None], Any]
 def as_words(names: tuple[str, ...], top_k: int) -> Writer:
     def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
         best = most_probable(row, top_k)
-        seen = ["looking at {} to {} across, {} to {} down".format(*spans(part))] if part else []
+        seen = [looking_at(part)] if part else []
         sign = [UNLIKE] if strange else []
         print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *seen, *sign, sep="  ")
 
     return write
-
-
-def spans(part: Box) -> tuple[int, int, int, int]:
-    """Pixels of a part: from and to across, and down."""
-    left, upper, right, lower = map(round, part)
-    return left, right, upper, lower
 
 
 def as_json(names: tuple[str, ...], top_k: int) -> Writer:

@@ -87,7 +87,8 @@ def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class
         same = weights.num_classes == len(class_names)
         why = "other names or another size of images" if same else f"{there} there, {len(class_names)} here"
         head = f"the last layer starts anew ({why})"
-        if lost := sorted(set(weights.class_names or ()) - set(class_names)):
+        if weights.class_names and set(class_names) < set(weights.class_names):  # some of its own, left out by chance
+            lost = [name for name in weights.class_names if name not in class_names]
             head += f"; it will not know {listed(lost)} any more, unless the data have pictures of them too"
     scaling = "; it does not tell how its pixels were scaled: as those of its kind are, it is assumed"
     told = "" if "preprocessing" not in weights.assumed else scaling

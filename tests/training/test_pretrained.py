@@ -68,9 +68,9 @@ def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_class
     train(two_classes, tmp_path / "run", verbose=True, init=str(finished_run), learning_rate=1e-9)
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        f"starting from {finished_run}: resnet14, tutorial; the last layer starts anew (3 classes there, 2 here)"
-        in said
-    )
+        f"starting from {finished_run}: resnet14, tutorial; the last layer starts anew (3 classes there, 2 here); "
+        "it will not know blue any more, unless the data have pictures of them too"
+    ) in said
     before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
     assert after["fc/kernel"].shape[1] == 2
     for name in after:

@@ -104,6 +104,14 @@ def test_few_rows_by_a_large_kernel(monkeypatch, images, dtype, most):
     np.testing.assert_allclose(np.asarray(found, np.float64)[:, 0, 0], expected, atol=most * abs(expected).max())
 
 
+@pytest.mark.parametrize(("images", "is_product"), [(4, False), (5, True)])  # of 2×2 pixels: 16 rows, and 20
+def test_few_rows_are_sums_and_more_are_a_product(images, is_product):
+    weights = {"params": {"kernel": np.ones((512, 3, 3, 512), np.float32), "bias": np.zeros(512, np.float32)}}
+    x = np.ones((images, 2, 2, 512), np.float32)
+    text = jax.jit(conv.FoldedConv(512, (3, 3)).apply).lower(weights, x).as_text()
+    assert ("dot_general" in text) is is_product
+
+
 def test_places_of_a_kernel_that_meet_no_pixel_are_not_read():
     weights = {"params": {"kernel": np.ones((512, 3, 3, 512), np.float32), "bias": np.zeros(512, np.float32)}}
     text = jax.jit(conv.FoldedConv(512, (3, 3)).apply).lower(weights, np.ones((1, 1, 1, 512), np.float32)).as_text()

@@ -4,13 +4,17 @@ A network is first trained on drawn hand signs. Then, for each seed and number o
 (as many of each class) train a network from those weights with the recipe `finetune`, and one from scratch with the
 recipe `robust`, for as many epochs. Test accuracy is on all test pictures; the interval is over them, for all seeds
 together.
+
+`--rooms 0 1 2` asks instead whether a network that knows the classes can be brought to know a room: the test pictures
+of DATA as each room shows them (`in_room`), some of each class to learn and the others as a test.
 """
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -21,7 +25,14 @@ from rich.table import Table
 
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.errors import UserError
+from flaxresnet.recipes import Model
 from flaxresnet.training.metrics import wilson_interval
+from flaxresnet.training.preparation import check_trainable
+from flaxresnet.trust.shifts import SHIFTS, STRENGTHS
+
+# What all pictures of a room have in common; behind each is a wall with clutter, whatever the strength.
+ROOM = ("background", "scale", "colour temperature", "gamma", "light gradient")
 
 
 @dataclass(frozen=True)
@@ -46,60 +57,114 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Choices of the pictures, and starts of training."""
 
+    rooms: tuple[int, ...] = ()
+    """Rooms, by their numbers, in which the test pictures are in place of DATA as it is."""
+
+    strength: Literal["mild", "middle", "strong"] = "middle"
+    """How much a room's light and distance differ."""
+
+    ways: tuple[str, ...] = ("as it is", "fine-tuned", "from scratch")
+    """Some of these."""
+
+    options: tuple[str, ...] = ()
+    """More options of fine-tuning, as NAME=VALUE in JSON: learning_rate=1e-3."""
+
     epochs: int = 30
     """Of fine-tuning, and of training from scratch."""
 
     batch_size: int = 20
     """Images in a step."""
 
-    model: str = "resnet50"
+    model: Model = "resnet50"
     """Size of the network."""
 
     json: Path | None = None
     """Write the figures to this file."""
 
 
-def some_of(data: fr.Dataset, count: int, seed: int) -> fr.Dataset:
-    """As many pictures of each class, drawn from a seed."""
+def some_of(data: fr.Dataset, count: int, seed: int) -> tuple[fr.Dataset, fr.Dataset]:
+    """As many pictures of each class, drawn from a seed, and all others."""
     order = np.random.default_rng(seed).permutation(len(data))
     classes = len(data.class_names)
-    chosen = [i for c in range(classes) for i in order[data.labels[order] == c][: count // classes]]
-    return fr.Dataset(data.images[np.sort(chosen)], data.labels[np.sort(chosen)], data.class_names)
+    chosen = np.sort([i for c in range(classes) for i in order[data.labels[order] == c][: count // classes]])
+    rest = np.setdiff1d(np.arange(len(data)), chosen)
+    first, second = (fr.Dataset(data.images[i], data.labels[i], data.class_names) for i in (chosen, rest))
+    return first, second
+
+
+def in_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
+    """All pictures before the same wall, under the same lamp, from the same distance; which ones the number says."""
+    images = []
+    for image in data.images[:]:
+        random = np.random.default_rng(room)
+        for name in ROOM:
+            amount = SHIFTS[name].amounts[STRENGTHS.index("strong" if name == "background" else strength)]
+            image = np.clip(np.rint(SHIFTS[name].change(image, amount, random)), 0, 255).astype(np.uint8)
+        images.append(image)
+    return fr.Dataset(np.stack(images), data.labels, data.class_names)
+
+
+def tasks(arguments: Arguments) -> Iterator[tuple[dict[str, Any], fr.Dataset, fr.Dataset]]:
+    """What is asked, the pictures to learn and those to test."""
+    train, test = check_trainable(fr.open_dataset(arguments.data))
+    for count in arguments.counts:
+        for seed in arguments.seeds:
+            for room in arguments.rooms:
+                asked = {"pictures": f"{count} of room {room}", "seed": seed}
+                yield asked, *some_of(in_room(test, room, arguments.strength), count, seed)
+            if not arguments.rooms:
+                yield {"pictures": str(count), "seed": seed}, some_of(train, count, seed)[0], test
+
+
+def more_options(given: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return {name: json.loads(value) for name, value in (option.split("=", 1) for option in given)}
+    except ValueError:
+        raise UserError(f"--options {' '.join(given)!r}: give NAME=VALUE, the value as in JSON") from None
+
+
+def right(way: str, folder: str, seed: int, arguments: Arguments) -> list[float]:
+    """Test accuracy on the data in a folder after each epoch of training in this way, or without training."""
+    if way == "as it is":
+        return [fr.evaluate(arguments.pretrained, folder, split="test").accuracy]
+    finetuning = {"init": arguments.pretrained, "recipe": "finetune"} | more_options(arguments.options)
+    options: dict[str, Any] = {"model": arguments.model, "data": folder, "seed": seed, "epochs": arguments.epochs}
+    options |= {"batch_size": arguments.batch_size, "workdir": f"{folder}/{way}", "report": False}
+    run = fr.fit(fr.TrainConfig(**options | (finetuning if way == "fine-tuned" else {})), verbose=False)
+    return [row["test_accuracy"] for row in run.history]
 
 
 def main(arguments: Arguments) -> None:
-    splits = fr.open_dataset(arguments.data)
-    common: dict[str, Any] = {"model": arguments.model}
-    pretraining = fr.TrainConfig(workdir=arguments.pretrained, epochs=arguments.pretraining_epochs, **common)
-    pretrained = fr.fit(pretraining)
-    print(f"drawn hand signs: test accuracy {pretrained.test_accuracy:.3f}")
-    ways = {"fine-tuned": {"init": arguments.pretrained, "recipe": "finetune"}, "from scratch": {"recipe": "robust"}}
+    more_options(arguments.options)  # a mistake there shows before anything is trained
+    pretraining = fr.TrainConfig(
+        workdir=arguments.pretrained, epochs=arguments.pretraining_epochs, model=arguments.model
+    )
+    if not Path(arguments.pretrained, "config.json").exists():
+        print(f"drawn hand signs: test accuracy {fr.fit(pretraining).test_accuracy:.3f}")
     rows = []
-    for count in arguments.counts:
-        for seed in arguments.seeds:
-            with tempfile.TemporaryDirectory() as folder:
-                write_hdf5(Path(folder) / "train.h5", "train", some_of(splits.train, count, seed))
-                write_hdf5(Path(folder) / "test.h5", "test", splits.test)
-                common |= {"data": folder, "seed": seed, "epochs": arguments.epochs, "batch_size": arguments.batch_size}
-                for way, options in ways.items():
-                    run = fr.fit(fr.TrainConfig(workdir=f"{folder}/{way}", **common, **options), verbose=False)
-                    history = [row["test_accuracy"] for row in run.history]
-                    rows.append(
-                        {"count": count, "seed": seed, "way": way, "accuracy": run.test_accuracy, "history": history}
-                    )
-                    print(f"{count} pictures, seed {seed}, {way}: test accuracy {run.test_accuracy:.3f}", flush=True)
-    Console(width=100).print(as_table(rows, len(splits.test)))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    for asked, train, test in tasks(arguments):
+        with tempfile.TemporaryDirectory() as folder:
+            for split, part in (("train", train), ("test", test)):
+                write_hdf5(Path(folder) / f"{split}.h5", split, part)
+            for way in arguments.ways:
+                history = right(way, folder, asked["seed"], arguments)
+                rows.append(asked | {"way": way, "accuracy": history[-1], "history": history, "images": len(test)})
+                what = ", ".join(f"{name} {value}" for name, value in asked.items())
+                print(f"{what}, {way}: test accuracy {history[-1]:.3f}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    Console(width=100).print(as_table(rows))
 
 
-def as_table(rows: list[dict[str, Any]], test_images: int) -> Table:
+def as_table(rows: list[dict[str, Any]]) -> Table:
     table = Table("pictures", "way", "test accuracy by seed", "mean", "95% interval", box=box.SIMPLE)
-    for count, way in dict.fromkeys((row["count"], row["way"]) for row in rows):
-        found = [row["accuracy"] for row in rows if (row["count"], row["way"]) == (count, way)]
-        low, high = wilson_interval(round(sum(found) * test_images), len(found) * test_images)
-        figures = ", ".join(f"{accuracy:.3f}" for accuracy in found)
-        table.add_row(str(count), way, figures, f"{np.mean(found):.3f}", f"{low:.3f}–{high:.3f}")
+    for pictures, way in dict.fromkeys((row["pictures"], row["way"]) for row in rows):
+        found = [row for row in rows if (row["pictures"], row["way"]) == (pictures, way)]
+        images = sum(row["images"] for row in found)
+        low, high = wilson_interval(round(sum(row["accuracy"] * row["images"] for row in found)), images)
+        figures = ", ".join(f"{row['accuracy']:.3f}" for row in found)
+        mean = np.mean([row["accuracy"] for row in found])
+        table.add_row(pictures, way, figures, f"{mean:.3f}", f"{low:.3f}–{high:.3f}")
     return table
 
 

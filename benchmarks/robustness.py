@@ -28,7 +28,9 @@ from flaxresnet.errors import UserError
 from flaxresnet.evaluation import data_for, fitted
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
-from flaxresnet.trust.shifts import STRENGTHS, hits, together
+from flaxresnet.trust.assessment import assess
+from flaxresnet.trust.calibration import calibration_error, reliability, softmax
+from flaxresnet.trust.shifts import STRENGTHS, all_shifts, hits, together
 
 BLOCKS = 40  # of the training images, in the order of the data
 TOGETHER = (3, 5)  # kinds of change at once
@@ -113,6 +115,29 @@ def summary(rows: list[Any], strengths: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+def calibrated(classifier: Classifier, test: fr.Dataset, strengths: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows of images, and their expected calibration errors as trained and with the temperature of unchanged ones.
+
+    Each half of every class is judged by the temperature of the other half, as in the report.
+    """
+    images, labels = test.images[:], test.labels
+    clean, nothing = classifier.logits(images), np.zeros((len(test), 1), np.float32)
+    temperatures = assess("", clean, labels, nothing, nothing[:0]).temperatures
+    sets = [("none", [clean])]
+    for strength in strengths:
+        sets.append((strength, [classifier.logits(new) for _, _, new in all_shifts(images, (strength,))]))
+        sets += [
+            (f"{count} together, {strength}", [classifier.logits(together(images, count, strength))])
+            for count in TOGETHER
+        ]
+    rows = []
+    for name, parts in sets:
+        logits, truth, by = np.concatenate(parts), np.tile(labels, len(parts)), np.tile(temperatures, len(parts))
+        errors = [calibration_error(reliability(softmax(logits, t), truth)) for t in (1.0, by)]
+        rows.append({"images": name, "as trained": errors[0], "with the temperature": errors[1]})
+    return rows
+
+
 def as_table(run: str, rows: list[Any], several: list[Any], strengths: tuple[str, ...]) -> Table:
     table = Table("change", *strengths, title=run, box=box.SIMPLE)
     found = summary(rows, strengths)
@@ -128,6 +153,14 @@ def as_table(run: str, rows: list[Any], several: list[Any], strengths: tuple[str
     table.add_row("worst", *(f"{found[strength]['worst']:.3f}" for strength in strengths))
     for kind in dict.fromkeys(row["shift"] for row in several):
         table.add_row(kind, *(figure(row) for row in several if row["shift"] == kind))
+    return table
+
+
+def errors_of(run: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table("calibration error", *list(rows[0])[1:], title=run, box=box.SIMPLE)
+    for row in rows:
+        name, *errors = row.values()
+        table.add_row(name, *(f"{error:.3f}" for error in errors))
     return table
 
 
@@ -179,8 +212,10 @@ def main(arguments: Arguments) -> None:
         several = measured_together(classify, test, arguments.strengths)
         console.print(as_table(run, rows, several, arguments.strengths))
         found = {"recipe": recipe_of(run), "summary": summary(rows, arguments.strengths), "rows": rows}
+        errors = calibrated(classifier, test, arguments.strengths)
+        console.print(errors_of(run, errors))
         found["other"] = {other: fr.evaluate(run, other, split="train").accuracy for other in arguments.other}
-        everything[run] = found | {"together": several}
+        everything[run] = found | {"together": several, "calibration": errors}
     console.print(comparison(everything, arguments.strengths, arguments.other))
     if arguments.json:
         arguments.json.write_text(json.dumps(everything, indent=2) + "\n")

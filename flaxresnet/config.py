@@ -164,6 +164,9 @@ class TrainConfig:
     layer_decay: float | None = option(None, SHARE)
     """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
 
+    keep_statistics: bool | None = None
+    """Batch norm's statistics stay as --init has them while the weights learn; for batches of a few images."""
+
     recalibrate: int = option(512, at_least(0), at_most(MOST_STEPS))
     """Images, augmented as training has them, that batch norm's statistics are measured on; 0: running averages."""
 
@@ -239,6 +242,11 @@ class TrainConfig:
         return PARTS if "backbone" in named else tuple(part for part in PARTS if part in named)
 
     @property
+    def measures_statistics(self) -> bool:
+        """Whether batch norm's statistics are measured for evaluation: not where all of them stay as they are."""
+        return self.recalibrate > 0 and not self.settings.keep_statistics and self.frozen != PARTS
+
+    @property
     def mirrors(self) -> bool:
         """Whether half of the images are mirrored: with any of what changes where in an image things are."""
         settings = self.settings
@@ -262,7 +270,12 @@ class TrainConfig:
                 f"--weight-decay {settings.weight_decay} is not for --optimizer adam, whose steps would undo it; "
                 "give --optimizer adamw, or --weight-decay 0"
             )
-        if settings.ema and not self.recalibrate and self.frozen != PARTS:
+        if settings.keep_statistics and not self.init:
+            raise UserError(
+                "--keep-statistics needs --init, whose statistics of batch norm it keeps; give --init, or "
+                "--no-keep-statistics"
+            )
+        if settings.ema and not self.recalibrate and not settings.keep_statistics and self.frozen != PARTS:
             raise UserError(
                 f"--ema {settings.ema} needs --recalibrate above 0, for batch norm's running averages are those of "
                 "the weights before averaging; leave --recalibrate out, or give --ema 0"

@@ -55,6 +55,7 @@ class Recipe:
     residual_scale: float = 1.0
     head_epochs: float = 0.0
     layer_decay: float = 1.0
+    keep_statistics: bool = False
 
 
 TUTORIAL = Recipe()

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
 import pytest
 import tyro
 
@@ -47,6 +48,24 @@ def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on()
     assert peer.failure == "no reason given"
 
 
+def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance():
+    from finetuning import in_room, some_of
+
+    images = np.full((4, 32, 32, 3), 200, np.uint8)
+    for image, left in zip(images, (13, 14, 15, 16), strict=True):
+        image[14:, left : left + 8] = 90, 40, 30  # a thing before a plain wall
+    data = fr.Dataset(images, np.array([0, 0, 1, 1]), ("a", "b"))
+    one, other = in_room(data, 1, "middle"), in_room(data, 2, "middle")
+    assert one.images.shape == images.shape
+    corner = np.s_[:, :8, :8]
+    assert np.ptp(one.images[corner], axis=0).max() == 0, "the wall is the same behind all of them"
+    assert np.ptp(one.images[corner], axis=(0, 1, 2)).max() > 0, "and has something on it"
+    assert np.abs(one.images[corner].astype(int) - other.images[corner]).max() > 20, "each room has its own"
+    few, rest = some_of(one, 2, seed=0)
+    assert few.labels.tolist() == rest.labels.tolist() == [0, 1]
+    assert not {image.tobytes() for image in few.images} & {image.tobytes() for image in rest.images}
+
+
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [
@@ -55,6 +74,11 @@ def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on()
         ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
         ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
         ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),
+        (
+            "finetuning",
+            ["a", "--options", "freeze"],
+            "error: --options 'freeze': give NAME=VALUE, the value as in JSON",
+        ),
         ("start_up", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
     ],
 )

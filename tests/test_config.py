@@ -67,6 +67,7 @@ FLAGS = {
     "residual_scale": (["--residual-scale", "0.2"], 0.2),
     "head_epochs": (["--head-epochs", "1.5"], 1.5),
     "layer_decay": (["--layer-decay", "0.7"], 0.7),
+    "keep_statistics": (["--keep-statistics"], True),
     "recalibrate": (["--recalibrate", "0"], 0),
     "report": (["--no-report"], False),
     "tensorboard": (["--tensorboard"], True),
@@ -136,6 +137,7 @@ def test_defaults_are_those_of_the_help():
         "residual_scale": None,
         "head_epochs": None,
         "layer_decay": None,
+        "keep_statistics": None,
         "recalibrate": 512,
         "report": True,
         "tensorboard": False,
@@ -148,6 +150,7 @@ def test_defaults_are_those_of_the_help():
 
 # What recipes for small data do without.
 PLAIN = {
+    "keep_statistics": False,
     "optimizer": "adam",
     "weight_decay": 0,
     "clip": 0,
@@ -299,6 +302,10 @@ CONTRADICTIONS = [
         "--ema 0.9 needs --recalibrate above 0, for batch norm's running averages are those of the weights before "
         "averaging; leave --recalibrate out, or give --ema 0",
     ),
+    (
+        {"keep_statistics": True},
+        "--keep-statistics needs --init, whose statistics of batch norm it keeps; give --init, or --no-keep-statistics",
+    ),
 ]
 
 
@@ -317,6 +324,7 @@ def test_options_that_contradict_each_other_are_refused(options, message):
         {"accumulate": 4, "norm_batch": 8},
         {"optimizer": "adamw", "weight_decay": 0.1},
         {"ema": 0.9, "recalibrate": 0, "freeze": "backbone"},  # no statistics move there
+        {"ema": 0.9, "recalibrate": 0, "keep_statistics": True, "init": "runs/signs"},
     ],
 )
 def test_options_that_fit_together_are_accepted(options):
@@ -443,6 +451,7 @@ MISTAKES = [
     ("batch_size", 2**31, "--batch-size must be at most 2147483647, not 2147483648"),
     ("accumulate", 2**31, "--accumulate must be at most 2147483647, not 2147483648"),
     ("norm_batch", 2**31, "--norm-batch must be at most 2147483647, not 2147483648"),
+    ("keep_statistics", 1, "--keep-statistics must be true or false, not 1"),
     ("recalibrate", 2**31, "--recalibrate must be at most 2147483647, not 2147483648"),
     ("checkpoint_steps", 2**31, "--checkpoint-steps must be at most 2147483647, not 2147483648"),
     ("num_processes", 10**30, "--num-processes must be at most 1048576, not 1" + "0" * 30),

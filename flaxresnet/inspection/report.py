@@ -96,7 +96,7 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
 
 
 FINETUNING = (
-    "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 30 --workdir {to}\n"
+    "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {to}\n"
     "python -m flaxresnet evaluate {to}"
 )
 CURVES = (

@@ -75,6 +75,7 @@ class ResNet(nn.Module):
       norm_batch: images that batch norm takes its statistics over with `train=True`, as `BatchNorm.group`; None: all.
       frozen: parts (`"stem"`, `"stage2"`, …, as `part_of` names them) whose batch norm is not in training with
         `train=True`: it uses its running statistics and leaves them as they are.
+      keep_statistics: the same of all parts' batch norm, while the parameters learn.
     """
 
     num_classes: int
@@ -97,6 +98,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     norm_batch: int | None = None
     frozen: tuple[str, ...] = ()
+    keep_statistics: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
@@ -111,7 +113,7 @@ class ResNet(nn.Module):
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, **grouped)
 
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
-        x = norm(name="bn_conv1")(x, use_running_average=not train or "stem" in self.frozen)
+        x = norm(name="bn_conv1")(x, use_running_average=not (train and self.normalises_anew("stem")))
         x = self.act(x) if self.stem_relu else x
         x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, width) for 64×64 images, 16 with padding
 
@@ -122,8 +124,8 @@ class ResNet(nn.Module):
             planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
             for index, name in enumerate(block_names(blocks)):
                 block = self.block(planes, 1 if index else first, x.shape[-1])
-                learns = train and f"stage{stage}" not in self.frozen
-                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=learns)
+                anew = train and self.normalises_anew(f"stage{stage}")
+                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=anew)
             seen[f"stage{stage}"] = x
 
         x = x.astype(jnp.float32)
@@ -131,6 +133,10 @@ class ResNet(nn.Module):
         dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
         logits = dense(x)
         return seen | {"embedding": x, "logits": logits} if features else logits
+
+    def normalises_anew(self, part: str) -> bool:
+        """Whether a part's batch norm takes the batch's own statistics in training."""
+        return not self.keep_statistics and part not in self.frozen
 
     def block(self, planes: int, strides: int, channels: int) -> Callable[..., nn.Module]:
         """The kind of block that brings (…, channels) to a stage's shape."""

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import optax
 
-from flaxresnet.config import PARTS
 from flaxresnet.data.loader import Batch
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.weights import Weights
@@ -85,9 +84,8 @@ class Trainer:
         reporter.steps_per_epoch = self.train.steps_per_epoch
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
-        # Where all of the network but its last layer is frozen there are no statistics to measure.
-        measured = self.config.recalibrate and self.config.frozen != PARTS
-        self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measured else None
+        measures = self.config.measures_statistics
+        self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measures else None
         self.state: TrainState
         steps = [step for step, _ in saved.there()]
         self.goes_on = bool(steps)
@@ -162,6 +160,8 @@ class Trainer:
             self.reporter.note(self._where_it_goes_on(step, rows[-1]["epoch"] if rows else 0))
         if self.config.frozen:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
+        if self.config.settings.keep_statistics:
+            self.reporter.note("batch norm's statistics stay as the weights have them")
         if distributed.is_first() and (kept := self.folder.write_metrics(rows)):
             self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")
         return rows

@@ -37,6 +37,7 @@ MAY_CHANGE = {
 MAY_CHANGE_WHEN_TOLD = {
     *("recipe", "seed", "learning_rate", "schedule", "warmup_epochs", "label_smoothing", "momentum", "residual_scale"),
     *("augment", "augment_ramp", "backgrounds", "crop", "policy", "erase", "mixup", "cutmix", "flip", "precision"),
+    "keep_statistics",
 }
 
 
@@ -84,6 +85,7 @@ class RunInfo:
             residual_scale=c.settings.residual_scale,
             dtype=jnp.dtype(c.precision),
             frozen=c.frozen,
+            keep_statistics=c.settings.keep_statistics,
             norm_batch=c.norm_batch,
         )
 

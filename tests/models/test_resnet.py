@@ -152,6 +152,32 @@ def test_a_residual_scale_of_zero_leaves_the_shortcuts_alone(small, small_init):
     np.testing.assert_allclose(logits(start, images), logits(other, images), rtol=1e-5)
 
 
+def test_kept_statistics_are_used_in_training_as_in_evaluation_and_learned_around(small_init):
+    model = fr.ResNet(num_classes=3, stage_sizes=(1, 1), width=4)
+    images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
+    variables = small_init(model)
+    moved = jax.tree.map(lambda leaf: leaf - 0.05, variables["batch_stats"])  # not those of these images
+
+    def slope(network, train):
+        def loss(params):
+            there = {"params": params, "batch_stats": moved}
+            logits, new = network.apply(there, images, train=train, mutable=["batch_stats"])
+            return (logits**2).sum(), new["batch_stats"]
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    kept, after = slope(model.clone(keep_statistics=True), train=True)
+    evaluated, _ = slope(model, train=False)
+    usual, moving = slope(model, train=True)
+    jax.tree.map(np.testing.assert_array_equal, after, moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max()), kept, evaluated)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(kept)), "all parameters learn"
+    differs = jax.tree.map(lambda a, b: not np.allclose(a, b, rtol=1e-2), kept, usual)
+    assert differs["conv1"]["kernel"]
+    assert differs["bn_conv1"]["scale"]
+    assert not np.allclose(moving["bn_conv1"]["mean"], moved["bn_conv1"]["mean"])
+
+
 def test_bfloat16_is_the_arithmetic_of_the_layers_and_of_nothing_else(small):
     model, variables, images = small
     half = model.clone(dtype=jnp.bfloat16)

@@ -104,6 +104,19 @@ def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finis
         assert same is (layer in ("conv1", "bn_conv1")), name
 
 
+@pytest.mark.parametrize("more", [{}, {"recalibrate": 0}, {"ema": 0.5, "recalibrate": 0}, {"accumulate": 2}])
+def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
+    tmp_path, data_folder, finished_run, capsys, more
+):
+    run = train(data_folder, tmp_path / "run", verbose=True, init=str(finished_run), keep_statistics=True, **more)
+    assert "batch norm's statistics stay as the weights have them" in " ".join(capsys.readouterr().out.split())
+    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    for name in before:
+        statistic = name.endswith(("/mean", "/var"))
+        assert np.array_equal(after[name], before[name]) is statistic, name
+    assert run.history[-1]["test_accuracy"] == fr.evaluate(tmp_path / "run").accuracy
+
+
 def test_what_is_frozen_costs_no_gradient(small_init):
     model = fr.ResNet(num_classes=2, stage_sizes=(1, 1, 1, 1), bottleneck=False, width=4)
     variables = small_init(model)

@@ -72,6 +72,7 @@ OTHER = {
     "head_epochs": 2.0,
     "layer_decay": 0.25,
     "recalibrate": 0,
+    "keep_statistics": True,
     "accumulate": 2,
     "norm_batch": 2,
     "optimizer": "lamb",

@@ -132,7 +132,7 @@ def evaluate(
     if split not in (None, *SPLITS):
         raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
     splits = data_for(run, data, split or "test", skip_bad)
-    split = split or ("all" if data and splits.by_name and not _is_own(run, splits) else "test")
+    split = split or usual_split(run, data, splits)
     present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
     if not present:
         other = "train" if split == "test" else "test"
@@ -144,10 +144,11 @@ def evaluate(
     return replace(evaluation_of(logits, labels, classifier.class_names), source=splits.source, split=split)
 
 
-def _is_own(run: str | Path, splits: Splits) -> bool:
-    """Whether the run was trained with these very images."""
+def usual_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
+    """The split to judge a run by: all of given data that only names divide, unless it was trained with them."""
     known = RunFolder(run).read_info().data["train_fingerprint"]
-    return splits.train is not None and same_data(splits.train.fingerprint(), known)
+    own = splits.train is not None and same_data(splits.train.fingerprint(), known)
+    return "all" if data and splits.by_name and not own else "test"
 
 
 def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import SMALL, blobs
 from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet import __main__ as commands
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
@@ -121,7 +123,9 @@ def test_another_split_is_refused(finished_run):
         fr.evaluate(finished_run, split="val")
 
 
-def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was_trained_with_them(tmp_path):
+def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was_trained_with_them(
+    tmp_path, monkeypatch
+):
     for name, count, seed in (("own", 24, 1), ("mine", 15, 2)):
         data = blobs(count, seed)
         for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
@@ -139,6 +143,12 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
     own = fr.evaluate(run, tmp_path / "own")
     assert (own.split, own.count) == ("test", fr.evaluate(run).count)
     assert fr.evaluate(run, split="all").count == 24
+
+    for data, page in ((tmp_path / "mine", "report-mine"), (None, "report")):
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), *(["--data", str(data)] if data else [])])
+        assert commands.main() == 0
+        count = 15 if data else own.count
+        assert f"tested on {count} images of" in (run / page / "index.html").read_text()
 
 
 def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):

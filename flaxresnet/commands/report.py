@@ -7,7 +7,7 @@ import tyro
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
-from flaxresnet.evaluation import data_for
+from flaxresnet.evaluation import data_for, usual_split
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Arguments:
     """Folder of the run (train.py's --workdir)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
+    """HDF5 file or folder with a test split, or pictures by class, all of which count. Left out: the run's own."""
 
     skip_bad: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
@@ -41,9 +41,11 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.inspection.report import write_report
 
     use_compilation_cache()
-    found = investigate(
-        arguments.run, data_for(arguments.run, arguments.data, "test", arguments.skip_bad), arguments.checkpoint
-    )
+    run, data = arguments.run, arguments.data
+    splits = data_for(run, data, "test", arguments.skip_bad)
+    if usual_split(run, data, splits) == "all":
+        splits = splits.all_to_test()
+    found = investigate(run, splits, arguments.checkpoint)
     if found.is_own:
         found.assessment.trust.write(arguments.run)
     print(write_report(arguments.run, found))

@@ -105,6 +105,15 @@ class Splits:
     centre: float = 1.0
     by_name: bool = False
 
+    def all_to_test(self) -> "Splits":
+        """All images as the test split; where they are on disk (`Dataset.is_streamed`), the splits as they are."""
+        parts = [part for part in (self.train, self.test) if part is not None]
+        if any(part.is_streamed for part in parts):
+            return self
+        images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        whole = Dataset(images, labels, parts[0].class_names, parts[0].names_given)
+        return replace(self, train=None, test=whole)
+
     def describe(self) -> Iterator[str]:
         """Lines that say what was loaded, as the tutorials print it, with the class balance."""
         yield f"data: {self.source}"

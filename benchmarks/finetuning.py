@@ -5,8 +5,8 @@ A network is first trained on drawn hand signs. Then, for each seed and number o
 recipe `robust`, for as many epochs. Test accuracy is on all test pictures; the interval is over them, for all seeds
 together.
 
-`--rooms 0 1 2` asks instead whether a network that knows the classes can be brought to know a room: the test pictures
-of DATA as each room shows them (`in_room`), some of each class to learn and the others as a test.
+`--rooms 0 1 2 --counts 24` asks instead whether a network that knows the classes can be brought to know a room: the
+test pictures of DATA as each room shows them (`in_room`), some of each class to learn and the others as a test.
 """
 
 import json
@@ -29,8 +29,10 @@ from flaxresnet.errors import UserError
 from flaxresnet.recipes import Model
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.preparation import check_trainable
+from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.shifts import SHIFTS, STRENGTHS
 
+Way = Literal["as it is", "fine-tuned", "from scratch"]
 # What all pictures of a room have in common; behind each is a wall with clutter, whatever the strength.
 ROOM = ("background", "scale", "colour temperature", "gamma", "light gradient")
 
@@ -63,8 +65,8 @@ class Arguments:
     strength: Literal["mild", "middle", "strong"] = "middle"
     """How much a room's light and distance differ."""
 
-    ways: tuple[str, ...] = ("as it is", "fine-tuned", "from scratch")
-    """Some of these."""
+    ways: tuple[Way, ...] = ("fine-tuned", "from scratch")
+    """What is compared; "as it is" is the network before fine-tuning, which has to know the classes."""
 
     options: tuple[str, ...] = ()
     """More options of fine-tuning, as NAME=VALUE in JSON: learning_rate=1e-3."""
@@ -88,6 +90,8 @@ def some_of(data: fr.Dataset, count: int, seed: int) -> tuple[fr.Dataset, fr.Dat
     classes = len(data.class_names)
     chosen = np.sort([i for c in range(classes) for i in order[data.labels[order] == c][: count // classes]])
     rest = np.setdiff1d(np.arange(len(data)), chosen)
+    if not min(len(chosen), len(rest)):
+        raise UserError(f"--counts {count} of {len(data)} pictures leaves none to learn, or none to test")
     first, second = (fr.Dataset(data.images[i], data.labels[i], data.class_names) for i in (chosen, rest))
     return first, second
 
@@ -116,33 +120,40 @@ def tasks(arguments: Arguments) -> Iterator[tuple[dict[str, Any], fr.Dataset, fr
                 yield {"pictures": str(count), "seed": seed}, some_of(train, count, seed)[0], test
 
 
-def more_options(given: tuple[str, ...]) -> dict[str, Any]:
+def finetuned_with(arguments: Arguments) -> dict[str, Any]:
+    """The options of fine-tuning; raises UserError where what is given is none."""
+    given = arguments.options
     try:
-        return {name: json.loads(value) for name, value in (option.split("=", 1) for option in given)}
+        more = {name: json.loads(value) for name, value in (option.split("=", 1) for option in given)}
     except ValueError:
         raise UserError(f"--options {' '.join(given)!r}: give NAME=VALUE, the value as in JSON") from None
+    options = {"init": arguments.pretrained, "recipe": "finetune"} | more
+    fr.TrainConfig.from_json(options).check()
+    return options
 
 
-def right(way: str, folder: str, seed: int, arguments: Arguments) -> list[float]:
+def right(way: Way, folder: str, seed: int, arguments: Arguments) -> list[float]:
     """Test accuracy on the data in a folder after each epoch of training in this way, or without training."""
     if way == "as it is":
         return [fr.evaluate(arguments.pretrained, folder, split="test").accuracy]
-    finetuning = {"init": arguments.pretrained, "recipe": "finetune"} | more_options(arguments.options)
     options: dict[str, Any] = {"model": arguments.model, "data": folder, "seed": seed, "epochs": arguments.epochs}
     options |= {"batch_size": arguments.batch_size, "workdir": f"{folder}/{way}", "report": False}
-    run = fr.fit(fr.TrainConfig(**options | (finetuning if way == "fine-tuned" else {})), verbose=False)
+    run = fr.fit(fr.TrainConfig(**options | (finetuned_with(arguments) if way == "fine-tuned" else {})), verbose=False)
     return [row["test_accuracy"] for row in run.history]
 
 
 def main(arguments: Arguments) -> None:
-    more_options(arguments.options)  # a mistake there shows before anything is trained
-    pretraining = fr.TrainConfig(
-        workdir=arguments.pretrained, epochs=arguments.pretraining_epochs, model=arguments.model
-    )
-    if not Path(arguments.pretrained, "config.json").exists():
-        print(f"drawn hand signs: test accuracy {fr.fit(pretraining).test_accuracy:.3f}")
+    finetuned_with(arguments)  # a mistake there shows before anything is trained
+    if not arguments.rooms and arguments.strength != Arguments.strength:
+        raise UserError(f"--strength {arguments.strength} is of rooms; give --rooms")
+    asked_for = list(tasks(arguments))
+    pretrained = RunFolder(arguments.pretrained)
+    if not pretrained.exists() or pretrained.read_info().config.data is None:
+        options: dict[str, Any] = {"epochs": arguments.pretraining_epochs, "model": arguments.model}
+        run = fr.fit(fr.TrainConfig(workdir=arguments.pretrained, **options))
+        print(f"drawn hand signs: test accuracy {run.test_accuracy:.3f}")
     rows = []
-    for asked, train, test in tasks(arguments):
+    for asked, train, test in asked_for:
         with tempfile.TemporaryDirectory() as folder:
             for split, part in (("train", train), ("test", test)):
                 write_hdf5(Path(folder) / f"{split}.h5", split, part)

@@ -168,7 +168,7 @@ class TrainConfig:
     """Batch norm's statistics stay as --init has them while the weights learn; for batches of a few images."""
 
     recalibrate: int = option(512, at_least(0), at_most(MOST_STEPS))
-    """Images, augmented as training has them, that batch norm's statistics are measured on; 0: running averages."""
+    """Images, augmented as in training, to measure batch norm's statistics on, unless kept; 0: running averages."""
 
     report: bool = True
     """Write a page about the run at its end, report/index.html in the workdir, and calibrate its probabilities."""
@@ -274,6 +274,11 @@ class TrainConfig:
             raise UserError(
                 "--keep-statistics needs --init, whose statistics of batch norm it keeps; give --init, or "
                 "--no-keep-statistics"
+            )
+        if settings.keep_statistics and self.norm_batch:
+            raise UserError(
+                f"--norm-batch {self.norm_batch} says what batch norm takes its statistics over, which "
+                "--keep-statistics keeps as they are; leave one of them out"
             )
         if settings.ema and not self.recalibrate and not settings.keep_statistics and self.frozen != PARTS:
             raise UserError(

@@ -146,8 +146,9 @@ def evaluate(
 
 def usual_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
     """The split to judge a run by: all of given data that only names divide, unless it was trained with them."""
-    known = RunFolder(run).read_info().data["train_fingerprint"]
-    own = splits.train is not None and same_data(splits.train.fingerprint(), known)
+    known = RunFolder(run).read_info().data
+    own = splits.train is not None and same_data(splits.train.fingerprint(), known["train_fingerprint"])
+    own |= splits.path is not None and splits.path == known["path"]  # with more pictures by now, or fewer
     return "all" if data and splits.by_name and not own else "test"
 
 
@@ -172,13 +173,13 @@ def doubt(run: str | Path, test: Dataset) -> str | None:
 def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
     """Data for a run: what it was trained with where `data` is None (see `data_of_run`), else as `open_dataset` has it.
 
-    Pictures in folders are brought to the network's size, those of the test split as photos are.
+    Pictures in folders are brought to the network's size, those of both splits as photos are.
     """
     if data is None:
         return data_of_run(run, split)
     preprocessing = RunFolder(run).read_info().preprocessing
     size = preprocessing.height, preprocessing.width
-    return open_dataset(data, size, skip_bad, centre=preprocessing.centre)
+    return open_dataset(data, size, skip_bad, centre=preprocessing.centre, judged=True)
 
 
 def data_of_run(run: str | Path, split: str) -> Splits:
@@ -196,7 +197,7 @@ def data_of_run(run: str | Path, split: str) -> Splits:
     splits = (
         default_signs()
         if path is None
-        else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre)
+        else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre, judged=True)
     )
     for name in SPLITS[split]:
         dataset = getattr(splits, name)

@@ -13,6 +13,7 @@ import pytest
 import tyro
 
 import flaxresnet as fr
+from flaxresnet.trust.robustness import robustness
 
 ROOT = Path(fr.__file__).parent.parent
 PAGES = ("README.md", "benchmarks/RESULTS.md", "benchmarks/SCALING.md")
@@ -48,7 +49,29 @@ def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on()
     assert peer.failure == "no reason given"
 
 
-def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance():
+def test_calibration_is_told_of_all_changed_images_of_a_strength_together():
+    from robustness import calibrated
+
+    class ByBrightness:
+        def logits(self, images):
+            sign = np.where(images.mean(axis=(1, 2, 3)) > 120, 2.0, -2.0)
+            return np.stack([-sign, sign], axis=1)
+
+    labels = np.arange(8) % 2
+    images = (np.where(labels[:, None, None, None] == 1, 150, 90) * np.ones((8, 16, 16, 3))).astype(np.uint8)
+    rows = calibrated(ByBrightness(), fr.Dataset(images, labels, ("dark", "bright")), ("middle",))
+    assert [row["images"] for row in rows] == ["none", "middle", "3 together, middle", "5 together, middle"]
+    sure, clean = 1 / (1 + np.exp(-4)), rows[0]
+    assert clean["as trained"] == pytest.approx(1 - sure, abs=1e-6)
+    # Of each half the temperature is that of the other: four images, all right, aim at 5 / 6.
+    assert clean["with the temperature"] == pytest.approx(1 - 5 / 6, abs=1e-4)
+    found = robustness(ByBrightness().logits, images, labels, np.ones(8))
+    assert rows[1]["as trained"] == pytest.approx(abs(found.mean - sure), abs=1e-6)
+    assert rows[1]["with the temperature"] == pytest.approx(abs(found.mean - 5 / 6), abs=1e-4)
+
+
+def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeypatch):
+    import finetuning
     from finetuning import in_room, some_of
 
     images = np.full((4, 32, 32, 3), 200, np.uint8)
@@ -61,6 +84,10 @@ def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance():
     assert np.ptp(one.images[corner], axis=0).max() == 0, "the wall is the same behind all of them"
     assert np.ptp(one.images[corner], axis=(0, 1, 2)).max() > 0, "and has something on it"
     assert np.abs(one.images[corner].astype(int) - other.images[corner]).max() > 20, "each room has its own"
+    for name in finetuning.ROOM:
+        monkeypatch.setattr(finetuning, "ROOM", (name,))
+        difference = in_room(data, 1, "middle").images.astype(int) - images
+        assert np.abs(difference).max() > 20, name
     few, rest = some_of(one, 2, seed=0)
     assert few.labels.tolist() == rest.labels.tolist() == [0, 1]
     assert not {image.tobytes() for image in few.images} & {image.tobytes() for image in rest.images}
@@ -74,11 +101,9 @@ def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance():
         ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
         ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
         ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),
-        (
-            "finetuning",
-            ["a", "--options", "freeze"],
-            "error: --options 'freeze': give NAME=VALUE, the value as in JSON",
-        ),
+        ("finetuning", ["a", "--options", "freeze"], "error: --options 'freeze': give NAME=VALUE, "),
+        ("finetuning", ["a", "--options", "speed=1"], "error: unknown options ['speed']; the options are those of "),
+        ("finetuning", ["a", "--strength", "mild"], "error: --strength mild is of rooms; give --rooms"),
         ("start_up", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
     ],
 )

@@ -306,6 +306,11 @@ CONTRADICTIONS = [
         {"keep_statistics": True},
         "--keep-statistics needs --init, whose statistics of batch norm it keeps; give --init, or --no-keep-statistics",
     ),
+    (
+        {"keep_statistics": True, "norm_batch": 8, "init": "runs/signs"},
+        "--norm-batch 8 says what batch norm takes its statistics over, which --keep-statistics keeps as they are; "
+        "leave one of them out",
+    ),
 ]
 
 

@@ -1,6 +1,8 @@
 """Figures of a saved run on labelled images."""
 
+import html
 import json
+import re
 import shutil
 import sys
 
@@ -147,8 +149,12 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
     for data, page in ((tmp_path / "mine", "report-mine"), (None, "report")):
         monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), *(["--data", str(data)] if data else [])])
         assert commands.main() == 0
-        count = 15 if data else own.count
-        assert f"tested on {count} images of" in (run / page / "index.html").read_text()
+        count, what = (15, "all of them together") if data else (own.count, "20% for test)")
+        text = html.unescape((run / page / "index.html").read_text())
+        assert re.search(rf"tested on {count} images of \S+/{'mine' if data else 'own'} .*{re.escape(what)}", text)
+
+    shutil.copy(tmp_path / "mine" / "red" / "00.png", tmp_path / "own" / "red" / "more.png")
+    assert fr.evaluate(run, tmp_path / "own").split == "test", "with a picture more it is still what it was trained on"
 
 
 def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):

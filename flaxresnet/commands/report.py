@@ -8,6 +8,7 @@ import tyro
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.evaluation import data_for, usual_split
+from flaxresnet.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def main(arguments: Arguments) -> int:
     use_compilation_cache()
     run, data = arguments.run, arguments.data
     splits = data_for(run, data, "test", arguments.skip_bad)
-    if usual_split(run, data, splits) == "all":
+    converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
+    if usual_split(run, data, splits) == "all" and not converted:
         splits = splits.all_to_test()
     found = investigate(run, splits, arguments.checkpoint)
     if found.is_own:

@@ -98,6 +98,7 @@ def read_records(
     processes: Processes = ALONE,
     centre: float = 1.0,
     anew: bool = False,
+    judged: bool = False,
 ) -> Splits:
     """Opens a folder of ArrayRecord files.
 
@@ -105,7 +106,7 @@ def read_records(
       folder: see above.
       image_size: height and width that pictures are brought to, where they were not all of one size when written.
       skip_bad: the largest share of records that may be unreadable and are then left out, in [0, 1).
-      input, processes, centre, anew: as for `open_dataset`.
+      input, processes, centre, anew, judged: as for `open_dataset`.
 
     Raises:
       UserError: the folder is damaged, records cannot be read, or memory was asked for that the machine has not.
@@ -118,7 +119,8 @@ def read_records(
         names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or image_size)
         if not is_input_size(size):
             raise ValueError(f"image_size is {size}")
-        shares = {"train": 1.0, "test": 1.0 if index["image_size"] else centre}
+        middle = 1.0 if index["image_size"] else centre
+        shares = {"train": middle if judged else 1.0, "test": middle}
         found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]
     except UserError:
         raise

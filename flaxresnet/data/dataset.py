@@ -106,13 +106,11 @@ class Splits:
     by_name: bool = False
 
     def all_to_test(self) -> "Splits":
-        """All images as the test split; where they are on disk (`Dataset.is_streamed`), the splits as they are."""
+        """All images as the test split, read into memory; of pictures, opened as those by which a run is `judged`."""
         parts = [part for part in (self.train, self.test) if part is not None]
-        if any(part.is_streamed for part in parts):
-            return self
-        images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        images, labels = (np.concatenate([getattr(part, name)[:] for part in parts]) for name in ("images", "labels"))
         whole = Dataset(images, labels, parts[0].class_names, parts[0].names_given)
-        return replace(self, train=None, test=whole)
+        return replace(self, train=None, test=whole, source=f"{self.source}, all of them together")
 
     def describe(self) -> Iterator[str]:
         """Lines that say what was loaded, as the tutorials print it, with the class balance."""
@@ -143,6 +141,7 @@ def open_dataset(
     processes: Processes = ALONE,
     centre: float = 1.0,
     anew: bool = False,
+    judged: bool = False,
 ) -> Splits:
     """Opens labelled images, never writing to where they are.
 
@@ -159,6 +158,7 @@ def open_dataset(
       centre: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their own
         are taken as they are.
       anew: look through all that is streamed for images that cannot be read, even where it was looked through before.
+      judged: whether a run is judged by the images: training pictures are then taken as test pictures are.
 
     Returns:
       The splits found.
@@ -186,7 +186,7 @@ def open_dataset(
         raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
     if pictures or records:
         read = read_folder if pictures else read_records
-        splits = read(path, image_size, skip_bad, input, processes, centre, anew)
+        splits = read(path, image_size, skip_bad, input, processes, centre, anew, judged)
         return replace(splits, path=str(path.absolute()))
     if not files:
         raise UserError(

@@ -99,6 +99,7 @@ def read_folder(
     processes: Processes = ALONE,
     centre: float = 1.0,
     anew: bool = False,
+    judged: bool = False,
 ) -> Splits:
     """Finds every picture and, in the size given, reads it into memory or sees that it can be read.
 
@@ -106,7 +107,7 @@ def read_folder(
       folder: see above.
       image_size: height and width, in pixels, that pictures are brought to as photos are in prediction.
       skip_bad: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
-      input, processes, centre, anew: as for `open_dataset`.
+      input, processes, centre, anew, judged: as for `open_dataset`.
 
     Raises:
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
@@ -120,9 +121,8 @@ def read_folder(
     train, test, how = _splits(folder)
     by_name = how == BY_NAME
     names = _class_names(folder, train, test)
-    found = [
-        _labelled(folder, pictures, image_size, names, share) for pictures, share in ((train, 1.0), (test, centre))
-    ]
+    shares = (train, centre if judged else 1.0), (test, centre)
+    found = [_labelled(folder, pictures, image_size, names, share) for pictures, share in shares]
     splits, left_out = readable(folder, found, skip_bad, input, processes, anew)
     return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", centre=centre, by_name=by_name)
 

@@ -37,7 +37,6 @@ MAY_CHANGE = {
 MAY_CHANGE_WHEN_TOLD = {
     *("recipe", "seed", "learning_rate", "schedule", "warmup_epochs", "label_smoothing", "momentum", "residual_scale"),
     *("augment", "augment_ramp", "backgrounds", "crop", "policy", "erase", "mixup", "cutmix", "flip", "precision"),
-    "keep_statistics",
 }
 
 

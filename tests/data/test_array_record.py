@@ -45,7 +45,14 @@ def records(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("mode", ["memory", "stream"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 36)])
 def test_pictures_come_out_as_from_their_folder(pictures, records, mode, size):
+    by_middle, others_by_middle, whole = (
+        fr.open_dataset(path, size, input=mode, centre=0.5, judged=judged).train.images[:]
+        for path, judged in ((records, True), (pictures, True), (records, False))
+    )
+    np.testing.assert_array_equal(by_middle, others_by_middle)
     mine, theirs = (fr.open_dataset(path, size, input=mode) for path in (records, pictures))
+    np.testing.assert_array_equal(whole, mine.train.images[:])
+    assert not np.array_equal(by_middle, whole)
     for split in ("train", "test"):
         ours, others = getattr(mine, split), getattr(theirs, split)
         assert ours.is_streamed == (mode == "stream")

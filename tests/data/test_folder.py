@@ -12,6 +12,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.folder import in_test, read_folder
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.evaluation import data_for
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
 
@@ -225,6 +226,11 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
     np.testing.assert_array_equal(whole.train.images, splits.train.images)  # of which random parts are taken
     assert fr.evaluate(run.workdir).loss == pytest.approx(run.test_loss, rel=1e-4)
     assert fr.evaluate(run.workdir, tmp_path / "data").loss == pytest.approx(run.test_loss, rel=1e-4)
+
+    learned = sorted((tmp_path / "data" / "train").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
+    as_predicted = np.stack([classifier.preprocessing.load(photo) for photo in learned])
+    judged = data_for(run.workdir, tmp_path / "data", "train")
+    np.testing.assert_array_equal(judged.train.images, as_predicted)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

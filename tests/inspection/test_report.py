@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import chromium, listen
 from conftest import SMALL, blobs
+from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
@@ -223,6 +224,16 @@ def test_weights_of_elsewhere_have_a_report_too(run, noisy_splits, monkeypatch, 
     assert commands.main() == 0
     assert capsys.readouterr().out.strip() == str(run / "report" / "index.html")
     assert fr.Classifier.load(run).temperature != 1.0
+
+    # Of pictures, those that their names lay into training are what others are compared with: it has no other.
+    data = images_of(60, seed=3)
+    for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        path = tmp_path / "pictures" / data.class_names[label] / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "pictures")])
+    assert commands.main() == 0
+    assert len(fr.Classifier.load(run).trust.references)
     text = (run / "report" / "index.html").read_text()
     assert "Learning curves" not in text
 

@@ -2,15 +2,22 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
 from conftest import SMALL, blobs
+from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet import __main__ as commands
+from flaxresnet import cli
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.interop import run_folders
 from flaxresnet.interop.files import write_weights
@@ -93,6 +100,32 @@ def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_c
     state = jax.eval_shape(lambda: TrainState.create(model, optax.adam(1.0), jax.random.key(0), (32, 32)))
     moments = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
     assert sum("fc2" in name for name in moments) == len(moments) - 1, "what is frozen has no optimiser state"
+
+
+def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished_run, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    first, training, second = re.search(r"badly\?\*\*.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
+    for split, count, seed in (("train", 30, 5), ("test", 60, 6)):
+        data = blobs(count, seed)
+        warm = (data.images * np.array([1.0, 0.4, 0.4])).astype(np.uint8)  # their lamp, which makes all of them red
+        for index, (image, label) in enumerate(zip(warm, data.labels, strict=True)):
+            path = tmp_path / "mine" / split / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    shutil.copytree(finished_run, tmp_path / "runs" / "signs")
+    monkeypatch.chdir(tmp_path)
+
+    def accuracy(line):
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", *shlex.split(line)[3:], "--json"])
+        assert commands.main() == 0
+        return json.loads(capsys.readouterr().out)["accuracy"]
+
+    before = accuracy(first)
+    config = cli.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
+    # The network is one that has hardly learned, so it learns faster here than the README's; without a report.
+    fr.fit(dataclasses.replace(config, epochs=20, learning_rate=3e-3, report=False), verbose=False)
+    after = accuracy(second)
+    assert before < 0.8 < 0.9 < after
 
 
 def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finished_run):

@@ -217,16 +217,17 @@ def test_many_classes_become_tables(run):
 def test_weights_of_elsewhere_have_a_report_too(run, noisy_splits, monkeypatch, capsys, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["data"] |= {"source": "weights of x.h5", "path": None, "train_fingerprint": None, "test_fingerprint": None}
+    config["class_names"] = ["r", "g", "b"]
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").unlink()
-    write_hdf5(tmp_path / "test.h5", "test", images_of(60, seed=3))
+    data = replace(blobs(60, seed=3), class_names=("r", "g", "b"))
+    write_hdf5(tmp_path / "test.h5", "test", data)
     monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "test.h5")])
     assert commands.main() == 0
     assert capsys.readouterr().out.strip() == str(run / "report" / "index.html")
     assert fr.Classifier.load(run).temperature != 1.0
 
     # Of pictures, those that their names lay into training are what others are compared with: it has no other.
-    data = images_of(60, seed=3)
     for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
         path = tmp_path / "pictures" / data.class_names[label] / f"{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from robustness import measured, summary
+from robustness import answered, measured, summary
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
@@ -117,7 +117,7 @@ def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str,
         fr.fit(fr.TrainConfig(workdir=workdir, **options), verbose=False)
         classifier = Classifier.load(workdir)
         test = fr.open_dataset(arguments.data).test
-        rows = measured(lambda images: classifier.logits(images).argmax(axis=1), test, ("middle",))
+        rows = measured(answered(classifier.logits, test.images[:], ("middle",)), test.labels)
         other = fr.evaluate(workdir, arguments.other, split="train").accuracy
     found = summary(rows, ("middle",))
     changed, worst = found["middle"]["mean"], found["middle"]["worst shift"]

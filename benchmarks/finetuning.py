@@ -30,7 +30,7 @@ from flaxresnet.recipes import Model
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.preparation import check_trainable
 from flaxresnet.training.run_folder import RunFolder
-from flaxresnet.trust.shifts import SHIFTS, STRENGTHS
+from flaxresnet.trust.shifts import SHIFTS
 
 Way = Literal["as it is", "fine-tuned", "from scratch"]
 # What all pictures of a room have in common; behind each is a wall with clutter, whatever the strength.
@@ -102,8 +102,7 @@ def in_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
     for image in data.images[:]:
         random = np.random.default_rng(room)
         for name in ROOM:
-            amount = SHIFTS[name].amounts[STRENGTHS.index("strong" if name == "background" else strength)]
-            image = np.clip(np.rint(SHIFTS[name].change(image, amount, random)), 0, 255).astype(np.uint8)
+            image = SHIFTS[name].changed(image, "strong" if name == "background" else strength, random)
         images.append(image)
     return fr.Dataset(np.stack(images), data.labels, data.class_names)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -30,7 +30,7 @@ from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.assessment import assess
 from flaxresnet.trust.calibration import calibration_error, reliability, softmax
-from flaxresnet.trust.shifts import STRENGTHS, all_shifts, hits, together
+from flaxresnet.trust.shifts import STRENGTHS, all_shifts, together
 
 BLOCKS = 40  # of the training images, in the order of the data
 TOGETHER = (3, 5)  # kinds of change at once
@@ -78,26 +78,39 @@ def held_out(train: fr.Dataset) -> tuple[fr.Dataset, fr.Dataset]:
     return first, second
 
 
-def measured(classify: Callable[[np.ndarray], np.ndarray], test: fr.Dataset, strengths: tuple[str, ...]) -> list[Any]:
-    """Rows of shift, strength, images, correct, accuracy and its interval; the first is of the images as they are."""
-    clean = int((classify(test.images[:]) == test.labels).sum())
-    rows = [{"shift": "none", "strength": "none", "images": len(test), "correct": clean}]
-    rows += hits(classify, test.images[:], test.labels, strengths)
-    for row in rows:
-        row["accuracy"] = row["correct"] / row["images"]
-        row["interval"] = wilson_interval(row["correct"], row["images"])
-    return rows
+class Answered(NamedTuple):
+    """A run's logits, (images, classes), for the test images changed in one way."""
+
+    shift: str
+    strength: str
+    logits: np.ndarray
 
 
-def measured_together(
-    classify: Callable[[np.ndarray], np.ndarray], test: fr.Dataset, strengths: tuple[str, ...]
-) -> list[Any]:
-    """Rows as of `measured` for several changes at once."""
+def answered(
+    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, strengths: tuple[str, ...]
+) -> list[Answered]:
+    """To the images as they are, first, and to those of each kind and strength of change."""
+    clean = Answered("none", "none", logits_of(images))
+    return [clean, *(Answered(name, strength, logits_of(new)) for name, strength, new in all_shifts(images, strengths))]
+
+
+def answered_together(
+    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, strengths: tuple[str, ...]
+) -> list[Answered]:
+    """To the images with several changes at once."""
+    return [
+        Answered(f"{count} together", strength, logits_of(together(images, count, strength)))
+        for count, strength in product(TOGETHER, strengths)
+    ]
+
+
+def measured(answers: list[Answered], labels: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of shift, strength, images, correct, accuracy and its interval."""
     rows = []
-    for count, strength in product(TOGETHER, strengths):
-        correct = int((classify(together(test.images[:], count, strength)) == test.labels).sum())
-        share, interval = correct / len(test), wilson_interval(correct, len(test))
-        rows.append({"shift": f"{count} together", "strength": strength, "accuracy": share, "interval": interval})
+    for shift, strength, logits in answers:
+        images, correct = len(labels), int((logits.argmax(axis=1) == labels).sum())
+        row = {"shift": shift, "strength": strength, "images": images, "correct": correct}
+        rows.append(row | {"accuracy": correct / images, "interval": wilson_interval(correct, images)})
     return rows
 
 
@@ -115,23 +128,20 @@ def summary(rows: list[Any], strengths: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def calibrated(classifier: Classifier, test: fr.Dataset, strengths: tuple[str, ...]) -> list[dict[str, Any]]:
+def calibrated(answers: list[Answered], several: list[Answered], labels: np.ndarray) -> list[dict[str, Any]]:
     """Rows of images, and their expected calibration errors as trained and with the temperature of unchanged ones.
 
-    Each half of every class is judged by the temperature of the other half, as in the report.
+    All kinds of change count together; each half of every class is judged by the temperature of the other half, as in
+    the report. The first of `answers` is to the images as they are.
     """
-    images, labels = test.images[:], test.labels
-    clean, nothing = classifier.logits(images), np.zeros((len(test), 1), np.float32)
-    temperatures = assess("", clean, labels, nothing, nothing[:0]).temperatures
-    sets = [("none", [clean])]
-    for strength in strengths:
-        sets.append((strength, [classifier.logits(new) for _, _, new in all_shifts(images, (strength,))]))
-        sets += [
-            (f"{count} together, {strength}", [classifier.logits(together(images, count, strength))])
-            for count in TOGETHER
-        ]
+    nothing = np.zeros((len(labels), 1), np.float32)
+    temperatures = assess("", answers[0].logits, labels, nothing, nothing[:0]).temperatures
+    sets: dict[str, list[np.ndarray]] = {}
+    for one in answers:
+        sets.setdefault(one.strength, []).append(one.logits)
+    sets |= {f"{one.shift}, {one.strength}": [one.logits] for one in several}
     rows = []
-    for name, parts in sets:
+    for name, parts in sets.items():
         logits, truth, by = np.concatenate(parts), np.tile(labels, len(parts)), np.tile(temperatures, len(parts))
         errors = [calibration_error(reliability(softmax(logits, t), truth)) for t in (1.0, by)]
         rows.append({"images": name, "as trained": errors[0], "with the temperature": errors[1]})
@@ -204,15 +214,12 @@ def main(arguments: Arguments) -> None:
         if splits.test is None:
             raise UserError(f"{splits.source} has no test images")
         test = fitted(classifier, splits.test, splits.source)
-
-        def classify(images: np.ndarray, classifier: Classifier = classifier) -> np.ndarray:
-            return classifier.logits(images).argmax(axis=1)
-
-        rows = measured(classify, test, arguments.strengths)
-        several = measured_together(classify, test, arguments.strengths)
+        whole = classifier.logits, test.images[:], arguments.strengths
+        alone, at_once = answered(*whole), answered_together(*whole)
+        rows, several = measured(alone, test.labels), measured(at_once, test.labels)
         console.print(as_table(run, rows, several, arguments.strengths))
         found = {"recipe": recipe_of(run), "summary": summary(rows, arguments.strengths), "rows": rows}
-        errors = calibrated(classifier, test, arguments.strengths)
+        errors = calibrated(alone, at_once, test.labels)
         console.print(errors_of(run, errors))
         found["other"] = {other: fr.evaluate(run, other, split="train").accuracy for other in arguments.other}
         everything[run] = found | {"together": several, "calibration": errors}

@@ -50,22 +50,24 @@ def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on()
 
 
 def test_calibration_is_told_of_all_changed_images_of_a_strength_together():
-    from robustness import calibrated
+    from robustness import answered, answered_together, calibrated, measured
 
-    class ByBrightness:
-        def logits(self, images):
-            sign = np.where(images.mean(axis=(1, 2, 3)) > 120, 2.0, -2.0)
-            return np.stack([-sign, sign], axis=1)
+    def by_brightness(images):
+        sign = np.where(images.mean(axis=(1, 2, 3)) > 120, 2.0, -2.0)
+        return np.stack([-sign, sign], axis=1)
 
     labels = np.arange(8) % 2
     images = (np.where(labels[:, None, None, None] == 1, 150, 90) * np.ones((8, 16, 16, 3))).astype(np.uint8)
-    rows = calibrated(ByBrightness(), fr.Dataset(images, labels, ("dark", "bright")), ("middle",))
+    alone, several = (each(by_brightness, images, ("middle",)) for each in (answered, answered_together))
+    rows = calibrated(alone, several, labels)
     assert [row["images"] for row in rows] == ["none", "middle", "3 together, middle", "5 together, middle"]
     sure, clean = 1 / (1 + np.exp(-4)), rows[0]
     assert clean["as trained"] == pytest.approx(1 - sure, abs=1e-6)
     # Of each half the temperature is that of the other: four images, all right, aim at 5 / 6.
     assert clean["with the temperature"] == pytest.approx(1 - 5 / 6, abs=1e-4)
-    found = robustness(ByBrightness().logits, images, labels, np.ones(8))
+    found = robustness(by_brightness, images, labels, np.ones(8))
+    right = {row["shift"]: (row["images"], row["correct"]) for row in measured(alone, labels)}
+    assert right == {"none": (8, 8)} | {row.change: (row.images, row.correct) for row in found.rows}
     assert rows[1]["as trained"] == pytest.approx(abs(found.mean - sure), abs=1e-6)
     assert rows[1]["with the temperature"] == pytest.approx(abs(found.mean - 5 / 6), abs=1e-4)
 

@@ -7,7 +7,7 @@ idea of changes by kind and strength is that of Hendrycks & Dietterich 2019, arX
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,11 @@ class Shift(NamedTuple):
 
     amounts: tuple[float, float, float]
     change: Callable[[Photo, float, Random], np.ndarray]
+
+    def changed(self, image: Photo, strength: str, random: Random) -> Photo:
+        """The photo, changed with a strength of `STRENGTHS`, uint8."""
+        new = self.change(image, self.amounts[STRENGTHS.index(strength)], random)
+        return new if new.dtype == np.uint8 else np.clip(np.rint(new), 0, 255).astype(np.uint8)
 
 
 SHIFTS: dict[str, Shift] = {
@@ -65,11 +70,11 @@ def shifted(images: np.ndarray, name: str, strength: str, seed: int = 0) -> np.n
     Returns:
       Photos of the same shape, uint8.
     """
-    shift = SHIFTS[name]
-    amount = shift.amounts[STRENGTHS.index(strength)]
     own = (seed, zlib.crc32(name.encode()))
-    changed = [shift.change(image, amount, np.random.default_rng((*own, i))) for i, image in enumerate(images)]
-    return np.stack([_bytes(image) for image in changed]) if changed else images
+    changed = [
+        SHIFTS[name].changed(image, strength, np.random.default_rng((*own, i))) for i, image in enumerate(images)
+    ]
+    return np.stack(changed) if changed else images
 
 
 def all_shifts(images: np.ndarray, strengths: tuple[str, ...] = STRENGTHS) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -96,31 +101,6 @@ def together(images: np.ndarray, count: int, strength: str, seed: int = 0) -> np
     for i, image in enumerate(images):
         random = np.random.default_rng((seed, count, i))
         for kind in np.sort(random.choice(len(kinds), count, replace=False)):
-            shift = SHIFTS[kinds[kind]]
-            image = _bytes(shift.change(image, shift.amounts[STRENGTHS.index(strength)], random))
+            image = SHIFTS[kinds[kind]].changed(image, strength, random)
         changed.append(image)
     return np.stack(changed) if changed else images
-
-
-def hits(
-    classify: Callable[[np.ndarray], np.ndarray],
-    images: np.ndarray,
-    labels: np.ndarray,
-    strengths: tuple[str, ...] = STRENGTHS,
-) -> list[dict[str, Any]]:
-    """How many changed photos are classified rightly: rows of shift, strength, images and correct.
-
-    Args:
-      classify: from photos (n, height, width, 3) uint8 to classes (n,).
-      images: (n, height, width, 3), uint8.
-      labels: (n,).
-      strengths: some of `STRENGTHS`.
-    """
-    return [
-        {"shift": name, "strength": strength, "images": len(labels), "correct": int((classify(new) == labels).sum())}
-        for name, strength, new in all_shifts(images, strengths)
-    ]
-
-
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.data.synthetic import draw_signs
-from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, hits, shifted, together
+from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, shifted, together
 
 IMAGES = draw_signs(6, seed=3)[0]
 
@@ -29,14 +29,6 @@ def test_every_photo_has_its_own_change_and_another_seed_another_one():
     photos = shifted(same, "shift", "middle")
     assert len({photo.tobytes() for photo in photos}) == 6
     assert not np.array_equal(photos, shifted(same, "shift", "middle", seed=1))
-
-
-def test_hits_are_counted_by_change_and_strength():
-    labels = np.arange(6) % 2
-    rows = hits(lambda photos: np.zeros(len(photos), int), IMAGES, labels, ("mild", "strong"))
-    assert [(row["shift"], row["strength"]) for row in rows[:2]] == [("rotation", "mild"), ("rotation", "strong")]
-    assert len(rows) == 2 * len(SHIFTS)
-    assert all(row["images"] == 6 and row["correct"] == 3 for row in rows)
 
 
 def test_several_changes_together_are_the_same_each_time_and_more_of_them_change_more():

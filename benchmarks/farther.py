@@ -1,8 +1,9 @@
 """Is a thing recognised that does not fill the photo? `python benchmarks/farther.py RUN [--data DATA]`.
 
 The test images are laid into larger photos, whose walls and sleeves go on as their edges end, in the middle or
-anywhere, and answered twice: by the whole photo, and as `predict` does, which looks at parts where that is strange.
-So are the test images as they are, and some changed ones, which must not lose by it. The run needs its report.
+anywhere, and answered twice: by the whole photo, and as `predict --closer` does, which looks at parts where that is
+strange. So are the test images as they are, and some changed ones, which should not lose by it. The run needs its
+report.
 """
 
 import json
@@ -38,7 +39,7 @@ LAID = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """Accuracy on photos in which the thing is small, by the whole photo and as predict answers.
+    """Accuracy on photos in which the thing is small, by the whole photo and with its parts.
 
     Example: python benchmarks/farther.py runs/signs
     """
@@ -103,9 +104,9 @@ def main(arguments: Arguments) -> None:
                 "strange": int(answers.strange.sum()),
                 "in part": len(parts),
                 "right, whole": rights[0],
-                "right, as predict": rights[1],
+                "right, with parts": rights[1],
                 "confidence, whole": float(answers.probabilities.max(axis=1).mean()),
-                "confidence, as predict": float(closer.probabilities.max(axis=1).mean()),
+                "confidence, with parts": float(closer.probabilities.max(axis=1).mean()),
             }
         )
     Console(width=110).print(as_table(rows))
@@ -115,14 +116,14 @@ def main(arguments: Arguments) -> None:
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
     table = Table("photos", box=box.SIMPLE)
-    for name in ("strange", "in part", "accuracy, whole", "accuracy, as predict", "confidence, both"):
+    for name in ("strange", "in part", "accuracy, whole", "accuracy, with parts", "confidence, both"):
         table.add_column(name, justify="right")
     for row in rows:
         figures = []
-        for way in ("whole", "as predict"):
+        for way in ("whole", "with parts"):
             low, high = wilson_interval(row[f"right, {way}"], row["images"])
             figures.append(f"{row[f'right, {way}'] / row['images']:.3f} ({low:.2f}–{high:.2f})")
-        sure = f"{row['confidence, whole']:.2f}, {row['confidence, as predict']:.2f}"
+        sure = f"{row['confidence, whole']:.2f}, {row['confidence, with parts']:.2f}"
         table.add_row(row["photos"], *(f"{row[n] / row['images']:.2f}" for n in ("strange", "in part")), *figures, sure)
     return table
 

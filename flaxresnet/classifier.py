@@ -184,17 +184,21 @@ class Classifier:
         strange = scores > self.trust.threshold if self.trust and scores is not None else None
         return Answers(softmax(logits, self.temperature), scores, strange)
 
-    def framed(self, photo: np.ndarray) -> tuple[np.ndarray, Box | None]:
-        """What to answer by: the whole photo, or, where that is strange, a part that is not (`closer`).
+    def framed(self, photo: np.ndarray, closer: bool = False) -> tuple[np.ndarray, Box | None]:
+        """What to answer by: the whole photo, or, if so asked and that is strange, a part that is not (`closer`).
+
+        That is a gain where strange photos are so because their things are small, and a loss where all are strange
+        because they are of another kind than the training images, as photographs are to a network of drawings.
 
         Args:
           photo: (height, width, 3) uint8, of any size.
+          closer: look at parts.
 
         Returns:
           What was chosen, in the network's size, and which part it is, in pixels; None for the whole photo.
         """
         whole, trust = self.preprocessing.load(photo), self.trust
-        score = trust.strangeness(self.see(whole[None])[1]) if trust else None
+        score = trust.strangeness(self.see(whole[None])[1]) if closer and trust else None
         if trust is None or score is None or score[0] <= trust.threshold:
             return whole, None
         return self.closer(photo, float(score[0])) or (whole, None)
@@ -222,18 +226,18 @@ class Classifier:
         best = int(scores.argmin())
         return (images[best], boxes[best]) if scores[best] <= min(self.trust.threshold, PLAINER * score) else None
 
-    def predict(self, photo: str | Path | IO[bytes] | np.ndarray, closer: bool = True) -> Prediction:
+    def predict(self, photo: str | Path | IO[bytes] | np.ndarray, closer: bool = False) -> Prediction:
         """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
 
         Args:
           photo: what to classify.
-          closer: look at parts of a photo that is unlike the training images, see `framed`.
+          closer: look at parts of the photo if it is unlike the training images, see `framed`.
 
         Raises:
           UserError: the photo cannot be read.
         """
         pixels = photo if isinstance(photo, np.ndarray) else decode(photo)
-        image, part = self.framed(pixels) if closer else (self.preprocessing.load(pixels), None)
+        image, part = self.framed(pixels, closer)
         answers = self.answers(image[None])
         row = answers.probabilities[0]
         best = int(row.argmax())

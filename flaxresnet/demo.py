@@ -36,13 +36,14 @@ CLOSER = "As a whole it is unlike the training images; the answer is about the p
 HINT = "Drop a picture, or use the camera."
 
 
-def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> Any:
+def make_page(classifier: Classifier, title: str, examples: Dataset | None, closer: bool = False) -> Any:
     """The page, a `gradio.Blocks`, for `serve`.
 
     Args:
       classifier: what answers.
       title: over the page.
       examples: labelled images, of which some are offered to try.
+      closer: look at parts of pictures that are unlike the training images, see `Classifier.framed`.
 
     Raises:
       UserError: gradio is not installed.
@@ -58,7 +59,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
             photo = read_upload(Path(path))
         except UserError as error:
             return None, None, str(error)
-        image, part = classifier.framed(photo)
+        image, part = classifier.framed(photo, closer)
         answers = classifier.answers(image[None])
         _, maps = explainer.explain(image[None])
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))

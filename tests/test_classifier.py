@@ -100,7 +100,7 @@ def test_a_calibrated_run_answers_with_its_temperature_and_knows_strange_photos(
     answers = after.answers(noise)
     np.testing.assert_array_equal(answers.strange, answers.strangeness > np.float32(usual))
     strangest = int(answers.strangeness.argmax())
-    answer = after.predict(noise[strangest], closer=False)
+    answer = after.predict(noise[strangest])
     assert answer.strange is True
     assert answer.strangeness == pytest.approx(float(answers.strangeness[strangest]), rel=1e-3)
 
@@ -166,16 +166,17 @@ def test_of_a_strange_photo_the_part_is_looked_at_that_is_least_so(knowing_run, 
     assert closer.strangeness < whole.strangeness
     assert closer.label == "blue"
     assert closer.strange is False
-    framed, part = classifier.framed(photo)
+    framed, part = classifier.framed(photo, closer=True)
     assert part == closer.part
     np.testing.assert_array_equal(framed, classifier.preprocessing.load(photo, lambda *_: part))
     monkeypatch.setattr("flaxresnet.classifier.PLAINER", 0.0)  # no part is that plain
-    assert classifier.predict(photo).part is None
+    assert classifier.predict(photo, closer=True).part is None
 
 
-def test_a_photo_like_those_of_training_is_looked_at_whole(knowing_run, classifier, monkeypatch):
+def test_a_photo_is_looked_at_whole_unless_asked_or_where_it_is_not_strange(knowing_run, classifier, monkeypatch):
     knowing = fr.Classifier.load(knowing_run)
     monkeypatch.setattr(knowing, "closer", lambda *_: pytest.fail("it looked at parts"))
-    assert knowing.predict(blobs(3, seed=8).images[1]).part is None
-    assert classifier.predict(small_in_a_corner(2)).part is None  # this run has nothing to compare with
+    assert knowing.predict(blobs(3, seed=8).images[1], closer=True).part is None
+    assert knowing.predict(small_in_a_corner(2)).part is None
+    assert classifier.predict(small_in_a_corner(2), closer=True).part is None  # this run has nothing to compare with
     assert classifier.closer(small_in_a_corner(2), 1.0) is None

@@ -255,16 +255,17 @@ def test_predict_says_at_which_part_of_a_strange_photo_it_looked(shell, knowing_
     monkeypatch.chdir(tmp_path)
     run = knowing_run
     Image.fromarray(small_in_a_corner(1)).save("far.png")
-    close, whole = (shell("predict", run, "far.png", *words)[1] for words in ([], ["--no-closer"]))
-    left, upper, right, lower = part = [round(side) for side in fr.Classifier.load(run).predict("far.png").part]
+    close, whole = (shell("predict", run, "far.png", *words)[1] for words in (["--closer"], []))
+    answer = fr.Classifier.load(run).predict("far.png", closer=True)
+    left, upper, right, lower = part = [round(side) for side in answer.part]
     assert 96 <= left < right <= 160
     assert 64 <= upper < lower <= 128
     assert close.endswith(f"  looking at {left} to {right} across, {upper} to {lower} down\n")
     assert "looking" not in whole
     assert whole.endswith("unlike the training images\n")
-    row = json.loads(shell("predict", run, "far.png", "--json")[1])
+    row = json.loads(shell("predict", run, "far.png", "--closer", "--json")[1])
     assert (row["part"], row["label"]) == (part, "green")
-    (table,) = csv.DictReader(io.StringIO(shell("predict", run, "far.png", "--csv")[1]))
+    (table,) = csv.DictReader(io.StringIO(shell("predict", run, "far.png", "--closer", "--csv")[1]))
     assert [int(table[side]) for side in ("left", "upper", "right", "lower")] == part
 
 

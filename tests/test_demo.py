@@ -69,14 +69,16 @@ def test_a_dropped_jpeg_is_answered_and_junk_gets_a_sentence(address, finished_r
 
 
 def test_of_a_strange_picture_a_part_is_answered_and_shown(knowing_run, tmp_path):
-    blocks = demo.make_page(fr.Classifier.load(knowing_run), "Colours", None)
-    (answer,) = (one.fn for one in blocks.fns.values() if one.name == "answer")
+    classifier = fr.Classifier.load(knowing_run)
+    pages = (demo.make_page(classifier, "Colours", None, closer) for closer in (True, False))
+    answer, whole = (next(one.fn for one in page.fns.values() if one.name == "answer") for page in pages)
     for name, photo in (("far", small_in_a_corner(2)), ("near", blobs(3, seed=8).images[2])):
         Image.fromarray(photo).save(tmp_path / f"{name}.png")
     shares, shown, note = answer(str(tmp_path / "far.png"))
     assert (max(shares, key=shares.get), note) == ("blue", demo.CLOSER)
     assert shown.shape[0] == shown.shape[1], "as the part is, and not the photo"
     assert answer(str(tmp_path / "near.png"))[2] == ""
+    assert whole(str(tmp_path / "far.png"))[2] == demo.UNLIKE
 
 
 def test_an_example_can_be_clicked(address):
@@ -260,12 +262,13 @@ def test_no_address_in_a_request_is_fetched():
         asyncio.run(take("HTTPS://192.0.2.1/a.jpg"))
 
 
-def test_nothing_of_where_the_run_lies_is_told(monkeypatch, finished_run):
-    told = {}
-    monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples: told.update(title=title))
+@pytest.mark.parametrize("closer", [False, True])
+def test_the_page_has_the_runs_name_but_not_its_place_and_looks_closer_if_told(closer, monkeypatch, finished_run):
+    told = []
+    monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples, closer: told.append((title, closer)))
     monkeypatch.setattr(demo, "serve", lambda *_: "")
-    assert command.main(command.Arguments(str(finished_run))) == 0
-    assert told == {"title": finished_run.name}
+    assert command.main(command.Arguments(str(finished_run), closer=closer)) == 0
+    assert told == [(finished_run.name, closer)]
 
 
 def picture(tmp_path: Path, kind: str, size: tuple[int, int]) -> Path:

@@ -34,6 +34,9 @@ class Arguments:
     port: int = 7860
     """Port to listen at; 0 takes one that is free."""
 
+    closer: bool = False
+    """Look at parts of pictures that are unlike the training images, as `predict --closer` does."""
+
 
 def main(arguments: Arguments) -> int:
     from flaxresnet.classifier import Classifier
@@ -44,7 +47,8 @@ def main(arguments: Arguments) -> int:
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
     title = Path(arguments.run).absolute().resolve().name  # and nothing of where it lies
-    serve(make_page(classifier, title, examples_of(arguments.run)), arguments.host, arguments.port)
+    page = make_page(classifier, title, examples_of(arguments.run), arguments.closer)
+    serve(page, arguments.host, arguments.port)
     return 0
 
 

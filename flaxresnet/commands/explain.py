@@ -22,8 +22,6 @@ IN_A_LINE = 3  # classes under the picture, for which there is room
 class Arguments(PhotoArguments):
     """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
 
-    Of a photo that is unlike the training images it shows the part by which predict answers, if there is one.
-
     Example: python -m flaxresnet explain runs/default photo.jpg --top-k 3
     """
 
@@ -55,7 +53,7 @@ def main(arguments: Arguments) -> int:
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         photo = decode(name)
-        image, part = classifier.framed(photo)
+        image, part = classifier.framed(photo, arguments.closer)
         return shown(classifier.preprocessing.seen(photo, part)), image, [looking_at(part)] if part else []
 
     reader = Reader(arguments.photos, load, BATCH)

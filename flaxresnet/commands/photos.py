@@ -66,6 +66,10 @@ class PhotoArguments:
     top_k: int = 1
     """How many classes to name, the most probable first."""
 
+    closer: bool = False
+    """Look at parts of a photo that is unlike the training images, and answer by the one that is most like them: for
+    things that are small in the photo. Not for photos that are all of another kind than the training images."""
+
 
 def check(arguments: PhotoArguments) -> None:
     """Raises UserError where there is nothing to do."""

@@ -24,8 +24,8 @@ class Arguments(PhotoArguments):
     """Classifies photos: a line each with file, label and probability.
 
     The probability is calibrated, and a photo that is unlike the training images is said to be so, where the run has
-    its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time). Of such a photo parts
-    are looked at as well, for a thing that is small in it: let it fill the picture, as in the training images.
+    its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time). Let the thing fill
+    the picture, as it does in the training images; --closer looks for one that does not.
 
     Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
@@ -33,9 +33,6 @@ class Arguments(PhotoArguments):
     tta: bool = False
     """Average over views of each photo, nearer, farther, and mirrored if training mirrored: slower, sometimes better.
     Probabilities are calibrated for the photo alone."""
-
-    closer: bool = True
-    """Look at parts of a photo that is unlike the training images, and answer by the one that is most like them."""
 
     json: bool = False
     """Print one JSON object a photo, with the probabilities of all classes."""

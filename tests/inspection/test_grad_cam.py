@@ -122,8 +122,10 @@ def test_a_folder_of_photos_is_explained_and_the_unreadable_named(explain, finis
 
 def test_of_a_strange_photo_the_part_is_explained_that_predict_answers_by(explain, knowing_run):
     Image.fromarray(small_in_a_corner(2)).save("far.png")
-    left, upper, right, lower = (round(side) for side in fr.Classifier.load(knowing_run).predict("far.png").part)
-    out = explain(knowing_run, "far.png")[1]
+    answer = fr.Classifier.load(knowing_run).predict("far.png", closer=True)
+    left, upper, right, lower = map(round, answer.part)
+    assert "looking at" not in explain(knowing_run, "far.png")[1]
+    out = explain(knowing_run, "far.png", "--closer")[1]
     assert out.startswith("far.png  blue  ")
     assert f"  looking at {left} to {right} across, {upper} to {lower} down  explanations/far.explained.png" in out
 

@@ -2,8 +2,8 @@
 
 A network is trained on DATA once with the recipe as it is and once for each of its parts without that part, or with
 another that it has not; all of them for each seed. Then: test accuracy, the mean over nineteen changes of the test
-images at the middle strength (`robustness.py`), and accuracy on all training images of OTHER, of the same classes but
-from elsewhere. To choose by these figures, take DATA that `robustness.py --hold-out` wrote.
+images at the middle and at the strong strength (`robustness.py`), and accuracy on all training images of OTHER, of the
+same classes but from elsewhere. To choose by these figures, take DATA that `robustness.py --hold-out` wrote.
 """
 
 import json
@@ -56,7 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "with CutMix 1.0": {"cutmix": 1.0},
     "with averaged weights (ema 0.98)": {"ema": 0.98},
 }
-FIGURES = ("clean", "changed", "other")
+STRENGTHS = ("middle", "strong")
+FIGURES = ("clean", "changed", "strongly", "other")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def with_ranges(ranges: dict[str, float]) -> Iterator[None]:
 
 
 def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str, Any]:
-    """Accuracies of one training: clean, changed (the mean over kinds), other, the kind that is worst."""
+    """Accuracies of one training: clean, changed and strongly so (means over kinds), other, the kind that is worst."""
     ranges = {name: value for name, value in WAYS[way].items() if "." in name}
     options = {name: value for name, value in WAYS[way].items() if "." not in name}
     options |= {"model": arguments.model, "width": arguments.width}
@@ -117,17 +118,18 @@ def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str,
         fr.fit(fr.TrainConfig(workdir=workdir, **options), verbose=False)
         classifier = Classifier.load(workdir)
         test = fr.open_dataset(arguments.data).test
-        rows = measured(answered(classifier.logits, test.images[:], ("middle",)), test.labels)
+        rows = measured(answered(classifier.logits, test.images[:], STRENGTHS), test.labels)
         other = fr.evaluate(workdir, arguments.other, split="train").accuracy
-    found = summary(rows, ("middle",))
-    changed, worst = found["middle"]["mean"], found["middle"]["worst shift"]
-    figures = {"clean": found["clean"], "changed": changed, "other": other, "worst": worst}
+    found = summary(rows, STRENGTHS)
+    changed, strongly = (found[strength]["mean"] for strength in STRENGTHS)
+    figures = {"clean": found["clean"], "changed": changed, "strongly": strongly, "other": other}
+    figures["worst"] = found["middle"]["worst shift"]
     return {"way": way, "seed": seed, **figures, "rows": rows}
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
     """Means over the seeds, and their differences from the recipe, seed by seed, with the mean's standard error."""
-    table = Table("", *FIGURES, "difference: changed", "other", box=box.SIMPLE)
+    table = Table("", *FIGURES, "difference: changed", "strongly", "other", box=box.SIMPLE)
     by_way: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_way.setdefault(row["way"], {})[row["seed"]] = row

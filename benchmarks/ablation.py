@@ -56,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "with CutMix 1.0": {"cutmix": 1.0},
     "with averaged weights (ema 0.98)": {"ema": 0.98},
 }
+BEGUN = "begun with --init"
 STRENGTHS = ("middle", "strong")
 FIGURES = ("clean", "changed", "strongly", "other")
 
@@ -88,6 +89,9 @@ class Arguments:
     epochs: int = 40
     """Of training."""
 
+    init: str | None = None
+    """What one more way, "begun with --init", begins with: a run, such as one on OTHER, or a file of weights."""
+
     json: Path | None = None
     """Write the figures to this file, after each training."""
 
@@ -110,8 +114,9 @@ def with_ranges(ranges: dict[str, float]) -> Iterator[None]:
 
 def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str, Any]:
     """Accuracies of one training: clean, changed and strongly so (means over kinds), other, the kind that is worst."""
-    ranges = {name: value for name, value in WAYS[way].items() if "." in name}
-    options = {name: value for name, value in WAYS[way].items() if "." not in name}
+    differing = {"init": arguments.init} if way == BEGUN else WAYS[way]
+    ranges = {name: value for name, value in differing.items() if "." in name}
+    options = {name: value for name, value in differing.items() if "." not in name}
     options |= {"model": arguments.model, "width": arguments.width}
     options |= {"data": arguments.data, "epochs": arguments.epochs, "seed": seed, "recipe": "robust", "report": False}
     with tempfile.TemporaryDirectory() as workdir, with_ranges(ranges):
@@ -149,8 +154,9 @@ def difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]
 
 
 def main(arguments: Arguments) -> None:
-    if unknown := [way for way in arguments.ways if way not in WAYS]:
-        raise UserError(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, WAYS))}")
+    known = [*WAYS, *[BEGUN] * (arguments.init is not None)]
+    if unknown := [way for way in arguments.ways if way not in known]:
+        raise UserError(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, known))}")
     rows = []
     for seed in arguments.seeds:
         for way in arguments.ways:

@@ -6,7 +6,8 @@ recipe `robust`, for as many epochs. Test accuracy is on all test pictures; the 
 together.
 
 `--rooms 0 1 2 --counts 24` asks instead whether a network that knows the classes can be brought to know a room: the
-test pictures of DATA as each room shows them (`in_room`), some of each class to learn and the others as a test.
+test pictures of DATA as each room shows them (`in_room`), some of each class to learn and the others as a test. There
+it may also be adapted to them without their labels.
 """
 
 import json
@@ -32,7 +33,7 @@ from flaxresnet.training.preparation import check_trainable
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.shifts import SHIFTS
 
-Way = Literal["as it is", "fine-tuned", "from scratch"]
+Way = Literal["as it is", "adapted", "fine-tuned", "from scratch"]
 # What all pictures of a room have in common; behind each is a wall with clutter, whatever the strength.
 ROOM = ("background", "scale", "colour temperature", "gamma", "light gradient")
 
@@ -66,7 +67,8 @@ class Arguments:
     """How much a room's light and distance differ."""
 
     ways: tuple[Way, ...] = ("fine-tuned", "from scratch")
-    """What is compared; "as it is" is the network before fine-tuning, which has to know the classes."""
+    """What is compared; "as it is" is the network before fine-tuning, which has to know the classes. "adapted" is that
+    with batch norm's statistics of the pictures, whose labels it does not see (`python -m flaxresnet adapt`)."""
 
     options: tuple[str, ...] = ()
     """More options of fine-tuning, as NAME=VALUE in JSON: learning_rate=1e-3."""
@@ -135,6 +137,9 @@ def right(way: Way, folder: str, seed: int, arguments: Arguments) -> list[float]
     """Test accuracy on the data in a folder after each epoch of training in this way, or without training."""
     if way == "as it is":
         return [fr.evaluate(arguments.pretrained, folder, split="test").accuracy]
+    if way == "adapted":
+        fr.adapt(arguments.pretrained, fr.open_dataset(folder).train.images, f"{folder}/{way}")
+        return [fr.evaluate(f"{folder}/{way}", folder, split="test").accuracy]
     options: dict[str, Any] = {"model": arguments.model, "data": folder, "seed": seed, "epochs": arguments.epochs}
     options |= {"batch_size": arguments.batch_size, "workdir": f"{folder}/{way}", "report": False}
     run = fr.fit(fr.TrainConfig(**options | (finetuned_with(arguments) if way == "fine-tuned" else {})), verbose=False)

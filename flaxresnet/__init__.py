@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flaxresnet.adaptation import adapt
     from flaxresnet.classifier import Classifier, Prediction
     from flaxresnet.config import TrainConfig
     from flaxresnet.data.dataset import Dataset, Splits, open_dataset
@@ -35,6 +36,7 @@ _HOME = {
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config",
     "UserError": "flaxresnet.errors",
+    "adapt": "flaxresnet.adaptation",
     "evaluate": "flaxresnet.evaluation",
     "fit": "flaxresnet.training.fit",
     "measure_batch_stats": "flaxresnet.models.batch_stats",

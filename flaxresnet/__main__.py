@@ -17,6 +17,7 @@ COMMANDS = {
     "explain": "where in photos the network looked",
     "demo": "a page to try a run on, in the browser",
     "export": "a run as one file for JAX alone, or as ONNX",
+    "adapt": "a run for photos of one place, from some of them without labels",
     "check-data": "what a data set holds, or what is wrong with it",
     "make-data": "write the drawn hand signs, or pictures of your own, as HDF5 or ArrayRecord files",
 }

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +38,7 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
     Raises:
       UserError: the folder exists or cannot be written, or the last layer is missing.
     """
-    run = Path(run)
-    if run.exists():
-        raise UserError(f"{run} exists and is not overwritten; name another folder")
+    require_free(run)
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
     config = TrainConfig(recipe="tutorial", workdir=str(run), **asdict(weights.network))
@@ -47,16 +46,33 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
         config=config.resolve(),
         class_names=weights.class_names or tuple(map(str, range(weights.num_classes))),
         preprocessing=weights.preprocessing,
-        data={"source": source, "path": None, "train_fingerprint": None, "test_fingerprint": None},
+        data=no_images(source),
         versions=package_versions(),
     )
+    write_variables(info, weights.variables, run)
+
+
+def no_images(source: str) -> dict[str, Any]:
+    """The `data` of a run that was not trained here: where its weights come from, in words."""
+    return {"source": source, "path": None, "train_fingerprint": None, "test_fingerprint": None}
+
+
+def require_free(run: str | Path) -> None:
+    """Raises UserError where there is something of this name."""
+    if Path(run).exists():
+        raise UserError(f"{run} exists and is not overwritten; name another folder")
+
+
+def write_variables(info: RunInfo, variables: Any, run: str | Path) -> None:
+    """Makes a run's folder, whole or not at all, of {"params", "batch_stats"}; what it raises is as for `write_run`."""
+    require_free(run := Path(run))
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=run.name + ".", dir=run.parent) as temporary:
             folder = RunFolder(Path(temporary) / "run")
             folder.create(info)
             with Checkpoints(folder.checkpoints) as checkpoints:
-                checkpoints.save_variables(weights.variables)
+                checkpoints.save_variables(variables)
             folder.path.rename(run)
     except Exception as error:  # Orbax tells a full disk in many ways
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[:1] or [type(error).__name__]

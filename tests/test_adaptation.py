@@ -1,0 +1,153 @@
+"""A run made for other photos: its statistics are theirs, its answers better, the rest as it was."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL, blobs
+from PIL import Image
+
+import flaxresnet as fr
+from flaxresnet.adaptation import statistics_of
+from flaxresnet.training.checkpoint import load_run
+
+
+def in_fog(count: int, seed: int) -> fr.Dataset:
+    """The classes with a third of their contrast."""
+    data = blobs(count, seed)
+    return replace(data, images=(data.images / 3 + 150).astype(np.uint8))
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    from flaxresnet import __main__ as commands
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["flaxresnet", *map(str, words)])
+        status = commands.entry_point()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_photos_of_another_place_are_known_without_their_labels(finished_run, tmp_path):
+    test = in_fog(60, seed=5)
+    before = (fr.Classifier.load(finished_run).probabilities(test.images).argmax(axis=1) == test.labels).mean()
+    assert fr.adapt(finished_run, in_fog(24, seed=6).images, tmp_path / "here") is None
+    after = (fr.Classifier.load(tmp_path / "here").probabilities(test.images).argmax(axis=1) == test.labels).mean()
+    assert before < 0.7
+    assert after > before + 0.2
+
+
+def test_statistics_are_the_photos_and_the_weights_as_they_were(finished_run, tmp_path):
+    images = in_fog(24, seed=6).images
+    fr.adapt(finished_run, images, tmp_path / "here")
+    (info, old), (_, new) = load_run(finished_run), load_run(tmp_path / "here")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), old["params"], new["params"]))
+    # The first convolution by hand, in float64: 7×7, stride 2, three zeros around.
+    kernel, bias = (np.asarray(old["params"]["conv1"][name], np.float64) for name in ("kernel", "bias"))
+    padded = np.pad(images / 255, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7), axis=(1, 2))[:, ::2, ::2]
+    features = np.einsum("nhwcij,ijcf->nhwf", windows, kernel) + bias
+    stats = new["batch_stats"]["bn_conv1"]
+    np.testing.assert_allclose(stats["mean"], features.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], features.var((0, 1, 2)), rtol=1e-3, atol=1e-6)
+    assert not np.allclose(stats["mean"], old["batch_stats"]["bn_conv1"]["mean"], rtol=0.1)
+    assert info.preprocessing == load_run(tmp_path / "here")[0].preprocessing
+
+
+@pytest.mark.parametrize(("count", "form"), [(33, (2, 17)), (600, (16, 32))])
+def test_all_photos_count_or_512_from_everywhere(count, form, finished_run, monkeypatch):
+    seen = []
+    monkeypatch.setattr("flaxresnet.adaptation.measure_batch_stats", lambda *arguments, **_: seen.append(arguments[2]))
+    monkeypatch.setattr("jax.jit", lambda function: function)
+    classifier = fr.Classifier.load(finished_run)
+    statistics_of(classifier.model, {}, classifier.preprocessing, np.arange(count).reshape(count, 1, 1, 1))
+    batches = seen[0][..., 0, 0, 0]
+    assert batches.shape == form
+    assert len(np.unique(batches)) == min(count, 512)
+    for batch in batches:  # photos come sorted by class: each batch has some of the first and some of the last
+        assert batch.min() < count / 10
+        assert batch.max() > count * 0.9
+
+
+def test_a_run_whose_statistics_were_not_to_change_is_adapted_too(finished_run, tmp_path):
+    config = fr.TrainConfig(
+        data=tmp_path / "data",
+        init=str(finished_run),
+        recipe="finetune",
+        workdir=tmp_path / "kept",
+        epochs=1,
+        augment=0.0,
+    )
+    shutil.copytree(load_run(finished_run)[0].config.data, tmp_path / "data")
+    options = {name: SMALL[name] for name in ("batch_size", "report")}
+    fr.fit(replace(config, keep_statistics=True, freeze="backbone", **options), verbose=False)
+    fr.adapt(tmp_path / "kept", in_fog(24, seed=6).images, tmp_path / "here")
+    old, new = (load_run(tmp_path / name)[1]["batch_stats"] for name in ("kept", "here"))
+    for mine, others in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        assert np.any(mine != others)
+
+
+def test_what_a_run_knows_of_its_training_images_does_not_go_along(knowing_run, tmp_path):
+    fr.adapt(knowing_run, in_fog(24, seed=6).images, tmp_path / "here")
+    knowing, here = fr.Classifier.load(knowing_run), fr.Classifier.load(tmp_path / "here")
+    assert here.temperature == knowing.temperature
+    assert here.predict(in_fog(1, seed=5).images[0]).strange is None
+    assert here.mirrors == knowing.mirrors
+    with pytest.raises(fr.UserError, match=r"here was made of .*run and 24 photos without labels and knows no images"):
+        fr.evaluate(tmp_path / "here")
+
+
+def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finished_run, tmp_path):
+    data = blobs(120, seed=5)
+    green = data.images[data.labels == 1]
+    warning = fr.adapt(knowing_run, green, tmp_path / "green")
+    assert re.fullmatch(r"(3\d|40) of 40 photos are taken for 'green'; adapt to photos of all classes instead", warning)
+    assert fr.adapt(knowing_run, data.images, tmp_path / "all") is None
+    assert fr.adapt(finished_run, green, tmp_path / "unknown") is None
+    foggy = in_fog(120, seed=5).images[data.labels == 1]
+    assert fr.Classifier.load(knowing_run).answers(foggy).strange.all()
+    assert fr.adapt(knowing_run, foggy, tmp_path / "foggy") is None
+
+
+def test_too_few_photos_and_folders_that_are_there_are_refused(finished_run, tmp_path):
+    images = in_fog(15, seed=6).images
+    with pytest.raises(fr.UserError, match="15 photos are too few to adapt to; give 16 or more, of all classes"):
+        fr.adapt(finished_run, images, tmp_path / "here")
+    with pytest.raises(fr.UserError, match="exists and is not overwritten; name another folder"):
+        fr.adapt(finished_run, images, tmp_path)
+    with pytest.raises(fr.UserError, match=r"this network takes \(n, 32, 32, 3\) uint8"):
+        fr.adapt(finished_run, np.zeros((16, 8, 8, 3), np.uint8), tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_run, data_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    images = in_fog(16, seed=6).images
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(f"photos/{index:02}.png")
+    (tmp_path / "photos" / "junk.jpg").write_text("no picture")
+    status, out, err = shell("adapt", finished_run, "here", "photos")
+    assert status == 1, "one could not be read"
+    assert "photos/junk.jpg cannot be read as a picture" in err
+    assert out == f"here: {finished_run}, adapted to 16 photos\n"
+    fr.adapt(finished_run, images, "same")
+    same = jax.tree.map(np.array_equal, load_run("here")[1], load_run("same")[1])
+    assert jax.tree.all(same)
+    assert shell("evaluate", "here", "--data", data_folder)[0] == 0
+    assert shell("adapt", finished_run, "of-data", "--data", data_folder)[1].endswith("adapted to 63 photos\n")
+    mistake = shell("adapt", finished_run, "neither")
+    assert (mistake[0], mistake[2]) == (2, "error: give photos, or --data, to adapt to: one of them\n")
+
+
+def test_of_photos_of_one_class_the_command_line_warns(shell, knowing_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = blobs(48, seed=5)
+    for index, image in enumerate(data.images[data.labels == 1]):
+        Image.fromarray(image).save(f"{index:02}.png")
+    assert shell("adapt", knowing_run, "here", "*.png")[1].splitlines()[1].startswith("warning: 1")

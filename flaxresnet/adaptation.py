@@ -19,7 +19,7 @@ from flaxresnet.errors import UserError
 from flaxresnet.interop.run_folders import no_images, require_free, write_variables
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
-from flaxresnet.training.checkpoint import load_run
+from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.stored import Trust
 
 LEAST, MOST = 16, 512  # photos: fewer say too little of how features vary, more say nothing new
@@ -53,13 +53,12 @@ def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: W
     if len(images) < LEAST:
         raise UserError(f"{len(images)} photos are too few to adapt to; give {LEAST} or more, of all classes")
     warning = of_one_class(classifier.answers(images), classifier.class_names)
-    info, variables = load_run(run, checkpoint)
-    adapted = variables | {
-        "batch_stats": statistics_of(classifier.model, variables["params"], info.preprocessing, images)
-    }
-    config = replace(info.config, workdir=str(target))
-    source = f"{run} and {len(images)} photos without labels"
-    write_variables(replace(info, config=config, data=no_images(source)), adapted, target)
+    params = classifier.variables["params"]
+    statistics = statistics_of(classifier.model, params, classifier.preprocessing, images)
+    info = RunFolder(run).read_info()
+    config, source = replace(info.config, workdir=str(target)), f"{run} and {len(images)} photos without labels"
+    info = replace(info, config=config, data=no_images(source))
+    write_variables(info, {"params": params, "batch_stats": statistics}, target)
     if trust := classifier.trust:
         Trust(trust.weights, trust.temperature, trust.references[:0], trust.threshold).write(target)
     return warning

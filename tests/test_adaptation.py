@@ -1,8 +1,10 @@
 """A run made for other photos: its statistics are theirs, its answers better, the rest as it was."""
 
 import re
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -57,6 +59,26 @@ def test_statistics_are_the_photos_and_the_weights_as_they_were(finished_run, tm
     np.testing.assert_allclose(stats["var"], features.var((0, 1, 2)), rtol=1e-3, atol=1e-6)
     assert not np.allclose(stats["mean"], old["batch_stats"]["bn_conv1"]["mean"], rtol=0.1)
     assert info.preprocessing == load_run(tmp_path / "here")[0].preprocessing
+
+
+def test_what_the_readme_says_of_photos_without_labels_helps(shell, finished_run, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    adapting, predicting = re.search(r"badly\?\*\*.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    data = in_fog(30, seed=5)
+    for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        Image.fromarray(image).save(f"photos/{index:02}-{data.class_names[label]}.png")
+    shutil.copytree(finished_run, tmp_path / "runs" / "signs")
+
+    def right(line):
+        lines = shell(*shlex.split(line)[3:])[1].splitlines()
+        return sum(line.split("  ")[1] in line.split("  ")[0] for line in lines)
+
+    before = right(predicting.replace("here", "signs"))
+    assert shell(*shlex.split(adapting)[3:])[0] == 0
+    assert before < 20
+    assert right(predicting) > before + 5
 
 
 @pytest.mark.parametrize(("count", "form"), [(33, (2, 17)), (600, (16, 32))])

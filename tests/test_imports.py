@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "demo": {"classifier", "data", "demo_door", "inspection"},
     "demo_door": set(),
     "export": {"classifier", "models", "quiet", "writing"},
-    "adaptation": {"classifier", "config", "data", "interop.run_folders", "models", "training.checkpoint", "trust"},
+    "adaptation": {"classifier", "config", "data", "interop.run_folders", "models", "training.run_folder", "trust"},
     "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]

@@ -95,6 +95,7 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
     yield page.section("Set-up", *_set_up(found))
 
 
+ADAPTING = "python -m flaxresnet adapt {run} {to} photos/\npython -m flaxresnet predict {to} photos/"
 FINETUNING = (
     "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {to}\n"
     "python -m flaxresnet evaluate {to}"
@@ -208,11 +209,16 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
         soft=True,
     )
     yield page.words(
-        "Photos of other people differ in more ways than these. If yours are classified badly: let what is to be told "
-        "apart fill the picture, as in the training images; and let the network learn from twenty or more of yours, "
-        "laid into mine/train/CLASS/, and others into mine/test/CLASS/:"
+        "Photos of other people differ in more ways than these. If yours are classified badly, let what is to be told "
+        "apart fill the picture, as in the training images. If all of yours differ in one way, by your lamp, your "
+        "camera or your distance, adapt the run to some of them, sixteen at least and of all classes; they need no "
+        "labels:"
     )
-    yield f"<pre>{escape(FINETUNING.format(run=shlex.quote(run), to=shlex.quote(run.rstrip('/') + '-mine')))}</pre>"
+    yield _command(ADAPTING, run, "-here")
+    yield page.words(
+        "Or let it learn from twenty or more of yours, laid into mine/train/CLASS/, and others into mine/test/CLASS/:"
+    )
+    yield _command(FINETUNING, run, "-mine")
     if told.failures:
         yield page.words("The surest mistake of each kind, of images that are answered rightly as they are:")
         yield page.photos(
@@ -228,6 +234,11 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
 def _row_of_change(row: Row) -> tuple[str, str, str]:
     low, high = wilson_interval(row.correct, row.images)
     return row.change, f"{row.correct:,} of {row.images:,}", f"{row.share:.3f} ({low:.2f}–{high:.2f})"
+
+
+def _command(lines: str, run: str, ending: str) -> str:
+    """What to type, for a run, into one beside it."""
+    return f"<pre>{escape(lines.format(run=shlex.quote(run), to=shlex.quote(run.rstrip('/') + ending)))}</pre>"
 
 
 def _set_up(found: Findings) -> Iterator[str]:

@@ -256,6 +256,7 @@ def test_other_data_leave_the_runs_own_calibration(finished_run, monkeypatch, tm
 def test_the_page_says_how_to_learn_from_ones_own_photos(run, noisy_splits):
     text = html.unescape(write_report(run, investigate(run, noisy_splits)).read_text())
     assert f"python train.py --data mine/ --init '{run}' --recipe finetune --batch-size 10 --epochs 90" in text
+    assert f"python -m flaxresnet adapt '{run}' '{run}-here' photos/" in text
 
 
 def test_without_test_images_there_is_nothing_to_report(run):

@@ -104,7 +104,7 @@ def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_c
 
 def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished_run, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "README.md").read_text()
-    first, training, second = re.search(r"badly\?\*\*.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
+    first, training, second = re.search(r"With labels there.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
     for split, count, seed in (("train", 30, 5), ("test", 60, 6)):
         data = blobs(count, seed)
         warm = (data.images * np.array([1.0, 0.4, 0.4])).astype(np.uint8)  # their lamp, which makes all of them red

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import jax
@@ -526,28 +525,3 @@ def test_what_is_said_of_a_file_has_to_fit_it(shell, silent_file, finished_run, 
         assert status == 2
         assert message in err
     assert not (tmp_path / "x").exists()
-
-
-def test_a_run_learns_the_photos_that_it_got_wrong_by_the_readmes_lines(shell, finished_run, tmp_path):
-    text = (
-        (Path(__file__).parents[1] / "README.md").read_text().partition("**Your own photos are classified badly?**")[2]
-    )
-    lines = text.partition("```bash\n")[2].partition("```")[0].splitlines()
-    shutil.copytree(finished_run, "runs/signs")
-    for split, count, seed in (("train", 24, 5), ("test", 30, 6)):  # under a red lamp
-        photos = blobs(count, seed)
-        for index, (image, label) in enumerate(zip(photos.images, photos.labels, strict=True)):
-            path = Path("mine", split, photos.class_names[label], f"{index}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((image * [0, 0.3, 0.3] + [255, 0, 0]).astype(np.uint8)).save(path)
-    accuracy = []
-    for line in lines:
-        words = line.removeprefix("python -m flaxresnet ").removeprefix("python ").split()
-        evaluates = words[0] == "evaluate"
-        status, out, errors = shell(*words, *(["--json"] if evaluates else ["--no-report"]))
-        assert status == 0, errors
-        if evaluates:
-            accuracy.append(json.loads(out)["accuracy"])
-    before, after = accuracy
-    assert before < 0.5
-    assert after > 0.9

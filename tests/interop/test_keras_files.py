@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ KINDS = ("keras", "h5", "weights.h5")
 real_keras = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("keras", "torch"))), reason="install keras and torch (the `peers` extra)"
 )
+LONG = pytest.mark.skipif("KILLS" not in os.environ, reason="takes a minute; set KILLS")
 
 
 def reference(*arguments) -> None:
@@ -40,7 +42,7 @@ def reference(*arguments) -> None:
     [
         ("tutorial", "resnet50", "tutorial"),
         ("ResNet50", "resnet50", "keras"),
-        ("ResNet101", "resnet101", "keras"),
+        pytest.param("ResNet101", "resnet101", "keras", marks=LONG),  # between the two others
         ("ResNet152", "resnet152", "keras"),
     ],
 )

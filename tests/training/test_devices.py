@@ -121,7 +121,8 @@ def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(data_folder,
 
 
 def test_the_parts_of_a_batch_are_divided_over_the_devices_too(data_folder, tmp_path, cache):
-    data, options = str(data_folder), {"learning_rate": 1e-6, "accumulate": 2, "epochs": 1, "mixup": 0.2}
+    options = {"recipe": "tutorial", "learning_rate": 1e-6, "accumulate": 2, "epochs": 1, "mixup": 0.2}
+    data = str(data_folder)
     (_, history), (_, same) = (
         fit_on(devices, cache, data=data, workdir=str(tmp_path / str(devices)), **options) for devices in (1, 4)
     )

@@ -154,8 +154,11 @@ def one_process(pictures, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("count", "slurm", "flags"),
-    [(2, True, ["--input", "memory"]), (2, False, ["--shard-optimizer"]), (4, False, [])],
-    ids=["2, by Slurm, in memory", "2, sharded", "4"],
+    [
+        pytest.param(2, True, ["--input", "memory"], id="2, by Slurm, in memory"),
+        pytest.param(2, False, ["--shard-optimizer"], id="2, sharded"),
+        pytest.param(4, False, [], id="4", marks=LONG),
+    ],
 )
 def test_many_processes_give_the_losses_and_weights_of_one(start, tmp_path, one_process, count, slurm, flags):
     processes = start(count, tmp_path / "run", "--epochs", "2", *flags, slurm=slurm)

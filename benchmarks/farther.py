@@ -82,7 +82,7 @@ def main(arguments: Arguments) -> None:
     classifier, splits = Classifier.load(arguments.run), data_for(arguments.run, arguments.data, "test")
     if splits.test is None:
         raise UserError(f"{splits.source} has no test images")
-    if classifier.trust is None or not len(classifier.trust.references):
+    if not classifier.knows_training_images:
         raise UserError(
             f"{arguments.run} does not know its training images; `python -m flaxresnet report {arguments.run}` does it"
         )

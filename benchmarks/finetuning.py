@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import flaxresnet as fr
+from flaxresnet.adaptation import LEAST
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.errors import UserError
 from flaxresnet.recipes import Model
@@ -150,6 +151,8 @@ def main(arguments: Arguments) -> None:
     finetuned_with(arguments)  # a mistake there shows before anything is trained
     if not arguments.rooms and arguments.strength != Arguments.strength:
         raise UserError(f"--strength {arguments.strength} is of rooms; give --rooms")
+    if "adapted" in arguments.ways and min(arguments.counts) < LEAST:
+        raise UserError(f"--counts {min(arguments.counts)} are too few to adapt to; give {LEAST} or more")
     asked_for = list(tasks(arguments))
     pretrained = RunFolder(arguments.pretrained)
     if not pretrained.exists() or pretrained.read_info().config.data is None:

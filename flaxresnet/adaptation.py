@@ -16,22 +16,23 @@ from flaxresnet.classifier import Answers, Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.interop.run_folders import no_images, require_free, write_variables
+from flaxresnet.interop.run_folders import require_free, write_variables
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.run_folder import RunFolder
-from flaxresnet.trust.stored import Trust
 
-LEAST, MOST = 16, 512  # photos: fewer say too little of how features vary, more say nothing new
-AT_ONCE = 32  # at most
+# Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
+LEAST, MOST = 16, 512
+AT_ONCE = 32  # photos of a batch at most, which is normalised by its own statistics
 ONE_CLASS = 0.8  # of the photos in one class are too many
 
 
 def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: Which = "latest") -> str | None:
-    """Makes a run of another, for photos of one place: of the same weights, with batch norm's statistics of these.
+    """Makes from a run another one, for photos of one place: the same weights, with batch norm's statistics of these.
 
     It answers photos like them better where they all differ from the training images in the same way, as by a lamp, a
-    camera or a distance. It knows no training images, and does not say any more which photos are unlike them.
+    camera or a distance. Its temperature is that of the old run, and which photos are unlike the training images it
+    says again when it has a report of its own.
 
     Args:
       run: folder of the run to start from, which stays as it is.
@@ -42,8 +43,8 @@ def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: W
 
     Returns:
       What looks wrong with the images, in words: that nearly all are of one class, so that their statistics would be
-      those of the class and other classes be taken for it. None where nothing does, or where most images are too unlike
-      the training images to tell.
+      those of the class and other classes be taken for it. None where nothing does, or where that cannot be told: most
+      images are too unlike the training images, or the run does not know these.
 
     Raises:
       UserError: the run cannot be read, images are too few or of another form, or the folder is there already.
@@ -52,16 +53,20 @@ def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: W
     classifier = Classifier.load(run, checkpoint)
     if len(images) < LEAST:
         raise UserError(f"{len(images)} photos are too few to adapt to; give {LEAST} or more, of all classes")
+    images = images[evenly(len(images))]
     warning = of_one_class(classifier.answers(images), classifier.class_names)
-    params = classifier.variables["params"]
+    params, info = classifier.variables["params"], RunFolder(run).read_info()
     statistics = statistics_of(classifier.model, params, classifier.preprocessing, images)
-    info = RunFolder(run).read_info()
-    config, source = replace(info.config, workdir=str(target)), f"{run} and {len(images)} photos without labels"
-    info = replace(info, config=config, data=no_images(source))
-    write_variables(info, {"params": params, "batch_stats": statistics}, target)
-    if trust := classifier.trust:
-        Trust(trust.weights, trust.temperature, trust.references[:0], trust.threshold).write(target)
+    told = {"adapted": f"the weights of {run}, adapted to {len(images)} photos"}
+    info = replace(info, config=replace(info.config, workdir=str(target)), data=info.data | told)
+    trust = classifier.trust and replace(classifier.trust, references=classifier.trust.references[:0])
+    write_variables(info, {"params": params, "batch_stats": statistics}, target, trust)
     return warning
+
+
+def evenly(count: int, most: int = MOST) -> np.ndarray:
+    """The places of so many among `count` things at most, from the first to the last."""
+    return np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
 
 
 def of_one_class(answers: Answers, class_names: tuple[str, ...]) -> str | None:
@@ -72,18 +77,18 @@ def of_one_class(answers: Answers, class_names: tuple[str, ...]) -> str | None:
     if counts.max() <= ONE_CLASS * counts.sum():
         return None
     most, name = counts.max(), class_names[int(counts.argmax())]
-    return f"{most} of {len(answers.strange)} photos are taken for {name!r}; adapt to photos of all classes instead"
+    known = f"{counts.sum()} photos that are like the training images"
+    return f"{most} of {known} are taken for {name!r}; adapt to photos of all classes instead"
 
 
 def statistics_of(model: ResNet, params: Any, preprocessing: Preprocessing, images: np.ndarray) -> Any:
     """Batch norm's statistics over images (n, height, width, 3) uint8; see `measure_batch_stats`.
 
-    They are taken over batches that each have images from all over, for neighbours are often of one class.
+    They are taken over batches of a random order, for neighbours are often of one class.
     """
-    count = min(len(images), MOST)
-    batches = -(-count // AT_ONCE)
-    places = np.linspace(0, len(images) - 1, count).astype(int)
-    places = np.resize(places, (-(-count // batches), batches)).T  # some twice, so that batches are equal
+    batches = -(-len(images) // AT_ONCE)
+    order = np.random.default_rng(0).permutation(len(images))
+    places = np.resize(order, (batches, -(-len(images) // batches)))  # some twice, so that batches are equal
     learning = model.clone(frozen=(), keep_statistics=False)
 
     def measure(params: Any, images: jax.Array) -> Any:

@@ -121,6 +121,11 @@ class Classifier:
         return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.mirrors)
 
     @property
+    def knows_training_images(self) -> bool:
+        """Whether it has some to compare photos with."""
+        return self.trust is not None and len(self.trust.references) > 0
+
+    @property
     def temperature(self) -> float:
         """Of the softmax that makes probabilities of logits."""
         return self.trust.temperature if self.trust else 1.0
@@ -217,7 +222,7 @@ class Classifier:
         Returns:
           None where no part is like the training images, or the run does not know these.
         """
-        if self.trust is None or not len(self.trust.references):
+        if self.trust is None or not self.knows_training_images:
             return None
         aspect = self.preprocessing.width / self.preprocessing.height
         boxes = list(parts(photo.shape[0], photo.shape[1], aspect))

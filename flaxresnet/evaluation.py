@@ -13,6 +13,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset, same_data
 from flaxresnet.data.kept_signs import default_signs
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
@@ -207,14 +208,19 @@ def data_of_run(run: str | Path, split: str) -> Splits:
     return splits
 
 
+def require_size(preprocessing: Preprocessing, dataset: Dataset, source: str) -> None:
+    """Raises UserError where the images are of another size than the network's."""
+    size = (preprocessing.height, preprocessing.width)
+    if dataset.image_size != size:
+        raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
+
+
 def fitted(classifier: Classifier, dataset: Dataset, source: str) -> Dataset:
     """The data with labels that count as the network's do: classes that have names are told apart by these.
 
     Raises UserError where the images are of another size, or some class is not among the network's.
     """
-    size = (classifier.preprocessing.height, classifier.preprocessing.width)
-    if dataset.image_size != size:
-        raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
+    require_size(classifier.preprocessing, dataset, source)
     mine, theirs = classifier.class_names, dataset.class_names
     if dataset.names_given and mine != theirs:
         if not set(theirs) <= set(mine):

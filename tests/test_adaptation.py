@@ -4,9 +4,11 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SMALL, blobs
@@ -14,6 +16,7 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.adaptation import statistics_of
+from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.training.checkpoint import load_run
 
 
@@ -81,8 +84,8 @@ def test_what_the_readme_says_of_photos_without_labels_helps(shell, finished_run
     assert right(predicting) > before + 5
 
 
-@pytest.mark.parametrize(("count", "form"), [(33, (2, 17)), (600, (16, 32))])
-def test_all_photos_count_or_512_from_everywhere(count, form, finished_run, monkeypatch):
+@pytest.mark.parametrize(("count", "form"), [(33, (2, 17)), (192, (6, 32))])
+def test_all_photos_count_in_batches_of_all_kinds(count, form, finished_run, monkeypatch):
     seen = []
     monkeypatch.setattr("flaxresnet.adaptation.measure_batch_stats", lambda *arguments, **_: seen.append(arguments[2]))
     monkeypatch.setattr("jax.jit", lambda function: function)
@@ -90,10 +93,24 @@ def test_all_photos_count_or_512_from_everywhere(count, form, finished_run, monk
     statistics_of(classifier.model, {}, classifier.preprocessing, np.arange(count).reshape(count, 1, 1, 1))
     batches = seen[0][..., 0, 0, 0]
     assert batches.shape == form
-    assert len(np.unique(batches)) == min(count, 512)
-    for batch in batches:  # photos come sorted by class: each batch has some of the first and some of the last
-        assert batch.min() < count / 10
-        assert batch.max() > count * 0.9
+    assert len(np.unique(batches)) == count
+    for kinds in (batches % 6, batches * 6 // count):  # of photos in turn through six classes, and sorted by class
+        assert all(len(np.unique(batch)) >= 5 for batch in kinds)
+
+
+def test_of_many_images_512_count(finished_run, tmp_path, monkeypatch):
+    seen = []
+
+    def measure(model, params, preprocessing, images):
+        seen.append(images)
+        return statistics_of(model, params, preprocessing, images[:32])
+
+    monkeypatch.setattr("flaxresnet.adaptation.statistics_of", measure)
+    images = blobs(600, seed=5).images
+    fr.adapt(finished_run, images, tmp_path / "here")
+    assert len(seen[0]) == 512
+    np.testing.assert_array_equal(seen[0][[0, -1]], images[[0, -1]])
+    assert load_run(tmp_path / "here")[0].data["adapted"].endswith("adapted to 512 photos")
 
 
 def test_a_run_whose_statistics_were_not_to_change_is_adapted_too(finished_run, tmp_path):
@@ -109,26 +126,43 @@ def test_a_run_whose_statistics_were_not_to_change_is_adapted_too(finished_run, 
     options = {name: SMALL[name] for name in ("batch_size", "report")}
     fr.fit(replace(config, keep_statistics=True, freeze="backbone", **options), verbose=False)
     fr.adapt(tmp_path / "kept", in_fog(24, seed=6).images, tmp_path / "here")
-    old, new = (load_run(tmp_path / name)[1]["batch_stats"] for name in ("kept", "here"))
-    for mine, others in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        assert np.any(mine != others)
+    info, variables = load_run(tmp_path / "kept")
+    plain = info.model().clone(frozen=(), keep_statistics=False, momentum=0.0)
+    images = jnp.asarray(in_fog(24, seed=6).images / 255, jnp.float32)
+    _, expected = plain.apply({"params": variables["params"]}, images, train=True, mutable=["batch_stats"])
+    found = load_run(tmp_path / "here")[1]["batch_stats"]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected["batch_stats"])
 
 
-def test_what_a_run_knows_of_its_training_images_does_not_go_along(knowing_run, tmp_path):
+def test_what_a_run_knows_of_its_training_images_does_not_go_along(shell, knowing_run, tmp_path):
     fr.adapt(knowing_run, in_fog(24, seed=6).images, tmp_path / "here")
     knowing, here = fr.Classifier.load(knowing_run), fr.Classifier.load(tmp_path / "here")
     assert here.temperature == knowing.temperature
     assert here.predict(in_fog(1, seed=5).images[0]).strange is None
     assert here.mirrors == knowing.mirrors
-    with pytest.raises(fr.UserError, match=r"here was made of .*run and 24 photos without labels and knows no images"):
-        fr.evaluate(tmp_path / "here")
+    assert fr.evaluate(tmp_path / "here").source == fr.evaluate(knowing_run).source
+    config = replace(load_run(tmp_path / "here")[0].config, epochs=9)
+    with pytest.raises(
+        fr.UserError, match=r"here holds the weights of .*run, adapted to 24 photos, no run to go on with"
+    ):
+        fr.fit(config, verbose=False)
+    # With a report of its own it knows them again, as its statistics show them.
+    assert shell("report", tmp_path / "here")[0] == 0
+    assert "adapted to 24 photos" in (tmp_path / "here" / "report" / "index.html").read_text()
+    assert fr.Classifier.load(tmp_path / "here").predict(in_fog(1, seed=5).images[0]).strange is not None
 
 
 def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finished_run, tmp_path):
     data = blobs(120, seed=5)
     green = data.images[data.labels == 1]
     warning = fr.adapt(knowing_run, green, tmp_path / "green")
-    assert re.fullmatch(r"(3\d|40) of 40 photos are taken for 'green'; adapt to photos of all classes instead", warning)
+    known = len(green) - int(fr.Classifier.load(knowing_run).answers(green).strange.sum())
+    assert warning == (
+        f"{known} of {known} photos that are like the training images are taken for 'green'; "
+        "adapt to photos of all classes instead"
+    )
+    mixed = np.concatenate([green, in_fog(36, seed=6).images])
+    assert fr.adapt(knowing_run, mixed, tmp_path / "mixed") == warning
     assert fr.adapt(knowing_run, data.images, tmp_path / "all") is None
     assert fr.adapt(finished_run, green, tmp_path / "unknown") is None
     foggy = in_fog(120, seed=5).images[data.labels == 1]
@@ -163,8 +197,36 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
     assert jax.tree.all(same)
     assert shell("evaluate", "here", "--data", data_folder)[0] == 0
     assert shell("adapt", finished_run, "of-data", "--data", data_folder)[1].endswith("adapted to 63 photos\n")
-    mistake = shell("adapt", finished_run, "neither")
-    assert (mistake[0], mistake[2]) == (2, "error: give photos, or --data, to adapt to: one of them\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["new"], "no photo given to adapt to; name some after the new run's folder (new), or give --data"),
+        (["new", "a.png", "--data", "d"], "a.png and --data d are two things to adapt to; give one of them"),
+        (["there"], "there exists and is not overwritten; name another folder"),
+        (["n" * 300, "a.png"], f"{'n' * 300} cannot be written: File name too long"),
+        (["new", "a.png"], "0 photos are too few to adapt to; give 16 or more, of all classes"),
+        (["new", "--data", "larger.h5"], "has images of (48, 48) pixels, but the network takes (32, 32)"),
+        (["new", "a.png", "--checkpoint", "third"], "--checkpoint must be 'latest' or 'best', not 'third'"),
+    ],
+)
+def test_a_mistake_is_a_sentence(words, said, shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    write_hdf5(Path("larger.h5"), "test", blobs(20, seed=5, size=48))
+    status, _, err = shell("adapt", finished_run, *words)
+    assert status == 2
+    assert said in err.replace("\n", " ")
+    assert not Path("new").exists()
+
+
+def test_the_weights_are_those_of_the_checkpoint_that_is_asked_for(finished_run, tmp_path, monkeypatch):
+    asked = []
+    load = fr.Classifier.load
+    monkeypatch.setattr(fr.Classifier, "load", lambda run, which="latest": asked.append(which) or load(run, which))
+    fr.adapt(finished_run, in_fog(16, seed=6).images, tmp_path / "best", "best")
+    assert asked == ["best"]
 
 
 def test_of_photos_of_one_class_the_command_line_warns(shell, knowing_run, tmp_path, monkeypatch):

@@ -268,6 +268,16 @@ def test_predict_says_at_which_part_of_a_strange_photo_it_looked(shell, knowing_
     assert [int(table[side]) for side in ("left", "upper", "right", "lower")] == part
 
 
+@pytest.mark.parametrize("command", ["predict", "explain", "demo"])
+def test_looking_closer_needs_training_images_to_compare_with(command, shell, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(small_in_a_corner(1)).save("far.png")
+    photos = [] if command == "demo" else ["far.png"]
+    status, _, err = shell(command, finished_run, *photos, "--closer")
+    expected = f"error: {finished_run} does not know its training images, with which --closer compares; `python -m"
+    assert (status, err.startswith(expected)) == (2, True)
+
+
 def test_views_are_averaged_where_asked_for(shell, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(blobs(3, seed=8).images[0]).save("red.png")

@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "recipes",
         "training.checkpoint",
         "training.run_folder",
+        "trust.stored",
     },
     "inspection": {
         *("inspection", "models", "writing", "classifier", "config", "data", "evaluation", "option_checks", "trust"),
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "demo": {"classifier", "data", "demo_door", "inspection"},
     "demo_door": set(),
     "export": {"classifier", "models", "quiet", "writing"},
-    "adaptation": {"classifier", "config", "data", "interop.run_folders", "models", "training.run_folder", "trust"},
+    "adaptation": {"classifier", "config", "data", "interop.run_folders", "models", "training.run_folder"},
     "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]

@@ -37,7 +37,9 @@ def test_the_scratch_memory_of_a_program_is_kept():
     kept, after = page_faults("keep")
     if not kept:
         pytest.skip("this C library has no mallopt")
-    assert after <= before / 10  # with one core none is given back in the first place
+    if not before:
+        pytest.skip("here none is given back in the first place")
+    assert after < before / 10
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is that of Linux")

@@ -1,17 +1,20 @@
 """`python -m flaxresnet adapt RUN OUT PHOTO…`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import tyro
 
-from flaxresnet.adaptation import MOST, adapt
-from flaxresnet.commands.photos import Reader, files_of
+from flaxresnet.adaptation import MOST, adapt, evenly
+from flaxresnet.commands.photos import Reader
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError
-from flaxresnet.evaluation import data_for
+from flaxresnet.evaluation import data_for, require_size
+from flaxresnet.interop.run_folders import require_free
 from flaxresnet.training.run_folder import RunFolder
 
 BATCH = 32  # photos at a time
@@ -19,11 +22,11 @@ BATCH = 32  # photos at a time
 
 @dataclass(frozen=True)
 class Arguments:
-    """Makes a run of another for photos of one place, camera or lamp, from some of them, without labels.
+    """Makes from a run another one, for photos of one place, camera or lamp, by some of them, without labels.
 
-    The weights stay as they are; batch norm's statistics become those of the photos. Give 16 or more, 50 are better,
-    of all classes, as they will come; such of one class alone make the others be taken for it. The new run is used like
-    any other: evaluate, predict, export. It does not say which photos are unlike the training images.
+    The weights stay as they are; batch norm's statistics become those of the photos. Give 16 or more, of all classes,
+    as they will come: photos of one class alone make other classes be taken for it. The new run is used like any other;
+    which photos are unlike the training images it says when it has a report of its own.
 
     Example: python -m flaxresnet adapt runs/signs runs/here more/photos
     """
@@ -34,40 +37,59 @@ class Arguments:
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the new run, which does not exist yet."""
 
-    photos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…")] = ()
+    photos: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…", help_behavior_hint="(or --data)")
+    ] = ()
     """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'; of many, 512 are taken."""
 
     data: str | None = None
-    """Images of HDF5 files or of a data set's folder instead, with all its splits; their labels are not looked at."""
+    """Images of a data set instead, as for train.py, of all its splits; their labels are not looked at."""
+
+    skip_bad: float = 0.0
+    """Largest share of unreadable pictures in --data that is left out."""
 
     checkpoint: Which = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
 
 def main(arguments: Arguments) -> int:
-    if bool(arguments.photos) == (arguments.data is not None):
-        raise UserError("give photos, or --data, to adapt to: one of them")
+    run, target, photos, data = arguments.run, arguments.target, arguments.photos, arguments.data
+    require_free(target)
+    if photos and data is not None:
+        raise UserError(f"{photos[0]} and --data {data} are two things to adapt to; give one of them")
+    if not photos and data is None:
+        raise UserError(f"no photo given to adapt to; name some after the new run's folder ({target}), or give --data")
     use_compilation_cache()
-    images, status = of_photos(arguments) if arguments.data is None else (of_data(arguments.run, arguments.data), 0)
-    warning = adapt(arguments.run, images, arguments.target, arguments.checkpoint)
-    print(f"{arguments.target}: {arguments.run}, adapted to {len(images)} photos")
+    preprocessing = RunFolder(run).read_info().preprocessing
+    images, status = of_photos(photos, preprocessing) if data is None else (of_data(arguments, preprocessing), 0)
+    warning = adapt(run, images, target, arguments.checkpoint)
+    print(f"{target}: {run}, adapted to {len(images)} photos")
     if warning:
         print(f"warning: {warning}")
     return status
 
 
-def of_data(run: str, data: str) -> np.ndarray:
-    """The images of all splits."""
-    splits = data_for(run, data, "all").all_to_test()
-    return splits.test.images[:] if splits.test is not None else np.zeros((0, 0, 0, 3), np.uint8)
+def of_data(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
+    """Images from all over the data's splits, as many of each as it has a share."""
+    splits = data_for(arguments.run, arguments.data, "all", arguments.skip_bad)
+    parts = [part for part in (splits.train, splits.test) if part is not None]
+    for part in parts:
+        require_size(preprocessing, part, splits.source)
+    images, some = sum(map(len, parts)), []
+    for part in parts:
+        places = evenly(len(part), min(len(part), max(1, MOST * len(part) // images)))
+        some.append(part.images[places])
+    return np.concatenate(some)
 
 
-def of_photos(arguments: Arguments) -> tuple[np.ndarray, int]:
+def of_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
     """Some of the photos that are named, evenly taken, and the exit status: what cannot be read is named."""
-    files = [file for word in arguments.photos for file in files_of(word)]
-    some = np.unique(np.linspace(0, len(files) - 1, MOST).astype(int))
-    preprocessing = RunFolder(arguments.run).read_info().preprocessing
-    reader = Reader([files[place] for place in some], preprocessing.load, BATCH)
+
+    def some(files: Iterable[str]) -> list[str]:
+        named = list(dict.fromkeys(files))
+        return [named[place] for place in evenly(len(named))]
+
+    reader = Reader(words, preprocessing.load, BATCH, some)
     photos = [photo for batch in reader.batches for _, photo in batch]
     shape = 0, preprocessing.height, preprocessing.width, 3
     return np.stack(photos) if photos else np.zeros(shape, np.uint8), reader.status()

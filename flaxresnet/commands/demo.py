@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from flaxresnet.commands.photos import check_closer
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset
@@ -46,6 +47,7 @@ def main(arguments: Arguments) -> int:
         raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    check_closer(classifier, arguments.run, arguments.closer)
     title = Path(arguments.run).absolute().resolve().name  # and nothing of where it lies
     page = make_page(classifier, title, examples_of(arguments.run), arguments.closer)
     serve(page, arguments.host, arguments.port)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, looking_at, most_probable
+from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, check_closer, looking_at, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.errors import UserError, listed
@@ -46,6 +46,7 @@ def main(arguments: Arguments) -> int:
     check(arguments)
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    check_closer(classifier, arguments.run, arguments.closer)
     names = classifier.class_names
     chosen = _index(arguments.class_name, names)
     explainer = Explainer(classifier, arguments.stage, BATCH)

@@ -11,6 +11,7 @@ from typing import Annotated, Generic, TypeVar
 import numpy as np
 import tyro
 
+from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.folder import ENDINGS
 from flaxresnet.data.preprocess import Box
@@ -68,7 +69,7 @@ class PhotoArguments:
 
     closer: bool = False
     """Look at parts of a photo that is unlike the training images, and answer by the one that is most like them: for
-    things that are small in the photo. Not for photos that are all of another kind than the training images."""
+    things that are small in the photo. Needs the run's report, and is not for photos that are all of another kind."""
 
 
 def check(arguments: PhotoArguments) -> None:
@@ -77,6 +78,13 @@ def check(arguments: PhotoArguments) -> None:
         raise UserError("no photo given; name one or more pictures after the run's folder")
     if arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+
+
+def check_closer(classifier: Classifier, run: str, closer: bool) -> None:
+    """Raises UserError where parts are to be looked at of photos unlike training images that the run does not know."""
+    if closer and not classifier.knows_training_images:
+        report = f"`python -m flaxresnet report {run}` makes it know them"
+        raise UserError(f"{run} does not know its training images, with which --closer compares; {report}")
 
 
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:
@@ -97,11 +105,20 @@ class Reader(Generic[T]):
       batches: lists of (file, photo), in order; one photo after the other is read, and no more than a list's are held.
     """
 
-    def __init__(self, words: Iterable[str], load: Callable[[str], T], batch: int) -> None:
-        """Reads the files of each word (`files_of`) with `load`, which raises UserError, `batch` at a time."""
+    def __init__(
+        self,
+        words: Iterable[str],
+        load: Callable[[str], T],
+        batch: int,
+        some: Callable[[Iterable[str]], Iterable[str]] = iter,
+    ) -> None:
+        """Reads the files of each word (`files_of`) with `load`, which raises UserError, `batch` at a time.
+
+        Of all files those are read that `some` makes of them.
+        """
         self._read = self._unread = 0
         files = (file for word in words for file in self._tried(files_of, word) or ())
-        photos = ((file, self._tried(load, file)) for file in files)
+        photos = ((file, self._tried(load, file)) for file in some(files))
         read = ((file, photo) for file, photo in photos if photo is not None)
         self.batches: Iterator[list[tuple[str, T]]] = iter(lambda: self._counted(list(islice(read, batch))), [])
 

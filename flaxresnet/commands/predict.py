@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import PhotoArguments, Reader, check, looking_at, most_probable
+from flaxresnet.commands.photos import PhotoArguments, Reader, check, check_closer, looking_at, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.data.preprocess import Box
@@ -47,6 +47,7 @@ def main(arguments: Arguments) -> int:
         raise UserError("--json and --csv are two ways to print; give one of them")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    check_closer(classifier, arguments.run, arguments.closer)
     form = as_json if arguments.json else as_csv if arguments.csv else as_words
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)

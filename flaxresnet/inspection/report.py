@@ -247,6 +247,7 @@ def _set_up(found: Findings) -> Iterator[str]:
     yield page.facts(
         [
             ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
+            *([("made of", data["adapted"])] if "adapted" in data else []),
             (
                 "tested on",
                 f"{found.result.source}: {found.result.count:,} images, fingerprint {found.test_fingerprint}",

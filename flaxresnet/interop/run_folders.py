@@ -13,6 +13,7 @@ from flaxresnet.interop import layers
 from flaxresnet.interop.weights import Weights
 from flaxresnet.training.checkpoint import Checkpoints, load_run
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
+from flaxresnet.trust.stored import Trust
 
 
 def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:
@@ -46,25 +47,27 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
         config=config.resolve(),
         class_names=weights.class_names or tuple(map(str, range(weights.num_classes))),
         preprocessing=weights.preprocessing,
-        data=no_images(source),
+        data={"source": source, "path": None, "train_fingerprint": None, "test_fingerprint": None},
         versions=package_versions(),
     )
     write_variables(info, weights.variables, run)
 
 
-def no_images(source: str) -> dict[str, Any]:
-    """The `data` of a run that was not trained here: where its weights come from, in words."""
-    return {"source": source, "path": None, "train_fingerprint": None, "test_fingerprint": None}
-
-
 def require_free(run: str | Path) -> None:
-    """Raises UserError where there is something of this name."""
-    if Path(run).exists():
+    """Raises UserError where there is something of this name, or cannot be."""
+    try:
+        exists = Path(run).exists()
+    except OSError as error:
+        raise UserError(f"{run} cannot be written: {error.strerror}") from error
+    if exists:
         raise UserError(f"{run} exists and is not overwritten; name another folder")
 
 
-def write_variables(info: RunInfo, variables: Any, run: str | Path) -> None:
-    """Makes a run's folder, whole or not at all, of {"params", "batch_stats"}; what it raises is as for `write_run`."""
+def write_variables(info: RunInfo, variables: Any, run: str | Path, trust: Trust | None = None) -> None:
+    """Makes a run's folder, whole or not at all, of {"params", "batch_stats"}, and what it knows of its answers.
+
+    Raises UserError where the folder exists or cannot be written.
+    """
     require_free(run := Path(run))
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,8 @@ def write_variables(info: RunInfo, variables: Any, run: str | Path) -> None:
             folder.create(info)
             with Checkpoints(folder.checkpoints) as checkpoints:
                 checkpoints.save_variables(variables)
+            if trust is not None:
+                trust.write(folder.path)
             folder.path.rename(run)
     except Exception as error:  # Orbax tells a full disk in many ways
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[:1] or [type(error).__name__]

@@ -118,9 +118,10 @@ def _going_on(info: RunInfo, folder: RunFolder, note: Callable[[str], None]) -> 
         what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
         raise UserError(f"--workdir {folder.path} holds {what} of a run without its config.json; {ELSEWHERE}")
     stored = folder.read_info()
-    if stored.data["train_fingerprint"] is None:
+    made_of = stored.data["source"] if stored.data["train_fingerprint"] is None else stored.data.get("adapted")
+    if made_of:
         raise UserError(
-            f"--workdir {folder.path} holds {stored.data['source']}, no run to go on with; "
+            f"--workdir {folder.path} holds {made_of}, no run to go on with; "
             f"start from it with --init {folder.path} and give another --workdir"
         )
     check_same_experiment(info, stored, note)

@@ -40,8 +40,14 @@ SWITCH: Check = (lambda value: isinstance(value, bool)), "true or false"
 RUN = {"format": POSITIVE, "config": OBJECT, "class_names": NAMES, "preprocessing": OBJECT, "data": OBJECT}
 RUN |= {"versions": TEXTS, "device": TEXT}
 DATA = {"source": TEXT, "path": _or_null(TEXT), "train_fingerprint": _or_null(TEXT), "test_fingerprint": _or_null(TEXT)}
-DATA |= {"train_images": WHOLE, "test_images": WHOLE, "streamed": SWITCH}
-MAY_LACK = ("device", "train_images", "test_images", "streamed")  # of runs of before, or of weights from elsewhere
+DATA |= {"train_images": WHOLE, "test_images": WHOLE, "streamed": SWITCH, "adapted": TEXT}
+MAY_LACK = (
+    "device",
+    "train_images",
+    "test_images",
+    "streamed",
+    "adapted",
+)  # of runs of before, or of weights from elsewhere
 
 # A line of `metrics.jsonl`.
 ROW = {"epoch": POSITIVE, "step": WHOLE}

@@ -263,12 +263,12 @@ def test_no_address_in_a_request_is_fetched():
 
 
 @pytest.mark.parametrize("closer", [False, True])
-def test_the_page_has_the_runs_name_but_not_its_place_and_looks_closer_if_told(closer, monkeypatch, finished_run):
+def test_the_page_has_the_runs_name_but_not_its_place_and_looks_closer_if_told(closer, monkeypatch, knowing_run):
     told = []
     monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples, closer: told.append((title, closer)))
     monkeypatch.setattr(demo, "serve", lambda *_: "")
-    assert command.main(command.Arguments(str(finished_run), closer=closer)) == 0
-    assert told == [(finished_run.name, closer)]
+    assert command.main(command.Arguments(str(knowing_run), closer=closer)) == 0
+    assert told == [(knowing_run.name, closer)]
 
 
 def picture(tmp_path: Path, kind: str, size: tuple[int, int]) -> Path:

@@ -90,7 +90,7 @@ class Arguments:
     """Of training."""
 
     init: str | None = None
-    """What one more way, "begun with --init", begins with: a run, such as one on OTHER, or a file of weights."""
+    """What one more way, "begun with --init", begins with: a run, or a file of weights."""
 
     json: Path | None = None
     """Write the figures to this file, after each training."""
@@ -154,12 +154,13 @@ def difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]
 
 
 def main(arguments: Arguments) -> None:
-    known = [*WAYS, *[BEGUN] * (arguments.init is not None)]
+    begun = [BEGUN] * (arguments.init is not None)
+    known, ways = [*WAYS, *begun], dict.fromkeys([*arguments.ways, *begun])
     if unknown := [way for way in arguments.ways if way not in known]:
         raise UserError(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, known))}")
     rows = []
     for seed in arguments.seeds:
-        for way in arguments.ways:
+        for way in ways:
             rows.append(row := trained_and_measured(arguments, way, seed))
             print(f"seed {seed}, {way}: " + ", ".join(f"{name} {row[name]:.3f}" for name in FIGURES), flush=True)
             if arguments.json:

@@ -204,6 +204,10 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
     [
         (["new"], "no photo given to adapt to; name some after the new run's folder (new), or give --data"),
         (["new", "a.png", "--data", "d"], "a.png and --data d are two things to adapt to; give one of them"),
+        (
+            ["new", "a.png", "--skip-bad", "0.1"],
+            "--skip-bad 0.1 is of --data; photos that cannot be read are named and",
+        ),
         (["there"], "there exists and is not overwritten; name another folder"),
         (["n" * 300, "a.png"], f"{'n' * 300} cannot be written: File name too long"),
         (["new", "a.png"], "0 photos are too few to adapt to; give 16 or more, of all classes"),

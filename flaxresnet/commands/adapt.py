@@ -59,6 +59,10 @@ def main(arguments: Arguments) -> int:
         raise UserError(f"{photos[0]} and --data {data} are two things to adapt to; give one of them")
     if not photos and data is None:
         raise UserError(f"no photo given to adapt to; name some after the new run's folder ({target}), or give --data")
+    if arguments.skip_bad and data is None:
+        raise UserError(
+            f"--skip-bad {arguments.skip_bad} is of --data; photos that cannot be read are named and left out"
+        )
     use_compilation_cache()
     preprocessing = RunFolder(run).read_info().preprocessing
     images, status = of_photos(photos, preprocessing) if data is None else (of_data(arguments, preprocessing), 0)
@@ -75,11 +79,8 @@ def of_data(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
     parts = [part for part in (splits.train, splits.test) if part is not None]
     for part in parts:
         require_size(preprocessing, part, splits.source)
-    images, some = sum(map(len, parts)), []
-    for part in parts:
-        places = evenly(len(part), min(len(part), max(1, MOST * len(part) // images)))
-        some.append(part.images[places])
-    return np.concatenate(some)
+    images = sum(map(len, parts))
+    return np.concatenate([part.images[evenly(len(part), MOST * len(part) // images or 1)] for part in parts])
 
 
 def of_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:

@@ -39,7 +39,6 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
     Raises:
       UserError: the folder exists or cannot be written, or the last layer is missing.
     """
-    require_free(run)
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
     config = TrainConfig(recipe="tutorial", workdir=str(run), **asdict(weights.network))

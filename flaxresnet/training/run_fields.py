@@ -41,13 +41,8 @@ RUN = {"format": POSITIVE, "config": OBJECT, "class_names": NAMES, "preprocessin
 RUN |= {"versions": TEXTS, "device": TEXT}
 DATA = {"source": TEXT, "path": _or_null(TEXT), "train_fingerprint": _or_null(TEXT), "test_fingerprint": _or_null(TEXT)}
 DATA |= {"train_images": WHOLE, "test_images": WHOLE, "streamed": SWITCH, "adapted": TEXT}
-MAY_LACK = (
-    "device",
-    "train_images",
-    "test_images",
-    "streamed",
-    "adapted",
-)  # of runs of before, or of weights from elsewhere
+# Of runs of before, or of weights from elsewhere; the last one is of those alone.
+MAY_LACK = ("device", "train_images", "test_images", "streamed", "adapted")
 
 # A line of `metrics.jsonl`.
 ROW = {"epoch": POSITIVE, "step": WHOLE}

@@ -148,7 +148,9 @@ def test_what_a_run_knows_of_its_training_images_does_not_go_along(shell, knowin
         fr.fit(config, verbose=False)
     # With a report of its own it knows them again, as its statistics show them.
     assert shell("report", tmp_path / "here")[0] == 0
-    assert "adapted to 24 photos" in (tmp_path / "here" / "report" / "index.html").read_text()
+    page = (tmp_path / "here" / "report" / "index.html").read_text()
+    assert "adapted to 24 photos" in page
+    assert "The training of its weights again:" in page
     assert fr.Classifier.load(tmp_path / "here").predict(in_fog(1, seed=5).images[0]).strange is not None
 
 

@@ -257,7 +257,7 @@ def _set_up(found: Findings) -> Iterator[str]:
             ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
         ]
     )
-    yield page.words("The same run again:")
+    yield page.words("The training of its weights again:" if "adapted" in data else "The same run again:")
     yield f"<pre>{escape(command_of(dataclasses.replace(info.config, data=info.config.data or data['path'])))}</pre>"
     yield page.folded("All options", json.dumps(info.config.to_json(), indent=2))
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.classifier import Classifier
+from flaxresnet.commands.photos import check_closer
 from flaxresnet.compilation_cache import use_compilation_cache
-from flaxresnet.errors import UserError
-from flaxresnet.evaluation import data_for, fitted
+from flaxresnet.evaluation import fitted, judging
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.trust.shifts import shifted, together
 
@@ -79,13 +79,8 @@ def photos(images: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
 
 def main(arguments: Arguments) -> None:
     use_compilation_cache()
-    classifier, splits = Classifier.load(arguments.run), data_for(arguments.run, arguments.data, "test")
-    if splits.test is None:
-        raise UserError(f"{splits.source} has no test images")
-    if not classifier.knows_training_images:
-        raise UserError(
-            f"{arguments.run} does not know its training images; `python -m flaxresnet report {arguments.run}` does it"
-        )
+    classifier, splits = Classifier.load(arguments.run), judging(arguments.run, arguments.data)
+    check_closer(classifier, arguments.run, closer=True)
     test = fitted(classifier, splits.test, splits.source)
     rows: list[dict[str, Any]] = []
     for name, some in photos(test.images[:]):

@@ -50,7 +50,7 @@ class Arguments:
     """As for train.py."""
 
     pretrained: str = "runs/drawn"
-    """Run on drawn hand signs to start from; it is trained where it is not there."""
+    """Run to start from; where it is not there, one is trained on drawn hand signs."""
 
     pretraining_epochs: int = 20
     """Epochs of that run."""
@@ -154,8 +154,7 @@ def main(arguments: Arguments) -> None:
     if "adapted" in arguments.ways and min(arguments.counts) < LEAST:
         raise UserError(f"--counts {min(arguments.counts)} are too few to adapt to; give {LEAST} or more")
     asked_for = list(tasks(arguments))
-    pretrained = RunFolder(arguments.pretrained)
-    if not pretrained.exists() or pretrained.read_info().config.data is None:
+    if not RunFolder(arguments.pretrained).exists():
         options: dict[str, Any] = {"epochs": arguments.pretraining_epochs, "model": arguments.model}
         run = fr.fit(fr.TrainConfig(workdir=arguments.pretrained, **options))
         print(f"drawn hand signs: test accuracy {run.test_accuracy:.3f}")

@@ -25,7 +25,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.errors import UserError
-from flaxresnet.evaluation import data_for, fitted
+from flaxresnet.evaluation import fitted, judging
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.assessment import assess
@@ -176,7 +176,7 @@ def errors_of(run: str, rows: list[dict[str, Any]]) -> Table:
 
 def comparison(everything: dict[str, Any], strengths: tuple[str, ...], others: tuple[str, ...]) -> Table:
     """A line a run, and below, for a recipe with several, their means (lowest–highest)."""
-    together_of = [f"{count} together" for count in TOGETHER]
+    together_of = [f"{count} together" for count in TOGETHER if COMPARED in strengths]
     heads = ["", "clean", *strengths, *together_of, *(f"training images of {other}" for other in others)]
     columns = [Column(head, overflow="fold") for head in heads]  # paths may differ in their ends alone
     table = Table(*columns, title="accuracy", box=box.SIMPLE)
@@ -206,13 +206,15 @@ def main(arguments: Arguments) -> None:
             write_hdf5(arguments.hold_out / f"{split}.h5", split, part)
             print(f"{len(part)} images as {split} images in {arguments.hold_out}")
         return
+    if not arguments.runs:
+        raise UserError("no RUN given to measure; name the folder of one, or of several")
+    if unknown := [strength for strength in arguments.strengths if strength not in STRENGTHS]:
+        raise UserError(f"--strengths {unknown[0]!r} is not one of {', '.join(map(repr, STRENGTHS))}")
     use_compilation_cache()
     console, everything = Console(width=100), {}
     for run in arguments.runs:
         classifier = Classifier.load(run)
-        splits = data_for(run, arguments.data, "test")
-        if splits.test is None:
-            raise UserError(f"{splits.source} has no test images")
+        splits = judging(run, arguments.data)
         test = fitted(classifier, splits.test, splits.source)
         whole = classifier.logits, test.images[:], arguments.strengths
         alone, at_once = answered(*whole), answered_together(*whole)

@@ -29,7 +29,7 @@ def pictures(test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Sets by name, each (n, height, width, 3) uint8; `test` are the test images."""
     rng = np.random.default_rng(0)
     yield "test images", test
-    yield "augmented as in training", _bytes(augment(jax.random.key(0), test / np.float32(255)))
+    yield "changed by chance, strength 1", _bytes(augment(jax.random.key(0), test / np.float32(255)))
     yield "mirrored", test[:, :, ::-1]
     yield "moved by a sixth", np.roll(test, test.shape[2] // 6, axis=2)
     yield "a quarter turned", np.rot90(test, axes=(1, 2)) if test.shape[1] == test.shape[2] else test[:0]
@@ -74,7 +74,7 @@ def main(arguments: Arguments) -> None:
     run = arguments.run
     use_compilation_cache()
     splits, classifier = data_of_run(run, "test"), Classifier.load(run)
-    if classifier.trust is None or not len(classifier.trust.references):
+    if classifier.trust is None or not classifier.tells_strange:
         raise UserError(f"{run} does not know its training images; `python -m flaxresnet report {run}` teaches it")
     labels = splits.test.labels
     table = Table("pictures", box=box.SIMPLE)

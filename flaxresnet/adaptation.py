@@ -31,8 +31,8 @@ def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: W
     """Makes from a run another one, for photos of one place: the same weights, with batch norm's statistics of these.
 
     It answers photos like them better where they all differ from the training images in the same way, as by a lamp, a
-    camera or a distance. Its temperature is that of the old run, and which photos are unlike the training images it
-    says again when it has a report of its own.
+    camera or a distance. Its temperature is that of the old run, and photos are unlike the training images where they
+    are so in its features from what these were in the old run's, to which the new statistics are to bring them.
 
     Args:
       run: folder of the run to start from, which stays as it is.
@@ -52,15 +52,14 @@ def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: W
     require_free(target)
     classifier = Classifier.load(run, checkpoint)
     if len(images) < LEAST:
-        raise UserError(f"{len(images)} photos are too few to adapt to; give {LEAST} or more, of all classes")
+        raise UserError(f"too few photos to adapt to ({len(images)}); give {LEAST} or more, of all classes")
     images = images[evenly(len(images))]
     warning = of_one_class(classifier.answers(images), classifier.class_names)
     params, info = classifier.variables["params"], RunFolder(run).read_info()
     statistics = statistics_of(classifier.model, params, classifier.preprocessing, images)
     told = {"adapted": f"the weights of {run}, adapted to {len(images)} photos"}
     info = replace(info, config=replace(info.config, workdir=str(target)), data=info.data | told)
-    trust = classifier.trust and replace(classifier.trust, references=classifier.trust.references[:0])
-    write_variables(info, {"params": params, "batch_stats": statistics}, target, trust)
+    write_variables(info, {"params": params, "batch_stats": statistics}, target, classifier.trust)
     return warning
 
 

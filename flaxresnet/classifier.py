@@ -56,7 +56,7 @@ class Answers:
     Attributes:
       probabilities: (n, classes), float32, each row summing to 1.
       strangeness: (n,), float32; see `strangeness.py`. None where the run has nothing to compare with.
-      strange: (n,), bool: above the run's threshold; None likewise.
+      strange: (n,), bool: above the run's threshold; None likewise, and where the run has none.
     """
 
     probabilities: np.ndarray
@@ -121,9 +121,9 @@ class Classifier:
         return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.mirrors)
 
     @property
-    def knows_training_images(self) -> bool:
-        """Whether it has some to compare photos with."""
-        return self.trust is not None and len(self.trust.references) > 0
+    def tells_strange(self) -> bool:
+        """Whether it can tell which photos are unlike the training images."""
+        return self.trust is not None and self.trust.tells_strange
 
     @property
     def temperature(self) -> float:
@@ -185,8 +185,9 @@ class Classifier:
     def answers(self, images: np.ndarray, views: bool = False) -> Answers:
         """All that the network says of (n, height, width, 3) uint8 images. Arguments and errors are those of `see`."""
         logits, embeddings = self.see(images, views)
-        scores = self.trust.strangeness(embeddings) if self.trust else None
-        strange = scores > self.trust.threshold if self.trust and scores is not None else None
+        trust = self.trust
+        scores = trust.strangeness(embeddings) if trust else None
+        strange = scores > trust.threshold if trust and trust.tells_strange and scores is not None else None
         return Answers(softmax(logits, self.temperature), scores, strange)
 
     def framed(self, photo: np.ndarray, closer: bool = False) -> tuple[np.ndarray, Box | None]:
@@ -202,11 +203,11 @@ class Classifier:
         Returns:
           What was chosen, in the network's size, and which part it is, in pixels; None for the whole photo.
         """
-        whole, trust = self.preprocessing.load(photo), self.trust
-        score = trust.strangeness(self.see(whole[None])[1]) if closer and trust else None
-        if trust is None or score is None or score[0] <= trust.threshold:
+        whole = self.preprocessing.load(photo)
+        seen = self.answers(whole[None]) if closer else None
+        if seen is None or seen.strangeness is None or seen.strange is None or not seen.strange[0]:
             return whole, None
-        return self.closer(photo, float(score[0])) or (whole, None)
+        return self.closer(photo, float(seen.strangeness[0])) or (whole, None)
 
     def closer(self, photo: np.ndarray, score: float) -> tuple[np.ndarray, Box] | None:
         """The part of a strange photo to answer by, see `parts`, in the network's size, and which it is, in pixels.
@@ -220,9 +221,9 @@ class Classifier:
           score: the whole photo's strangeness.
 
         Returns:
-          None where no part is like the training images, or the run does not know these.
+          None where no part is like the training images, or the run cannot tell.
         """
-        if self.trust is None or not self.knows_training_images:
+        if self.trust is None or not self.tells_strange:
             return None
         aspect = self.preprocessing.width / self.preprocessing.height
         boxes = list(parts(photo.shape[0], photo.shape[1], aspect))

@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
-from flaxresnet.data.dataset import Dataset, Splits, open_dataset, same_data
+from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, open_dataset, same_data
 from flaxresnet.data.kept_signs import default_signs
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.errors import UserError, listed
@@ -134,6 +134,7 @@ def evaluate(
         raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
     splits = data_for(run, data, split or "test", skip_bad)
     split = split or usual_split(run, data, splits)
+    source = f"{splits.source}{ALL_TOGETHER if split == 'all' else ''}"
     present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
     if not present:
         other = "train" if split == "test" else "test"
@@ -142,7 +143,21 @@ def evaluate(
     present = [fitted(classifier, dataset, splits.source) for dataset in present]
     logits = np.concatenate([classifier.logits(dataset.images) for dataset in present])
     labels = np.concatenate([dataset.labels for dataset in present])
-    return replace(evaluation_of(logits, labels, classifier.class_names), source=splits.source, split=split)
+    return replace(evaluation_of(logits, labels, classifier.class_names), source=source, split=split)
+
+
+def judging(run: str | Path, data: str | Path | None, skip_bad: float = 0.0) -> Splits:
+    """Data whose test images judge a run: those of `data_for`, or all of them, where `usual_split` says so.
+
+    Raises UserError where there are none.
+    """
+    splits = data_for(run, data, "test", skip_bad)
+    converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
+    if usual_split(run, data, splits) == "all" and not converted:
+        return splits.all_to_test()
+    if splits.test is None:
+        raise UserError(f"{splits.source} has no test split; give other --data")
+    return splits
 
 
 def usual_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.adaptation import statistics_of
+from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.training.checkpoint import load_run
 
@@ -134,11 +135,11 @@ def test_a_run_whose_statistics_were_not_to_change_is_adapted_too(finished_run, 
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected["batch_stats"])
 
 
-def test_what_a_run_knows_of_its_training_images_does_not_go_along(shell, knowing_run, tmp_path):
+def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leaves_it(shell, knowing_run, tmp_path):
     fr.adapt(knowing_run, in_fog(24, seed=6).images, tmp_path / "here")
     knowing, here = fr.Classifier.load(knowing_run), fr.Classifier.load(tmp_path / "here")
     assert here.temperature == knowing.temperature
-    assert here.predict(in_fog(1, seed=5).images[0]).strange is None
+    assert here.answers(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)).strange.all()
     assert here.mirrors == knowing.mirrors
     assert fr.evaluate(tmp_path / "here").source == fr.evaluate(knowing_run).source
     config = replace(load_run(tmp_path / "here")[0].config, epochs=9)
@@ -146,12 +147,20 @@ def test_what_a_run_knows_of_its_training_images_does_not_go_along(shell, knowin
         fr.UserError, match=r"here holds the weights of .*run, adapted to 24 photos, no run to go on with"
     ):
         fr.fit(config, verbose=False)
-    # With a report of its own it knows them again, as its statistics show them.
-    assert shell("report", tmp_path / "here")[0] == 0
+    # To the new statistics the run's own images are the strange ones: its report must not learn from them.
+    kept = (tmp_path / "here" / "calibration.safetensors").read_bytes()
+    assert kept == (knowing_run / "calibration.safetensors").read_bytes()
+    status, out, _ = shell("report", tmp_path / "here")
+    assert status == 0
+    assert out.splitlines()[1:] == [
+        "the run's own calibration stays as it is: it is that of before the run was adapted to other photos"
+    ]
+    assert (tmp_path / "here" / "calibration.safetensors").read_bytes() == kept
     page = (tmp_path / "here" / "report" / "index.html").read_text()
     assert "adapted to 24 photos" in page
     assert "The training of its weights again:" in page
-    assert fr.Classifier.load(tmp_path / "here").predict(in_fog(1, seed=5).images[0]).strange is not None
+    assert "The run was adapted to photos of another place." in page
+    assert "flaxresnet adapt" not in page
 
 
 def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finished_run, tmp_path):
@@ -174,7 +183,7 @@ def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finish
 
 def test_too_few_photos_and_folders_that_are_there_are_refused(finished_run, tmp_path):
     images = in_fog(15, seed=6).images
-    with pytest.raises(fr.UserError, match="15 photos are too few to adapt to; give 16 or more, of all classes"):
+    with pytest.raises(fr.UserError, match=r"too few photos to adapt to \(15\); give 16 or more, of all"):
         fr.adapt(finished_run, images, tmp_path / "here")
     with pytest.raises(fr.UserError, match="exists and is not overwritten; name another folder"):
         fr.adapt(finished_run, images, tmp_path)
@@ -193,12 +202,26 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
     status, out, err = shell("adapt", finished_run, "here", "photos")
     assert status == 1, "one could not be read"
     assert "photos/junk.jpg cannot be read as a picture" in err
-    assert out == f"here: {finished_run}, adapted to 16 photos\n"
+    assert out.splitlines()[0] == f"here: {finished_run}, adapted to 16 photos"
+    assert out.splitlines()[1] == "(all classes have to be among them: others would be taken for those that are)"
     fr.adapt(finished_run, images, "same")
     same = jax.tree.map(np.array_equal, load_run("here")[1], load_run("same")[1])
     assert jax.tree.all(same)
     assert shell("evaluate", "here", "--data", data_folder)[0] == 0
-    assert shell("adapt", finished_run, "of-data", "--data", data_folder)[1].endswith("adapted to 63 photos\n")
+    assert "adapted to 63 photos\n" in shell("adapt", finished_run, "of-data", "--data", data_folder)[1]
+
+
+def test_of_data_with_many_images_512_count_from_all_over_it(finished_run, monkeypatch):
+    from flaxresnet.commands import adapt as command
+
+    train, test = (replace(blobs(count, 1), images=np.zeros((count, 32, 32, 3), np.uint8)) for count in (1027, 102))
+    for first, some in ((0, train), (1027, test)):
+        some.images[:, 0, 0, 0], some.images[:, 0, 0, 1] = np.divmod(np.arange(first, first + len(some)), 256)
+    monkeypatch.setattr(command, "data_for", lambda *_: Splits(train, test, "many"))
+    arguments = command.Arguments(str(finished_run), "here", data="many")
+    images = command.of_data(arguments, fr.Classifier.load(finished_run).preprocessing)
+    places = images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
+    np.testing.assert_array_equal(places, np.linspace(0, 1128, 512).astype(int))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +235,7 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
         ),
         (["there"], "there exists and is not overwritten; name another folder"),
         (["n" * 300, "a.png"], f"{'n' * 300} cannot be written: File name too long"),
-        (["new", "a.png"], "0 photos are too few to adapt to; give 16 or more, of all classes"),
+        (["new", "a.png"], "too few photos to adapt to (0); give 16 or more, of all classes"),
         (["new", "--data", "larger.h5"], "has images of (48, 48) pixels, but the network takes (32, 32)"),
         (["new", "a.png", "--checkpoint", "third"], "--checkpoint must be 'latest' or 'best', not 'third'"),
     ],

@@ -72,6 +72,24 @@ def test_calibration_is_told_of_all_changed_images_of_a_strength_together():
     assert rows[1]["with the temperature"] == pytest.approx(abs(found.mean - 5 / 6), abs=1e-4)
 
 
+@pytest.mark.parametrize(("strengths", "several"), [(("mild",), []), (("mild", "middle"), ["0.400", "0.300"])])
+def test_each_figure_of_the_comparison_stands_below_its_head(strengths, several):
+    from robustness import comparison
+
+    together = [
+        {"shift": f"{count} together", "strength": strength, "accuracy": accuracy}
+        for strength, accuracies in (("mild", (0.9, 0.8)), ("middle", (0.4, 0.3)))
+        for count, accuracy in zip((3, 5), accuracies, strict=True)
+        if strength in strengths
+    ]
+    summary = {"clean": 1.0} | {strength: {"mean": 0.5} for strength in strengths}
+    found = {"run": {"recipe": "r", "summary": summary, "together": together, "other": {"mine": 0.2}}}
+    table = comparison(found, strengths, ("mine",))
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells == ["run", "1.000", *["0.500"] * len(strengths), *several, "0.200"]
+    assert [column.header for column in table.columns][-1] == "training images of mine"
+
+
 def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeypatch):
     import finetuning
     from finetuning import in_room, some_of
@@ -100,6 +118,8 @@ def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeyp
     [
         ("robustness", ["nowhere"], "error: nowhere holds no run"),
         ("robustness", ["--hold-out", "held"], "error: --hold-out needs --data"),
+        ("robustness", [], "error: no RUN given to measure; name the folder of one, or of several"),
+        ("robustness", ["run", "--strengths", "wild"], "error: --strengths 'wild' is not one of 'mild', 'middle', "),
         ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
         ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
         ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),

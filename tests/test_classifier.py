@@ -105,6 +105,18 @@ def test_a_calibrated_run_answers_with_its_temperature_and_knows_strange_photos(
     assert answer.strangeness == pytest.approx(float(answers.strangeness[strangest]), rel=1e-3)
 
 
+def test_with_too_few_test_images_to_tell_no_photo_is_called_strange_or_not(knowing_run, tmp_path):
+    run = shutil.copytree(knowing_run, tmp_path / "run")
+    replace(fr.Classifier.load(run).trust, threshold=float("inf")).write(run)
+    classifier, noise = fr.Classifier.load(run), np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    answer = classifier.predict(noise, closer=True)
+    assert answer.strangeness > 0
+    assert answer.strange is answer.part is None
+    assert not classifier.tells_strange
+    assert classifier.closer(noise, answer.strangeness) is None
+    assert fr.Classifier.load(knowing_run).predict(noise).strange is True
+
+
 def test_a_photo_of_any_size_is_answered(classifier):
     large = np.asarray(Image.fromarray(blobs(3, seed=8).images[2]).resize((300, 200)))
     assert classifier.predict(large).label == "blue"

@@ -278,6 +278,29 @@ def test_looking_closer_needs_training_images_to_compare_with(command, shell, fi
     assert (status, err.startswith(expected)) == (2, True)
 
 
+def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(knowing_run, tmp_path / "run")
+    replace(fr.Classifier.load(run).trust, threshold=float("inf")).write(run)
+    Image.fromarray(small_in_a_corner(1)).save("far.png")
+    assert json.loads(shell("predict", "run", "far.png", "--json")[1])["strange"] is None
+    (table,) = csv.DictReader(io.StringIO(shell("predict", "run", "far.png", "--csv")[1]))
+    assert table["strange"] == ""
+    status, _, err = shell("predict", "run", "far.png", "--closer")
+    few = (
+        "had too few test images to tell which photos are unlike the training images, of which --closer looks at parts"
+    )
+    assert (status, err) == (2, f"error: run {few}; leave it out\n")
+
+
+def test_explain_says_which_photos_are_unlike_the_training_images(shell, knowing_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(blobs(40, seed=7).images[0]).save("like.png")
+    Image.fromarray(small_in_a_corner(1)).save("unlike.png")
+    lines = shell("explain", knowing_run, "like.png", "unlike.png")[1].splitlines()
+    assert ["unlike the training images" in line.split("  ") for line in lines] == [False, True]
+
+
 def test_views_are_averaged_where_asked_for(shell, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(blobs(3, seed=8).images[0]).save("red.png")

@@ -139,6 +139,7 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
     fr.fit(config, verbose=False)
     result = fr.evaluate(run, tmp_path / "mine")
     assert (result.count, result.split) == (15, "all")
+    assert result.source.endswith("all of them together")
     parts = [fr.evaluate(run, tmp_path / "mine", split=split) for split in ("test", "train")]
     assert sum(part.count for part in parts) == 15
     np.testing.assert_array_equal(result.confusion, sum(part.confusion for part in parts))

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from flaxresnet.adaptation import MOST, adapt, evenly
+from flaxresnet.adaptation import adapt, evenly
 from flaxresnet.commands.photos import Reader
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
@@ -18,6 +18,7 @@ from flaxresnet.interop.run_folders import require_free
 from flaxresnet.training.run_folder import RunFolder
 
 BATCH = 32  # photos at a time
+ALL_CLASSES = "(all classes have to be among them: others would be taken for those that are)"
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Arguments:
     """Makes from a run another one, for photos of one place, camera or lamp, by some of them, without labels.
 
     The weights stay as they are; batch norm's statistics become those of the photos. Give 16 or more, of all classes,
-    as they will come: photos of one class alone make other classes be taken for it. The new run is used like any other;
-    which photos are unlike the training images it says when it has a report of its own.
+    as they will come: photos of one class alone make other classes be taken for it. The new run is used like any other.
 
     Example: python -m flaxresnet adapt runs/signs runs/here more/photos
     """
@@ -68,19 +68,19 @@ def main(arguments: Arguments) -> int:
     images, status = of_photos(photos, preprocessing) if data is None else (of_data(arguments, preprocessing), 0)
     warning = adapt(run, images, target, arguments.checkpoint)
     print(f"{target}: {run}, adapted to {len(images)} photos")
-    if warning:
-        print(f"warning: {warning}")
+    print(f"warning: {warning}" if warning else ALL_CLASSES)
     return status
 
 
 def of_data(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
-    """Images from all over the data's splits, as many of each as it has a share."""
+    """Images from all over the data's splits, as if these were one."""
     splits = data_for(arguments.run, arguments.data, "all", arguments.skip_bad)
     parts = [part for part in (splits.train, splits.test) if part is not None]
     for part in parts:
         require_size(preprocessing, part, splits.source)
-    images = sum(map(len, parts))
-    return np.concatenate([part.images[evenly(len(part), MOST * len(part) // images or 1)] for part in parts])
+    ends = np.cumsum([0, *map(len, parts)])
+    chosen = np.split(evenly(ends[-1]), np.searchsorted(evenly(ends[-1]), ends[1:-1]))
+    return np.concatenate([part.images[some - first] for part, some, first in zip(parts, chosen, ends, strict=False)])
 
 
 def of_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:

@@ -8,7 +8,16 @@ from typing import Literal
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.commands.photos import EXPLAINED, PhotoArguments, Reader, check, check_closer, looking_at, most_probable
+from flaxresnet.commands.photos import (
+    EXPLAINED,
+    UNLIKE,
+    PhotoArguments,
+    Reader,
+    check,
+    check_closer,
+    looking_at,
+    most_probable,
+)
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.errors import UserError, listed
@@ -59,8 +68,11 @@ def main(arguments: Arguments) -> int:
 
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:
-        probabilities, maps = explainer.explain(np.stack([image for _, (_, image, _) in batch]), chosen)
-        for (name, (photo, _, seen)), row, heat in zip(batch, probabilities, maps, strict=True):
+        images = np.stack([image for _, (_, image, _) in batch])
+        probabilities, maps = explainer.explain(images, chosen)
+        strange = classifier.answers(images).strange if classifier.tells_strange else None
+        signs = [[UNLIKE] * int(odd) for odd in (np.zeros(len(batch)) if strange is None else strange)]
+        for (name, (photo, _, seen)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
             short = shortened(Path(name).name, 24), shortened(explained, 24)
@@ -72,7 +84,7 @@ def main(arguments: Arguments) -> int:
             with saying_why_not(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(figure, target)
-            print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *seen, target, sep="  ", flush=True)
+            print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *seen, *sign, target, sep="  ", flush=True)
     return reader.status()
 
 

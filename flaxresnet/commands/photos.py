@@ -20,6 +20,7 @@ from flaxresnet.errors import UserError
 T = TypeVar("T")
 U = TypeVar("U")
 EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
+UNLIKE = "unlike the training images"  # what is said of a strange photo
 
 
 def files_of(word: str) -> list[str]:
@@ -81,10 +82,14 @@ def check(arguments: PhotoArguments) -> None:
 
 
 def check_closer(classifier: Classifier, run: str, closer: bool) -> None:
-    """Raises UserError where parts are to be looked at of photos unlike training images that the run does not know."""
-    if closer and not classifier.knows_training_images:
-        report = f"`python -m flaxresnet report {run}` makes it know them"
-        raise UserError(f"{run} does not know its training images, with which --closer compares; {report}")
+    """Raises UserError where parts of strange photos are to be looked at, and the run cannot tell which are so."""
+    if not closer or classifier.tells_strange:
+        return
+    if classifier.trust is not None and len(classifier.trust.references):
+        few = "had too few test images to tell which photos are unlike the training images"
+        raise UserError(f"{run} {few}, of which --closer looks at parts; leave it out")
+    report = f"`python -m flaxresnet report {run}` makes it know them"
+    raise UserError(f"{run} does not know its training images, with which --closer compares; {report}")
 
 
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import PhotoArguments, Reader, check, check_closer, looking_at, most_probable
+from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, check_closer, looking_at, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.data.preprocess import Box
 from flaxresnet.errors import UserError
-
-UNLIKE = "unlike the training images"
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
     def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
         best = most_probable(row, top_k)
         pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
-        odd = ["", ""] if score is None else [f"{score:.6f}", str(strange).lower()]
+        odd = ["" if score is None else f"{score:.6f}", "" if strange is None else str(strange).lower()]
         odd += [str(round(side)) for side in part] if part else [""] * len(sides)
         table.writerow([file, *pairs, *odd, *(f"{share:.6f}" for share in row)])
 

@@ -7,8 +7,7 @@ import tyro
 
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
-from flaxresnet.evaluation import data_for, usual_split
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.evaluation import judging
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,11 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.inspection.report import write_report
 
     use_compilation_cache()
-    run, data = arguments.run, arguments.data
-    splits = data_for(run, data, "test", arguments.skip_bad)
-    converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
-    if usual_split(run, data, splits) == "all" and not converted:
-        splits = splits.all_to_test()
-    found = investigate(run, splits, arguments.checkpoint)
+    splits = judging(arguments.run, arguments.data, arguments.skip_bad)
+    found = investigate(arguments.run, splits, arguments.checkpoint)
     if found.is_own:
         found.assessment.trust.write(arguments.run)
     print(write_report(arguments.run, found))
     if not found.is_own:
-        print("the run's own calibration stays as it is: these are not its own test images, or not its latest weights")
+        print(f"the run's own calibration stays as it is: {found.why_not_kept}")
     return 0

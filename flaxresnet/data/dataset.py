@@ -20,6 +20,7 @@ MOST_COUNTS = 20  # classes whose numbers of images are said one by one
 MEMORY_SHARE = 0.25  # of this machine's memory, that images may take before they are streamed from disk
 LOOKED_AT_WHOLE = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
 LOOKED_AT = 512  # of those
+ALL_TOGETHER = ", all of them together"  # in words, where splits do not count
 Input = Literal["auto", "memory", "stream"]
 
 
@@ -110,7 +111,7 @@ class Splits:
         parts = [part for part in (self.train, self.test) if part is not None]
         images, labels = (np.concatenate([getattr(part, name)[:] for part in parts]) for name in ("images", "labels"))
         whole = Dataset(images, labels, parts[0].class_names, parts[0].names_given)
-        return replace(self, train=None, test=whole, source=f"{self.source}, all of them together")
+        return replace(self, train=None, test=whole, source=f"{self.source}{ALL_TOGETHER}")
 
     def describe(self) -> Iterator[str]:
         """Lines that say what was loaded, as the tutorials print it, with the class balance."""

@@ -53,12 +53,25 @@ class Findings:
     path: str | None = None
 
     @property
+    def is_adapted(self) -> bool:
+        """Whether the run was adapted to photos of another place than that of its own test images."""
+        return "adapted" in self.info.data
+
+    @property
     def is_own(self) -> bool:
         """Whether this is of the weights and test images that the run is about, so that it may keep what was learned.
 
-        A run of weights from elsewhere has no images of its own; any will do.
+        A run of weights from elsewhere has no images of its own; any will do. One that was adapted to other photos is
+        about these, which it does not have.
         """
-        return not self.differs
+        return not self.differs and not self.is_adapted
+
+    @property
+    def why_not_kept(self) -> str:
+        """In words."""
+        if self.is_adapted:
+            return "it is that of before the run was adapted to other photos"
+        return "these are not its own test images, or not its latest weights"
 
     @property
     def differs(self) -> tuple[str, ...]:
@@ -98,12 +111,13 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
     result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
     some = _sample(len(test), MOST_CHANGED, info)
     changed = test.images[some], test.labels[some], assessment.temperatures[some]
+    without = () if info.config.flip else ("mirror",)  # which may be of another class, or of none
     return Findings(
         info=info,
         rows=folder.read_metrics(),
         result=result,
         assessment=assessment,
-        robustness=robustness(classifier.logits, *changed),
+        robustness=robustness(classifier.logits, *changed, without),
         mistakes=most_confident_mistakes(test, softmax(logits, assessment.trust.temperature)),
         checkpoint=checkpoint,
         test_fingerprint=test.fingerprint(),
@@ -112,11 +126,15 @@ def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -
 
 
 def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
-    """Embeddings of training images, some of them where there are many; of none where there are none, or others."""
-    known = info.data["train_fingerprint"]
-    fits = train is not None and train.image_size == (info.preprocessing.height, info.preprocessing.width)
-    if train is None or not fits or (known is not None and not same_data(train.fingerprint(), known)):
-        return np.zeros((0, 1), np.float32)
+    """Embeddings of training images, some of them where there are many; of none where there are none, or others.
+
+    Of none as well for a run that was adapted: to its statistics these images are the strange ones.
+    """
+    known, none = info.data["train_fingerprint"], np.zeros((0, 1), np.float32)
+    if train is None or train.image_size != (info.preprocessing.height, info.preprocessing.width):
+        return none
+    if "adapted" in info.data or (known is not None and not same_data(train.fingerprint(), known)):
+        return none
     return classifier.see(train.images[_sample(len(train), REFERENCES, info)])[1]
 
 

@@ -74,6 +74,8 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
         soft=True,
     )
     yield page.figures(_headline(found))
+    if found.is_adapted:
+        yield page.words(ADAPTED)
     if result.warning:
         yield page.words(f"Warning: {result.warning}")
     if found.rows:
@@ -95,6 +97,10 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
     yield page.section("Set-up", *_set_up(found))
 
 
+ADAPTED = (
+    "The run was adapted to photos of another place. What this page tells of test images holds for that place if they "
+    "are of it; the run's own ones are not. Labelled photos of it can be given with --data."
+)
 ADAPTING = "python -m flaxresnet adapt {run} {to} photos/\npython -m flaxresnet predict {to} photos/"
 FINETUNING = (
     "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {to}\n"
@@ -152,12 +158,15 @@ def _classes(result: Evaluation) -> Iterator[str]:
 def _calibration(found: Findings) -> Iterator[str]:
     assessment, trust = found.assessment, found.assessment.trust
     before, after = calibration_error(assessment.before), calibration_error(assessment.after)
-    kept = "and kept with the run" if found.is_own else "and, as these are not its own or not its latest, not kept"
+    kept = "and kept with the run" if found.is_own else f"and not kept: {found.why_not_kept}"
     yield (
         f"A photo's probability is softmax(logits / T) with the temperature T = {trust.temperature:.3f}, fitted on "
         f"these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with it, "
         "where each half of every class was judged by the temperature of the other half."
     )
+    if found.is_adapted:
+        yield "predict goes by what the run knew before it was adapted, of probabilities and of photos that are unlike."
+        return
     if not len(trust.references):
         yield "Without the training images it cannot be told which photos are unlike them."
         return
@@ -200,6 +209,7 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
         f"{told.clean.images:,} of the test images, each changed in {len(told.rows)} ways to a middling degree: "
         f"{told.mean:.3f} of them are answered rightly on average, and {told.rows[0].share:.3f} in the worst way; "
         f"as they are, {told.clean.share:.3f} ({low:.2f}–{high:.2f})."
+        f"{'' if found.info.config.flip else ' Mirror images are not among them, for training was to have none.'}"
     )
     yield page.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
     before, after = calibration_error(told.before), calibration_error(told.after)
@@ -210,13 +220,16 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
     )
     yield page.words(
         "Photos of other people differ in more ways than these. If yours are classified badly, let what is to be told "
-        "apart fill the picture, as in the training images. If all of yours differ in one way, by your lamp, your "
-        "camera or your distance, adapt the run to some of them, sixteen at least and of all classes; they need no "
-        "labels:"
+        "apart fill the picture, as in the training images."
     )
-    yield _command(ADAPTING, run, "-here")
+    if not found.is_adapted:
+        yield page.words(
+            "If all of yours differ in one way, by your lamp, your camera or your distance, adapt the run to some of "
+            "them, sixteen at least and of all classes; they need no labels:"
+        )
+        yield _command(ADAPTING, run, "-here")
     yield page.words(
-        "Or let it learn from twenty or more of yours, laid into mine/train/CLASS/, and others into mine/test/CLASS/:"
+        "Let it learn from twenty or more of yours, laid into mine/train/CLASS/, and others into mine/test/CLASS/:"
     )
     yield _command(FINETUNING, run, "-mine")
     if told.failures:

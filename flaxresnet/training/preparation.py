@@ -47,11 +47,12 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
 def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
     """Both splits; raises UserError where no configuration could train on them."""
     source, train, test = splits.source, splits.train, splits.test
+    for some in (train, test):
+        if some is not None and len(some.class_names) < 2:
+            raise UserError(f"{source} has one class ({some.class_names[0]}); a classifier needs two or more")
     if train is None or test is None:
         missing = "training" if train is None else "test"
         raise UserError(f"{source} has no {missing} split; give both, in one file or in a folder of two")
-    if len(train.class_names) < 2:
-        raise UserError(f"{source} has one class ({train.class_names[0]}); a classifier needs two or more")
     if len(there := train.class_counts().nonzero()[0]) == 1:
         only = f"all {len(train)} training images are of the class {train.class_names[there[0]]}"
         raise UserError(f"{source}: {only}; a classifier needs two or more, so look at the labels")

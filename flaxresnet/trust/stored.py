@@ -25,7 +25,8 @@ class Trust:
       weights: `digest` of the parameters.
       temperature: that makes probabilities of logits; see `calibration.py`.
       references: (m, features) float16, rows of length 1: embeddings of training images; m may be 0.
-      threshold: of `strangeness`, above which a photo is called unlike those of training.
+      threshold: of `strangeness`, above which a photo is called unlike those of training; infinite where too few test
+        images were there to tell.
     """
 
     weights: str
@@ -36,6 +37,11 @@ class Trust:
     def strangeness(self, embeddings: np.ndarray) -> np.ndarray | None:
         """(n, features) → (n,) float32, see `strangeness.py`; None where there is nothing to compare with."""
         return strangeness(embeddings, self.references) if len(self.references) else None
+
+    @property
+    def tells_strange(self) -> bool:
+        """Whether photos can be called unlike the training images, or like them."""
+        return len(self.references) > 0 and bool(np.isfinite(self.threshold))
 
     def write(self, run: str | Path) -> None:
         """Into the run's folder; raises UserError where that cannot be done."""

@@ -26,6 +26,7 @@ from flaxresnet.training import tensorboard
 from flaxresnet.training.profile import Profile
 from flaxresnet.trust.assessment import first_halves
 from flaxresnet.trust.calibration import fit_temperature
+from flaxresnet.trust.shifts import SHIFTS
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True, "augment": 0.0}
@@ -109,7 +110,7 @@ def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tm
     assert not (run / "calibration.safetensors").exists()
     text = (run / "report-best" / "index.html").read_text()
     assert "of which the weights are taken that were best on the test images (a flattering choice)" in text
-    assert "and, as these are not its own or not its latest, not kept" in text
+    assert "and not kept: these are not its own test images, or not its latest weights. The expected" in text
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,8 @@ def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(run, noi
     monkeypatch.setattr("flaxresnet.inspection.findings.robustness", lambda *given: given)
     found, test = investigate(run, noisy_splits), noisy_splits.test
     first, logits = first_halves(test.labels), fr.Classifier.load(run, calibrated=False).logits(test.images)
-    _, images, _, temperatures = found.robustness
+    _, images, _, temperatures, without = found.robustness
+    assert without == ()
     np.testing.assert_array_equal(images, test.images)
     for half in (first, ~first):
         other = fit_temperature(logits[~half], test.labels[~half])
@@ -257,6 +259,19 @@ def test_the_page_says_how_to_learn_from_ones_own_photos(run, noisy_splits):
     text = html.unescape(write_report(run, investigate(run, noisy_splits)).read_text())
     assert f"python train.py --data mine/ --init '{run}' --recipe finetune --batch-size 10 --epochs 90" in text
     assert f"python -m flaxresnet adapt '{run}' '{run}-here' photos/" in text
+
+
+def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, noisy_splits):
+    mirrored = write_report(run, investigate(run, noisy_splits)).read_text()
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["flip"] = False
+    (run / "config.json").write_text(json.dumps(config))
+    found = investigate(run, noisy_splits)
+    assert {row.change for row in found.robustness.rows} == set(SHIFTS) - {"mirror"}
+    page = write_report(run, found).read_text()
+    for text, ways in ((mirrored, 19), (page, 18)):
+        assert f"each changed in {ways} ways" in text
+        assert ("Mirror images are not among them" in text) == (ways == 18)
 
 
 def test_without_test_images_there_is_nothing_to_report(run):

@@ -470,6 +470,7 @@ def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, messag
     [
         (blobs(9, 1), None, "has no test split; give both, in one file or in a folder of two"),
         (None, blobs(9, 1), "has no training split"),
+        (fr.Dataset(blobs(3, 1).images, np.zeros(3, np.int32), ("only",)), None, r"one class \(only\)"),
         (blobs(9, 1, size=20), blobs(9, 2, size=20), "has images of 20×20 pixels; the network needs 32×32 or more"),
         (
             fr.Dataset(blobs(9, 1).images, np.zeros(9, np.int32), ("only",)),

@@ -74,6 +74,9 @@ class Arguments:
     fed: bool = False
     """Time training steps of ours on images of a data set as well, which is what input costs."""
 
+    augmented: bool = False
+    """Time training steps of ours with the augmentation of the recipe `robust` as well, which is what that costs."""
+
     plain: bool = True
     """Time plain flax.linen.Conv as well."""
 
@@ -178,11 +181,12 @@ def training(
     precision: str = "float32",
     model: str = "resnet50",
     batches: Callable[[int, int], Iterator[Batch]] = same_images,
+    recipe: Literal["tutorial", "robust"] = "tutorial",
 ) -> Program:
-    """A training step of the tutorials' recipe, on images that are on the device already."""
+    """A training step of the tutorials' recipe, or with what another does to images, that are on the device already."""
     module, optimizer = network(model, conv, precision), make_optimizer(lambda _: 1e-3)
-    config = TrainConfig(recipe="tutorial")
-    step = make_train_step(module, optimizer, Preprocessing(size, size), config, lambda _: 0.0)
+    config = TrainConfig(recipe=recipe)
+    step = make_train_step(module, optimizer, Preprocessing(size, size), config, lambda _: config.settings.augment)
     fed = batches(batch_size, size)
     held = [initial_state(module, optimizer, size), Metrics.zero()]
     by = compile_sparingly if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does
@@ -211,6 +215,7 @@ def inference(batch_size: int, size: int, conv: str, precision: str = "float32",
 STEPS = {
     "train": (training, 3),
     "train, fed": (partial(training, batches=images_of_a_set), 3),
+    "train, augmented": (partial(training, recipe="robust"), 3),
     "infer": (inference, 1),
 }
 
@@ -219,9 +224,10 @@ def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> lis
     """The steps of one network at one size."""
     module = network(arguments.model, conv, arguments.precision)
     work = forward_gigaflops(module, jnp.zeros((batch_size, size, size, 3)))
+    wanted = {"train": True, "infer": True, "train, fed": arguments.fed, "train, augmented": arguments.augmented}
     cases = []
     for what, (build, passes) in STEPS.items():
-        if what == "train, fed" and not (arguments.fed and conv == "ours"):
+        if not wanted[what] or (conv != "ours" and "," in what):
             continue
         program = build(batch_size, size, conv, arguments.precision, arguments.model)
         costs = program.compile_seconds, program.mebibytes

@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.commands.photos import check_closer
 from flaxresnet.compilation_cache import use_compilation_cache
-from flaxresnet.evaluation import fitted, judging
+from flaxresnet.evaluation import fitted, judging, require_comparison
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.trust.shifts import shifted, together
 
@@ -80,7 +79,7 @@ def photos(images: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
 def main(arguments: Arguments) -> None:
     use_compilation_cache()
     classifier, splits = Classifier.load(arguments.run), judging(arguments.run, arguments.data)
-    check_closer(classifier, arguments.run, closer=True)
+    require_comparison(classifier, arguments.run)
     test = fitted(classifier, splits.test, splits.source)
     rows: list[dict[str, Any]] = []
     for name, some in photos(test.images[:]):

@@ -19,8 +19,7 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.augment import augment
 from flaxresnet.data.synthetic import drawn_signs
-from flaxresnet.errors import UserError
-from flaxresnet.evaluation import data_of_run
+from flaxresnet.evaluation import data_of_run, require_comparison
 
 TILES = 8  # a side, of the shuffled images
 
@@ -74,8 +73,7 @@ def main(arguments: Arguments) -> None:
     run = arguments.run
     use_compilation_cache()
     splits, classifier = data_of_run(run, "test"), Classifier.load(run)
-    if classifier.trust is None or not classifier.tells_strange:
-        raise UserError(f"{run} does not know its training images; `python -m flaxresnet report {run}` teaches it")
+    require_comparison(classifier, run)
     labels = splits.test.labels
     table = Table("pictures", box=box.SIMPLE)
     for name in ("images", "called strange", "median strangeness", "accuracy", "with --tta", "mean confidence"):

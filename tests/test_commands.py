@@ -274,7 +274,7 @@ def test_looking_closer_needs_training_images_to_compare_with(command, shell, fi
     Image.fromarray(small_in_a_corner(1)).save("far.png")
     photos = [] if command == "demo" else ["far.png"]
     status, _, err = shell(command, finished_run, *photos, "--closer")
-    expected = f"error: {finished_run} does not know its training images, with which --closer compares; `python -m"
+    expected = f"error: {finished_run} does not know its training images, to compare with; `python -m flaxresnet report"
     assert (status, err.startswith(expected)) == (2, True)
 
 
@@ -287,10 +287,8 @@ def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_
     (table,) = csv.DictReader(io.StringIO(shell("predict", "run", "far.png", "--csv")[1]))
     assert table["strange"] == ""
     status, _, err = shell("predict", "run", "far.png", "--closer")
-    few = (
-        "had too few test images to tell which photos are unlike the training images, of which --closer looks at parts"
-    )
-    assert (status, err) == (2, f"error: run {few}; leave it out\n")
+    why = "cannot tell which photos are unlike its training images; that takes a report of 19 test images or more"
+    assert (status, err) == (2, f"error: run {why}\n")
 
 
 def test_explain_says_which_photos_are_unlike_the_training_images(shell, knowing_run, tmp_path, monkeypatch):

@@ -78,9 +78,11 @@ def of_data(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
     parts = [part for part in (splits.train, splits.test) if part is not None]
     for part in parts:
         require_size(preprocessing, part, splits.source)
-    ends = np.cumsum([0, *map(len, parts)])
-    chosen = np.split(evenly(ends[-1]), np.searchsorted(evenly(ends[-1]), ends[1:-1]))
-    return np.concatenate([part.images[some - first] for part, some, first in zip(parts, chosen, ends, strict=False)])
+    sizes = [len(part) for part in parts]
+    ends, chosen = np.cumsum(sizes), evenly(sum(sizes))
+    some = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    places = [mine - end + size for mine, end, size in zip(some, ends, sizes, strict=True)]
+    return np.concatenate([part.images[mine] for part, mine in zip(parts, places, strict=True)])
 
 
 def of_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from flaxresnet.commands.photos import check_closer
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset
@@ -42,12 +41,14 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     from flaxresnet.classifier import Classifier
     from flaxresnet.demo import make_page, serve
+    from flaxresnet.evaluation import require_comparison
 
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    check_closer(classifier, arguments.run, arguments.closer)
+    if arguments.closer:
+        require_comparison(classifier, arguments.run)
     title = Path(arguments.run).absolute().resolve().name  # and nothing of where it lies
     page = make_page(classifier, title, examples_of(arguments.run), arguments.closer)
     serve(page, arguments.host, arguments.port)

@@ -14,13 +14,13 @@ from flaxresnet.commands.photos import (
     PhotoArguments,
     Reader,
     check,
-    check_closer,
     looking_at,
     most_probable,
 )
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.errors import UserError, listed
+from flaxresnet.evaluation import require_comparison
 from flaxresnet.writing import saying_why_not
 
 BATCH = 16  # photos at a time
@@ -55,7 +55,8 @@ def main(arguments: Arguments) -> int:
     check(arguments)
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    check_closer(classifier, arguments.run, arguments.closer)
+    if arguments.closer:
+        require_comparison(classifier, arguments.run)
     names = classifier.class_names
     chosen = _index(arguments.class_name, names)
     explainer = Explainer(classifier, arguments.stage, BATCH)

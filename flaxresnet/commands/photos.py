@@ -11,7 +11,6 @@ from typing import Annotated, Generic, TypeVar
 import numpy as np
 import tyro
 
-from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.folder import ENDINGS
 from flaxresnet.data.preprocess import Box
@@ -79,17 +78,6 @@ def check(arguments: PhotoArguments) -> None:
         raise UserError("no photo given; name one or more pictures after the run's folder")
     if arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
-
-
-def check_closer(classifier: Classifier, run: str, closer: bool) -> None:
-    """Raises UserError where parts of strange photos are to be looked at, and the run cannot tell which are so."""
-    if not closer or classifier.tells_strange:
-        return
-    if classifier.trust is not None and len(classifier.trust.references):
-        few = "had too few test images to tell which photos are unlike the training images"
-        raise UserError(f"{run} {few}, of which --closer looks at parts; leave it out")
-    report = f"`python -m flaxresnet report {run}` makes it know them"
-    raise UserError(f"{run} does not know its training images, with which --closer compares; {report}")
 
 
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, check_closer, looking_at, most_probable
+from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, looking_at, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.data.preprocess import Box
 from flaxresnet.errors import UserError
+from flaxresnet.evaluation import require_comparison
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def main(arguments: Arguments) -> int:
         raise UserError("--json and --csv are two ways to print; give one of them")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    check_closer(classifier, arguments.run, arguments.closer)
+    if arguments.closer:
+        require_comparison(classifier, arguments.run)
     form = as_json if arguments.json else as_csv if arguments.csv else as_words
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)

@@ -53,23 +53,18 @@ class Findings:
     path: str | None = None
 
     @property
-    def is_adapted(self) -> bool:
-        """Whether the run was adapted to photos of another place than that of its own test images."""
-        return "adapted" in self.info.data
-
-    @property
     def is_own(self) -> bool:
         """Whether this is of the weights and test images that the run is about, so that it may keep what was learned.
 
         A run of weights from elsewhere has no images of its own; any will do. One that was adapted to other photos is
         about these, which it does not have.
         """
-        return not self.differs and not self.is_adapted
+        return not self.differs and not self.info.is_adapted
 
     @property
     def why_not_kept(self) -> str:
         """In words."""
-        if self.is_adapted:
+        if self.info.is_adapted:
             return "it is that of before the run was adapted to other photos"
         return "these are not its own test images, or not its latest weights"
 
@@ -133,7 +128,7 @@ def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) ->
     known, none = info.data["train_fingerprint"], np.zeros((0, 1), np.float32)
     if train is None or train.image_size != (info.preprocessing.height, info.preprocessing.width):
         return none
-    if "adapted" in info.data or (known is not None and not same_data(train.fingerprint(), known)):
+    if info.is_adapted or (known is not None and not same_data(train.fingerprint(), known)):
         return none
     return classifier.see(train.images[_sample(len(train), REFERENCES, info)])[1]
 

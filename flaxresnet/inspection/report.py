@@ -74,7 +74,7 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
         soft=True,
     )
     yield page.figures(_headline(found))
-    if found.is_adapted:
+    if found.info.is_adapted:
         yield page.words(ADAPTED)
     if result.warning:
         yield page.words(f"Warning: {result.warning}")
@@ -164,7 +164,7 @@ def _calibration(found: Findings) -> Iterator[str]:
         f"these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with it, "
         "where each half of every class was judged by the temperature of the other half."
     )
-    if found.is_adapted:
+    if found.info.is_adapted:
         yield "predict goes by what the run knew before it was adapted, of probabilities and of photos that are unlike."
         return
     if not len(trust.references):
@@ -222,7 +222,7 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
         "Photos of other people differ in more ways than these. If yours are classified badly, let what is to be told "
         "apart fill the picture, as in the training images."
     )
-    if not found.is_adapted:
+    if not found.info.is_adapted:
         yield page.words(
             "If all of yours differ in one way, by your lamp, your camera or your distance, adapt the run to some of "
             "them, sixteen at least and of all classes; they need no labels:"
@@ -260,7 +260,7 @@ def _set_up(found: Findings) -> Iterator[str]:
     yield page.facts(
         [
             ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
-            *([("made of", data["adapted"])] if "adapted" in data else []),
+            *([("made of", data["adapted"])] if info.is_adapted else []),
             (
                 "tested on",
                 f"{found.result.source}: {found.result.count:,} images, fingerprint {found.test_fingerprint}",
@@ -270,7 +270,7 @@ def _set_up(found: Findings) -> Iterator[str]:
             ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
         ]
     )
-    yield page.words("The training of its weights again:" if "adapted" in data else "The same run again:")
+    yield page.words("The training of its weights again:" if info.is_adapted else "The same run again:")
     yield f"<pre>{escape(command_of(dataclasses.replace(info.config, data=info.config.data or data['path'])))}</pre>"
     yield page.folded("All options", json.dumps(info.config.to_json(), indent=2))
 

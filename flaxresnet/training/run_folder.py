@@ -72,6 +72,11 @@ class RunInfo:
     versions: dict[str, str]
     device: str = ""
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether batch norm's statistics are of photos that are neither of its splits; see `adaptation.py`."""
+        return "adapted" in self.data
+
     def model(self) -> ResNet:
         c, network = self.config, self.config.network
         return resnet(

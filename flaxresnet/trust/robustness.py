@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxresnet.trust.calibration import Bin, reliability, softmax
-from flaxresnet.trust.shifts import SHIFTS, shifted
+from flaxresnet.trust.shifts import all_shifts
 
 STRENGTH = "middle"
 
@@ -77,8 +77,7 @@ def robustness(
     """
     right = logits_of(images).argmax(axis=1) == labels
     rows, failures, everything = [], [], []
-    for change in (name for name in SHIFTS if name not in without):
-        photos = shifted(images, change, STRENGTH)
+    for change, _, photos in all_shifts(images, (STRENGTH,), without):
         logits = logits_of(photos)
         everything.append(logits)
         predicted = logits.argmax(axis=1)

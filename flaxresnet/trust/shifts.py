@@ -77,9 +77,11 @@ def shifted(images: np.ndarray, name: str, strength: str, seed: int = 0) -> np.n
     return np.stack(changed) if changed else images
 
 
-def all_shifts(images: np.ndarray, strengths: tuple[str, ...] = STRENGTHS) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name, strength and changed photos, kind by kind."""
-    for name in SHIFTS:
+def all_shifts(
+    images: np.ndarray, strengths: tuple[str, ...] = STRENGTHS, without: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Name, strength and changed photos, kind by kind, some kinds left out."""
+    for name in (name for name in SHIFTS if name not in without):
         for strength in strengths:
             yield name, strength, shifted(images, name, strength)
 

@@ -72,7 +72,7 @@ def main(arguments: Arguments) -> int:
         images = np.stack([image for _, (_, image, _) in batch])
         probabilities, maps = explainer.explain(images, chosen)
         strange = classifier.answers(images).strange if classifier.tells_strange else None
-        signs = [[UNLIKE] * int(odd) for odd in (np.zeros(len(batch)) if strange is None else strange)]
+        signs = [[UNLIKE] if strange is not None and strange[place] else [] for place in range(len(batch))]
         for (name, (photo, _, seen)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]

@@ -165,7 +165,7 @@ def _calibration(found: Findings) -> Iterator[str]:
         "where each half of every class was judged by the temperature of the other half."
     )
     if found.info.is_adapted:
-        yield "predict goes by what the run knew before it was adapted, of probabilities and of photos that are unlike."
+        yield "predict goes by the temperature, and by the training images, that the run knew before it was adapted."
         return
     if not len(trust.references):
         yield "Without the training images it cannot be told which photos are unlike them."

@@ -229,8 +229,8 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
         )
         yield _command(ADAPTING, run, "-here")
     yield page.words(
-        "With labels there is more to gain: let it learn from twenty or more of yours, laid into mine/train/CLASS/, and "
-        "lay others into mine/test/CLASS/:"
+        "With labels there is more to gain: let it learn from twenty or more of yours, laid into mine/train/CLASS/, "
+        "and lay others into mine/test/CLASS/:"
     )
     yield _command(FINETUNING, run, "-mine")
     if told.failures:

@@ -42,7 +42,7 @@ def reference(*arguments) -> None:
     [
         ("tutorial", "resnet50", "tutorial"),
         ("ResNet50", "resnet50", "keras"),
-        # Blocks of deeper ones are named by the same rule; below, all sizes go to Keras and come back, but narrower.
+        # Blocks of deeper ones are named by the same rule; below, all sizes go there and come back, but narrower.
         pytest.param("ResNet101", "resnet101", "keras", marks=LONG),
         pytest.param("ResNet152", "resnet152", "keras", marks=LONG),
     ],
@@ -76,9 +76,9 @@ def test_keras_and_we_read_each_others_files_and_agree(tmp_path, network, size, 
 
 @pytest.mark.parametrize("variant", ["tutorial", "keras"])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_comes_back_as_it_went_and_keras_opens_it(tmp_path, size, variant):
+def test_every_network_comes_back_as_it_went_and_keras_answers_and_learns_alike(tmp_path, size, variant):
     keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
-    weights = random_weights(size, variant, width=32 if "next" in size else 4)
+    weights, images = random_weights(size, variant, width=32 if "next" in size else 8), random_images()
     for kind in KINDS:
         path = tmp_path / f"weights.{kind}"
         write_weights(weights, path)
@@ -88,6 +88,7 @@ def test_every_size_comes_back_as_it_went_and_keras_opens_it(tmp_path, size, var
         assert back.class_names == weights.class_names
     write_run(weights, tmp_path / "run", "a test")
     assert_same(read_run(tmp_path / "run"), weights)
+
     keys = {WORLDS[variant].key(name, 5): array for name, array in weights.table.items()}
     model = keras.saving.load_model(tmp_path / "weights.keras", compile=False)
     for kind in KINDS:
@@ -102,14 +103,6 @@ def test_every_size_comes_back_as_it_went_and_keras_opens_it(tmp_path, size, var
         for key, array in keys.items():
             np.testing.assert_array_equal(held[key], array, err_msg=key)
 
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("variant", ["tutorial", "keras"])
-def test_every_network_answers_and_learns_alike_in_keras(tmp_path, size, variant):
-    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
-    weights, images = random_weights(size, variant, width=32 if "next" in size else 8), random_images()
-    write_weights(weights, tmp_path / "ours.keras")
-    model = keras.saving.load_model(tmp_path / "ours.keras", compile=False)
     model.layers[-1].activation = None
     # Called op by op: compiling the whole takes a minute for the deepest.
     inputs = {model.inputs[0].name: images}

@@ -1,8 +1,13 @@
-"""What tests share: small data, a small network, and compiled programs kept from test to test."""
+"""Tiers of tests, and what tests share: small data, a small network, compiled programs kept from test to test.
+
+`python -m pytest` runs the fast tier: one process, nothing but the `test` extra. CONTRIBUTING.md describes the others.
+"""
 
 import os
+import random
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
@@ -19,15 +24,73 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
+from flaxresnet.training import programs
+from flaxresnet.training.kept_programs import kept_programs, key_of
 from flaxresnet.trust.stored import Trust, digest
 from flaxresnet.trust.strangeness import normalised
 
 HASTE = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
 SMALL = {"model": "resnet14", "width": 4, "batch_size": 8, "residual_scale": 1.0, "report": False}
-# In this process the smallest network has one stage and not four, for it is compiled some twenty times; what surrounds
-# the network does not care. `test_devices.py` gives it two, and the tests of the models use it as it is.
+SMALL |= {"augment": 0.0, "backgrounds": 0.0}  # which take longer to compile than the network
+# In the tests the smallest network has one stage, not four: it is compiled many times, and its depth does not matter.
 SIZES["resnet14"] = {"stage_sizes": (1,)}
+
+
+# Marker → the tests that it adds to the fast tier, and their usual time on two cores.
+TIERS = {
+    "parity": ("tests that need the real Keras, PyTorch, a browser or several processes", "4 minutes more"),
+    "campaign": ("kills, fuzzing, every size × variant × format", "an hour or more"),
+}
+FAST = "about 3 minutes on two cores"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("tiers")
+    for name, (tests, duration) in TIERS.items():
+        group.addoption(f"--{name}", action="store_true", help=f"also run {tests} ({duration})")
+    group.addoption("--shuffle", type=int, metavar="SEED", help="run files, and the tests of a file, in random order")
+
+
+def pytest_configure(config):
+    for name, (tests, _) in TIERS.items():
+        config.addinivalue_line("markers", f"{name}: {tests}; `--{name}` runs them")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Names the tier, and runs it on all cores if pytest-xdist is installed and no `-n` is given."""
+    option = config.option
+    if hasattr(config, "workerinput") or option.help or option.collectonly:
+        return
+    added = [name for name in TIERS if config.getoption(name)]
+    durations = "".join(f", {name} {TIERS[name][1]}" for name in added)
+    print(f"Tests: {' + '.join(['fast', *added])} ({FAST}{durations}).", flush=True)
+    if getattr(option, "numprocesses", 0) is None and not option.usepdb:
+        option.numprocesses = "auto"
+        option.dist = "worksteal"
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [name for name in TIERS if not config.getoption(name)]
+    chosen, excluded = [], []
+    for item in items:
+        of_another_tier = any(item.get_closest_marker(name) for name in left_out)
+        (excluded if of_another_tier else chosen).append(item)
+    config.hook.pytest_deselected(items=excluded)
+    if config.getoption("shuffle") is not None:
+        chosen = shuffled(chosen, config.getoption("shuffle"))
+    items[:] = chosen
+
+
+def shuffled(items, seed):
+    """Files in random order, and in each of them its tests: fixtures of a file are still made once."""
+    rng = random.Random(seed)
+    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+    rng.shuffle(files)
+    for tests in files:
+        rng.shuffle(tests)
+    return [item for tests in files for item in tests]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,9 +99,48 @@ def compiled_programs(tmp_path_factory):
     os.environ.setdefault("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # the workers' own lie in one
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    folder = os.environ.get("FLAXRESNET_TEST_CACHE", folder / "compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+MAKERS = ("make_train_step", "make_eval_step", "make_inputs", "measure_batch_stats", "TrainState")
+
+
+class SharedPrograms:
+    """Compiled programs by name, in memory: what `KeptPrograms` is on disk."""
+
+    def __init__(self):
+        self._programs = {}
+
+    def load(self, name):
+        return self._programs.get(name)
+
+    def keep(self, name, program):
+        self._programs[name] = program
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs():
+    """Runs of the same options, network and shapes share their programs: tracing takes half the time of a short run."""
+    real, shared = programs.kept_programs, {}
+
+    def kept_programs(info, keep, *shapes):
+        if keep or jax.device_count() > 1:
+            return real(info, keep, *shapes)
+        made_by = tuple(getattr(programs, name) for name in MAKERS)  # a test may have put others in their place
+        return shared.setdefault((key_of(info, *shapes), repr(info.model()), made_by), SharedPrograms())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "kept_programs", kept_programs)
+        yield kept_programs
+
+
+@pytest.fixture
+def own_programs(monkeypatch, shared_programs):
+    """Has each run trace and compile its own programs."""
+    monkeypatch.setattr(programs, "kept_programs", kept_programs)
 
 
 def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:
@@ -61,13 +163,6 @@ def draw_blobs(root: Path, train: int, test: int) -> Path:
     return root
 
 
-def weights_of(run: Path, stage_sizes: tuple[int, ...]):
-    """Parameters and statistics of a run of a `resnet14` with these stages."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "resnet14", {"stage_sizes": stage_sizes})
-        return fr.Classifier.load(run).variables
-
-
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
     """A folder with a training file of 44 and a test file of 19 images, 32×32, three classes."""
@@ -81,7 +176,7 @@ def data_folder(tmp_path_factory):
 def finished_run(tmp_path_factory, data_folder):
     """The folder of a small run of three epochs. Read it; do not train in it."""
     workdir = tmp_path_factory.mktemp("runs") / "small"
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, augment=0.0, **SMALL), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, **SMALL), verbose=False)
     return workdir
 
 

@@ -113,23 +113,38 @@ def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeyp
     assert not {image.tobytes() for image in few.images} & {image.tobytes() for image in rest.images}
 
 
-@pytest.mark.parametrize(
-    ("script", "words", "said"),
-    [
-        ("robustness", ["nowhere"], "error: nowhere holds no run"),
-        ("robustness", ["--hold-out", "held"], "error: --hold-out needs --data"),
-        ("robustness", [], "error: no RUN given to measure; name the folder of one, or of several"),
-        ("robustness", ["run", "--strengths", "wild"], "error: --strengths 'wild' is not one of 'mild', 'middle', "),
-        ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
-        ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
-        ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),
-        ("finetuning", ["a", "--options", "freeze"], "error: --options 'freeze': give NAME=VALUE, "),
-        ("finetuning", ["a", "--options", "speed=1"], "error: unknown options ['speed']; the options are those of "),
-        ("finetuning", ["a", "--strength", "mild"], "error: --strength mild is of rooms; give --rooms"),
-        ("start_up", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
-    ],
-)
-def test_a_mistake_is_one_sentence(script, words, said, tmp_path):
+MISTAKES = [
+    ("robustness", ["nowhere"], "error: nowhere holds no run"),
+    ("robustness", ["--hold-out", "held"], "error: --hold-out needs --data"),
+    ("robustness", [], "error: no RUN given to measure; name the folder of one, or of several"),
+    ("robustness", ["run", "--strengths", "wild"], "error: --strengths 'wild' is not one of 'mild', 'middle', "),
+    ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
+    ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
+    ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),
+    ("finetuning", ["a", "--options", "freeze"], "error: --options 'freeze': give NAME=VALUE, "),
+    ("finetuning", ["a", "--options", "speed=1"], "error: unknown options ['speed']; the options are those of "),
+    ("finetuning", ["a", "--strength", "mild"], "error: --strength mild is of rooms; give --rooms"),
+    ("start_up", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
+]
+
+
+def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
+    from command import begin
+
+    monkeypatch.chdir(tmp_path)
+    for script, words, said in MISTAKES:
+        module = import_module(script)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            begin(module.main, module.Arguments)
+        told = capsys.readouterr().err
+        assert (ended.value.code, told.count("\n")) == (2, 1), (script, words, told)
+        assert told.startswith(said), (script, words)
+
+
+@pytest.mark.parity
+def test_mistake_ends_the_process(tmp_path):
+    script, words, said = MISTAKES[-1]
     command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -55,23 +55,14 @@ def shell(monkeypatch, capsys, tmp_path):
     return run
 
 
-def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path):
+def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxresnet.training.fit.use_compilation_cache", lambda use: None)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if name != "report"]
-    status, out, _ = shell(
-        "train.py",
-        "--data",
-        data_folder,
-        "--workdir",
-        tmp_path / "run",
-        "--epochs",
-        1,
-        "--no-compilation-cache",
-        "--no-report",
-        *flags,
-    )
+    flags += ["--epochs=3", "--no-compilation-cache", "--no-report"]
+    status, out, _ = shell("train.py", "--data", data_folder, "--workdir", tmp_path / "run", *flags)
     loss, accuracy = out.splitlines()[-2:]
     assert status == 0
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert loss == f"Loss = {last['test_loss']:.4f}"
     assert accuracy == f"Test Accuracy = {last['test_accuracy']:.4f}"
 
@@ -231,6 +222,7 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
 def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr("flaxresnet.inspection.report.write_report", lambda run, found: run)  # the page is not read
     assert shell("report", run)[0] == 0
     Image.fromarray(blobs(3, seed=8).images[0]).save("like.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save("unlike.png")
@@ -301,14 +293,17 @@ def test_explain_says_which_photos_are_unlike_the_training_images(shell, knowing
 
 def test_views_are_averaged_where_asked_for(shell, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(blobs(3, seed=8).images[0]).save("red.png")
-    image = np.asarray(Image.open("red.png"))[None]
+    images = blobs(2, seed=8).images
+    for name, image in zip(("0.png", "1.png"), images, strict=True):
+        Image.fromarray(image).save(name)
     alone, viewed = (
-        json.loads(shell("predict", finished_run, "red.png", "--json", *words)[1]) for words in ([], ["--tta"])
+        shell("predict", finished_run, "0.png", "1.png", "--json", *words)[1].splitlines() for words in ([], ["--tta"])
     )
-    expected = fr.Classifier.load(finished_run).answers(image, views=True).probabilities[0]
-    assert viewed["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
-    assert viewed["probability"] != alone["probability"]
+    expected = fr.Classifier.load(finished_run).answers(images, views=True).probabilities
+    assert len(alone) == len(viewed) == len(expected) == 2
+    for before, after, row in zip(alone, viewed, expected, strict=True):
+        assert json.loads(after)["probability"] == pytest.approx(float(row.max()), rel=1e-4)
+        assert json.loads(after)["probability"] != json.loads(before)["probability"]
 
 
 def test_photos_are_read_a_batch_at_a_time(tmp_path):
@@ -403,6 +398,24 @@ def test_check_data_calls_pictures_by_their_files_and_looks_at_them_each_time(sh
     assert "1 of 60 pictures in " in err
 
 
+def test_missing_device_is_a_sentence(monkeypatch, capsys):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'cuda'\nand more of it")
+
+    def main():
+        raise AssertionError("whatever JAX says in that case")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert cli.run(main) == 2
+    said = "error: JAX_PLATFORMS=cuda asks for a device that JAX cannot use here (Unable to initialize backend 'cuda');"
+    assert capsys.readouterr().err.startswith(said)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(AssertionError):
+        cli.run(main)
+
+
+@pytest.mark.parity
 def test_a_device_that_is_asked_for_and_not_there_is_a_sentence(finished_run):
     environment = os.environ | {"JAX_PLATFORMS": "cuda"}
     command = [sys.executable, "-m", "flaxresnet", "evaluate", str(finished_run)]
@@ -412,16 +425,28 @@ def test_a_device_that_is_asked_for_and_not_there_is_a_sentence(finished_run):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("use", ["fr.Classifier.load('nowhere')", "fr.fit(fr.TrainConfig(data='nowhere'))"])
-def test_a_device_that_is_passed_over_is_said_once(use, tmp_path):
+def test_a_device_that_is_passed_over_is_said_once(tmp_path):
     if any(device.platform == "gpu" for device in jax.devices()):
         pytest.skip("there is a GPU")
-    program = f"import flaxresnet as fr\nfor _ in range(2):\n  try: {use}\n  except fr.UserError: pass"
+    program = """
+import sys
+import flaxresnet as fr
+from flaxresnet.devices import warn_of_fallback
+
+for use in (lambda: fr.Classifier.load("nowhere"), lambda: fr.fit(fr.TrainConfig(data="nowhere"))):
+    warn_of_fallback.cache_clear()
+    for _ in range(2):
+        try:
+            use()
+        except fr.UserError as error:
+            print(error, file=sys.stderr)
+"""
     environment = os.environ | {"JAX_PLATFORMS": "cuda,cpu"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     said = "warning: JAX_PLATFORMS=cuda,cpu asks for cuda first, which JAX cannot use here; this computes on cpu"
-    assert done.stderr.splitlines().count(said) == 1
+    lines = [line for line in done.stderr.splitlines() if line == said or "nowhere" in line]
+    assert [line == said for line in lines] == [True, False, False] * 2, lines
 
 
 def test_the_accuracy_on_training_images_is_called_that(shell, finished_run):

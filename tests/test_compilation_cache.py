@@ -7,48 +7,45 @@ import sys
 import pytest
 
 PROGRAM = """
+import os
+from pathlib import Path
+
 import jax, jax.numpy as jnp
 from flaxresnet import compilation_cache
+
 compilation_cache.SHORTEST = 0.0
-compilation_cache.use_compilation_cache(%s)
-jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones(7)).block_until_ready()
+folder = Path(os.environ["XDG_CACHE_HOME"])
+for number, uses in enumerate(%s):
+    compilation_cache.use_compilation_cache(*uses)
+    jax.jit(lambda x: jnp.sin(x) @ x + number)(jnp.ones(7)).block_until_ready()
+    print(sum(path.is_file() for path in folder.rglob("*")), *(path.name for path in folder.iterdir()))
 """
 
 
-def programs_in(folder):
-    return [path for path in folder.rglob("*") if path.is_file()]
+def files_after(uses, folder, **variables):
+    """How many files the user's cache folder holds after each of some uses in one process, and the folder's names."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu"} | variables
+    command = [sys.executable, "-c", PROGRAM % uses]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return [int(count) for count, *_ in rows], [names for _, *names in rows]
 
 
-def test_the_cache_can_be_turned_off_after_it_was_used(tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    other = PROGRAM.replace("jnp.sin(x) @ x", "jnp.cos(x) @ x")
-    subprocess.run([sys.executable, "-c", PROGRAM % "True"], env=environment, check=True)
-    once = len(programs_in(tmp_path))
-    assert once
-    for path in programs_in(tmp_path):
-        path.unlink()
-    subprocess.run([sys.executable, "-c", PROGRAM % "True" + other % "False"], env=environment, check=True)
-    assert len(programs_in(tmp_path)) == once
-
-
-@pytest.mark.parametrize(("argument", "kept"), [("", True), ("True", True), ("False", False)])
-def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path, argument, kept):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", PROGRAM % argument], env=environment, check=True)
-    folder = tmp_path / "flaxresnet" / "compiled"
-    assert (folder.is_dir() and any(folder.iterdir())) == kept
+def test_programs_are_kept_unless_not_wanted(tmp_path):
+    """In the user's cache folder; it can be turned off, on, and off again after it was used."""
+    counts, names = files_after([(False,), (), (False,), (True,)], tmp_path)
+    assert counts[0] == 0
+    assert names == [[], *[["flaxresnet"]] * 3]
+    assert 0 < counts[1] == counts[2] < counts[3]
+    assert any((tmp_path / "flaxresnet" / "compiled").iterdir())
 
 
 def test_a_folder_that_jax_was_told_of_stays(tmp_path):
-    own = tmp_path / "own"
-    environment = os.environ | {
-        "XDG_CACHE_HOME": str(tmp_path),
-        "JAX_COMPILATION_CACHE_DIR": str(own),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    subprocess.run([sys.executable, "-c", PROGRAM % ""], env=environment, check=True)
+    own, users = tmp_path / "own", tmp_path / "users"
+    users.mkdir()
+    told = {"JAX_COMPILATION_CACHE_DIR": str(own), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    assert files_after([()], users, **told) == ([0], [[]])
     assert any(own.iterdir())
-    assert not (tmp_path / "flaxresnet").exists()
 
 
 def test_training_passes_its_option_on(monkeypatch, data_folder, tmp_path):

@@ -337,11 +337,12 @@ def test_options_that_fit_together_are_accepted(options):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", [*RESOLVED["robust"], *NETWORK])
-def test_an_explicit_value_goes_before_the_recipe(recipe, name):
-    value = FLAGS[name][1]
-    expected = TrainConfig(recipe=recipe).resolve().to_json() | {name: value}
-    assert TrainConfig(recipe=recipe, **{name: value}).resolve().to_json() == expected
+def test_an_explicit_value_goes_before_the_recipe(recipe):
+    usual = TrainConfig(recipe=recipe).resolve().to_json()
+    for name in (*RESOLVED["robust"], *NETWORK):
+        value = FLAGS[name][1]
+        resolved = TrainConfig(recipe=recipe, **{name: value}).resolve()
+        assert resolved.to_json() == usual | {name: value}, name
 
 
 @pytest.mark.parametrize(
@@ -489,11 +490,11 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "message"), MISTAKES)
-def test_a_wrong_value_is_named_with_its_option(name, value, message):
-    with pytest.raises(UserError) as caught:
-        TrainConfig(**{name: value})
-    assert str(caught.value) == message
+def test_a_wrong_value_is_named_with_its_option():
+    for name, value, message in MISTAKES:
+        with pytest.raises(UserError) as caught:
+            TrainConfig(**{name: value})
+        assert str(caught.value) == message, (name, value)
 
 
 def test_every_option_has_a_mistake_in_the_table_above():
@@ -554,12 +555,13 @@ def docstrings():
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_option_has_a_help_text_of_one_line(name):
-    text = docstrings().get(name, "")
-    assert text.strip() == text != ""
-    assert "\n" not in text
-    assert text.endswith(".")
+def test_every_option_has_a_help_text_of_one_line():
+    texts = docstrings()
+    assert list(texts) == NAMES
+    for name, text in texts.items():
+        assert text.strip() == text != "", name
+        assert "\n" not in text, name
+        assert text.endswith("."), name
 
 
 def test_no_flags_give_the_defaults():
@@ -570,16 +572,27 @@ def test_every_option_is_in_the_table_of_flags():
     assert list(FLAGS) == NAMES
 
 
-@pytest.mark.parametrize(("name", "argv", "value"), [(name, *pair) for name, pair in FLAGS.items()], ids=FLAGS)
-def test_every_option_is_a_flag(name, argv, value):
-    assert value != getattr(TrainConfig(), name)
-    assert parse(*argv) == dataclasses.replace(TrainConfig(), **{name: value})
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("bit", range((len(FLAGS) - 1).bit_length()))
+def test_every_option_is_a_flag(bit, given):
+    """Of any two options, some parse has the first and not the second: each sets its own value and no other."""
+    some = {name: pair for number, (name, pair) in enumerate(FLAGS.items()) if bool(number >> bit & 1) == given}
+    argv = [argument for arguments, _ in some.values() for argument in arguments]
+    assert parse(*argv) == dataclasses.replace(TrainConfig(), **{name: value for name, (_, value) in some.items()})
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainConfig) if f.default is True])
-def test_a_switch_can_be_given_both_ways(name):
-    assert getattr(parse(flag(name)), name) is True
-    assert getattr(parse("--no-" + flag(name)[2:]), name) is False
+def test_flags_values_are_not_the_defaults():
+    for name, (_, value) in FLAGS.items():
+        assert value != getattr(TrainConfig(), name), name
+
+
+def test_a_switch_can_be_given_both_ways():
+    switches = [f.name for f in dataclasses.fields(TrainConfig) if f.default is True]
+    on, off = (parse(*words) for words in ([flag(name) for name in switches], [flag(f"no-{n}") for n in switches]))
+    assert len(switches) > 3
+    for name in switches:
+        assert getattr(on, name) is True, name
+        assert getattr(off, name) is False, name
 
 
 def test_all_flags_can_be_given_together():
@@ -625,8 +638,9 @@ def test_a_mistake_in_the_flags_is_one_sentence_that_names_it(argv, parts):
         assert part in said
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "ascii", "cp1252"])
-@pytest.mark.parametrize("columns", ["40", "200"])
+@pytest.mark.parametrize(
+    ("encoding", "columns"), [("utf-8", "200"), ("UTF-8", "40"), ("ascii", "40"), ("ascii", "200"), ("cp1252", "40")]
+)
 def test_the_sentence_does_not_depend_on_the_terminal(monkeypatch, encoding, columns):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
@@ -641,6 +655,7 @@ def test_the_sentence_does_not_depend_on_the_terminal(monkeypatch, encoding, col
 )
 def test_a_value_of_the_wrong_type_is_refused_in_the_users_words(argv):
     said = sentence(*argv)
+    assert f"not '{argv[1]}'" in said
     for jargon in ("literal", "int()", "base 10", "FLOAT", "{None}", "instantiated", "Error parsing"):
         assert jargon not in said
 

@@ -2,9 +2,12 @@
 
 import re
 import shlex
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import SMALL, blobs
 from PIL import Image
@@ -14,7 +17,6 @@ from flaxresnet import cli
 from flaxresnet.__main__ import COMMANDS
 from flaxresnet.config import TrainConfig
 from flaxresnet.export import export_stablehlo
-from flaxresnet.models.resnet import SIZES
 
 ROOT = Path(fr.__file__).parent.parent
 PAGES = ["README.md", "docs/from-the-tutorials.md"]
@@ -24,6 +26,15 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+def compiled(method):
+    """A network's method as one program: layer by layer it is dozens."""
+
+    def run(self, first, images, **options):
+        return jax.jit(lambda *arguments: method(self, *arguments, **options))(first, images)
+
+    return run
+
+
 @pytest.fixture
 def beginning(tmp_path, monkeypatch, data_folder, finished_run):
     """What the pages take to be there: data, a photo, an exported run; and a network that is trained in no time."""
@@ -31,9 +42,14 @@ def beginning(tmp_path, monkeypatch, data_folder, finished_run):
     (tmp_path / "datasets").symlink_to(data_folder)
     Image.fromarray(blobs(1, seed=4).images[0]).save("photo.jpg")
     export_stablehlo(fr.Classifier.load(finished_run), "signs.zip")
-    monkeypatch.setitem(SIZES, "resnet50", {"stage_sizes": (1,)})
-    resolve = TrainConfig.resolve
-    monkeypatch.setattr(TrainConfig, "resolve", lambda self: resolve(self.__class__(**(self.to_json() | SMALL))))
+    drawn = replace(fr.open_dataset(data_folder), path=None)
+    for module in ("flaxresnet.data.kept_signs", "flaxresnet.evaluation"):
+        monkeypatch.setattr(f"{module}.default_signs", lambda: drawn)
+    monkeypatch.setattr(fr, "ResNet50", partial(fr.ResNet, stage_sizes=(1,)))
+    monkeypatch.setattr(fr.ResNet, "init", compiled(fr.ResNet.init))
+    monkeypatch.setattr(fr.ResNet, "apply", compiled(fr.ResNet.apply))
+    resolve, quick = TrainConfig.resolve, SMALL | {"epochs": 3, "recipe": "robust"}  # those of the finished run
+    monkeypatch.setattr(TrainConfig, "resolve", lambda self: resolve(self.__class__(**(self.to_json() | quick))))
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")

@@ -1,6 +1,7 @@
 """Figures of a saved run on labelled images."""
 
 import html
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.training.metrics import wilson_interval
+from flaxresnet.training.preparation import describe_run
 from flaxresnet.training.run_folder import RunFolder
 
 
@@ -125,8 +127,15 @@ def test_another_split_is_refused(finished_run):
         fr.evaluate(finished_run, split="val")
 
 
+def pixel():
+    """A picture that takes no time to draw."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
 def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was_trained_with_them(
-    tmp_path, monkeypatch
+    finished_run, tmp_path, monkeypatch
 ):
     for name, count, seed in (("own", 24, 1), ("mine", 15, 2)):
         data = blobs(count, seed)
@@ -134,9 +143,16 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
             path = tmp_path / name / data.class_names[label] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-    run = tmp_path / "run"
-    config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=1, image_size=(32, 32), **SMALL)
-    fr.fit(config, verbose=False)
+    # The run as if it had been trained with the pictures.
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=3, image_size=(32, 32), **SMALL).resolve()
+    splits = fr.open_dataset(tmp_path / "own", (32, 32))
+    info = describe_run(config, splits, splits.train, splits.test)
+    (run / "config.json").write_text(json.dumps(info.to_json()))
+    assert RunFolder(run).read_info() == info
+    monkeypatch.setattr("flaxresnet.inspection.report.save", lambda _, path, __: path.write_bytes(pixel()))
+    for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
+        monkeypatch.setattr(f"flaxresnet.inspection.report.{chart}", lambda *_: None)
     result = fr.evaluate(run, tmp_path / "mine")
     assert (result.count, result.split) == (15, "all")
     assert result.source.endswith("all of them together")

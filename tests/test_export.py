@@ -38,15 +38,27 @@ def classifier(finished_run):
     return fr.Classifier.load(finished_run)
 
 
+def program_in(path):
+    with zipfile.ZipFile(path) as archive:
+        return jax.export.deserialize(archive.read("program.stablehlo"))
+
+
 @pytest.mark.parametrize("preprocessing", [True, False])
-def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier, preprocessing):
+def test_stablehlo_program_answers_alike(tmp_path, classifier, preprocessing):
     export_stablehlo(classifier, tmp_path / "signs.zip", preprocessing)
     images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.scaled(IMAGES))
     for count in (1, 5):
-        np.save(tmp_path / "images.npy", images[:count])
-        paths = [str(tmp_path / name) for name in ("signs.zip", "images.npy", "answers.npy")]
-        subprocess.run([sys.executable, "-c", PROGRAM, *paths], check=True)
-        np.testing.assert_allclose(np.load(paths[2]), classifier.probabilities(IMAGES[:count]), atol=1e-5)
+        answers = program_in(tmp_path / "signs.zip").call(images[:count])
+        np.testing.assert_allclose(answers, classifier.probabilities(IMAGES[:count]), atol=1e-5)
+
+
+@pytest.mark.parity
+def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier):
+    export_stablehlo(classifier, tmp_path / "signs.zip")
+    np.save(tmp_path / "images.npy", IMAGES)
+    paths = [str(tmp_path / name) for name in ("signs.zip", "images.npy", "answers.npy")]
+    subprocess.run([sys.executable, "-c", PROGRAM, *paths], check=True)
+    np.testing.assert_allclose(np.load(paths[2]), classifier.probabilities(IMAGES), atol=1e-5)
 
 
 def test_a_calibrated_run_keeps_its_temperature(tmp_path, classifier):
@@ -69,8 +81,7 @@ def test_a_network_of_full_width_can_be_written_for_any_number_of_images(tmp_pat
     variables = jax.jit(model.init)(jax.random.key(0), images)
     wide = fr.Classifier(model, variables, ("a", "b", "c"), Preprocessing(64, 64))
     export_stablehlo(wide, tmp_path / "wide.zip")
-    with zipfile.ZipFile(tmp_path / "wide.zip") as archive:
-        program = jax.export.deserialize(archive.read("program.stablehlo"))
+    program = program_in(tmp_path / "wide.zip")
     photos = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
     np.testing.assert_allclose(program.call(photos), wide.probabilities(photos), atol=1e-5)
 
@@ -93,6 +104,7 @@ def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(
     assert str(program.in_avals[0].shape) == "(n, 32, 32, 3)"
 
 
+@pytest.mark.parity
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))), reason="install the `onnx` extra"
 )

@@ -1,7 +1,6 @@
 """Backgrounds: what is taken for the thing, against masks that are known, and what stays as it is."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from flaxresnet.data.synthetic import draw_signs
 
 KEY = jax.random.key(7)
 compiled = jax.jit(replaced)
+compiled_foreground = jax.jit(foreground)
 
 
 def disc(size=40, thing=(0.7, 0.45, 0.3), wall=(0.8, 0.8, 0.8)):
@@ -28,30 +28,32 @@ THINGS = {
 }
 
 
-@pytest.mark.parametrize(("thing", "wall"), THINGS.values(), ids=THINGS.keys())
-def test_a_thing_on_a_plain_wall_is_found(thing, wall):
-    image, inside = disc(thing=thing, wall=wall)
-    cover, plain = foreground(jnp.asarray(image)[None])
-    assert bool(plain[0])
-    cover = np.asarray(cover[0]) > 0.5
-    assert (cover & inside).sum() / (cover | inside).sum() > 0.93
+def test_a_thing_on_a_plain_wall_is_found():
+    images, inside = zip(*(disc(thing=thing, wall=wall) for thing, wall in THINGS.values()), strict=True)
+    covers, plain = compiled_foreground(np.stack(images))
+    for name, cover, is_plain, thing in zip(THINGS, covers, plain, inside, strict=True):
+        assert is_plain, name
+        found = np.asarray(cover) > 0.5
+        assert (found & thing).sum() / (found | thing).sum() > 0.93, name
 
 
 def test_drawn_hands_are_found():
     """Most of them have a plain wall, and a hand takes a tenth to a half of the picture."""
     images, _ = draw_signs(24, seed=3)
-    cover, plain = foreground(jnp.asarray(images / np.float32(255)))
+    cover, plain = compiled_foreground(images / np.float32(255))
     assert np.asarray(plain).mean() > 0.9
     size = np.asarray(cover).mean(axis=(1, 2))
     assert 0.1 < np.median(size) < 0.5
 
 
-@pytest.mark.parametrize("kind", ["noise", "one colour", "black"])
-def test_images_without_a_plain_border_or_a_thing_stay_as_they_are(kind):
+def test_images_without_a_plain_border_or_a_thing_stay_as_they_are():
     rng = np.random.default_rng(0)
-    images = {"noise": rng.random((8, 20, 20, 3)), "one colour": np.full((8, 20, 20, 3), 0.6)}
-    images = np.asarray(images.get(kind, np.zeros((8, 20, 20, 3))), np.float32)
-    np.testing.assert_allclose(compiled(KEY, images, 1.0), images, rtol=0, atol=1e-6)
+    kinds = [rng.random((8, 40, 40, 3)), np.full((8, 40, 40, 3), 0.6), np.zeros((8, 40, 40, 3))]
+    images = np.concatenate(kinds).astype(np.float32)
+    changed = compiled(KEY, images, 1.0)
+    for index, name in enumerate(("noise", "one color", "black")):
+        part = slice(8 * index, 8 * index + 8)
+        np.testing.assert_allclose(changed[part], images[part], rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_the_thing_stays_and_the_wall_changes_in_a_share_of_the_images():
@@ -67,10 +69,8 @@ def test_the_thing_stays_and_the_wall_changes_in_a_share_of_the_images():
 
 
 def test_probability_0_changes_nothing():
-    image, _ = disc()
-    np.testing.assert_allclose(
-        compiled(KEY, image[None].repeat(8, axis=0), 0.0), image[None].repeat(8, axis=0), atol=1e-6
-    )
+    images = disc()[0][None].repeat(24, axis=0)
+    np.testing.assert_allclose(compiled(KEY, images, 0.0), images, atol=1e-6)
 
 
 def test_the_threshold_is_the_one_with_the_most_variance_between_the_sides():
@@ -84,18 +84,18 @@ def test_the_threshold_is_the_one_with_the_most_variance_between_the_sides():
         for t in tried
         if 0 < (seen > t).mean() < 1
     ]
-    assert float(best_threshold(jnp.asarray(values))[0]) == pytest.approx(tried[np.argmax(between)])
+    assert float(jax.jit(best_threshold)(values)[0]) == pytest.approx(tried[np.argmax(between)])
 
 
 @pytest.mark.parametrize(("side", "count"), [(9, 5), (64, 17), (12, 5)])
 def test_values_between_are_interpolated_linearly(side, count):
     values = np.random.default_rng(0).random(count)
     expected = np.interp(np.linspace(0, count - 1, side), np.arange(count), values)
-    np.testing.assert_allclose(hats(side, count) @ values, expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(jax.jit(lambda: hats(side, count))()) @ values, expected, atol=1e-5)
 
 
 def test_walls_differ_and_stay_in_range():
-    drawn = np.asarray(walls(KEY, (50, 12, 15, 3)))
+    drawn = np.asarray(jax.jit(walls, static_argnums=1)(KEY, (50, 12, 15, 3)))
     assert drawn.shape == (50, 12, 15, 3)
     assert drawn.min() >= 0
     assert drawn.max() <= 1

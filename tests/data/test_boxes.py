@@ -10,13 +10,16 @@ from flaxresnet.data.boxes import CROP_ASPECTS, ERASED_AREAS, ERASED_ASPECTS, cr
 
 KEY = jax.random.key(7)
 compiled_erase = jax.jit(erase)
-compiled_augment = jax.jit(augment, static_argnames=("flip", "crop"))
+compiled_sides = jax.jit(random_sides, static_argnames="count")
+compiled_augment = jax.jit(augment, static_argnames="crop")
+# Crops and mirrors alone.
+cropped = jax.jit(lambda key, images, flip, crop: augment(key, images, None, flip, crop), static_argnames="crop")
 
 
 @pytest.mark.parametrize("shape", [1.0, 0.75, 1.5])
 @pytest.mark.parametrize(("areas", "aspects"), [((0.08, 1.0), CROP_ASPECTS), (ERASED_AREAS, ERASED_ASPECTS)])
 def test_boxes_have_areas_and_aspects_that_fill_their_ranges_and_fit(shape, areas, aspects):
-    sides = np.asarray(random_sides(KEY, 4000, shape, areas, aspects), np.float64)
+    sides = np.asarray(compiled_sides(KEY, 4000, shape, areas, aspects), np.float64)
     assert sides.max() <= 1
     area, aspect = sides.prod(axis=1), sides[:, 1] / sides[:, 0] * shape
     fits = sides.max(axis=1) < 1  # of a long image the whole is no box of these aspects
@@ -32,7 +35,8 @@ def test_boxes_have_areas_and_aspects_that_fill_their_ranges_and_fit(shape, area
 
 
 def test_crops_never_leave_the_image_and_reach_its_edges():
-    sides, places = (np.asarray(x, np.float64) for x in crop_maps(KEY, jnp.zeros((4000, 8, 8, 3)), 0.08))
+    images = jnp.zeros((4000, 8, 8, 3))
+    sides, places = (np.asarray(x, np.float64) for x in jax.jit(crop_maps)(KEY, images, 0.08))
     ends = np.abs(places) + sides
     assert ends.max() <= 1 + 1e-6
     assert ends.max() > 0.999
@@ -41,8 +45,8 @@ def test_crops_never_leave_the_image_and_reach_its_edges():
 
 def test_a_crop_is_the_part_of_the_image_that_its_map_says():
     rows, columns = np.meshgrid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 9), indexing="ij")
-    image = np.stack([rows, columns, 0 * rows], axis=-1)[None].repeat(50, axis=0) / 2 + 0.5
-    shown = np.asarray(compiled_augment(KEY, image.astype(np.float32), 0.0, flip=False, crop=0.2)) * 2 - 1
+    image = np.stack([rows, columns, 0 * rows], axis=-1)[None].repeat(400, axis=0) / 2 + 0.5
+    shown = np.asarray(cropped(KEY, image.astype(np.float32), False, crop=0.2))[:50] * 2 - 1
     # The picture holds each point's own place: opposite corners tell the crop.
     height, width = (shown[:, -1, -1, axis] - shown[:, 0, 0, axis] for axis in (0, 1))
     assert 0.2 - 1e-3 <= (height * width / 4).min() < 0.35
@@ -52,26 +56,30 @@ def test_a_crop_is_the_part_of_the_image_that_its_map_says():
 
 def test_without_a_crop_nothing_changes_and_a_crop_leaves_the_other_draws_alone():
     images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
-    np.testing.assert_array_equal(compiled_augment(KEY, images), compiled_augment(KEY, images, crop=1.0))
+    whole = compiled_augment(KEY, images)
+    given = jax.make_jaxpr(lambda key, images: augment(key, images, crop=1.0))(KEY, images)
+    assert str(given) == str(jax.make_jaxpr(augment)(KEY, images))  # the same program
     # As good as whole, the crop shows what is drawn without one.
     close = compiled_augment(KEY, images, crop=0.99999)
-    np.testing.assert_allclose(close, compiled_augment(KEY, images), atol=1e-3)
+    np.testing.assert_allclose(close, whole, atol=1e-3)
+    assert not np.array_equal(close, whole)
 
 
-def test_a_crop_mirrors_half_of_the_images_at_strength_0():
-    image = np.tile(np.linspace(0, 1, 8, dtype=np.float32)[None, None, :, None], (400, 8, 1, 3))
-    shown = np.asarray(compiled_augment(KEY, image, 0.0, flip=True, crop=0.5))
+def test_a_crop_mirrors_half_of_the_images():
+    image = np.tile(np.linspace(0, 1, 9, dtype=np.float32)[None, None, :, None], (400, 9, 1, 3))
+    shown = np.asarray(cropped(KEY, image, True, crop=0.2))
     falls = shown[:, 0, 0, 0] > shown[:, 0, -1, 0]
     assert 140 < falls.sum() < 260
-    still = np.asarray(compiled_augment(KEY, image, 0.0, flip=False, crop=0.5))
+    still = np.asarray(cropped(KEY, image, False, crop=0.2))
     assert (still[:, 0, 0, 0] < still[:, 0, -1, 0]).all()
 
 
 def test_a_mask_holds_the_pixels_of_its_box():
     expected = np.zeros((5, 7), bool)
     expected[1:3, 2:6] = True
-    np.testing.assert_array_equal(inside((5, 7), jnp.array([1, 2]), jnp.array([3, 6])), expected)
-    np.testing.assert_array_equal(inside((5, 7), jnp.array([[1, 2]]), jnp.array([[3, 6]])), expected[None])
+    compiled_inside = jax.jit(inside, static_argnums=0)
+    np.testing.assert_array_equal(compiled_inside((5, 7), np.array([1, 2]), np.array([3, 6])), expected)
+    np.testing.assert_array_equal(compiled_inside((5, 7), np.array([[1, 2]]), np.array([[3, 6]])), expected[None])
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
@@ -95,7 +103,7 @@ def test_this_share_of_the_images_loses_one_box_of_noise(probability):
 
 
 def test_erasing_depends_on_the_key_alone():
-    images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    images = np.random.default_rng(0).random((1000, 16, 16, 3), np.float32)
     first = np.asarray(compiled_erase(KEY, images, 1.0))
     np.testing.assert_array_equal(compiled_erase(KEY, images, 1.0), first)
     assert (np.asarray(compiled_erase(jax.random.key(8), images, 1.0)) != first).any()

@@ -1,5 +1,7 @@
 """mixup and CutMix: pixels against labels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,21 @@ import pytest
 from flaxresnet.data.mixing import mix
 
 CLASSES = 6
-KEYS = [jax.random.key(seed) for seed in range(20)]
-compiled = jax.jit(mix, static_argnames=("mixup", "cutmix"))
-WAYS = [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}]
+KEYS = jax.vmap(jax.random.key)(np.arange(60))
+WAYS = [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 50.0, "cutmix": 1.0}]
+
+
+@functools.partial(jax.jit, static_argnames=("mixup", "cutmix"))
+def for_all(keys, images, targets, mixup=0.0, cutmix=0.0):
+    """Images and targets for each of the keys: (keys, batch, …)."""
+    return jax.lax.map(lambda key: mix(key, images, targets, mixup, cutmix), keys)
+
+
+@functools.cache
+def mixed(mixup=0.0, cutmix=0.0):
+    """The telling images and their targets for each of KEYS, as they are mixed so."""
+    results = for_all(KEYS, telling_images(), TARGETS, mixup, cutmix)
+    return list(zip(*map(np.asarray, results), strict=True))
 
 
 def telling_images(size=(9, 7)):
@@ -23,18 +37,17 @@ TARGETS = jnp.eye(CLASSES)
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_mixed_targets_add_up_to_1_and_images_stay_in_range(way):
-    for key in KEYS:
-        images, targets = compiled(key, telling_images(), TARGETS, **way)
+    for images, targets in mixed(**way):
         np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
-        assert np.asarray(targets).min() >= 0
+        assert targets.min() >= 0
         assert images.shape == telling_images().shape
-        assert 0 <= np.asarray(images).min() <= np.asarray(images).max() <= 1
+        assert 0 <= images.min() <= images.max() <= 1
 
 
 def test_mixup_blends_pixels_in_the_share_of_their_labels():
     shares = []
-    for key in KEYS:
-        images, targets = (np.asarray(x, np.float64) for x in compiled(key, telling_images(), TARGETS, mixup=0.4))
+    for pair in mixed(mixup=0.4):
+        images, targets = (array.astype(np.float64) for array in pair)
         values = np.arange(CLASSES) / 8
         np.testing.assert_allclose(
             images, np.broadcast_to((targets @ values)[:, None, None, None], images.shape), atol=1e-6
@@ -46,23 +59,20 @@ def test_mixup_blends_pixels_in_the_share_of_their_labels():
 
 def test_cutmixs_label_share_is_the_share_of_the_pixels_exactly():
     pasted = 0
-    for key in KEYS:
-        images, targets = (np.asarray(x) for x in compiled(key, telling_images(), TARGETS, cutmix=1.0))
+    for images, targets in mixed(cutmix=1.0):
         for image, target in zip(images, targets, strict=True):
             of_class = np.array([(image[..., 0] == value).sum() for value in np.arange(CLASSES) / 8])
             assert of_class.sum() == 9 * 7  # every pixel is one image's or the other's
             np.testing.assert_allclose(target, of_class / 63, rtol=0, atol=2e-7)
             pasted += len(of_class.nonzero()[0]) == 2
-    assert pasted > 60
+    assert pasted > 180
 
 
 def test_the_box_lies_about_a_centre_anywhere():
-    image = jnp.stack([jnp.zeros((16, 16, 3)), jnp.ones((16, 16, 3))])
-    seen = np.zeros((16, 16), bool)
+    seen = np.zeros((9, 7), bool)
     areas = []
-    for seed in range(60):
-        images, _ = compiled(jax.random.key(seed), image, jnp.eye(2), cutmix=1.0)
-        box = np.asarray(images)[0, ..., 0] == 1
+    for images, _ in mixed(cutmix=1.0):
+        box = (images[..., 0] != telling_images()[..., 0]).any(axis=0)  # the same in every image that is mixed
         np.testing.assert_array_equal(box, box.any(axis=1)[:, None] & box.any(axis=0))
         seen |= box
         areas.append(box.mean())
@@ -71,12 +81,13 @@ def test_the_box_lies_about_a_centre_anywhere():
     assert max(areas) > 0.5
 
 
+def unmixed_pixels(images):
+    """Whether each pixel is one image's, as CutMix leaves them."""
+    return np.isin(images, np.arange(CLASSES) / 8).all()
+
+
 def test_each_way_has_its_turn_where_both_are_on():
-    kinds = set()
-    for key in KEYS:
-        images, _ = compiled(key, telling_images(), TARGETS, mixup=1.0, cutmix=1.0)
-        known = np.isin(np.asarray(images), np.arange(CLASSES) / 8).all()
-        kinds.add("cutmix" if known else "mixup")
+    kinds = {"cutmix" if unmixed_pixels(images) else "mixup" for images, _ in mixed(**WAYS[2])}
     assert kinds == {"cutmix", "mixup"}
 
 
@@ -88,16 +99,15 @@ def test_strength_0_changes_nothing():
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_the_same_key_gives_the_same_and_others_other_images(way):
-    first, second, other = (compiled(key, telling_images(), TARGETS, **way) for key in (KEYS[0], KEYS[0], KEYS[1]))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert (np.asarray(first[1]) != np.asarray(other[1])).any()
+    keys = KEYS[np.maximum(np.arange(len(KEYS)) - 1, 0)]  # the first one twice
+    images, targets = (np.asarray(array) for array in for_all(keys, telling_images(), TARGETS, **way))
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(targets[0], targets[1])
+    assert (targets[0] != targets[2]).any()
 
 
 def test_larger_alphas_mix_more_evenly():
-    def spread(alpha):
-        shares = [
-            np.asarray(compiled(key, telling_images(), TARGETS, mixup=alpha)[1]).max(axis=1).min() for key in KEYS
-        ]
-        return np.mean(shares)
+    def spread(way):
+        return np.mean([targets.max(axis=1).min() for images, targets in mixed(**way) if not unmixed_pixels(images)])
 
-    assert spread(0.1) > 0.8 > 0.7 > spread(50.0)
+    assert spread(WAYS[0]) > 0.8 > 0.7 > spread(WAYS[2])  # of alpha 0.4 and 50

@@ -54,7 +54,10 @@ def assert_same(mine, theirs):
         assert getattr(mine, name).dtype == getattr(theirs, name).dtype
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+PROCESSES = [pytest.param(count, marks=pytest.mark.parity) for count in (1, 2)]
+
+
+@pytest.mark.parametrize("workers", [0, *PROCESSES])
 def test_steps_are_those_of_the_device_by_threads_and_by_any_number_of_processes(stored, on_device, workers):
     mine = list(islice(streamed(stored, workers).train(SEED), 12))  # two epochs and a bit
     for batch, expected in zip(mine, on_device.train(SEED), strict=False):
@@ -123,7 +126,7 @@ def test_a_crop_is_that_part_of_the_picture(pictures):
     assert load(photo, drawn).shape == (20, 25, 3)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, PROCESSES[0]])
 def test_a_picture_that_is_gone_ends_it_with_its_name(stored, workers, monkeypatch, tmp_path):
     gone = fr.Dataset(stored.images.only(np.arange(len(stored))), stored.labels, stored.class_names)
     gone.images.location = str(tmp_path)

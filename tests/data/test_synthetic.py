@@ -8,10 +8,31 @@ from flaxresnet.data.synthetic import draw_signs, drawn_signs
 
 @pytest.fixture(scope="module")
 def splits():
-    return drawn_signs()
+    """A set a fourth as large as the default one, and half as large on each side of a picture."""
+    return drawn_signs(train=270, test=120, image_size=32)
 
 
-def test_the_default_set_has_the_size_of_the_tutorials(splits):
+def test_the_default_set_has_the_size_of_the_tutorials():
+    asked = []
+
+    def draw(count, seed, image_size, variety):
+        asked.append((seed, variety))
+        return np.zeros((count, image_size, image_size, 3), np.uint8), np.arange(count, dtype=np.int32) % 6
+
+    splits = drawn_signs(draw=draw)
+    assert asked == [((0, 0), 0.1), ((0, 1), 0.1)]
+    check_default(splits)
+
+
+@pytest.mark.campaign
+def test_default_set_is_drawn_whole():
+    splits = drawn_signs()
+    check_default(splits)
+    check_that_all_differ(splits)
+    check_a_linear_classifier(splits)
+
+
+def check_default(splits):
     assert splits.train.images.shape == (1080, 64, 64, 3)
     assert splits.test.images.shape == (120, 64, 64, 3)
     assert splits.train.images.dtype == np.uint8
@@ -30,8 +51,14 @@ def test_the_seed_decides_everything():
 
 
 def test_no_picture_is_drawn_twice(splits):
-    pictures = np.concatenate([splits.train.images, splits.test.images]).reshape(1200, -1)
-    assert len(np.unique(pictures, axis=0)) == 1200
+    check_that_all_differ(splits)
+    assert splits.train.class_counts().tolist() == [45] * 6
+    assert splits.test.class_counts().tolist() == [20] * 6
+
+
+def check_that_all_differ(splits):
+    pictures = [image.tobytes() for image in (*splits.train.images, *splits.test.images)]
+    assert len(set(pictures)) == len(pictures) == len(splits.train) + len(splits.test)
 
 
 def test_without_variety_every_wall_is_bright_and_plain():
@@ -51,6 +78,10 @@ def test_pictures_come_in_any_size(size):
 
 
 def test_a_linear_classifier_on_pixels_stays_under_60_percent(splits):
+    check_a_linear_classifier(splits)
+
+
+def check_a_linear_classifier(splits):
     # Ridge regression on one-hot labels in its kernel form, over a range of penalties; the best counts.
     def pixels(images):
         return images.reshape(len(images), -1) / 255 - 0.5

@@ -1,12 +1,11 @@
 """A disk that fails: damaged checkpoints, half a table, no room, no permission, a clock that goes back.
 
 After each the run goes on from the newest intact checkpoint, says which one and why, and ends with the weights of a run
-that was left alone. A sample in every run of the tests; `DAMAGE=all python -m pytest tests/faults/test_disk.py -s`
-damages every file of every checkpoint, cut off and with flipped bits.
+that was left alone. A sample in every run of the tests; `python -m pytest --campaign tests/faults/test_disk.py -s`
+damages every file of a checkpoint, cut off and with flipped bits, and leaves more and less room on the disk.
 """
 
 import json
-import os
 import random
 import resource
 import shutil
@@ -25,13 +24,16 @@ from flaxresnet.training import loop
 from flaxresnet.training.checkpoint import Checkpoints
 from flaxresnet.training.run_folder import RunFolder
 
-ALL = os.environ.get("DAMAGE") == "all"
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
 
-def train(data, workdir, epochs):
-    given = SMALL | {"recipe": "tutorial", "epochs": epochs}  # whose learning rate does not depend on the epochs
-    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **given))
+class KilledError(BaseException):
+    """Nothing catches it."""
+
+
+def train(data, workdir, verbose=True):
+    """Trains to the third epoch: the options of `finished_run`, with which it shares its programs."""
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, epochs=3, **SMALL), verbose=verbose)
 
 
 def figures(workdir):
@@ -46,18 +48,28 @@ def assert_same_run(mine, theirs):
 
 
 @pytest.fixture(scope="module")
-def whole(data_folder, tmp_path_factory):
+def whole(finished_run):
     """A run of three epochs that was left alone."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train(data_folder, workdir, 3)
-    return workdir
+    return finished_run
 
 
 @pytest.fixture(scope="module")
 def begun(data_folder, tmp_path_factory):
     """The same after two epochs, with checkpoints 5 and 10."""
     workdir = tmp_path_factory.mktemp("runs") / "begun"
-    train(data_folder, workdir, 2)
+
+    def next_batch(self, batches, now, real=loop.Trainer._next):
+        if now == 10:
+            self.saved.wait()
+            raise KilledError
+        return real(self, batches, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "_next", next_batch)
+        with pytest.raises(KilledError):
+            train(data_folder, workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "5"]
+    assert len(figures(workdir)) == 2
     return workdir
 
 
@@ -75,40 +87,54 @@ def flipped(content, rng):
 DAMAGES = {"cut": cut, "flipped": flipped}
 
 
-def damages_to(checkpoint):
-    """What is damaged together and how: every file of a checkpoint in turn, or the two kinds that are worst to miss."""
-    files = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
-    if ALL:
-        return [([name], kind) for name in files for kind in DAMAGES]
+def files_of(checkpoint):
+    return sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+
+
+def worst_damages(checkpoint):
+    """What is damaged together and how, of the kinds that are worst to miss."""
+    files = files_of(checkpoint)
     arrays = [path for path in files if path.match("params/*/d/*")]  # which of them hold values differs
     return [(arrays, "flipped"), ([path for path in files if path.name == "metrics"], "cut")]
+
+
+def go_on_damaged(begun, whole, data_folder, copy, capsys, damage):
+    """Damages files of the newest checkpoint, together and in one way, and trains on: whether it went back."""
+    (names, kind), rng = damage, random.Random(0)
+    shutil.copytree(begun, copy)
+    assert names
+    for name in names:
+        file = copy / "checkpoints" / "10" / name
+        file.write_bytes(DAMAGES[kind](file.read_bytes(), rng))
+    train(data_folder, copy)
+    said = capsys.readouterr().out.replace("\n", " ")
+    back = "10 cannot be restored: " in said and (copy / "damaged").is_dir()
+    assert back == ("epoch 1 is done in" in said)
+    if back:
+        assert len([*(copy / "damaged").iterdir()]) == 1  # put aside, not deleted
+    assert_same_run(copy, whole)
+    return back
 
 
 def test_damage_to_the_newest_checkpoint_is_said_and_costs_an_epoch_at_most(
     begun, whole, data_folder, tmp_path, capsys
 ):
-    rng, outcomes, longest = random.Random(0), Counter(), 0.0
-    for names, kind in damages_to(begun / "checkpoints" / "10"):
-        copy = shutil.copytree(begun, tmp_path / "copy")
-        assert names
-        for name in names:
-            file = copy / "checkpoints" / "10" / name
-            file.write_bytes(DAMAGES[kind](file.read_bytes(), rng))
-        start = time.monotonic()
-        train(data_folder, copy, 3)
-        longest = max(longest, time.monotonic() - start)
-        said = capsys.readouterr().out.replace("\n", " ")
-        back = "10 cannot be restored: " in said and (copy / "damaged").is_dir()
-        assert back == ("epoch 1 is done in" in said)
-        if back:
-            assert len([*(copy / "damaged").iterdir()]) == 1  # put aside, not deleted
-        assert back or ALL
-        assert_same_run(copy, whole)
-        shutil.rmtree(copy)
-        outcomes[kind, "went back to step 5" if back else "did no harm"] += 1
+    for number, damage in enumerate(worst_damages(begun / "checkpoints" / "10")):
+        assert go_on_damaged(begun, whole, data_folder, tmp_path / str(number), capsys, damage), damage
+
+
+@pytest.mark.campaign
+def test_damage_to_any_file_costs_an_epoch(begun, whole, data_folder, tmp_path, capsys):
+    outcomes, longest = Counter(), 0.0
+    for name in files_of(begun / "checkpoints" / "10"):
+        for kind in DAMAGES:
+            start = time.monotonic()
+            back = go_on_damaged(begun, whole, data_folder, tmp_path / "copy", capsys, ([name], kind))
+            longest = max(longest, time.monotonic() - start)
+            shutil.rmtree(tmp_path / "copy")
+            outcomes[kind, "went back to step 5" if back else "did no harm"] += 1
     with capsys.disabled():
-        if ALL:
-            print(f"\n{dict(outcomes)}, at most {longest:.1f} s to the end")
+        print(f"\n{dict(outcomes)}, at most {longest:.1f} s to the end")
 
 
 def test_where_no_checkpoint_is_intact_nothing_is_lost_or_begun_anew_unasked(begun, data_folder, tmp_path):
@@ -118,7 +144,7 @@ def test_where_no_checkpoint_is_intact_nothing_is_lost_or_begun_anew_unasked(beg
             (copy / "checkpoints" / step / name).write_bytes(b"")
         before = sorted(str(path) for path in copy.rglob("*"))
         with pytest.raises(fr.UserError, match=r"cannot be restored: .*no other checkpoint is left to go on from"):
-            train(data_folder, copy, 3)
+            train(data_folder, copy)
         assert sorted(str(path) for path in copy.rglob("*")) == before
 
 
@@ -146,7 +172,7 @@ def test_half_a_row_of_figures_is_written_again(begun, whole, data_folder, tmp_p
         found = RunFolder(copy).read_metrics()
         assert [row["epoch"] for row in found] == ([1] if kept > len(rows) // 2 else [])
     (copy / "metrics.jsonl").write_bytes(rows[:-40])
-    train(data_folder, copy, 3)
+    train(data_folder, copy)
     assert_same_run(copy, whole)
 
 
@@ -160,11 +186,16 @@ def test_a_clock_that_goes_back_changes_nothing(begun, whole, data_folder, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", backwards)
         patch.setattr(time, "time_ns", lambda: int(backwards() * 1e9))
-        train(data_folder, copy, 3)
+        train(data_folder, copy)
     assert len(calls) > 3
     assert_same_run(copy, whole)
     with Checkpoints(copy / "checkpoints", read_only=True) as kept:
         assert kept.latest_step() == 15
+
+
+def rooms(usual, *others):
+    """How much room there is left: the others are for the campaign."""
+    return [usual, *(pytest.param(room, marks=pytest.mark.campaign) for room in others)]
 
 
 @contextmanager
@@ -178,16 +209,16 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("room", [100, 2000, 8000] if ALL else [2000])
+@pytest.mark.parametrize("room", rooms(2000, 100, 8000))
 def test_no_room_for_a_checkpoint_is_a_sentence_and_the_run_goes_on_when_there_is(
     begun, whole, data_folder, tmp_path, room
 ):
     copy = shutil.copytree(begun, tmp_path / "copy")
     best = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
     with files_of_at_most(room), pytest.raises(fr.UserError, match=r"cannot be written.*(File too large|No space)"):
-        train(data_folder, copy, 3)
+        train(data_folder, copy, verbose=False)  # or pytest, which writes down what is printed, has no room either
     assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= best
-    train(data_folder, copy, 3)
+    train(data_folder, copy)
     assert_same_run(copy, whole)
 
 
@@ -207,7 +238,7 @@ def disk(tmp_path):
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-@pytest.mark.parametrize("room", [40, 100, 160, 250] if ALL else [160])
+@pytest.mark.parametrize("room", rooms(160, 40, 100, 250))
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(begun, whole, data_folder, disk, room):
     size = sum(path.stat().st_blocks for path in begun.rglob("*")) // 2
     folder = disk(size + 4096)
@@ -217,10 +248,10 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(begun,
     ballast.write_bytes(bytes(max(0, free - room * 1024)))
     before = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
     with pytest.raises(fr.UserError, match=r"cannot be written.*No space left on device"):
-        train(data_folder, copy, 3)
+        train(data_folder, copy)
     assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= before
     ballast.unlink()
-    train(data_folder, copy, 3)
+    train(data_folder, copy)
     assert_same_run(copy, whole)
 
 
@@ -230,13 +261,16 @@ def test_a_folder_that_may_only_be_read_is_a_sentence_and_left_as_it_is(begun, d
     before = {str(path): path.stat().st_mtime_ns for path in copy.rglob("*")}
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     with pytest.raises(fr.UserError, match="cannot be written: Read-only file system"):
-        train(data_folder, copy, 3)
+        train(data_folder, copy)
     assert {str(path): path.stat().st_mtime_ns for path in copy.rglob("*")} == before
     assert fr.evaluate(copy, data_folder).count == 19  # reading needs no more
 
 
 def test_too_little_memory_at_the_first_step_says_what_to_lower(data_folder, begun, whole, tmp_path, monkeypatch):
     copy = shutil.copytree(begun, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["config"]["epochs"] = 2  # as if the third were asked for now
+    (copy / "config.json").write_text(json.dumps(config))
 
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
@@ -247,10 +281,10 @@ def test_too_little_memory_at_the_first_step_says_what_to_lower(data_folder, beg
             r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give fewer, or --accumulate 2"
         )
         with pytest.raises(fr.UserError, match=said):
-            train(data_folder, copy, 3)
+            train(data_folder, copy)
         patch.setattr(loop.Trainer, "_next", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")))
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-            train(data_folder, copy, 3)
+            train(data_folder, copy)
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
-    train(data_folder, copy, 3)
+    train(data_folder, copy)
     assert_same_run(copy, whole)

@@ -1,6 +1,7 @@
-"""Bad files, led by coverage: `pip install atheris`, then `GUIDED=60 python -m pytest tests/faults/test_guided.py -s`.
+"""Bad files, led by coverage: `pip install atheris`, then `python -m pytest --campaign tests/faults/test_guided.py -s`.
 
-So many seconds for each kind of file; `test_bad_files.py` changes files blindly, and their values.
+Twenty seconds for each kind of file, or as many as `GUIDED` says; `test_bad_files.py` changes files blindly, and their
+values.
 """
 
 import os
@@ -11,19 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from readers import READERS, write_valid_files
+from readers import READERS, write_valid_files, write_valid_weights
 
-SECONDS = int(os.environ.get("GUIDED", "0"))
-pytestmark = [
-    pytest.mark.skipif(not SECONDS, reason="a long campaign: set GUIDED to seconds for each kind of file"),
-    pytest.mark.skipif(not find_spec("atheris"), reason="needs atheris"),
-]
+SECONDS = int(os.environ.get("GUIDED", "20"))
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(not find_spec("atheris"), reason="needs atheris")]
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory, data_folder, finished_run):
     folder = tmp_path_factory.mktemp("originals")
     write_valid_files(folder, data_folder, finished_run)
+    if "weights.pth" in READERS:
+        write_valid_weights(folder / "weights.pth")
     return folder
 
 

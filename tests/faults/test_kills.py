@@ -1,12 +1,14 @@
-"""Killed at random moments (SIGKILL), a run of `train.py` sees the pictures and gets the weights of one left alone.
+"""Killed (SIGKILL), a run of `train.py` sees the pictures and gets the weights of one left alone.
 
-Two kills of a short run; a campaign of many takes minutes: `KILLS=10 python -m pytest tests/faults -s`. What it does
-from outside, `tests/training/test_interruption.py` does from inside.
+Once within an epoch; a campaign kills at ten random moments, or as many as `KILLS` says, and takes minutes:
+`python -m pytest --campaign tests/faults/test_kills.py -s`. What this does from outside,
+`tests/training/test_interruption.py` does from inside.
 """
 
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,44 +17,58 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import draw_blobs
+from conftest import SMALL, draw_blobs
 
 import flaxresnet as fr
 
 ROOT = Path(__file__).parents[2]
-CAMPAIGN = "KILLS" in os.environ
-KILLS = int(os.environ.get("KILLS", "2"))
+KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
-# A start's steps before it is killed: of the two kills of a short run, both come after the end of an epoch.
-STEPS, STARTING = ((1, 14), 0.2) if CAMPAIGN else ((12, 18), 0.0)  # and the share of kills before any step
+STEPS, STARTING = (1, 14), 0.2  # a start's steps before it is killed, and the share of kills before any step
 PATIENCE = 900  # seconds, for one start on a busy machine
-# `train.py`, which notes of each training step what the pictures in it are: a line of the step and a hash of each.
+# `train.py` with the tests' small network, and with a change of ours where it takes its next batch.
 PROGRAM = """
-import hashlib, json, sys, time
-from pathlib import Path
+import sys
 root, log = sys.argv[1:3]
 sys.path.insert(0, root)
-import numpy as np
 from flaxresnet import cli
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.training.loop import Trainer
 SIZES["resnet14"] = {"stage_sizes": (1,)}  # as in the tests' own process, which loads the weights
-seen = Path(log).open("a")
 real = Trainer._next
-def noted(self, batches, step):
-    batch = real(self, batches, step)
-    pictures = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in np.asarray(batch.images)]
-    print(json.dumps([step, pictures]), file=seen, flush=True)
-    time.sleep(0.2)  # as long as a larger network's step, so that checkpoints within an epoch are whole before its end
-    return batch
-Trainer._next = noted
+CHANGE
+Trainer._next = changed
 sys.argv = ["train.py", *sys.argv[3:]]
 import train
 if __name__ == "__main__":  # and not a worker process, which comes by here
     sys.exit(cli.run(train.main))
 """
-FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-size", "32", "32", "--no-report"]
-FLAGS += ["--epochs", "12" if CAMPAIGN else "4", "--checkpoint-steps", "3", "--input", "stream", "--workers", "1"]
+# It notes of each training step what the pictures in it are: a line of the step and a hash of each.
+NOTING = """
+import hashlib, json, time
+from pathlib import Path
+import numpy as np
+seen = Path(log).open("a")
+def changed(self, batches, step):
+    batch = real(self, batches, step)
+    pictures = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in np.asarray(batch.images)]
+    print(json.dumps([step, pictures]), file=seen, flush=True)
+    time.sleep(0.2)  # as long as a larger network's step, so that checkpoints within an epoch are whole before its end
+    return batch
+"""
+# It goes no farther than to the eighth step, of five an epoch, and says so when the sixth and seventh are saved.
+STOPPING = """
+def changed(self, batches, step):
+    if step == 7:
+        self.saved.wait()
+        print("trained", file=sys.stderr, flush=True)
+        sys.stdin.read()  # forever
+    return real(self, batches, step)
+"""
+FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--no-report"]
+LONG = ["--image-size", "32", "32", "--input", "stream", "--epochs", "12", "--checkpoint-steps", "3", "--workers", "1"]
+SHORT = ["--epochs", "3", "--checkpoint-steps", "2", "--residual-scale", "1.0", "--augment", "0.0"]
+SHORT += ["--backgrounds", "0.0"]  # the options of `finished_run`
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +76,21 @@ def pictures(tmp_path_factory):
     return draw_blobs(tmp_path_factory.mktemp("pictures"), 84, 18)
 
 
-def begin(pictures, workdir, cache):
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
+def compiled_here():
+    """Variables that have a process use what this one has compiled."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names += ("jax_persistent_cache_min_entry_size_bytes",)
+    return {name.upper(): str(jax.config.values[name]) for name in names}
+
+
+def begin(pictures, workdir, cache, change=NOTING, flags=LONG, **pipes):
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"} | compiled_here()
     log = workdir.with_suffix(".seen")
-    command = [sys.executable, "-c", PROGRAM, str(ROOT), str(log), "--data", str(pictures), "--workdir", str(workdir)]
-    command += FLAGS
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    program = PROGRAM.replace("CHANGE", change)
+    command = [sys.executable, "-c", program, str(ROOT), str(log), "--data", str(pictures), "--workdir", str(workdir)]
+    command += FLAGS + flags
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | pipes
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
 
 
 def figures(workdir):
@@ -136,6 +161,28 @@ def killed_run(pictures, workdir, cache, rng, most):
     return kept, starts
 
 
+@pytest.mark.parity
+def test_killed_process_goes_on(finished_run, data_folder, tmp_path):
+    """Killed within the second epoch; the run goes on here, from step 6, as from the same command."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with begin(data_folder, tmp_path / "run", tmp_path / "cache", STOPPING, SHORT, **pipes) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line == "trained\n":
+                break
+        assert said[-1:] == ["trained\n"], said
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert newest_step(tmp_path / "run") == 6
+    assert len(figures(tmp_path / "run")) == 1
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=3, **SMALL), verbose=False)
+    assert figures(tmp_path / "run") == figures(finished_run)
+    weights = (fr.Classifier.load(run).variables for run in (tmp_path / "run", finished_run))
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+@pytest.mark.campaign
 def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_one_that_was_not(pictures, tmp_path):
     rng, whole, cache = random.Random(SEED), tmp_path / "whole", tmp_path / "cache"
     said, _ = (alone := begin(pictures, whole, cache)).communicate(timeout=PATIENCE)

@@ -1,11 +1,13 @@
-"""Killed while it writes a report, at a random moment, a run is as it was, and the next report is whole.
+"""Killed while it writes a report, a run is as it was, and the next report is whole.
 
-One kill; a campaign of many takes minutes: `KILLS=10 python -m pytest tests/faults/test_reports.py -s`.
+Once from inside; a campaign kills processes at ten random moments, or as many as `KILLS` says, and takes minutes:
+`python -m pytest --campaign tests/faults/test_reports.py -s`.
 """
 
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,14 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet.inspection import report
+from flaxresnet.inspection.findings import investigate
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("KILLS", "1"))
+KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
 KEPT = ("config.json", "metrics.jsonl", "checkpoints")
 WRITTEN = 6  # files of a report before its page: three figures in two themes
@@ -52,6 +57,35 @@ def kill_after(process, workdir, files):
     return sorted(name for name, _ in begun)
 
 
+class KilledError(BaseException):
+    """Nothing catches it."""
+
+
+def test_killed_report_leaves_run(finished_run, data_folder, tmp_path, monkeypatch):
+    """Killed where its figures are new and its page is about to be."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "report").mkdir()
+    (run / "report" / "index.html").write_text("the page of before")
+    trained, drawn = contents(run), []
+    found = investigate(run, fr.open_dataset(data_folder))
+
+    def die(path, target):
+        raise KilledError
+
+    def draw(figure, path, dpi):
+        Image.new("RGB", (2, 2)).save(path)
+        drawn.append(path)
+
+    monkeypatch.setattr(report, "save", draw)
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KilledError):
+        report.write_report(run, found)
+    assert len(drawn) == WRITTEN
+    assert (run / "report" / "index.html").read_text() == "the page of before"
+    assert contents(run) == trained
+
+
+@pytest.mark.campaign
 def test_a_report_that_is_killed_again_and_again_leaves_the_run_as_it_was(data_folder, tmp_path):
     rng, workdir = random.Random(SEED), tmp_path / "run"
     fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=2, **SMALL | {"report": True}))

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,11 +14,20 @@ from flaxresnet import __main__ as commands
 from flaxresnet.inspection import diagram
 from flaxresnet.inspection.layers import inspect
 
-NETWORKS = [("resnet50", "tutorial"), ("resnet18", "torchvision"), ("resnext50_32x4d", "keras")]
+NETWORKS = {
+    "bottlenecks": fr.ResNet(num_classes=6, stage_sizes=(2, 1)),
+    "two convolutions": fr.ResNet(num_classes=6, stage_sizes=(1, 2), bottleneck=False, head="average", pool_padding=1),
+}
+LARGE = [("resnet50", "tutorial"), ("resnet18", "torchvision"), ("resnext50_32x4d", "keras")]
 
 
-@pytest.fixture(scope="module", params=NETWORKS, ids=lambda pair: pair[0])
+@pytest.fixture(
+    scope="module",
+    params=[*NETWORKS, *(pytest.param(pair, marks=pytest.mark.campaign, id=pair[0]) for pair in LARGE)],
+)
 def layers(request):
+    if request.param in NETWORKS:
+        return inspect(NETWORKS[request.param], (64, 64))
     size, variant = request.param
     return inspect(fr.resnet(size, variant, num_classes=6), (64, 64))
 
@@ -50,8 +60,23 @@ def test_no_box_lies_over_another_and_all_are_on_the_page(layers):
             assert not any(box.overlaps(other) for other in boxes[index + 1 :])
 
 
-def test_words_stay_in_their_boxes():
-    figure = diagram.whole(inspect(fr.resnet("resnet152", "torchvision", num_classes=1000), (512, 512)), "title")
+def longest_words():
+    """Layers with names, kinds and shapes as long as those of resnet152 for large images."""
+    layers = inspect(fr.ResNet(num_classes=1000, stage_sizes=(1,), conv_bias=False, pool_padding=1), (512, 512))
+    longer = {one.layer.name: re.sub(r"^(res|bn)2a", r"\g<1>4b35", one.layer.name) for one in layers}
+    for one in layers:
+        inputs = tuple(longer[name] for name in one.layer.inputs)
+        yield replace(one, layer=one.layer._replace(name=longer[one.layer.name], inputs=inputs))
+
+
+@pytest.mark.parametrize("network", ["one block", pytest.param("resnet152", marks=pytest.mark.campaign)])
+def test_words_stay_in_their_boxes(network):
+    if network == "one block":
+        layers = [*longest_words()]
+        assert "bn4b35_branch2b" in [one.layer.name for one in layers]
+    else:
+        layers = inspect(fr.resnet(network, "torchvision", num_classes=1000), (512, 512))
+    figure = diagram.whole(layers, "title")
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [patch.get_extents() for patch in patches_of(figure, FancyBboxPatch)]
     for index, text in enumerate(figure.axes[0].texts[1:]):
@@ -96,13 +121,13 @@ def draw(monkeypatch, capsys, tmp_path):
 
 def test_four_files_are_written_the_same_each_time(draw, tmp_path):
     names = ["net.png", "net.svg", "net-overview.png", "net-overview.svg"]
-    assert draw("resnet18", "--to-file", "net.svg") == names
+    assert draw("resnet14", "--to-file", "net.svg") == names
     before = {name: (tmp_path / name).read_bytes() for name in names}
     for name in names[::2]:
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 500
-    assert b">res5b_branch2b   Conv2D 3" in before["net.svg"]
-    draw("resnet18", "--to-file", "net.png")
+    assert b">res2a_branch2b   Conv2D 3" in before["net.svg"]
+    draw("resnet14", "--to-file", "net.png")
     assert before == {name: (tmp_path / name).read_bytes() for name in names}
 
 
@@ -120,5 +145,5 @@ def test_a_run_is_drawn_as_it_was_trained(draw, finished_run, tmp_path):
 )
 def test_where_nothing_can_be_written_it_says_so(draw, name, message):
     with pytest.raises(fr.UserError) as caught:
-        draw("resnet18", "--to-file", name)
+        draw("resnet14", "--to-file", name)
     assert str(caught.value) == message

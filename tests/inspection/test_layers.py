@@ -7,6 +7,7 @@ import flaxresnet as fr
 from flaxresnet.inspection.layers import inspect
 from flaxresnet.interop.keras_model import keras_config, keras_layers
 from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.models.resnet import SIZES
 
 # 10⁹ multiplications and additions of convolutions and dense layers for an image of 224×224, and parameters, as
 # torchvision's page of each network's weights has them ("GFLOPS", "Num params").
@@ -21,7 +22,27 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
+BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "resnext50_32x4d": (3, 4, 6, 3),
+    "wide_resnet50_2": (3, 4, 6, 3),
+}
+FAST = ("resnet18", "resnext50_32x4d")
+
+
+@pytest.fixture(scope="module")
+def tutorials():
+    """Layers of the tutorials' network."""
+    return inspect(fr.ResNet50(num_classes=6), (64, 64))
+
+
+@pytest.mark.parametrize(
+    "size", [size if size in FAST else pytest.param(size, marks=pytest.mark.campaign) for size in PUBLISHED]
+)
 def test_work_and_parameters_are_the_published_ones(size):
     layers = inspect(fr.resnet(size, "torchvision", num_classes=1000), (224, 224))
     products = sum(one.flops for one in layers if one.layer.kind in ("Conv2D", "Dense")) / 2
@@ -30,53 +51,123 @@ def test_work_and_parameters_are_the_published_ones(size):
     assert sum(one.parameters for one in layers) == parameters
 
 
+def test_sizes_have_published_blocks():
+    """Of He et al. 2016, table 1, Xie et al. 2017, table 1, and Zagoruyko and Komodakis 2016."""
+    for size, blocks in BLOCKS.items():
+        described = SIZES[size]
+        assert described["stage_sizes"] == blocks, size
+        assert described.get("bottleneck", True) == (size not in ("resnet18", "resnet34")), size
+        assert described.get("widen", 1) == (2 if size in ("resnext50_32x4d", "wide_resnet50_2") else 1), size
+        assert described.get("groups", 1) == (32 if size == "resnext50_32x4d" else 1), size
+
+
+# As Keras builds them: network, size of its images, and of layers the shape and how many numbers they hold.
+BY_KERAS = [
+    (
+        fr.ResNet(num_classes=5, stage_sizes=(1, 1), width=4, bottleneck=False, pool_padding=1, head="average"),
+        (65, 96),
+        {
+            "conv1_pad": ((71, 102, 3), 0),
+            "conv1": ((33, 48, 4), 592),
+            "pool1_pad": ((35, 50, 4), 0),
+            "pool1_pool": ((17, 24, 4), 0),
+            "res2a_branch2b": ((17, 24, 4), 148),
+            "res3a_branch2a_pad": ((19, 26, 4), 0),
+            "res3a_branch1": ((9, 12, 8), 40),
+            "bn3a_branch1": ((9, 12, 8), 32),
+            "res3a_out": ((9, 12, 8), 0),
+            "avg_pool": ((8,), 0),
+            "fc5": ((5,), 45),
+        },
+    ),
+    (
+        fr.ResNet(num_classes=5, stage_sizes=(1, 1), width=4),
+        (32, 47),
+        {
+            "conv1": ((16, 24, 4), 592),
+            "pool1_pool": ((7, 11, 4), 0),
+            "res2a_branch1": ((7, 11, 16), 80),
+            "res3a_branch2a": ((4, 6, 8), 136),
+            "res3a_add": ((4, 6, 32), 0),
+            "avg_pool": ((2, 3, 32), 0),
+            "flatten": ((192,), 0),
+            "fc5": ((5,), 965),
+        },
+    ),
+]
+
+
+def test_odd_images_have_keras_shapes():
+    for model, image, expected in BY_KERAS:
+        layers = {one.layer.name: (one.shape, one.parameters + one.statistics) for one in inspect(model, image)}
+        assert {name: layers[name] for name in expected} == expected
+
+
+def layers_of_keras(model, image):
+    keras = pytest.importorskip("keras", reason="install keras (the `peers` extra)")
+    config = keras_config(keras_layers(model, image, WORLDS["tutorial"]), "theirs")
+    return keras.Model.from_config(config["config"]).layers
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("size", "variant", "image"),
-    [("resnet50", "tutorial", (64, 64)), ("resnet18", "keras", (65, 96)), ("resnet18", "tutorial", (32, 47))],
+    [
+        pytest.param("resnet50", "tutorial", (64, 64), marks=pytest.mark.campaign),
+        ("resnet18", "keras", (65, 96)),
+        ("resnet26", "tutorial", (32, 47)),
+    ],
 )
 def test_shapes_and_parameters_are_those_of_keras(size, variant, image):
-    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
     model = fr.resnet(size, variant, num_classes=5, width=4)
-    theirs = keras.Model.from_config(keras_config(keras_layers(model, image, WORLDS["tutorial"]), "theirs")["config"])
+    by_name = {layer.name: layer for layer in layers_of_keras(model, image)}
     layers = inspect(model, image)
-    assert len(layers) == len(theirs.layers)
-    by_name = {layer.name: layer for layer in theirs.layers}
+    assert len(layers) == len(by_name)
     for layer, one in zip(keras_layers(model, image, WORLDS["tutorial"]), layers, strict=True):
         assert by_name[layer.name].output.shape == (None, *one.shape), layer.name
         assert by_name[layer.name].count_params() == one.parameters + one.statistics, layer.name
 
 
-def test_the_tutorials_network_has_the_tutorials_totals():
-    layers = inspect(fr.ResNet50(num_classes=6), (64, 64))
-    assert sum(one.parameters + one.statistics for one in layers) == 23_600_006
-    assert sum(one.parameters for one in layers) == 23_546_886
+@pytest.mark.parity
+def test_noted_shapes_are_those_of_keras():
+    for model, image, expected in BY_KERAS:
+        found = {layer.name: layer for layer in layers_of_keras(model, image)}
+        for name, (shape, numbers) in expected.items():
+            assert found[name].output.shape == (None, *shape), name
+            assert found[name].count_params() == numbers, name
 
 
-def test_elementwise_work_is_counted_an_element():
-    layers = {one.layer.name: one for one in inspect(fr.ResNet50(num_classes=6), (64, 64))}
+def test_the_tutorials_network_has_the_tutorials_totals(tutorials):
+    assert sum(one.parameters + one.statistics for one in tutorials) == 23_600_006
+    assert sum(one.parameters for one in tutorials) == 23_546_886
+
+
+def test_elementwise_work_is_counted_an_element(tutorials):
+    layers = {one.layer.name: one for one in tutorials}
     assert layers["bn_conv1"].flops == 2 * 32 * 32 * 64
     assert layers["res2a_add"].flops == layers["res2a_out"].flops == 15 * 15 * 256
     assert layers["pool1_pool"].flops == 9 * 15 * 15 * 64
     assert layers["avg_pool"].flops == 4 * 2048
     assert layers["conv1_pad"].flops == layers["flatten"].flops == 0
-    average = inspect(fr.ResNet50(num_classes=6, head="average"), (96, 96))[-2]
+    average = inspect(fr.ResNet(num_classes=6, stage_sizes=(1, 1, 1, 1), head="average"), (96, 96))[-2]
     assert (average.layer.name, average.flops, average.shape) == ("avg_pool", 3 * 3 * 2048, (2048,))
 
 
 def test_every_layer_is_of_its_part_and_learns_unless_frozen():
-    layers = inspect(fr.ResNet18(num_classes=2, width=4, frozen=("stem", "stage4")), (32, 32))
+    model = fr.ResNet(num_classes=2, stage_sizes=(1, 1, 1, 1), width=4, bottleneck=False, frozen=("stem", "stage4"))
+    layers = inspect(model, (32, 32))
     assert list(dict.fromkeys(one.part for one in layers)) == ["stem", "stage2", "stage3", "stage4", "stage5", "head"]
     assert {one.part for one in layers if not one.learns} == {"stem", "stage4"}
 
 
 def test_no_array_is_made():
-    layers = inspect(fr.resnet("resnet152", "torchvision", num_classes=1000, width=64 * 256), (512, 512))
+    layers = inspect(fr.ResNet(num_classes=1000, stage_sizes=(1,), width=2**19), (64, 64))
     assert sum(one.parameters for one in layers) * 4 > 10e12  # bytes: more than any machine here has
 
 
-def test_connections_lead_to_layers_before():
+def test_connections_lead_to_layers_before(tutorials):
     seen = set()
-    for one in inspect(fr.ResNet34(num_classes=2), (64, 64)):
+    for one in tutorials:
         assert set(one.layer.inputs) <= seen
         assert len(one.layer.inputs) == {"InputLayer": 0, "Add": 2}.get(one.layer.kind, 1)
         assert np.all(np.array(one.shape) > 0)

@@ -1,12 +1,15 @@
 """A run's report: its figures are those of the data, and its page is whole in a browser."""
 
+import base64
 import contextlib
 import html
+import io
 import json
 import re
 import shutil
 import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import h5py
 import numpy as np
@@ -24,22 +27,68 @@ from flaxresnet.inspection.findings import investigate, most_confident_mistakes
 from flaxresnet.inspection.report import command_of, write_report
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profile import Profile
+from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.assessment import first_halves
 from flaxresnet.trust.calibration import fit_temperature
 from flaxresnet.trust.shifts import SHIFTS
+from flaxresnet.trust.stored import Trust, digest
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
-REPORTING = SMALL | {"report": True, "augment": 0.0}
+REPORTING = SMALL | {"report": True}
 NAMES = ("red", "<i>green</i>", "blue")
+
+
+def with_odd_names(finished_run, folder):
+    """A copy of the run whose folder and one of whose classes have names that would be HTML."""
+    run = shutil.copytree(finished_run, folder / "run <b>&")
+    config = json.loads((run / "config.json").read_text())
+    config["class_names"][1] = NAMES[1]
+    (run / "config.json").write_text(json.dumps(config))
+    return run
 
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """Its folder and one of its classes have names that would be HTML."""
-    run = shutil.copytree(finished_run, tmp_path / "run <b>&")
-    config = json.loads((run / "config.json").read_text())
-    config["class_names"][1] = NAMES[1]
-    (run / "config.json").write_text(json.dumps(config))
+    """A run of odd names, to change."""
+    return with_odd_names(finished_run, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def odd_run(finished_run, tmp_path_factory):
+    """A run of odd names, to read."""
+    return with_odd_names(finished_run, tmp_path_factory.mktemp("odd"))
+
+
+@pytest.fixture(scope="module")
+def found(odd_run, noisy_splits):
+    """What there is to tell of that run and test images of which a third have wrong labels."""
+    return investigate(odd_run, noisy_splits)
+
+
+@pytest.fixture(scope="module")
+def page(odd_run, found):
+    """The path of the page that tells it, with its charts."""
+    return write_report(odd_run, found)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts of one pixel: to draw six of them takes longer than all else of a report."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
+        monkeypatch.setattr(f"flaxresnet.inspection.report.{chart}", lambda *_: None)
+    monkeypatch.setattr("flaxresnet.inspection.report.save", lambda _, path, __: path.write_bytes(file.getvalue()))
+
+
+@pytest.fixture
+def report(monkeypatch, undrawn):
+    """Runs `python -m flaxresnet report …`, without charts."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", *map(str, words)])
+        assert commands.main() == 0
+
     return run
 
 
@@ -56,8 +105,8 @@ def noisy_splits():
     return Splits(blobs(44, seed=1), fr.Dataset(test.images, labels, NAMES), "noisy.h5")
 
 
-def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, capsys):
-    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
+def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, capsys, undrawn):
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=3, **REPORTING)
     fr.fit(config)
     page = tmp_path / "run" / "report" / "index.html"
     assert f"report: {page}" in capsys.readouterr().out.replace("\n", "")
@@ -65,47 +114,53 @@ def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, caps
     classifier = fr.Classifier.load(tmp_path / "run")
     assert classifier.trust is not None
     assert classifier.predict(blobs(1, seed=0).images[0]).strange is not None
-    # Going on changes the weights, and what was known of the old ones is not said of the new.
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=2, augment=0.0, **SMALL), verbose=False)
-    assert fr.Classifier.load(tmp_path / "run").trust is None
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), fr.UserError("out of ink")])
-def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, capsys, monkeypatch, error):
+def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
+    """Going on changes the weights, and what was known of the old ones is not said of the new."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    last = RunFolder(run).read_metrics()[-1]["step"]
+    shutil.rmtree(run / "checkpoints" / str(last))
+    params = fr.Classifier.load(run).variables["params"]
+    Trust(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
+    assert fr.Classifier.load(run).trust is not None
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL), verbose=False)
+    assert RunFolder(run).read_metrics()[-1]["step"] == last
+    assert fr.Classifier.load(run).trust is None
+
+
+def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, capsys, monkeypatch):
+    """Nor does a run that is too short for a trace."""
+
     def fail(*_):
-        raise error
+        raise RuntimeError("out of memory")
 
     monkeypatch.setattr("flaxresnet.inspection.findings.investigate", fail)
-    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
-    assert fr.fit(config).history[-1]["epoch"] == 1
-    kind = "" if isinstance(error, fr.UserError) else "RuntimeError: "
-    expected = f"there is no report: {kind}{error}; `python -m flaxresnet report {tmp_path / 'run'}` tries again"
-    assert expected in capsys.readouterr().out.replace("\n", "")
+    monkeypatch.setattr("flaxresnet.training.profile.BEFORE", 1000)
+    run = tmp_path / "run"
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
+    assert fr.fit(config).history[-1]["epoch"] == 3
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"there is no report: RuntimeError: out of memory; `python -m flaxresnet report {run}` tries again" in said
+    assert "--profile: no trace, for too few steps were left" in said.replace("\n", "")
+    assert not (run / "profile").exists()
 
 
-def test_report_mends_a_damaged_calibration(finished_run, tmp_path, monkeypatch):
+def test_moved_data_mend_damaged_calibration(finished_run, data_folder, tmp_path, report):
+    """Data that lie elsewhere now are still the run's own."""
     run = shutil.copytree(finished_run, tmp_path / "run")
+    moved = shutil.copytree(data_folder, tmp_path / "moved")
     (run / "calibration.safetensors").write_bytes(b"damaged")
     with pytest.raises(fr.UserError, match="is damaged"):
         fr.Classifier.load(run)
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run)])
-    assert commands.main() == 0
-    assert fr.Classifier.load(run).trust is not None
-
-
-def test_data_that_have_moved_are_still_the_runs_own(finished_run, data_folder, tmp_path, monkeypatch):
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    moved = shutil.copytree(data_folder, tmp_path / "moved")
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(moved)])
-    assert commands.main() == 0
+    report(run, "--data", moved)
     assert len(fr.Classifier.load(run).trust.references) == 44
     assert "fitted on these test images and kept with the run" in (run / "report" / "index.html").read_text()
 
 
-def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tmp_path, monkeypatch, capsys):
+def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tmp_path, report, capsys):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--checkpoint", "best"])
-    assert commands.main() == 0
+    report(run, "--checkpoint", "best")
     assert "the run's own calibration stays as it is" in capsys.readouterr().out
     assert not (run / "calibration.safetensors").exists()
     text = (run / "report-best" / "index.html").read_text()
@@ -121,7 +176,7 @@ def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tm
         (90, "Judged half by half, it was said of", "cannot be measured"),
     ],
 )
-def test_what_is_said_of_strange_photos_is_what_predict_does(run, count, told, not_told):
+def test_what_is_said_of_strange_photos_is_what_predict_does(run, undrawn, count, told, not_told):
     found = investigate(run, Splits(blobs(44, seed=1), images_of(count, seed=2), "test.h5"))
     text = write_report(run, found).read_text()
     assert told in text
@@ -134,17 +189,22 @@ def test_names_in_letters_that_no_font_has_become_numbers():
 
 
 def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "report").write_text("a file in the way")
-    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, **REPORTING)
-    assert fr.fit(config).history[-1]["epoch"] == 1
-    assert "there is no report: " in capsys.readouterr().out
+    """And a profile is a trace of a few steps."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "report").write_text("a file in the way")
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
+    assert fr.fit(config).history[-1]["epoch"] == 3
+    said = capsys.readouterr().out.replace("\n", "")
+    expected = f"there is no report: {run}/report cannot be written: File exists; `python -m flaxresnet report {run}`"
+    assert expected in said
+    assert len(list((run / "profile").rglob("*.xplane.pb"))) == 1
 
 
-def test_findings_are_those_of_evaluate(run, finished_run, noisy_splits):
+def test_findings_are_those_of_evaluate(odd_run, finished_run, noisy_splits):
     expected = fr.evaluate(finished_run)
     splits = Splits(noisy_splits.train, images_of(19, seed=2), "test.h5")
-    found = investigate(run, splits)
+    found = investigate(odd_run, splits)
     assert found.result.confusion.tolist() == expected.confusion.tolist()
     assert found.result.loss == pytest.approx(expected.loss, rel=1e-5)
     assert [row["epoch"] for row in found.rows] == [1, 2, 3]
@@ -161,7 +221,7 @@ def test_the_surest_mistakes_come_first():
     np.testing.assert_array_equal(found[0][0], data.images[2])
 
 
-def test_training_images_that_have_changed_are_no_reference(run, noisy_splits):
+def test_training_images_that_have_changed_are_no_reference(run, undrawn):
     other = Splits(blobs(44, seed=99), images_of(19, seed=2), "test.h5")
     found = investigate(run, other)
     assert len(found.assessment.trust.references) == 0
@@ -169,23 +229,25 @@ def test_training_images_that_have_changed_are_no_reference(run, noisy_splits):
     assert "Without the training images it cannot be told which photos are unlike them." in page
 
 
-def test_the_page_tells_of_photos_taken_otherwise(run, noisy_splits):
-    found = investigate(run, noisy_splits)
-    text, told = write_report(run, found).read_text(), found.robustness
+def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypatch):
+    text, told = page.read_text(), found.robustness
     assert told.clean.correct == int(np.trace(found.result.confusion))
     for row in told.rows:
         assert f"<td>{row.change}</td><td>{row.correct} of 60</td><td>{row.share:.3f} (" in text
     assert f"<b>{told.mean:.3f}</b>" in text
     assert "The surest mistake of each kind" in text
     assert text.count(">background: ") == 1
-    many = investigate(run, Splits(None, images_of(130, seed=4), "many.h5"))
-    assert {row.images for row in many.robustness.rows} == {100}
-
-
-def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(run, noisy_splits, monkeypatch):
     monkeypatch.setattr("flaxresnet.inspection.findings.robustness", lambda *given: given)
-    found, test = investigate(run, noisy_splits), noisy_splits.test
-    first, logits = first_halves(test.labels), fr.Classifier.load(run, calibrated=False).logits(test.images)
+    _, images, labels, temperatures, _ = investigate(
+        odd_run, Splits(None, images_of(130, seed=4), "many.h5")
+    ).robustness
+    assert len(images) == len(labels) == len(temperatures) == 100
+
+
+def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(odd_run, noisy_splits, monkeypatch):
+    monkeypatch.setattr("flaxresnet.inspection.findings.robustness", lambda *given: given)
+    found, test = investigate(odd_run, noisy_splits), noisy_splits.test
+    first, logits = first_halves(test.labels), fr.Classifier.load(odd_run, calibrated=False).logits(test.images)
     _, images, _, temperatures, without = found.robustness
     assert without == ()
     np.testing.assert_array_equal(images, test.images)
@@ -195,15 +257,14 @@ def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(run, noi
         assert abs(other - found.assessment.trust.temperature) > 0.01  # so that this tells them apart
 
 
-def test_words_from_outside_are_no_html(run, noisy_splits):
-    text = write_report(run, investigate(run, noisy_splits)).read_text()
+def test_words_from_outside_are_no_html(page):
+    text = page.read_text()
     assert "<b>&" not in text
     assert "run &lt;b&gt;&amp;" in text
     assert not re.search(r'(?:src|href|srcset)="(?!data:)', text)
 
 
-def test_many_classes_become_tables(run):
-    found = investigate(run, Splits(None, images_of(19, seed=2), "test.h5"))
+def test_many_classes_become_tables(run, found, undrawn):
     names = tuple(f"c{i}" for i in range(300))
     confusion = np.zeros((300, 300), int)
     confusion[np.arange(300), np.arange(300)] = 9
@@ -216,7 +277,7 @@ def test_many_classes_become_tables(run):
     assert not (run / "calibration.safetensors").exists()
 
 
-def test_weights_of_elsewhere_have_a_report_too(run, noisy_splits, monkeypatch, capsys, tmp_path):
+def test_weights_of_elsewhere_have_a_report_too(run, report, capsys, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["data"] |= {"source": "weights of x.h5", "path": None, "train_fingerprint": None, "test_fingerprint": None}
     config["class_names"] = ["r", "g", "b"]
@@ -224,8 +285,7 @@ def test_weights_of_elsewhere_have_a_report_too(run, noisy_splits, monkeypatch, 
     (run / "metrics.jsonl").unlink()
     data = replace(blobs(60, seed=3), class_names=("r", "g", "b"))
     write_hdf5(tmp_path / "test.h5", "test", data)
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "test.h5")])
-    assert commands.main() == 0
+    report(run, "--data", tmp_path / "test.h5")
     assert capsys.readouterr().out.strip() == str(run / "report" / "index.html")
     assert fr.Classifier.load(run).temperature != 1.0
 
@@ -234,42 +294,39 @@ def test_weights_of_elsewhere_have_a_report_too(run, noisy_splits, monkeypatch, 
         path = tmp_path / "pictures" / data.class_names[label] / f"{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "pictures")])
-    assert commands.main() == 0
+    report(run, "--data", tmp_path / "pictures")
     assert len(fr.Classifier.load(run).trust.references)
     text = (run / "report" / "index.html").read_text()
     assert "Learning curves" not in text
 
 
-def test_other_data_leave_the_runs_own_calibration(finished_run, monkeypatch, tmp_path):
+def test_other_data_leave_the_runs_own_calibration(finished_run, report, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run)])
-    assert commands.main() == 0
+    report(run)
     kept = (run / "calibration.safetensors").read_bytes()
     write_hdf5(tmp_path / "test.h5", "test", blobs(30, seed=31))
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), "--data", str(tmp_path / "test.h5")])
     own = (run / "report" / "index.html").read_bytes()
-    assert commands.main() == 0
+    report(run, "--data", tmp_path / "test.h5")
     assert (run / "calibration.safetensors").read_bytes() == kept
     assert (run / "report" / "index.html").read_bytes() == own
     assert "30 images of" in (run / "report-test.h5" / "index.html").read_text()
 
 
-def test_the_page_says_how_to_learn_from_ones_own_photos(run, noisy_splits):
-    text = html.unescape(write_report(run, investigate(run, noisy_splits)).read_text())
-    assert f"python train.py --data mine/ --init '{run}' --recipe finetune --batch-size 10 --epochs 90" in text
-    assert f"python -m flaxresnet adapt '{run}' '{run}-here' photos/" in text
+def test_the_page_says_how_to_learn_from_ones_own_photos(odd_run, page):
+    text = html.unescape(page.read_text())
+    assert f"python train.py --data mine/ --init '{odd_run}' --recipe finetune --batch-size 10 --epochs 90" in text
+    assert f"python -m flaxresnet adapt '{odd_run}' '{odd_run}-here' photos/" in text
 
 
-def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, noisy_splits):
-    mirrored = write_report(run, investigate(run, noisy_splits)).read_text()
+def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, noisy_splits, page, undrawn):
+    mirrored = page.read_text()
     config = json.loads((run / "config.json").read_text())
     config["config"]["flip"] = False
     (run / "config.json").write_text(json.dumps(config))
     found = investigate(run, noisy_splits)
     assert {row.change for row in found.robustness.rows} == set(SHIFTS) - {"mirror"}
-    page = write_report(run, found).read_text()
-    for text, ways in ((mirrored, 19), (page, 18)):
+    other = write_report(run, found).read_text()
+    for text, ways in ((mirrored, 19), (other, 18)):
         assert f"each changed in {ways} ways" in text
         assert ("Mirror images are not among them" in text) == (ways == 18)
 
@@ -286,9 +343,59 @@ def test_the_command_line_trains_the_same():
     assert command_of(fr.TrainConfig().resolve()) == "python train.py"
 
 
-def test_the_page_is_whole_in_a_browser_light_dark_and_on_a_phone(run, noisy_splits):
-    path = write_report(run, investigate(run, noisy_splits))
-    colours, sources = {}, {}
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, and those that were not closed in their order."""
+
+    ALONE = ("meta", "link", "img", "source")
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.wrong = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in self.ALONE:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def picture_in(address):
+    kind, _, text = address.partition(",")
+    assert kind == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_pages_pictures_have_two_themes(page):
+    tags = Tags(page.read_text())
+    assert tags.open == tags.wrong == []
+    images = [attributes for tag, attributes in tags.found if tag == "img"]
+    assert len(images) > 3
+    for image in images:
+        assert picture_in(image["src"]).std() > 0
+    charts = [image for image in images if image.get("class") == "chart"]
+    sources = [attributes for tag, attributes in tags.found if tag == "source"]
+    assert len(charts) == len(sources) == 3
+    for image, source in zip(charts, sources, strict=True):
+        assert source["media"] == "(prefers-color-scheme: dark)"
+        light, dark = picture_in(image["src"]), picture_in(source["srcset"])
+        assert light.shape[:2] == (int(image["height"]), int(image["width"]))
+        assert tuple(light[0, 0]) == (255, 255, 255)
+        assert tuple(dark[0, 0]) == (13, 17, 23)
+        assert "max-width: min(100%, " in image["style"]
+    metas = {attributes.get("name"): attributes.get("content") for tag, attributes in tags.found if tag == "meta"}
+    assert metas["viewport"] == "width=device-width, initial-scale=1"
+    assert metas["color-scheme"] == "light dark"
+
+
+@pytest.mark.parity
+def test_the_page_is_whole_in_a_browser_light_dark_and_on_a_phone(page):
+    path, colours, sources = page, {}, {}
     with chromium() as browser:
         for width, scheme in ((1000, "light"), (1000, "dark"), (360, "light")):
             page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -313,7 +420,7 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
     wrong = fr.Dataset(images, ((labels + 1) % 3).astype(np.int32), ("red", "green", "blue"))
     (folder / "test.h5").unlink()
     write_hdf5(folder / "test.h5", "test", wrong)
-    config = fr.TrainConfig(data=folder, workdir=tmp_path / "run", epochs=2, augment=0.0, tensorboard=True, **SMALL)
+    config = fr.TrainConfig(data=folder, workdir=tmp_path / "run", epochs=3, tensorboard=True, **SMALL)
     history = fr.fit(config, verbose=False).history
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     from tensorboardX.proto.event_pb2 import Event
@@ -357,20 +464,6 @@ def test_a_folder_that_tensorboard_cannot_write_ends_no_training(tmp_path, capsy
         for step in (1, 2):
             events.row({"epoch": 1, "step": step, "train_loss": 0.5})
     assert said == [f"{tmp_path}/file/tensorboard cannot be written: Not a directory; nothing more goes to TensorBoard"]
-
-
-def test_profile_traces_a_few_steps(data_folder, tmp_path):
-    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=2, augment=0.0, profile=True, **SMALL)
-    fr.fit(config, verbose=False)
-    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
-
-
-def test_a_run_too_short_for_a_trace_says_so(data_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("flaxresnet.training.profile.BEFORE", 1000)
-    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=1, augment=0.0, profile=True, **SMALL)
-    fr.fit(config)
-    assert "--profile: no trace, for too few steps were left" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "profile").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,28 @@
 """`python -m flaxresnet summary`: what it prints, and how far it folds."""
 
 import sys
+from functools import cache
 
 import pytest
 
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
+from flaxresnet.inspection import layers
 from flaxresnet.models.resnet import SIZES
+
+FAST = ("resnet18", "resnext50_32x4d")
+
+
+@pytest.fixture(scope="module")
+def inspect():
+    """Traces each network once."""
+    return cache(layers.inspect)
 
 
 @pytest.fixture
-def summary(monkeypatch, capsys):
+def summary(monkeypatch, capsys, inspect):
+    monkeypatch.setattr("flaxresnet.commands.summary.inspect", inspect)
+
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", *map(str, words)])
         assert commands.main() == 0
@@ -28,10 +40,13 @@ def test_the_tutorials_network_is_the_default_and_ends_with_keras_totals(summary
     assert line.split() == ["res2a_branch2b", "Conv2D", "3×3", "(None,", "15,", "15,", "64)", "36,928", "16.60", "yes"]
 
 
-@pytest.mark.parametrize("size", sorted(set(SIZES) - {"resnet14"}))
-@pytest.mark.parametrize("depth", ["layers", "blocks", "parts"])
-def test_every_network_fits_a_hundred_columns(summary, size, depth):
-    for variant in ("tutorial", "torchvision"):
+OTHERS = sorted(set(SIZES) - {"resnet14", *FAST})
+
+
+@pytest.mark.parametrize("size", [*FAST, *(pytest.param(size, marks=pytest.mark.campaign) for size in OTHERS)])
+@pytest.mark.parametrize("variant", ["tutorial", "torchvision"])
+def test_every_network_fits_a_hundred_columns(summary, size, variant):
+    for depth in ("layers", "blocks", "parts"):
         out = summary(size, "--variant", variant, "--num-classes", 1000, "--depth", depth)
         assert max(map(len, out.splitlines())) <= 100
         assert "…" not in out

@@ -1,15 +1,16 @@
 """Keras's files against the real Keras, there and back, and what is refused."""
 
-import dataclasses
 import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
+from subprocess import PIPE
+from tempfile import TemporaryFile
 
 import h5py
 import numpy as np
@@ -17,99 +18,183 @@ import pytest
 from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights, without_relu
 
 from flaxresnet.errors import UserError
+from flaxresnet.interop import layers
 from flaxresnet.interop.files import read_weights, write_weights
 from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
+from flaxresnet.interop.layers import Entry
 from flaxresnet.interop.run_folders import read_run, write_run
+from flaxresnet.interop.weights import recognise
 from flaxresnet.interop.worlds import WORLDS
-from flaxresnet.models.resnet import SIZES
+from flaxresnet.models.resnet import SIZES, resnet
+from flaxresnet.recipes import Network
 
 KINDS = ("keras", "h5", "weights.h5")
-real_keras = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("keras", "torch"))), reason="install keras and torch (the `peers` extra)"
-)
-LONG = pytest.mark.skipif("KILLS" not in os.environ, reason="takes a minute; set KILLS")
 
 
-def reference(*arguments) -> None:
+@pytest.fixture(scope="module")
+def reference():
+    """Asks the real Keras in a process of its own: the name of a function of `keras_reference.py` and its arguments."""
+    if not all(map(importlib.util.find_spec, ("keras", "torch"))):
+        pytest.skip("install keras and torch (the `peers` extra)")
     script = Path(__file__).with_name("keras_reference.py")
-    done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with (
+        TemporaryFile("w+") as complaints,
+        subprocess.Popen([sys.executable, script], text=True, stdin=PIPE, stdout=PIPE, stderr=complaints) as process,
+    ):
+
+        def ask(*words):
+            process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            if not line:
+                complaints.seek(0)
+                pytest.fail(complaints.read())
+            told = json.loads(line)
+            assert "answer" in told, told["error"]
+            return told["answer"]
+
+        yield ask
+        process.stdin.close()
 
 
-@real_keras
+def make_shallow(monkeypatch, size):
+    """Has a network be of two blocks that follow each other and one that halves the sides."""
+    monkeypatch.setitem(SIZES, size, SIZES[size] | {"stage_sizes": (2, 1)})
+
+
+def check_exchange(reference, folder, network, expected_network, kinds):
+    """Has Keras make a network, reads its files, and has Keras read ours in turn."""
+    images = random_images()
+    np.save(folder / "images.npy", images)
+    reference("make", folder, network)
+    weights = read_weights(folder / "theirs.keras")
+    variant = weights.network.variant
+    assert (weights.network.model, variant, weights.num_classes) == (*expected_network, 5)
+    assert (weights.preprocessing.height, weights.preprocessing.width) == (64, 64)
+    for kind in KINDS:
+        assert_same(read_weights(folder / f"theirs.{kind}"), weights)
+    expected = np.load(folder / "logits.npy")
+    assert_close(logits_of(weights, images), expected)
+
+    stats, moving = after_one_pass(weights, images), np.load(folder / "moving.npz")
+    assert len(moving) == len(stats)
+    for name, array in stats.items():
+        assert_close(array, moving[WORLDS[variant].key(name, 5)])
+
+    for kind in kinds:
+        write_weights(weights, folder / f"ours.{kind}")
+    reference("check", folder, network)
+    loaded = {path.stem: np.load(path) for path in folder.glob("loaded_*.npy")}
+    assert len(loaded) == sum(1 if kind == "weights.h5" else 2 for kind in kinds) + (variant == "keras")
+    for name, found in loaded.items():
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("network", "variant"), [("shallow tutorial", "tutorial"), ("shallow application", "keras")])
+def test_keras_and_we_read_each_others_files_and_agree(reference, monkeypatch, tmp_path, network, variant):
+    make_shallow(monkeypatch, "resnet14")
+    check_exchange(reference, tmp_path, network, ("resnet14", variant), KINDS)
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("network", "size", "variant"),
     [
         ("tutorial", "resnet50", "tutorial"),
         ("ResNet50", "resnet50", "keras"),
-        # Blocks of deeper ones are named by the same rule; below, all sizes go there and come back, but narrower.
-        pytest.param("ResNet101", "resnet101", "keras", marks=LONG),
-        pytest.param("ResNet152", "resnet152", "keras", marks=LONG),
+        ("ResNet101", "resnet101", "keras"),
+        ("ResNet152", "resnet152", "keras"),
     ],
 )
-def test_keras_and_we_read_each_others_files_and_agree(tmp_path, network, size, variant):
-    images = random_images()
-    np.save(tmp_path / "images.npy", images)
-    reference("make", tmp_path, network)
-    weights = read_weights(tmp_path / "theirs.keras")
-    assert (weights.network.model, weights.network.variant, weights.num_classes) == (size, variant, 5)
-    assert (weights.preprocessing.height, weights.preprocessing.width) == (64, 64)
-    for kind in KINDS:
-        assert_same(read_weights(tmp_path / f"theirs.{kind}"), weights)
-    expected = np.load(tmp_path / "logits.npy")
-    assert_close(logits_of(weights, images), expected)
-
-    stats, moving = after_one_pass(weights, images), np.load(tmp_path / "moving.npz")
-    assert len(moving) == len(stats)
-    for name, array in stats.items():
-        assert_close(array, moving[WORLDS[variant].key(name, 5)])
-
-    # Of the deepest one file is enough: the test below opens all of them in Keras.
-    for kind in KINDS if size == "resnet50" else ("h5",):
-        write_weights(weights, tmp_path / f"ours.{kind}")
-    reference("check", tmp_path, network)
-    loaded = sorted(tmp_path.glob("loaded_*.npy"))
-    assert len(loaded) == {"tutorial": 5, "ResNet50": 6}.get(network, 3)
-    for path in loaded:
-        np.testing.assert_array_equal(np.load(path), expected, err_msg=path.name)
+def test_full_networks_agree_with_keras(reference, tmp_path, network, size, variant):
+    # Of the deeper ones one file is enough: the test of every network opens all of them in Keras.
+    check_exchange(reference, tmp_path, network, (size, variant), KINDS if size == "resnet50" else ("h5",))
 
 
+@pytest.mark.parity
+def test_names_and_shapes_equal_keras(reference):
+    applications = [("ResNet50", "resnet50"), ("ResNet101", "resnet101"), ("ResNet152", "resnet152")]
+    for network, size in [("tutorial", "resnet50"), *applications]:
+        variant = "tutorial" if network == "tutorial" else "keras"
+        shapes = layers.shapes_of(resnet(size, variant, num_classes=5), (64, 64))
+        ours = {WORLDS[variant].key(name, 5): list(shape) for name, shape in shapes.items()}
+        assert reference("shapes", network) == ours, network
+
+
+def described(model, world):
+    """The shapes of what a network's description for Keras says that there is, by our names; checks the order."""
+    listed = keras_layers(model, (64, 64), world)
+    assert {layer.name for layer in in_keras_order(listed)} == {layer.name for layer in listed}
+    assert len({layer.name for layer in listed}) == len(listed)
+    return [layer.table for layer in listed if layer.table is not None]
+
+
+def test_every_network_is_recognized_by_names():
+    """Of all sizes and worlds, but the deepest, which take a second each, of one: their blocks are named by a rule."""
+    for size, (title, world) in itertools.product(SIZES, WORLDS.items()):
+        if size in ("resnet101", "resnet152") and title != "keras":
+            continue
+        case = f"{size} of {title}"
+        width = 32 if "next" in size else 4
+        model = resnet(size, world.variant, num_classes=5, width=width)
+        shapes = layers.shapes_of(model, (64, 64))
+        keys = {name: world.key(name, 5) for name in shapes}
+        assert len(set(keys.values())) == len(keys), case
+        arrays = {key: np.broadcast_to(np.float32(0), theirs(world, shapes[name])) for name, key in keys.items()}
+        entries = {key: Entry(array.shape, partial(np.asarray, array)) for key, array in arrays.items()}
+        found = recognise(entries, 2**32, image_size=(64, 64))
+        assert (found.network, found.num_classes) == (Network(size, world.variant, width), 5), case
+        assert {name: array.shape for name, array in found.table.items()} == shapes, case
+        assert layers.flatten(layers.unflatten(found.table, 5)).keys() == shapes.keys(), case
+        if not world.torch:
+            assert {name.split("/")[0] for name in shapes} == set(described(model, world)), case
+
+
+def theirs(world, shape):
+    """The shape that an array of ours has in a world: PyTorch has kernels' axes the other way round."""
+    if not world.torch:
+        return shape
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("size", "variant"), [("resnet18", "keras"), ("resnext50_32x4d", "tutorial")])
+def test_shallow_networks_come_back_and_keras_answers_alike(reference, tmp_path, monkeypatch, size, variant):
+    make_shallow(monkeypatch, size)
+    check_return(reference, tmp_path, size, variant)
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize("variant", ["tutorial", "keras"])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_network_comes_back_as_it_went_and_keras_answers_and_learns_alike(tmp_path, size, variant):
-    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
+def test_every_network_comes_back_as_it_went_and_keras_answers_and_learns_alike(reference, tmp_path, size, variant):
+    check_return(reference, tmp_path, size, variant)
+
+
+def check_return(reference, folder, size, variant):
+    """Writes a network in every format, reads it back, and has Keras load it, answer and learn."""
     weights, images = random_weights(size, variant, width=32 if "next" in size else 8), random_images()
     for kind in KINDS:
-        path = tmp_path / f"weights.{kind}"
+        path = folder / f"weights.{kind}"
         write_weights(weights, path)
         back = read_weights(path)
         assert_same(back, weights)
         assert back.preprocessing == weights.preprocessing
         assert back.class_names == weights.class_names
-    write_run(weights, tmp_path / "run", "a test")
-    assert_same(read_run(tmp_path / "run"), weights)
+    write_run(weights, folder / "run", "a test")
+    assert_same(read_run(folder / "run"), weights)
 
-    keys = {WORLDS[variant].key(name, 5): array for name, array in weights.table.items()}
-    model = keras.saving.load_model(tmp_path / "weights.keras", compile=False)
-    for kind in KINDS:
-        if kind == "h5" and size == "resnet18":  # the description in it is the one in .keras
-            model = keras.saving.load_model(tmp_path / "weights.h5", compile=False)
-        elif kind != "keras":
-            for variable in model.variables:
-                variable.assign(np.zeros(variable.shape))
-            model.load_weights(tmp_path / f"weights.{kind}")
-        held = {f"{layer.name}/{v.name}": v.numpy() for layer in model.layers for v in layer.variables}
-        assert held.keys() == keys.keys()
-        for key, array in keys.items():
-            np.testing.assert_array_equal(held[key], array, err_msg=key)
-
-    model.layers[-1].activation = None
-    # Called op by op: compiling the whole takes a minute for the deepest.
-    inputs = {model.inputs[0].name: images}
-    assert_close(np.asarray(model(inputs, training=False)), logits_of(weights, images))
-    model(inputs, training=True)
-    model.save_weights(tmp_path / "passed.weights.h5")
-    table = read_weights(tmp_path / "passed.weights.h5").table
+    np.save(folder / "images.npy", images)
+    reference("learn", folder)
+    arrays = {WORLDS[variant].key(name, 5): array for name, array in weights.table.items()}
+    for loaded in ("model_keras", "model_h5", "weights_h5", "weights_weights.h5"):
+        held = np.load(folder / f"{loaded}.npz")
+        assert set(held) == arrays.keys(), loaded
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(held[key], array, err_msg=f"{loaded}: {key}")
+    assert_close(np.load(folder / "logits.npy"), logits_of(weights, images))
+    table = read_weights(folder / "passed.weights.h5").table
     for name, expected in after_one_pass(weights, images).items():
         assert_close(table[name], expected)
 
@@ -405,31 +490,32 @@ def test_the_store_of_keras_2_is_read(tmp_path):
     assert_same(read_weights(tmp_path / "w.weights.h5"), weights)
 
 
-def test_small_and_oblong_images_of_the_tutorials_network(tmp_path):
-    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
-    small = random_weights("resnet18", "tutorial", width=4, image=32)
-    write_weights(small, tmp_path / "w.keras")
-    assert keras.saving.load_model(tmp_path / "w.keras", compile=False).input_shape == (None, 32, 32, 3)
-    oblong = dataclasses.replace(
-        random_weights("resnet18", "tutorial", width=4, image=(64, 160)),
-        preprocessing=dataclasses.replace(small.preprocessing, height=64, width=160),
-    )
-    write_weights(oblong, tmp_path / "w.weights.h5")
-    assert_same(read_weights(tmp_path / "w.weights.h5"), oblong)
+@pytest.mark.parametrize("image", [(32, 32), (64, 160)])
+def test_small_and_oblong_images_of_the_tutorials_network(tmp_path, image):
+    weights = random_weights("resnet14", "tutorial", width=4, image=image)
+    for name in ("w.weights.h5", "w.keras"):
+        write_weights(weights, tmp_path / name)
+        back = read_weights(tmp_path / name)
+        assert_same(back, weights)
+        assert (back.preprocessing.height, back.preprocessing.width) == image
+    with zipfile.ZipFile(tmp_path / "w.keras") as archive:
+        inputs = json.loads(archive.read("config.json"))["config"]["layers"][0]
+    assert inputs["config"]["batch_input_shape"] == [None, *image, 3]
 
 
-def test_a_lambda_layer_is_refused_and_not_executed(tmp_path, monkeypatch):
-    keras = pytest.importorskip("keras", reason="install keras (the `test` extra)")
-    monkeypatch.chdir(tmp_path)
-    harm = keras.layers.Lambda(lambda x: (__import__("os").mkdir("harm-was-done"), x)[1], output_shape=(8, 8, 3))
-    model = keras.Sequential([keras.Input((8, 8, 3)), harm, keras.layers.Flatten(), keras.layers.Dense(3)])
+@pytest.mark.parity
+def test_keras_takes_small_images(reference, tmp_path):
+    write_weights(random_weights("resnet14", "tutorial", width=4, image=32), tmp_path / "w.keras")
+    assert reference("input_shape", tmp_path / "w.keras") == [None, 32, 32, 3]
+
+
+@pytest.mark.parity
+def test_a_lambda_layer_is_refused_and_not_executed(reference, tmp_path):
+    reference("harm", tmp_path)
     for name in ("w.keras", "w.h5"):
-        model.save(name)
-        if (done := Path("harm-was-done")).exists():  # by Keras, when the model was built
-            done.rmdir()
         with pytest.raises(UserError, match=rf"{name.replace('.', '[.]')}"):
-            read_weights(name)
-        assert not done.exists()
+            read_weights(tmp_path / name)
+        assert not (tmp_path / "harm-was-done").exists()
 
 
 def test_names_in_an_archive_that_lead_out_of_it_write_nothing(tmp_path):

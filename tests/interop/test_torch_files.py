@@ -6,35 +6,52 @@ import zipfile
 import numpy as np
 import pytest
 from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
+from safetensors.numpy import save_file
 
 from flaxresnet.errors import UserError
-from flaxresnet.interop import torch_files
+from flaxresnet.interop import layers, torch_files
 from flaxresnet.interop.files import read_weights, write_weights
 from flaxresnet.interop.run_folders import read_run, write_run
 from flaxresnet.interop.worlds import WORLDS
-from flaxresnet.models.resnet import SIZES
-
-torch = pytest.importorskip("torch", reason="install torch (the `peers` extra) to compare with it")
-from torch_resnet import ResNet  # noqa: E402 - it imports torch
+from flaxresnet.models.resnet import SIZES, resnet
 
 HUGGING_FACE = [size for size, fields in SIZES.items() if "widen" not in fields]
+
+
+CASES = [("torchvision", size) for size in SIZES] + [("huggingface", size) for size in HUGGING_FACE]
+# Of each kind of block, one network.
+KINDS = [("torchvision", "resnet14"), ("torchvision", "resnet18"), ("torchvision", "resnext50_32x4d")]
+KINDS += [("torchvision", "wide_resnet50_2"), ("huggingface", "resnet14"), ("huggingface", "resnet18")]
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """PyTorch, which takes seconds to import."""
+    torch = pytest.importorskip("torch", reason="install torch (the `peers` extra) to compare with it")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what waits for others takes time of a core as well
+    yield torch
+    torch.set_num_threads(threads)
 
 
 def width_of(size: str) -> int:
     return 32 if "next" in size else 8
 
 
-def torchvision(size: str) -> torch.nn.Module:
+def torchvision(size: str):
+    from torch_resnet import ResNet  # it imports torch
+
     return ResNet(**SIZES[size], width=width_of(size), classes=5)
 
 
-def hugging_face(size: str) -> torch.nn.Module:
+def hugging_face(size: str):
     transformers = pytest.importorskip("transformers", reason="install transformers (the `peers` extra)")
     fields, width = SIZES[size], width_of(size)
     bottleneck = fields.get("bottleneck", True)
+    stages = range(len(fields["stage_sizes"]))
     config = transformers.ResNetConfig(
         embedding_size=width,
-        hidden_sizes=[width * 2**stage * (4 if bottleneck else 1) for stage in range(4)],
+        hidden_sizes=[width * 2**stage * (4 if bottleneck else 1) for stage in stages],
         depths=list(fields["stage_sizes"]),
         layer_type="bottleneck" if bottleneck else "basic",
         num_labels=5,
@@ -45,20 +62,44 @@ def hugging_face(size: str) -> torch.nn.Module:
     return network
 
 
-CASES = [("torchvision", size) for size in SIZES] + [("huggingface", size) for size in HUGGING_FACE]
+MAKERS = {"torchvision": torchvision, "huggingface": hugging_face}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_resnet14():
+@pytest.fixture
+def whole_resnet14(monkeypatch):
     """The other tests make it one stage deep, which the networks in PyTorch are not."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "resnet14", {"stage_sizes": (1, 1, 1, 1)})
-        yield
+    monkeypatch.setitem(SIZES, "resnet14", {"stage_sizes": (1, 1, 1, 1)})
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize(("world", "size"), KINDS)
+def test_shallow_networks_agree_with_pytorch(torch, tmp_path, monkeypatch, world, size):
+    monkeypatch.setitem(SIZES, size, SIZES[size] | {"stage_sizes": (2, 1)})
+    check_exchange(torch, tmp_path, world, size)
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize(("world", "size"), CASES)
-def test_pytorch_and_we_read_each_others_weights_and_agree(tmp_path, world, size):
-    network = {"torchvision": torchvision, "huggingface": hugging_face}[world](size)
+def test_pytorch_and_we_read_each_others_weights_and_agree(torch, whole_resnet14, tmp_path, world, size):
+    check_exchange(torch, tmp_path, world, size)
+
+
+@pytest.mark.parity
+def test_names_and_shapes_equal_pytorchs(torch, whole_resnet14):
+    for world, size in CASES:
+        with torch.device("meta"):  # described, and never made
+            state = MAKERS[world](size).state_dict()
+        theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("tracked")}
+        shapes = layers.shapes_of(resnet(size, "torchvision", num_classes=5, width=width_of(size)), (64, 64))
+        ours = {WORLDS[world].key(name, 5): shape for name, shape in shapes.items()}
+        assert ours.keys() == theirs.keys(), (world, size)
+        turned = {name: WORLDS[world].shape_from_theirs(shape) for name, shape in theirs.items()}
+        assert ours == turned, (world, size)
+
+
+def check_exchange(torch, tmp_path, world, size):
+    """Has PyTorch read our weights, answer and learn, and reads its own."""
+    network = MAKERS[world](size)
     ours, images = random_weights(size, "torchvision", width_of(size)), random_images()
     # Ours → theirs: every name and shape must be there, and no other.
     write_weights(ours, tmp_path / "ours.pth", world)
@@ -105,7 +146,8 @@ def test_pytorch_and_we_read_each_others_weights_and_agree(tmp_path, world, size
         assert_close(got, expected)
 
 
-def test_half_precision_is_read(tmp_path):
+@pytest.mark.parity
+def test_half_precision_is_read(torch, tmp_path):
     from safetensors.torch import save_file
 
     network = torchvision("resnet18")
@@ -123,7 +165,8 @@ class Harm:
         return open, ("harm-was-done", "w")
 
 
-def test_no_pickle_is_executed(tmp_path, monkeypatch):
+@pytest.mark.parity
+def test_no_pickle_is_executed(torch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.weight": Harm()}, tmp_path / "harm.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"conv1.weight": Harm()}, protocol=2))
@@ -139,27 +182,51 @@ def test_without_torch_the_sentence_says_so(tmp_path, monkeypatch):
         torch_files.write_pth(random_weights("resnet14", "torchvision"), "torchvision", tmp_path / "w.pth")
 
 
-def test_what_wrappers_put_before_the_names_is_taken_off(tmp_path):
-    ours = random_weights("resnet18", "torchvision")
-    for world, prefix in (("torchvision", "_orig_mod."), ("torchvision", "model."), ("huggingface", "module.")):
+PREFIXES = (("torchvision", "_orig_mod."), ("torchvision", "model."), ("huggingface", "module."))
+
+
+def headless(entries):
+    """The arrays as Hugging Face's network without its last layer has them."""
+    return {key.removeprefix("resnet."): array for key, array in entries.items() if not key.startswith("classifier")}
+
+
+def test_wrappers_prefixes_are_dropped(tmp_path):
+    ours = random_weights("resnet14", "torchvision")
+    for world, prefix in PREFIXES:
         entries = torch_files.state_dict(ours, world)
-        wrapped = {prefix + key: torch.nn.Parameter(torch.from_numpy(array)) if array.dtype.kind == "f" else array
-                   for key, array in entries.items()}  # fmt: skip
-        torch.save({"state_dict": {k: v for k, v in wrapped.items() if torch.is_tensor(v)}}, tmp_path / "w.pth")
+        save_file({prefix + key: array for key, array in entries.items()}, tmp_path / "w.safetensors")
+        assert_same(read_weights(tmp_path / "w.safetensors"), ours)
+    save_file(headless(entries), tmp_path / "w.safetensors")
+    back = read_weights(tmp_path / "w.safetensors")
+    assert (back.network.model, back.num_classes) == ("resnet14", None)
+
+
+@pytest.mark.parity
+def test_what_wrappers_put_before_the_names_is_taken_off(torch, tmp_path):
+    ours = random_weights("resnet18", "torchvision")
+    for world, prefix in PREFIXES:
+        entries = torch_files.state_dict(ours, world)
+        wrapped = {
+            prefix + key: torch.nn.Parameter(torch.from_numpy(array))
+            for key, array in entries.items()
+            if array.dtype.kind == "f"
+        }
+        torch.save({"state_dict": wrapped}, tmp_path / "w.pth")
         assert_same(read_weights(tmp_path / "w.pth"), ours)
-    headless = {k.removeprefix("resnet."): v for k, v in entries.items() if not k.startswith("classifier")}
-    torch.save({k: torch.from_numpy(v) for k, v in headless.items()}, tmp_path / "w.pth")
+    torch.save({key: torch.from_numpy(array) for key, array in headless(entries).items()}, tmp_path / "w.pth")
     back = read_weights(tmp_path / "w.pth")
     assert (back.network.model, back.num_classes) == ("resnet18", None)
 
 
-def test_a_file_that_holds_no_table_is_refused(tmp_path):
+@pytest.mark.parity
+def test_a_file_that_holds_no_table_is_refused(torch, tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth: it holds a list; in PyTorch: torch\.save\(model"):
         read_weights(tmp_path / "w.pth")
 
 
-def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):
+@pytest.mark.parity
+def test_a_tensor_that_repeats_one_number_is_refused(torch, tmp_path):
     arrays = torch_files.state_dict(random_weights("resnet18", "torchvision"), "torchvision")
     state = {key: torch.from_numpy(array) for key, array in arrays.items()}
     state["fc.weight"] = torch.zeros(1, dtype=torch.float16).expand(10**7, 64)
@@ -168,7 +235,8 @@ def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_does(tmp_path):
+@pytest.mark.parity
+def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_does(torch, tmp_path):
     torch.save({"conv1.weight": torch.zeros(2**23)}, tmp_path / "stored.pth")
     with (
         zipfile.ZipFile(tmp_path / "stored.pth") as stored,

@@ -35,7 +35,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        channels = width
+        channels, self.stages = width, len(stage_sizes)
         for stage, blocks in enumerate(stage_sizes):
             planes, layers = width * 2**stage, []
             for index in range(blocks):
@@ -46,6 +46,6 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         x = nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        for stage in range(1, 5):
+        for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         return self.fc(x.mean((2, 3)))

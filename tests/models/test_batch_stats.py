@@ -5,11 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from starts import started
 
 import flaxresnet as fr
 from flaxresnet.models.batch_stats import pool_batch_stats
 
-MODEL = fr.ResNet(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4)
+MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), width=4)
+IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 measure = jax.jit(fr.measure_batch_stats, static_argnums=0)
 
 
@@ -21,9 +23,9 @@ def test_pooled_statistics_are_those_of_all_values_together():
     np.testing.assert_allclose(pooled["var"], values.var(axis=(0, 1)), rtol=1e-5)
 
 
-def test_the_stems_statistics_are_those_of_its_convolution_over_all_images(small_init):
+def test_the_stems_statistics_are_those_of_its_convolution_over_all_images():
     batches = jax.random.uniform(jax.random.key(1), (3, 4, 32, 32, 3))
-    variables = small_init(MODEL)
+    variables = started(MODEL, IMAGES)
     measured = measure(MODEL, variables["params"], batches)
     assert jax.tree.map(jnp.shape, measured) == jax.tree.map(jnp.shape, variables["batch_stats"])
 
@@ -35,9 +37,9 @@ def test_the_stems_statistics_are_those_of_its_convolution_over_all_images(small
     np.testing.assert_allclose(measured["bn_conv1"]["var"], values.var(axis=0), rtol=1e-4)
 
 
-def test_statistics_are_measured_over_whole_batches_where_training_takes_parts_of_them(small_init):
+def test_statistics_are_measured_over_whole_batches_where_training_takes_parts_of_them():
     batches = jax.random.uniform(jax.random.key(1), (2, 4, 32, 32, 3))
-    params = small_init(MODEL)["params"]
+    params = started(MODEL, IMAGES)["params"]
     parts, whole = (measure(model, params, batches) for model in (MODEL.clone(norm_batch=2), MODEL))
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     training = jax.jit(
@@ -47,25 +49,26 @@ def test_statistics_are_measured_over_whole_batches_where_training_takes_parts_o
     assert not np.allclose(training(MODEL.clone(norm_batch=2)), training(MODEL))
 
 
-def test_evaluation_with_the_statistics_of_one_batch_equals_training_mode_on_it(small_init):
+def test_evaluation_with_the_statistics_of_one_batch_equals_training_mode_on_it():
     images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 3))
-    params = small_init(MODEL)["params"]
+    params = started(MODEL, IMAGES)["params"]
     measured = measure(MODEL, params, images[None])
     variables = {"params": params, "batch_stats": measured}
     trained, _ = jax.jit(partial(MODEL.apply, train=True, mutable=["batch_stats"]))(variables, images)
     np.testing.assert_allclose(jax.jit(MODEL.apply)(variables, images), trained, rtol=1e-3, atol=1e-4)
 
 
-def test_the_running_averages_play_no_part(small_init):
+def test_the_running_averages_play_no_part():
     batches = jax.random.uniform(jax.random.key(1), (2, 4, 32, 32, 3))
-    params = small_init(MODEL)["params"]
+    params = started(MODEL, IMAGES)["params"]
     one, other = (measure(MODEL.clone(momentum=m), params, batches) for m in (0.99, 0.5))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
 
 
-def test_batches_may_be_prepared_one_by_one(small_init):
+def test_batches_may_be_prepared_one_by_one():
     images = jax.random.uniform(jax.random.key(1), (2, 4, 32, 32, 3))
-    params, factors = small_init(MODEL)["params"], jnp.array([0.5, 2.0])
-    prepared = fr.measure_batch_stats(MODEL, params, (factors, images), prepare=lambda part: part[0] * part[1])
-    whole = fr.measure_batch_stats(MODEL, params, factors[:, None, None, None, None] * images)
+    params, factors = started(MODEL, IMAGES)["params"], jnp.array([0.5, 2.0])
+    prepare = jax.jit(partial(fr.measure_batch_stats, MODEL, prepare=lambda part: part[0] * part[1]))
+    prepared = prepare(params, (factors, images))
+    whole = measure(MODEL, params, factors[:, None, None, None, None] * images)
     jax.tree.map(np.testing.assert_array_equal, prepared, whole)

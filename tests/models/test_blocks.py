@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import started
 
 import flaxresnet as fr
 
@@ -42,8 +43,8 @@ def tensorflow_glorot_uniform(shape: tuple[int, ...]) -> np.ndarray:
     return (uniform * 2 * limit - limit).reshape(shape).astype(np.float32)
 
 
-def init(block, x):
-    return jax.jit(block.init)(jax.random.key(0), x)
+def shapes_of(block, x):
+    return jax.eval_shape(block.init, jax.random.key(0), x)
 
 
 def with_tensorflow_kernels(variables):
@@ -71,8 +72,8 @@ def with_tensorflow_kernels(variables):
 )
 def test_the_row_that_the_tutorials_print_is_reproduced(block, expected, shape):
     x = np.random.RandomState(1).randn(3, 4, 4, 6).astype(np.float32)
-    variables = with_tensorflow_kernels(init(block, x))
-    out = block.apply(variables, x, train=False)
+    variables = with_tensorflow_kernels(started(block, x))
+    out = jax.jit(block.apply)(variables, x)
     assert out.shape == shape
     np.testing.assert_allclose(out[1, 1, 0], expected, atol=1e-6)
 
@@ -80,9 +81,9 @@ def test_the_row_that_the_tutorials_print_is_reproduced(block, expected, shape):
 def test_layers_carry_the_tutorials_names():
     x = jnp.zeros((1, 8, 8, 16))
     block = fr.ConvolutionalBlock(filters=(4, 4, 16), label="3a")
-    names = set(init(block, x)["params"])
+    names = set(shapes_of(block, x)["params"])
     assert names == {f"{kind}3a_branch{branch}" for kind in ("res", "bn") for branch in ("2a", "2b", "2c", "1")}
-    names = set(init(fr.IdentityBlock(filters=(4, 4, 16), label="3b"), x)["params"])
+    names = set(shapes_of(fr.IdentityBlock(filters=(4, 4, 16), label="3b"), x)["params"])
     assert names == {f"{kind}3b_branch{branch}" for kind in ("res", "bn") for branch in ("2a", "2b", "2c")}
 
 
@@ -97,7 +98,7 @@ def test_strides_of_the_convolutional_block_shrink_the_image(strides, side):
 def test_training_mode_updates_the_running_statistics_by_one_step_of_the_average():
     x = jax.random.normal(jax.random.key(1), (8, 6, 6, 4)) * 3 + 1
     block = fr.IdentityBlock(filters=(4, 4, 4))
-    variables = init(block, x)
+    variables = started(block, x)
     _, updated = jax.jit(lambda v, x: block.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
     first = variables["params"]["res_branch2a"]
     y = np.asarray(x, np.float64) @ np.asarray(first["kernel"][0, 0], np.float64) + np.asarray(first["bias"])
@@ -114,29 +115,32 @@ def test_an_identity_block_refuses_another_number_of_channels():
 def test_two_filters_make_a_basic_block():
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
     block = fr.IdentityBlock(filters=(4, 4), label="2a")
-    variables = init(block, x)
+    variables = started(block, x)
     assert set(variables["params"]) == {"res2a_branch2a", "bn2a_branch2a", "res2a_branch2b", "bn2a_branch2b"}
-    y = x
+    y = np.asarray(x, np.float64)
     for branch in "ab":  # batch norm at its start only divides by √(1 + ε)
-        layer = variables["params"][f"res2a_branch2{branch}"]
-        y = jax.lax.conv(y.transpose(0, 3, 1, 2), layer["kernel"].transpose(3, 2, 0, 1), (1, 1), "SAME")
-        y = y.transpose(0, 2, 3, 1) / np.sqrt(1 + 1e-3)
-        y = jax.nn.relu(y) if branch == "a" else y
-    np.testing.assert_allclose(jax.jit(block.apply)(variables, x), jax.nn.relu(x + y), atol=1e-5)
+        kernel = variables["params"][f"res2a_branch2{branch}"]["kernel"]
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2))
+        y = np.einsum("nhwcij,ijcf->nhwf", windows, kernel) / np.sqrt(1 + 1e-3)
+        y = np.maximum(y, 0) if branch == "a" else y
+    np.testing.assert_allclose(jax.jit(block.apply)(variables, x), np.maximum(x + y, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("strided", "shapes"), [(0, (4, 4, 4)), (1, (8, 4, 4))])
 def test_the_stride_of_a_bottleneck_is_where_it_is_said_to_be(strided, shapes):
     x = jnp.zeros((1, 8, 8, 4))
     block = fr.ConvolutionalBlock(filters=(2, 2, 8), strides=2, strided=strided)
-    variables = init(block, x)
-    _, seen = block.apply(variables, x, capture_intermediates=lambda m, _: (m.name or "").startswith("res"))
+
+    def apply(variables, x):
+        return block.apply(variables, x, capture_intermediates=lambda m, _: (m.name or "").startswith("res"))
+
+    _, seen = jax.eval_shape(apply, shapes_of(block, x), x)
     sides = tuple(seen["intermediates"][f"res_branch2{branch}"]["__call__"][0].shape[1] for branch in "abc")
     assert sides == shapes
 
 
 def test_groups_divide_the_channels_of_the_middle_convolution():
-    variables = init(fr.IdentityBlock(filters=(8, 8, 4), groups=4), jnp.zeros((1, 4, 4, 4)))
+    variables = shapes_of(fr.IdentityBlock(filters=(8, 8, 4), groups=4), jnp.zeros((1, 4, 4, 4)))
     shapes = {name: layer["kernel"].shape for name, layer in variables["params"].items() if "kernel" in layer}
     assert shapes == {"res_branch2a": (1, 1, 4, 8), "res_branch2b": (3, 3, 2, 8), "res_branch2c": (1, 1, 8, 4)}
 

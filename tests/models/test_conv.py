@@ -1,6 +1,4 @@
-"""The convolution's other forms against XLA's own, in float64, values and both gradients."""
-
-import functools
+"""The convolution in its forms against the definition in NumPy, in float64, values and gradients, and against XLA."""
 
 import flax.linen as nn
 import jax
@@ -24,18 +22,71 @@ from flaxresnet.models.conv_choice import (
     choose,
     choose_for_inference,
 )
-from flaxresnet.models.conv_forms import Window, native
+from flaxresnet.models.conv_forms import Window
 from flaxresnet.models.winograd import tiling_for
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def xlas(x, kernel, strides, padding):
-    """XLA's convolution of images that were padded before: when it pads, it errs beyond the kernel's reach."""
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    return lax.conv_general_dilated(padded, kernel, strides, "VALID", dimension_numbers=LAYOUT)
+def cut_or_padded(x, pads):
+    """The images with zeros around them; fewer than none cut pixels off."""
+    for axis, (low, high) in enumerate(pads, start=1):
+        whole = np.pad(x, [(max(low, 0), max(high, 0)) if i == axis else (0, 0) for i in range(4)])
+        x = np.take(whole, range(max(-low, 0), whole.shape[axis] - max(-high, 0)), axis)
+    return x
+
+
+def by_numpy(x, kernel, strides, pads, g=None, dilation=(1, 1), groups=1):
+    """The definition in float64, a place of the kernel at a time: values, and with g the gradients by x and kernel."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, pads) if isinstance(pads, str) else pads
+    padded = cut_or_padded(x, pads)
+    size = []
+    for axis in (0, 1):
+        reach = (kernel.shape[axis] - 1) * dilation[axis]
+        size.append(max((padded.shape[1 + axis] - 1 - reach) // strides[axis] + 1, 0))
+    values = np.zeros((len(x), *size, kernel.shape[3]))
+    by_padded, by_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
+    channels, features = kernel.shape[2], kernel.shape[3] // groups
+    for i, j in np.ndindex(kernel.shape[:2]):
+        rows = slice(i * dilation[0], i * dilation[0] + strides[0] * (size[0] - 1) + 1, strides[0])
+        columns = slice(j * dilation[1], j * dilation[1] + strides[1] * (size[1] - 1) + 1, strides[1])
+        for group in range(groups):
+            taken = slice(None), rows, columns, slice(group * channels, (group + 1) * channels)
+            made = slice(group * features, (group + 1) * features)
+            place = kernel[i, j, :, made]
+            values[..., made] += padded[taken] @ place
+            if g is not None:
+                by_padded[taken] += g[..., made] @ place.T
+                by_kernel[i, j, :, made] = np.tensordot(padded[taken], g[..., made], axes=((0, 1, 2), (0, 1, 2)))
+    if g is None:
+        return values
+    # What was cut off has no gradient; to get back to the images' size is to pad the other way.
+    return values, cut_or_padded(by_padded, [(-low, -high) for low, high in pads]), by_kernel
+
+
+def assert_close(found, expected, names, rtol=0.0, atol=0.0, case=""):
+    for name, mine, right in zip(names, found, expected, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=rtol, atol=atol, err_msg=f"{name} {case}")
+
+
+NAMES = ("values", "gradient by images", "gradient by kernel")
+
+
+def test_numpys_convolution_is_xlas():
+    rng = np.random.default_rng(0)
+    options = {"rhs_dilation": (2, 1), "feature_group_count": 2, "dimension_numbers": LAYOUT}
+    pads = ((1, 2), (0, 1))
+    with jax.enable_x64(True):
+        x, kernel, g = (rng.normal(size=shape) for shape in ((2, 7, 6, 4), (3, 2, 2, 6), (2, 3, 6, 6)))
+
+        @jax.jit
+        def by_xla(x, kernel, g):
+            values, pull = jax.vjp(lambda *a: lax.conv_general_dilated(*a, (2, 1), pads, **options), x, kernel)
+            return values, *pull(g)
+
+        found = by_numpy(x, kernel, (2, 1), pads, g, dilation=(2, 1), groups=2)
+        assert_close(found, by_xla(x, kernel, g), NAMES, atol=1e-12)
 
 
 @st.composite
@@ -57,28 +108,23 @@ def cases(draw):
 
 @settings(max_examples=14, deadline=None, derandomize=True)
 @given(cases())
-def test_values_and_gradients_equal_xlas_convolution_in_float64(case):
+def test_values_and_gradients_match_numpy(case):
     shape, kernel_size, features, strides, padding = case
     rng = np.random.default_rng(0)
-    with jax.enable_x64(True):  # compiled at no more than 14 shapes, for each is a program of its own
-        x, kernel = rng.normal(size=shape), rng.normal(size=(*kernel_size, shape[-1], features))
-        reference = xlas(x, kernel, strides, padding)
-        weights = rng.normal(size=reference.shape)
+    x, kernel = rng.normal(size=shape), rng.normal(size=(*kernel_size, shape[-1], features))
+    g = rng.normal(size=by_numpy(x, kernel, strides, padding).shape)
 
-        def laid_out(x, kernel, strides, padding):
+    @jax.jit  # compiled at no more than 14 shapes, for each is a program of its own
+    def by_ours(x, kernel, g):
+        def convolve(x, kernel):
             return conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
 
-        def total(convolve, x, kernel):
-            return (convolve(x, kernel, strides, padding) * weights).sum()
+        values, pull = jax.vjp(convolve, x, kernel)
+        return values, *pull(g)
 
-        ours, theirs = (
-            jax.jit(jax.grad(total, argnums=(1, 2)), static_argnums=0)(convolve, x, kernel)
-            for convolve in (laid_out, xlas)
-        )
-        values = jax.jit(laid_out, static_argnums=(2, 3))(x, kernel, strides, padding)
-        np.testing.assert_allclose(values, reference, rtol=1e-10, atol=1e-10)
-        for mine, theirs_ in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(mine, theirs_, rtol=1e-10, atol=1e-10)
+    with jax.enable_x64(True):
+        found = by_ours(x, kernel, g)
+    assert_close(found, by_numpy(x, kernel, strides, padding, g), NAMES, rtol=1e-10, atol=1e-10)
 
 
 # Images, kernel and window: rectangular, odd, tiny and with padding on one side only.
@@ -94,7 +140,7 @@ FORM_CASES = {
         ((2, 1, 1, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
         ((2, 2, 3, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
         ((2, 3, 2, 2), (2, 4), Window((2, 1), ((1, 0), (3, 2)))),
-        ((1, 5, 4, 2), (7, 7), Window((2, 3), ((3, 3), (3, 2)))),
+        ((1, 4, 3, 2), (5, 5), Window((2, 3), ((2, 2), (2, 1)))),
         ((1, 2, 1, 2), (5, 2), Window((1, 1), ((4, 4), (2, 0)))),
     ],
     "rows": [
@@ -105,39 +151,61 @@ FORM_CASES = {
 }
 
 
-@pytest.mark.parametrize(("form", "case"), [(form, case) for form, cases in FORM_CASES.items() for case in cases])
-def test_a_form_is_the_convolution_and_its_gradients_in_float64(form, case):
-    shape, size, window = case
+def by_form(form, x, kernel, g, window):
+    """Values and gradients by a form, as far as it has them."""
+    found = {}
+    if form in FORWARD:
+        found["values"] = FORWARD[form](x, kernel, window)
+    if form in INPUT_GRADIENT:
+        found["gradient by images"] = INPUT_GRADIENT[form](x, kernel, g, window)
+    if form in KERNEL_GRADIENT:
+        found["gradient by kernel"] = KERNEL_GRADIENT[form](x, kernel, g, window)
+    return found
+
+
+@pytest.mark.parametrize("form", FORM_CASES)
+def test_a_form_is_the_convolution_and_its_gradients_in_float64(form):
     rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
+    arrays, expected = [], []
+    for shape, size, window in FORM_CASES[form]:
         x, kernel = rng.normal(size=shape), rng.normal(size=(*size, shape[-1], 4))
-        expected, pull = jax.vjp(lambda x, kernel: xlas(x, kernel, window.strides, window.pads), x, kernel)
-        g = rng.normal(size=expected.shape)
-        by_input, by_kernel = pull(jnp.asarray(g))
-        np.testing.assert_allclose(KERNEL_GRADIENT[form](x, kernel, g, window), by_kernel, atol=1e-12)
-        if form in FORWARD:
-            np.testing.assert_allclose(FORWARD[form](x, kernel, window), expected, atol=1e-12)
-            np.testing.assert_allclose(INPUT_GRADIENT[form](x, kernel, g, window), by_input, atol=1e-12)
+        g = rng.normal(size=by_numpy(x, kernel, *window[:2]).shape)
+        arrays.append((x, kernel, g))
+        expected.append(dict(zip(NAMES, by_numpy(x, kernel, *window[:2], g), strict=True)))
+
+    @jax.jit  # one program for all cases
+    def all_cases(arrays):
+        return [by_form(form, *three, case[2]) for three, case in zip(arrays, FORM_CASES[form], strict=True)]
+
+    with jax.enable_x64(True):
+        results = all_cases(arrays)
+    for case, found, right in zip(FORM_CASES[form], results, expected, strict=True):
+        assert set(found) == (set(NAMES) if form in FORWARD else {"gradient by kernel"})
+        for name, mine in found.items():
+            np.testing.assert_allclose(mine, right[name], atol=1e-12, err_msg=f"{name} {case}")
 
 
-@pytest.mark.parametrize(("side", "width"), [(15, 64), (8, 128), (4, 256), (7, 512)])
-def test_winograd_loses_less_than_3e_5_in_float32_at_the_networks_widths(side, width):
+@pytest.mark.parametrize(
+    ("side", "width", "features"),
+    [
+        (15, 64, 64),
+        (7, 512, 32),  # values sum over as many channels as anywhere, and in the next one the gradient by images
+        (7, 32, 512),
+        pytest.param(8, 128, 128, marks=pytest.mark.campaign),
+        pytest.param(4, 256, 256, marks=pytest.mark.campaign),
+        pytest.param(7, 512, 512, marks=pytest.mark.campaign),
+    ],
+)
+def test_winograd_loses_less_than_3e_5_in_float32_at_the_networks_widths(side, width, features):
     rng, window = np.random.default_rng(0), Window((1, 1), ((1, 1), (1, 1)))
     x, kernel, g = (
         rng.normal(size=shape).astype(np.float32)
-        for shape in ((4, side, side, width), (3, 3, width, width), (4, side, side, width))
+        for shape in ((4, side, side, width), (3, 3, width, features), (4, side, side, features))
     )
-    with jax.enable_x64(True):
-        values, pull = jax.vjp(
-            lambda x, kernel: native(x, kernel, window), *(a.astype(np.float64) for a in (x, kernel))
-        )
-        exact = [np.asarray(array) for array in (values, *pull(jnp.asarray(g, np.float64)))]
-    got = (
-        FORWARD["winograd"](x, kernel, window),
-        *(table["winograd"](x, kernel, g, window) for table in (INPUT_GRADIENT, KERNEL_GRADIENT)),
-    )
-    for mine, expected in zip(got, exact, strict=True):
-        assert np.abs(mine - expected).max() <= 3e-5 * np.abs(expected).max()
+    exact = by_numpy(x, kernel, *window[:2], g.astype(np.float64))
+    found = jax.jit(lambda *arrays: by_form("winograd", *arrays, window))(x, kernel, g)
+    for name, expected in zip(NAMES, exact, strict=True):
+        assert np.abs(found[name] - expected).max() <= 3e-5 * np.abs(expected).max(), name
 
 
 @pytest.mark.parametrize(
@@ -205,78 +273,108 @@ def test_half_precision_leaves_winograd_out():
     assert choose(*case, bits=16) == ("native", "native", "patches")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"feature_group_count": 2},
-        {"kernel_dilation": 2},
-        {"input_dilation": 2, "padding": [(1, 1), (0, 2)]},
-        {"padding": [(-1, -1), (0, -2)]},
-        {"padding": "CIRCULAR"},
-        {"padding": "REFLECT", "strides": 2},
-        {"padding": 1, "precision": "highest"},
-    ],
-)
-def test_the_layer_is_nn_conv_in_all_but_speed(options):
+LAYER_OPTIONS = [
+    {},
+    {"feature_group_count": 2},
+    {"kernel_dilation": 2},
+    {"input_dilation": 2, "padding": [(1, 1), (0, 2)]},
+    {"padding": [(-1, -1), (0, -2)]},
+    {"padding": "CIRCULAR"},
+    {"padding": "REFLECT", "strides": 2},
+    {"padding": 1, "precision": "highest"},
+]
+
+
+def test_the_layer_is_nn_conv_in_all_but_speed():
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
-    ours, theirs = Conv(8, (3, 3), **options), nn.Conv(8, (3, 3), **options)
-    variables = theirs.init(jax.random.key(1), x)
-    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x)) == jax.tree.map(jnp.shape, variables)
-    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5)
+    rng = np.random.default_rng(1)
+    pairs, weights = [], []
+    for options in LAYER_OPTIONS:
+        ours, theirs = Conv(8, (3, 3), **options), nn.Conv(8, (3, 3), **options)
+        shapes = jax.eval_shape(theirs.init, jax.random.key(1), x)
+        assert jax.eval_shape(ours.init, jax.random.key(1), x) == shapes, options
+        weights.append(jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, shapes))
+        pairs.append((ours, theirs))
+
+    @jax.jit  # one program for all options
+    def both(weights, x):
+        return [[layer.apply(v, x) for layer in pair] for v, pair in zip(weights, pairs, strict=True)]
+
+    for options, (mine, theirs) in zip(LAYER_OPTIONS, both(weights, x), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5, err_msg=str(options))
+    # Its initial parameters are the same numbers.
+    starts = [jax.jit(layer.init)(jax.random.key(1), x) for layer in pairs[0]]
+    jax.tree.map(np.testing.assert_array_equal, *starts)
 
 
-@pytest.mark.parametrize(
-    ("images", "kernel", "padding", "options"),
-    [
-        ((2, 4, 6, 5), (3, 4, 3, 3), "SAME", {}),  # channels first, as where nothing is said
-        ((2, 6, 5, 4), (8, 3, 3, 4), "SAME", {"dimension_numbers": ("NHWC", "OHWI", "NHWC")}),
-        ((2, 6, 5, 4), (3, 3, 4, 8), "SAME_LOWER", {"dimension_numbers": LAYOUT}),
-        ((2, 6, 5, 4), (3, 3, 4, 8), ((-1, 0), (2, -2)), {"dimension_numbers": LAYOUT}),
-        ((0, 6, 5, 4), (1, 1, 4, 8), "SAME", {"dimension_numbers": LAYOUT}),
-        ((4, 6, 5, 4), (3, 3, 4, 8), "SAME", {"dimension_numbers": LAYOUT, "batch_group_count": 2}),
-    ],
-)
-def test_the_function_is_xlas_for_whatever_it_is_asked(images, kernel, padding, options):
-    x, weights = jax.random.normal(jax.random.key(0), images), jax.random.normal(jax.random.key(1), kernel)
-    expected = lax.conv_general_dilated(x, weights, (1, 1), padding, **options)
-    result = conv_general_dilated(x, weights, (1, 1), padding, **options)
-    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
-    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+# Shapes of images and kernel, padding, and the other options.
+FUNCTION_CASES = [
+    ((2, 4, 6, 5), (3, 4, 3, 3), "SAME", {}),  # channels first, as where nothing is said
+    ((2, 6, 5, 4), (8, 3, 3, 4), "SAME", {"dimension_numbers": ("NHWC", "OHWI", "NHWC")}),
+    ((2, 6, 5, 4), (3, 3, 4, 8), "SAME_LOWER", {"dimension_numbers": LAYOUT}),
+    ((2, 6, 5, 4), (3, 3, 4, 8), ((-1, 0), (2, -2)), {"dimension_numbers": LAYOUT}),
+    ((0, 6, 5, 4), (1, 1, 4, 8), "SAME", {"dimension_numbers": LAYOUT}),
+    ((4, 6, 5, 4), (3, 3, 4, 8), "SAME", {"dimension_numbers": LAYOUT, "batch_group_count": 2}),
+]
+
+
+def test_the_function_is_xlas_for_whatever_it_is_asked():
+    rng = np.random.default_rng(0)
+    arrays = []
+    for images, kernel, _, _ in FUNCTION_CASES:
+        arrays.append((rng.normal(size=images).astype(np.float32), rng.normal(size=kernel).astype(np.float32)))
+
+    @jax.jit  # one program for all cases
+    def both(arrays):
+        results = []
+        for pair, (_, _, padding, options) in zip(arrays, FUNCTION_CASES, strict=True):
+            mine = conv_general_dilated(*pair, (1, 1), padding, **options)
+            results.append((mine, lax.conv_general_dilated(*pair, (1, 1), padding, **options)))
+        return results
+
+    for case, (result, expected) in zip(FUNCTION_CASES, both(arrays), strict=True):
+        assert (result.shape, result.dtype) == (expected.shape, expected.dtype), case
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5, err_msg=str(case))
+
+
+CROPPED_CASES = [
+    ((3, 3), ((-1, 1), (0, -2))),  # XLA's on CPU reads the next image, and what lies behind the last
+    ((3, 2), ((-3, 2), (-1, 1))),
+    ((2, 2), ((3, 0), (1, 1))),  # and in the gradient of this one
+    ((1, 1), ((2, 0), (1, 3))),
+    ((3, 3), ((-7, 9), (2, 2))),  # nothing of the image is left
+    ((3, 3), ((-2, -1), (-1, -2))),
+]
 
 
 @pytest.mark.parametrize("options", [{}, {"rhs_dilation": (2, 1)}, {"feature_group_count": 2}])
-@pytest.mark.parametrize(
-    ("size", "padding"),
-    [
-        ((3, 3), ((-1, 1), (0, -2))),  # XLA's on CPU reads the next image, and what lies behind the last
-        ((3, 2), ((-3, 2), (-1, 1))),
-        ((2, 2), ((3, 0), (1, 1))),  # and in the gradient of this one
-        ((1, 1), ((2, 0), (1, 3))),
-        ((3, 3), ((-7, 9), (2, 2))),  # nothing of the image is left
-        ((3, 3), ((-2, -1), (-1, -2))),
-    ],
-)
-def test_cropped_and_widely_padded_axes_are_those_of_images_padded_first(size, padding, options):
+def test_cropped_and_widely_padded_axes_are_those_of_images_padded_first(options):
     rng = np.random.default_rng(0)
+    dilation, groups = options.get("rhs_dilation", (1, 1)), options.get("feature_group_count", 1)
     x = rng.normal(size=(3, 6, 7, 4)).astype(np.float32)
-    kernel = rng.normal(size=(*size, 4 // options.get("feature_group_count", 1), 8)).astype(np.float32)
-    options = {"dimension_numbers": LAYOUT, **options}
-    layer, padded = (
-        lambda x, kernel: conv_general_dilated(x, kernel, (1, 1), padding, **options),
-        lambda x, kernel: lax.conv_general_dilated(
-            lax.pad(x, 0.0, ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0))),
-            kernel,
-            (1, 1),
-            "VALID",
-            **options,
-        ),
-    )
-    (values, pull), (expected, pull_expected) = jax.vjp(layer, x, kernel), jax.vjp(padded, x, kernel)
-    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
-    g = rng.normal(size=expected.shape).astype(np.float32)
-    for mine, theirs in zip(pull(g), pull_expected(g), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-4)
+    arrays, expected = [], []
+    for size, padding in CROPPED_CASES:
+        kernel = rng.normal(size=(*size, 4 // groups, 8)).astype(np.float32)
+        shape = by_numpy(x, kernel, (1, 1), padding, None, dilation, groups).shape
+        g = rng.normal(size=shape).astype(np.float32)
+        arrays.append((kernel, g))
+        expected.append(by_numpy(x, kernel, (1, 1), padding, g.astype(np.float64), dilation, groups))
+
+    @jax.jit  # one program for all cases
+    def by_ours(x, arrays):
+        results = []
+        for (kernel, g), (_, padding) in zip(arrays, CROPPED_CASES, strict=True):
+
+            def convolve(x, kernel, padding=padding):
+                return conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT, **options)
+
+            values, pull = jax.vjp(convolve, x, kernel)
+            results.append((values, *pull(g)))
+        return results
+
+    for case, found, right in zip(CROPPED_CASES, by_ours(x, arrays), expected, strict=True):
+        assert_close(found[:1], right[:1], NAMES[:1], rtol=1e-5, atol=1e-5, case=case)
+        assert_close(found[1:], right[1:], NAMES[1:], rtol=1e-5, atol=1e-4, case=case)
 
 
 @pytest.mark.parametrize("precision", ["highest", ("highest", "highest"), ["highest", "highest"]])
@@ -321,64 +419,68 @@ LARGE_CASES = [
 
 
 @pytest.mark.parametrize(("images", "kernel", "strides", "padding", "expected"), LARGE_CASES)
-def test_each_choice_has_xlas_values_and_gradients_in_float64(images, kernel, strides, padding, expected):
+def test_each_choice_matches_numpy_in_float64(images, kernel, strides, padding, expected):
+    """Values, gradients, second derivatives and the gradients of each image, of the sum of the values' sines."""
     pads = lax.padtype_to_pads(images[1:3], kernel[:2], strides, padding) if isinstance(padding, str) else padding
     assert choose(images, kernel, Window(strides, tuple(pads)), bits=64) == expected
     rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=images), rng.normal(size=kernel)
+    twice_differentiated = (images, kernel, strides, padding, expected) in LARGE_CASES[2:]
+
+    @jax.jit  # one program for all of them
+    def by_ours(x, weights):
+        def loss(weights, x):
+            values = conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
+            return jnp.sin(values).sum(), values
+
+        def steepness(weights):
+            by_weights, by_images, values = first(weights)
+            return (by_weights**2).sum(), (values, by_images, by_weights)
+
+        def first(weights):
+            (by_weights, by_images), values = jax.grad(loss, argnums=(0, 1), has_aux=True)(weights, x)
+            return by_weights, by_images, values
+
+        if not twice_differentiated:
+            return steepness(weights)[1]
+        twice, once = jax.grad(steepness, has_aux=True)(weights)
+        each = jax.vmap(jax.grad(loss, has_aux=True), in_axes=(None, 0))(weights, x[:, None])[0]
+        return *once, twice, each
+
     with jax.enable_x64(True):
-        x, weights = rng.normal(size=images), rng.normal(size=kernel)
-
-        @functools.partial(jax.jit, static_argnums=0)
-        def all_three(convolve, x, weights):
-            def loss(x, weights):
-                values = convolve(x, weights, strides, padding, dimension_numbers=LAYOUT)
-                return jnp.sin(values).sum(), values
-
-            return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, weights)
-
-        for mine, theirs in zip(
-            *(jax.tree.leaves(all_three(f, x, weights)) for f in (conv_general_dilated, lax.conv_general_dilated)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+        found = by_ours(x, weights)
+    values = by_numpy(x, weights, strides, padding)
+    once = by_numpy(x, weights, strides, padding, np.cos(values))
+    assert_close(found[:3], once, NAMES, rtol=1e-9, atol=1e-9)
+    if twice_differentiated:
+        along = by_numpy(x, once[2], strides, padding)  # how values change with the kernel along its gradient
+        twice = 2 * by_numpy(x, weights, strides, padding, -np.sin(values) * along)[2]
+        each = [by_numpy(x[n : n + 1], weights, strides, padding, np.cos(values[n : n + 1]))[2] for n in range(len(x))]
+        assert_close(found[3:], (twice, each), ("second derivatives", "of each image"), rtol=1e-9, atol=1e-7)
 
 
-@pytest.mark.parametrize("form", sorted(KERNEL_GRADIENT.keys() - {"winograd"}))  # which is not taken for it
-def test_half_precision_loses_a_percent_at_most_in_every_form(form):
-    size, rng = (1 if form == "pointwise" else 3), np.random.default_rng(0)
-    window = Window((1, 1), ((size // 2, size // 2),) * 2)
-    shapes = ((3, 2, 2, 40), (size, size, 40, 30), (3, 2, 2, 30))
-    x, kernel, g = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
-    with jax.enable_x64(True):
-        exact = [jnp.asarray(array, jnp.float64) for array in (x, kernel, g)]
-        values, pull = jax.vjp(lambda x, kernel: native(x, kernel, window), *exact[:2])
-        expected = [np.asarray(array) for array in (values, *pull(exact[2]))]
-    by_form = [table.get(form) for table in (FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT)]
-    for make, arrays, right in zip(by_form, ((x, kernel), (x, kernel, g), (x, kernel, g)), expected, strict=True):
-        if make is not None:
-            result = make(*arrays, window)
-            assert result.dtype == jnp.bfloat16
-            assert np.abs(np.asarray(result, np.float64) - right).max() <= 1e-2 * np.abs(right).max()
-
-
-@pytest.mark.parametrize(("images", "kernel", "strides", "padding", "_"), LARGE_CASES[2:])
-def test_second_derivatives_and_those_of_each_image_are_xlas_in_float64(images, kernel, strides, padding, _):
+def test_half_precision_loses_a_percent_at_most_in_every_form():
     rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        x, weights = rng.normal(size=images), rng.normal(size=kernel)
+    inputs, windows = {}, {}
+    for form in sorted(KERNEL_GRADIENT.keys() - {"winograd"}):  # which is not taken for it
+        size = 1 if form == "pointwise" else 3
+        windows[form] = Window((1, 1), ((size // 2, size // 2),) * 2)
+        shapes = ((3, 2, 2, 40), (size, size, 40, 30), (3, 2, 2, 30))
+        inputs[form] = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
 
-        @functools.partial(jax.jit, static_argnums=0)
-        def found(convolve, x, weights):
-            def loss(weights, x):
-                return jnp.sin(convolve(x, weights, strides, padding, dimension_numbers=LAYOUT)).sum()
+    @jax.jit  # one program for all forms
+    def all_forms(inputs):
+        return {form: by_form(form, *arrays, windows[form]) for form, arrays in inputs.items()}
 
-            twice = jax.grad(lambda weights: (jax.grad(loss)(weights, x) ** 2).sum())(weights)
-            return twice, jax.vmap(jax.grad(loss), in_axes=(None, 0))(weights, x[:, None])
-
-        for mine, theirs in zip(
-            *(found(f, x, weights) for f in (conv_general_dilated, lax.conv_general_dilated)), strict=True
-        ):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-7)
+    assert len(inputs) == 5
+    for form, found in all_forms(inputs).items():
+        exact = [np.asarray(array, np.float64) for array in inputs[form]]
+        expected = dict(zip(NAMES, by_numpy(*exact[:2], *windows[form][:2], exact[2]), strict=True))
+        for name, mine in found.items():
+            assert mine.dtype == jnp.bfloat16, (form, name)
+            right = expected[name]
+            error = np.abs(np.asarray(mine, np.float64) - right).max()
+            assert error <= 1e-2 * np.abs(right).max(), (form, name)
 
 
 @pytest.mark.parametrize("layer", [False, True])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from starts import started
 
 from flaxresnet.models.conv import Conv
 from flaxresnet.models.norm import BatchNorm
@@ -56,7 +57,7 @@ def images_and_losses(case):
     images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     modules, calls = zip(*(layer() for layer in pair), strict=True)
     given = {"use_running_average": False} if case == "batch norm" else {}
-    variables = modules[0].init(jax.random.key(0), images, **given) if modules[0] else {"params": {}}
+    variables = started(modules[0], images, **given) if modules[0] else {"params": {}}
 
     def loss(call):
         return lambda params, x: (call({**variables, "params": params}, x) ** 3).mean()

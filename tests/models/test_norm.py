@@ -1,5 +1,7 @@
 """Batch norm: flax's layer and a formula in NumPy are the references."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,24 +24,22 @@ def case():
 
 
 def test_in_training_it_is_flaxs_layer_with_its_statistics_and_gradients_in_float64(case):
-    variables, x, g = case
-
-    def outputs(layer):
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(layer, variables, x, g):
         def call(params, x):
             return layer.apply({**variables, "params": params}, x, use_running_average=False, mutable=["batch_stats"])
 
         y, pull, new = jax.vjp(call, variables["params"], x, has_aux=True)
-        return y, new, pull(jnp.asarray(g))
+        return y, new, pull(g)
 
     with jax.enable_x64(True):
-        mine, theirs = outputs(BatchNorm(**SETTINGS)), outputs(nn.BatchNorm(**SETTINGS))
+        mine, theirs = (outputs(layer(**SETTINGS), *case) for layer in (BatchNorm, nn.BatchNorm))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), mine, theirs)
 
 
 def test_second_derivatives_are_those_of_flaxs_layer_in_float64(case):
-    variables, x, g = case
-
-    def steepness(layer):
+    @functools.partial(jax.jit, static_argnums=0)
+    def steepness(layer, variables, x, g):
         def loss(x, scale):
             params = {**variables["params"], "scale": scale}
             given = {**variables, "params": params}
@@ -50,7 +50,7 @@ def test_second_derivatives_are_those_of_flaxs_layer_in_float64(case):
         return squares(x, variables["params"]["scale"])
 
     with jax.enable_x64(True):
-        mine, theirs = steepness(BatchNorm(**SETTINGS)), steepness(nn.BatchNorm(**SETTINGS))
+        mine, theirs = (steepness(layer(**SETTINGS), *case) for layer in (BatchNorm, nn.BatchNorm))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), mine, theirs)
 
 
@@ -104,11 +104,14 @@ def test_groups_are_flaxs_layer_on_each_with_the_mean_of_their_statistics(group,
         layer = BatchNorm(**SETTINGS, group=group)
         return layer.apply({**variables, "params": params}, x, use_running_average=False, mutable=["batch_stats"])
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(call, params, x, g):
+        y, pull, new = jax.vjp(call, params, x, has_aux=True)
+        return y, new, pull(g)
+
     with jax.enable_x64(True):
-        mine, theirs = (jax.vjp(call, variables["params"], x, has_aux=True) for call in (by_ours, by_flax))
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)  # noqa: E731
-        jax.tree.map(close, mine[0::2], theirs[0::2])
-        jax.tree.map(close, mine[1](jnp.asarray(g)), theirs[1](jnp.asarray(g)))
+        mine, theirs = (outputs(call, variables["params"], x, g) for call in (by_ours, by_flax))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), mine, theirs)
 
 
 @pytest.mark.parametrize("group", [None, 3, 8])
@@ -126,8 +129,10 @@ def test_it_starts_as_flaxs_layer_does():
     x = jnp.ones((2, 4, 4, 3))
     options = {"scale_init": nn.initializers.constant(0.5), "bias_init": nn.initializers.normal()}
     key = jax.random.key(3)
-    mine = BatchNorm(**options).init(key, x, use_running_average=False)
-    theirs = nn.BatchNorm(**options).init(key, x, use_running_average=False)
+    mine, theirs = (
+        jax.jit(functools.partial(layer(**options).init, use_running_average=False))(key, x)
+        for layer in (BatchNorm, nn.BatchNorm)
+    )
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import HASTE, draw_blobs, weights_of
+from conftest import HASTE, draw_blobs
 
 import flaxresnet as fr
 from flaxresnet.config import TrainConfig
@@ -28,7 +28,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from flaxresnet import cli
 from flaxresnet.models.resnet import SIZES
-SIZES["resnet14"] = {"stage_sizes": (1, 1)}
+SIZES["resnet14"] = {"stage_sizes": (1,)}  # as in the tests' own process
 if "--endless" in sys.argv:  # an evaluation without end
     import itertools, time
     from flaxresnet.data.loader import Loader
@@ -50,7 +50,8 @@ FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-si
 FLAGS += ["--recipe", "fast", "--optimizer", "sgd", "--learning-rate", "0.01", "--input", "stream", "--workers", "0"]
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 PATIENCE = 240  # seconds
-LONG = pytest.mark.skipif("KILLS" not in os.environ, reason="takes minutes; set KILLS")
+EPOCHS = 6  # of the runs that are compared; they last long enough to lose a process
+processes_of_a_run = pytest.mark.parity
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,8 @@ def start(cache, pictures, tmp_path):
                 mine = ["--distributed"]
             argv = [sys.executable, "-c", PROGRAM, ROOT, "--data", str(pictures), "--workdir", str(workdir)]
             output = (tmp_path / f"{workdir.name}-{number}.log").open("w")
-            process = subprocess.Popen([*argv, *FLAGS, *flags, *mine], env=environment, stdout=output, stderr=output)
+            argv += [*FLAGS, *map(str, flags), *mine]
+            process = subprocess.Popen(argv, env=environment, stdout=output, stderr=output)
             process.log = Path(output.name)
             processes.append(process)
         begun.extend(processes)
@@ -132,11 +134,11 @@ def until_said(words, processes):
 
 @pytest.fixture(scope="module")
 def one_process(pictures, tmp_path_factory):
-    """The folder of a run of two epochs of one process."""
+    """The folder of a run of one process."""
     options = {
         "optimizer": "sgd",
         "learning_rate": 0.01,
-        "epochs": 2,
+        "epochs": EPOCHS,
         "model": "resnet14",
         "width": 4,
         "batch_size": 8,
@@ -144,44 +146,45 @@ def one_process(pictures, tmp_path_factory):
         "report": False,
     }
     workdir = tmp_path_factory.mktemp("one") / "run"
-    from flaxresnet.models.resnet import SIZES
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "resnet14", {"stage_sizes": (1, 1)})
-        fr.fit(TrainConfig(data=pictures, workdir=workdir, recipe="fast", **options), verbose=False)
+    fr.fit(TrainConfig(data=pictures, workdir=workdir, recipe="fast", **options), verbose=False)
     return workdir
+
+
+def assert_same_training(run, expected, exact=False):
+    """The folders hold the same figures and weights, but for rounding over some twenty steps."""
+    weights, expected_weights = (fr.Classifier.load(folder).variables for folder in (run, expected))
+    if exact:
+        assert figures(run) == figures(expected)
+        jax.tree.map(np.testing.assert_array_equal, weights, expected_weights)
+        return
+    for row, expected_row in zip(figures(run), figures(expected), strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-5, abs=1e-5)  # a test loss of 0.05 is small
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), weights, expected_weights)
 
 
 @pytest.mark.parametrize(
     ("count", "slurm", "flags"),
     [
-        pytest.param(2, True, ["--input", "memory"], id="2, by Slurm, in memory"),
-        pytest.param(2, False, ["--shard-optimizer"], id="2, sharded"),
-        pytest.param(4, False, [], id="4", marks=LONG),
+        pytest.param(2, True, ["--input", "memory"], id="2, by Slurm, in memory", marks=processes_of_a_run),
+        pytest.param(2, False, ["--shard-optimizer"], id="2, sharded", marks=pytest.mark.campaign),
+        pytest.param(4, False, [], id="4", marks=pytest.mark.campaign),
     ],
 )
 def test_many_processes_give_the_losses_and_weights_of_one(start, tmp_path, one_process, count, slurm, flags):
-    processes = start(count, tmp_path / "run", "--epochs", "2", *flags, slurm=slurm)
+    processes = start(count, tmp_path / "run", "--epochs", EPOCHS, *flags, slurm=slurm)
     assert statuses(processes) == [0] * count, processes[0].log.read_text()
-    found = figures(tmp_path / "run")
-    for number, rows in ((1, figures(one_process)), (count, found)):  # `-s` shows them
-        print(f"{number} process(es)", flags, *(f"{dict(zip(FIGURES, row, strict=True))}" for row in rows))
-    for mine, theirs in zip(found, figures(one_process), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)  # a test loss of 0.05 is small
-    mine, theirs = (weights_of(run, (1, 1)) for run in (tmp_path / "run", one_process))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), mine, theirs)  # sixteen steps' rounding
+    assert_same_training(tmp_path / "run", one_process)
     assert "Test Accuracy = " in processes[0].log.read_text()
     for process in processes[1:]:  # the first one alone prints
         lines = process.log.read_text().splitlines()
         assert [line for line in lines if "Gloo" not in line and not line.startswith("WARNING:jax")] == []
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=LONG)])
-def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(start, tmp_path, count):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert statuses(start(count, whole, "--epochs", "8")) == [0] * count
-    processes = start(count, killed, "--epochs", "8", "--checkpoint-steps", "3")
-    until_epoch(killed, 2, processes)
+def lose_a_process(start, workdir, count, epochs, *flags):
+    """Kills one of so many processes in the second epoch or later; starts all again, to the end of the run."""
+    options = ["--epochs", epochs, "--checkpoint-steps", "3", *flags]
+    processes = start(count, workdir, *options)
+    until_epoch(workdir, 1, processes)
     processes[-1].kill()
     lost = time.monotonic()
     for left in processes[:-1]:
@@ -189,15 +192,27 @@ def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(s
     assert time.monotonic() - lost < distributed.LOST_AFTER
     said = processes[0].log.read_text()
     assert "start all of them again to go on from the last checkpoint" in said or "another task died" in said
-    assert len(figures(killed)) < 8
-    again = start(count, killed, "--epochs", "8", "--checkpoint-steps", "3")
+    assert len(figures(workdir)) < epochs
+    again = start(count, workdir, *options)
     assert statuses(again) == [0] * count
-    assert "going on" in again[0].log.read_text()
-    assert figures(killed) == figures(whole)
-    mine, theirs = (weights_of(run, (1, 1)) for run in (killed, whole))
-    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    return again[0].log.read_text()
 
 
+@processes_of_a_run
+def test_lost_process_costs_no_training(start, tmp_path, one_process):
+    lose_a_process(start, tmp_path / "run", 2, EPOCHS)
+    assert_same_training(tmp_path / "run", one_process)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(start, tmp_path, count):
+    assert statuses(start(count, tmp_path / "whole", "--epochs", 8)) == [0] * count
+    assert "going on" in lose_a_process(start, tmp_path / "killed", count, 8)
+    assert_same_training(tmp_path / "killed", tmp_path / "whole", exact=True)
+
+
+@processes_of_a_run
 def test_sigterm_to_one_process_stops_all_after_the_same_step_and_another_number_goes_on(start, tmp_path):
     processes = start(2, tmp_path / "run", "--epochs", "500")
     until_epoch(tmp_path / "run", 1, processes)
@@ -211,6 +226,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step_and_another_number
     assert len(figures(tmp_path / "run")) == done + 1
 
 
+@pytest.mark.campaign
 def test_ctrl_c_in_one_process_stops_all_within_an_evaluation_and_soon(start, tmp_path):
     processes = start(2, tmp_path / "run", "--epochs", "2", "--endless")
     for process in processes:
@@ -236,6 +252,7 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
     distributed.join_processes(TrainConfig())  # alone
 
 
+@processes_of_a_run
 def test_a_first_process_that_does_not_answer_is_a_sentence_and_a_status_of_its_own():
     with socket.socket() as free:  # nobody listens there
         free.bind(("localhost", 0))

@@ -27,7 +27,7 @@ def pictures(tmp_path_factory):
 
 
 def train(data, workdir, **options):
-    given = {"image_size": (32, 32), "epochs": 3, "augment": 0.5, "input": "stream", "workers": 0} | options
+    given = {"image_size": (32, 32), "epochs": 3, "mixup": 0.5, "input": "stream", "workers": 0} | options
     return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **SMALL | given), verbose=False)
 
 
@@ -74,18 +74,19 @@ def whole(pictures, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7, 12, 15])  # of 15, five in an epoch
-def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(pictures, whole, tmp_path, monkeypatch, step, capsys):
+@pytest.mark.parametrize(  # of 15 steps, five in an epoch
+    ("step", "source"), [(1, "stream"), (5, "stream"), (7, "memory"), (15, "stream")]
+)
+def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
+    pictures, whole, tmp_path, monkeypatch, step, source, capsys
+):
     with monkeypatch.context() as patch:
         told_at(patch, step)
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"):
             train(pictures, tmp_path / "run")
     assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
-    fr.fit(
-        fr.TrainConfig(
-            data=pictures, workdir=tmp_path / "run", image_size=(32, 32), epochs=3, augment=0.5, input="memory", **SMALL
-        )
-    )
+    options = SMALL | {"image_size": (32, 32), "epochs": 3, "mixup": 0.5, "input": source, "workers": 0}
+    fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **options))
     within = (step - 1) % 5 + 1
     said = f"{within} of 5 steps of epoch {(step - 1) // 5 + 1} are done in {tmp_path / 'run'}; going on with the next"
     assert said in capsys.readouterr().out
@@ -112,7 +113,7 @@ def damage(folder):
 def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tmp_path, monkeypatch, capsys):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "unfinished" / "8")
-    options = {"image_size": (32, 32), "epochs": 3, "augment": 0.5, "input": "stream", "workers": 0}
+    options = {"image_size": (32, 32), "epochs": 3, "mixup": 0.5, "input": "stream", "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **SMALL | options))
     said = capsys.readouterr().out
     assert "unfinished/8 cannot be restored: " in said

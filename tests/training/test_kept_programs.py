@@ -24,20 +24,21 @@ NAMES = {"create", "train_step", "evaluate", "measure"}
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs are kept on CPUs")
 
 
-@pytest.fixture
-def cache(tmp_path):
-    """A compilation cache of its own, empty: what JAX takes from one is not kept."""
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A compilation cache of its own, empty at first: what JAX takes from one is not kept."""
+    folder = tmp_path_factory.mktemp("kept") / "cache"
     before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()
     jax.clear_caches()
-    yield tmp_path / "cache"
+    yield folder
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def compiled(monkeypatch):
+@pytest.fixture(scope="module")
+def all_compiled():
     """Names of the programs that were compiled and not taken from an earlier start."""
     names, real = [], programs.Programs._compiled
 
@@ -46,8 +47,24 @@ def compiled(monkeypatch):
             names.append(name)
         return real(self, name, program, once)
 
-    monkeypatch.setattr(programs.Programs, "_compiled", spy)
-    return names
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs.Programs, "_compiled", spy)
+        yield names
+
+
+@pytest.fixture(scope="module")
+def first(data_folder, tmp_path_factory, cache, all_compiled):
+    """The first run of the cache. Read it; do not train in it."""
+    run = train(data_folder, tmp_path_factory.mktemp("first") / "run")
+    assert set(all_compiled) == NAMES
+    assert kept(cache) == [NAMES]
+    return run
+
+
+@pytest.fixture
+def compiled(all_compiled):
+    all_compiled.clear()
+    return all_compiled
 
 
 @pytest.fixture
@@ -56,7 +73,7 @@ def info(finished_run):
 
 
 def train(data_folder, workdir, keep=True, **options):
-    config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 1, **SMALL, **options})
+    config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 2, **SMALL, **options})
     return fr.fit(config, verbose=False, keep_programs=keep)
 
 
@@ -68,11 +85,7 @@ def kept(cache):
     return [{path.name for path in folder.iterdir()} for folder in (cache / kept_programs.FOLDER).iterdir()]
 
 
-def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_path, cache, compiled):
-    first = train(data_folder, tmp_path / "first")
-    assert set(compiled) == NAMES
-    assert kept(cache) == [NAMES]
-    compiled.clear()
+def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_path, cache, first, compiled):
     shutil.copytree(data_folder, tmp_path / "moved")
     second = train(tmp_path / "moved", tmp_path / "second")
     assert compiled == []
@@ -82,14 +95,12 @@ def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_pa
     assert first.history[0]["test_loss"] == second.history[0]["test_loss"]
 
 
-def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, cache, compiled):
-    whole = train(data_folder, tmp_path / "whole", epochs=2)
-    run = train(data_folder, tmp_path / "run", epochs=2)
-    shutil.rmtree(run.workdir / "checkpoints" / str(run.history[-1]["step"]))
-    compiled.clear()
-    again = train(data_folder, tmp_path / "run", epochs=2)
+def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, first, compiled):
+    run = shutil.copytree(first.workdir, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / str(first.history[-1]["step"]))
+    again = train(data_folder, run)
     assert compiled == []
-    for mine, theirs in zip(weights(again), weights(whole), strict=True):
+    for mine, theirs in zip(weights(again), weights(first), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
@@ -106,11 +117,11 @@ def test_what_is_damaged_is_not_loaded(tmp_path, damage):
     assert store.load("create") is None
 
 
-def test_what_jax_took_from_its_own_cache_is_not_kept(data_folder, tmp_path, cache, compiled):
-    train(data_folder, tmp_path / "first")
-    shutil.rmtree(cache / kept_programs.FOLDER)
+def test_what_jax_took_from_its_own_cache_is_not_kept(data_folder, tmp_path, cache, first):
+    folder = (cache / kept_programs.FOLDER).rename(tmp_path / "aside")
     train(data_folder, tmp_path / "second")
     assert not (cache / kept_programs.FOLDER).exists()
+    folder.rename(cache / kept_programs.FOLDER)
 
 
 def test_nothing_is_kept_unless_that_was_asked_for(info, tmp_path, cache, monkeypatch):
@@ -189,18 +200,20 @@ def test_what_the_run_is_about_is_in_the_key(info, change):
 
 
 def test_the_key_is_the_same_in_every_process(info, finished_run):
+    plain = (str, int, float, bool, type(None))
+    settings = {name: value for name, value in jax.config.values.items() if type(value) in plain}
     program = f"""
 import jax, numpy as np
+for name, value in {settings!r}.items():
+    if jax.config.values[name] != value:
+        jax.config.update(name, value)
 from flaxresnet.training import kept_programs
 from flaxresnet.training.run_folder import RunFolder
 batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
 print(kept_programs.key_of(RunFolder({str(finished_run)!r}).read_info(), batch))
 """
-    keys = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
-    assert keys[0] == keys[1] != ""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == kept_programs.key_of(info, BATCH)
 
 
 def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeypatch):

@@ -12,19 +12,21 @@ import pytest
 from conftest import SMALL
 
 import flaxresnet as fr
+import train
+from flaxresnet import cli
 from flaxresnet.training import lock
 from flaxresnet.training.lock import NAME, WorkdirLock
 from flaxresnet.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from flaxresnet.training.lock import WorkdirLock
 with WorkdirLock(print) as lock:
     lock.take(Path(sys.argv[1]))
     print("locked", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
@@ -33,19 +35,19 @@ def holder(tmp_path):
     """A process that has the lock of `tmp_path / "run"`."""
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
         yield process
         process.kill()
 
 
-def test_the_second_process_is_refused_at_once_with_a_sentence(holder, data_folder, tmp_path):
+def test_the_second_process_is_refused_at_once_with_a_sentence(holder, data_folder, tmp_path, monkeypatch, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     flags = ["--data", str(data_folder), "--workdir", str(tmp_path / "run"), "--no-report"]
     for more in ([], ["--no-resume"]):  # neither goes on nor puts aside what another one writes
-        done = subprocess.run([sys.executable, "train.py", *flags, *more], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.splitlines() == [
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags, *more])
+        assert cli.run(train.main) == 2
+        assert capsys.readouterr().err.splitlines() == [
             f"error: --workdir {tmp_path / 'run'} is in use by another training (process {holder.pid} on "
             f"{os.uname().nodename}); wait for it, or give another --workdir"
         ]
@@ -118,6 +120,6 @@ def test_a_run_has_its_folder_to_itself_and_gives_it_back(finished_run, data_fol
 
     copy, asked = shutil.copytree(finished_run, tmp_path / "copy"), []
     monkeypatch.setattr(RunFolder, "write_metrics", write_metrics)
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, augment=0.0, **SMALL), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, **SMALL), verbose=False)
     assert asked == [True]
     assert sorted(path.name for path in copy.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]

@@ -43,7 +43,7 @@ def two_classes(tmp_path_factory):
 
 def test_a_run_from_a_runs_weights_is_good_before_it_has_learned_anything(tmp_path, data_folder, finished_run):
     before = fr.evaluate(finished_run, data_folder)
-    run = train(data_folder, tmp_path / "run", init=str(finished_run), learning_rate=1e-9, augment=0.0)
+    run = train(data_folder, tmp_path / "run", init=str(finished_run), learning_rate=1e-9)
     assert run.history[0]["test_accuracy"] == before.accuracy
     assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
 
@@ -51,7 +51,7 @@ def test_a_run_from_a_runs_weights_is_good_before_it_has_learned_anything(tmp_pa
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_the_weights_again(
     tmp_path, data_folder, finished_run
 ):
-    options = {"init": str(finished_run), "augment": 0.0}
+    options = {"init": str(finished_run)}
     first = train(data_folder, tmp_path / "run", **options).history[0]
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "checkpoints").mkdir()
@@ -64,7 +64,7 @@ def test_the_last_layer_is_taken_by_the_classes_names(tmp_path, finished_run):
         data = blobs(count, seed)
         write_hdf5(tmp_path / f"{name}.h5", name, fr.Dataset(data.images, 2 - data.labels, data.class_names[::-1]))
     before = fr.evaluate(finished_run)
-    run = train(tmp_path, tmp_path / "run", init=str(finished_run), learning_rate=1e-9, augment=0.0)
+    run = train(tmp_path, tmp_path / "run", init=str(finished_run), learning_rate=1e-9)
     assert run.history[0]["test_accuracy"] == before.accuracy
     assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
     names = fr.Classifier.load(tmp_path / "run").class_names
@@ -122,8 +122,8 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
 
     before = accuracy(first)
     config = cli.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
-    # The network is one that has hardly learned, so it learns faster here than the README's; without a report.
-    fr.fit(dataclasses.replace(config, epochs=20, learning_rate=3e-3, report=False), verbose=False)
+    # The network has hardly learned, so it learns faster here than the README's. Augmentation is slow to compile.
+    fr.fit(dataclasses.replace(config, epochs=20, learning_rate=3e-3, augment=0.0, report=False), verbose=False)
     after = accuracy(second)
     assert before < 0.8
     assert after > 0.9
@@ -138,7 +138,16 @@ def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finis
         assert same is (layer in ("conv1", "bn_conv1")), name
 
 
-@pytest.mark.parametrize("more", [{}, {"recalibrate": 0}, {"ema": 0.5, "recalibrate": 0}, {"accumulate": 2}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"ema": 0.5, "recalibrate": 0, "accumulate": 2},
+        pytest.param({"recalibrate": 0}, marks=pytest.mark.campaign),
+        pytest.param({"ema": 0.5, "recalibrate": 0}, marks=pytest.mark.campaign),
+        pytest.param({"accumulate": 2}, marks=pytest.mark.campaign),
+    ],
+)
 def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
     tmp_path, data_folder, finished_run, capsys, more
 ):
@@ -152,7 +161,7 @@ def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
 
 
 def test_what_is_frozen_costs_no_gradient(small_init):
-    model = fr.ResNet(num_classes=2, stage_sizes=(1, 1, 1, 1), bottleneck=False, width=4)
+    model = fr.ResNet(num_classes=2, stage_sizes=(1, 1), bottleneck=False, width=4)
     variables = small_init(model)
     images = np.zeros((2, 32, 32, 3), np.float32)
 
@@ -168,8 +177,8 @@ def test_what_is_frozen_costs_no_gradient(small_init):
 
     everything, half, head = (
         work(()),
+        work(("stem", "stage2")),
         work(("stem", "stage2", "stage3")),
-        work(("stem", "stage2", "stage3", "stage4", "stage5")),
     )
     assert head < half < everything
     assert head < 0.45 * everything  # the forward pass is a third of it

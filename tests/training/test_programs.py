@@ -44,6 +44,6 @@ def test_an_xla_that_does_not_know_the_options_compiles_all_the_same(gradient, m
 def test_no_first_state_is_compiled_for_a_run_that_goes_on(finished_run, data_folder, tmp_path, monkeypatch):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     monkeypatch.setattr(loop.Trainer, "_begin", lambda self: self.programs.create())
-    config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, augment=0.0, **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, **SMALL)
     with pytest.raises(ValueError, match="there is no first state: a run that goes on has its own"):
         fr.fit(config, verbose=False)

@@ -29,7 +29,7 @@ def test_the_steps_that_all_processes_see_count(run, monkeypatch):
 
 def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
     monkeypatch.setattr(saved, "gathered", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine])
-    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, augment=0.0, **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL)
     before = RunFolder(run).read_metrics()
     history = fr.fit(config, verbose=False).history
     assert [row["step"] for row in history] == [5, 10, 15]
@@ -44,7 +44,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
         return [mine, (damage.pop() if damage else "") if isinstance(mine, str) else mine]
 
     monkeypatch.setattr(saved, "gathered", gathered)
-    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, augment=0.0, **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL)
     before = RunFolder(run).read_metrics()
     assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
     assert not damage

@@ -11,6 +11,7 @@ from flaxresnet.data.policies import OPERATIONS, POLICIES, POSITIONS, changed, p
 KEY = jax.random.key(3)
 WIDE = POLICIES["trivial"]
 compiled = jax.jit(changed, static_argnames="policy")
+compiled_positions = jax.jit(positions, static_argnames="policy")
 draw = jax.jit(randomly_changed, static_argnames="policy")
 
 
@@ -86,7 +87,8 @@ EXPECTED_MAPS = {
 @pytest.mark.parametrize("name", POSITIONS)
 @pytest.mark.parametrize("level", [-1.0, 0.25])
 def test_positions_are_moved_by_these_maps(name, level):
-    matrix, shift = positions(jnp.array([OPERATIONS.index(name), 0]), jnp.array([level, level]), WIDE)
+    kinds, levels = np.array([OPERATIONS.index(name), 0]), np.full(2, level, np.float32)
+    matrix, shift = compiled_positions(kinds, levels, WIDE)
     expected = EXPECTED_MAPS[name](level)
     np.testing.assert_allclose(matrix, [expected[0], np.eye(2)], atol=1e-5)
     np.testing.assert_allclose(shift, [expected[1], [0, 0]], atol=1e-6)

@@ -61,11 +61,11 @@ def pytest_configure(config):
 def pytest_cmdline_main(config):
     """Names the tier, and runs it on all cores if pytest-xdist is installed and no `-n` is given."""
     option = config.option
-    if hasattr(config, "workerinput") or option.help or option.collectonly:
+    if hasattr(config, "workerinput") or option.help or option.version or option.collectonly:
         return
     added = [name for name in TIERS if config.getoption(name)]
-    durations = "".join(f", {name} {TIERS[name][1]}" for name in added)
-    print(f"Tests: {' + '.join(['fast', *added])} ({FAST}{durations}).", flush=True)
+    durations = ", ".join([FAST, *(f"{name} {TIERS[name][1]}" for name in added)])
+    print(f"Tests: {' + '.join(['fast', *added])}. All of them take {durations}.", flush=True)
     if getattr(option, "numprocesses", 0) is None and not option.usepdb:
         option.numprocesses = "auto"
         option.dist = "worksteal"

@@ -144,3 +144,10 @@ def test_trivials_strengths_are_drawn_evenly_with_either_sign():
     values = np.asarray(draw(KEY, np.full(DRAWN, 0.4, np.float32), WIDE))[:, 0, 0, 0]
     strengths = np.unique(np.round((values / 0.4 - 1) / 0.99 * 30))
     assert {-30, -15, 15, 29, 30} <= set(strengths.tolist())
+
+
+def test_rands_strengths_are_all_alike():
+    # Grey is changed by brightness up or down, posterize and solarize, each of one strength: at most 5 · 5 ways.
+    values = np.asarray(draw(KEY, np.full(DRAWN, 0.4, np.float32), POLICIES["rand"]))[:, 0, 0, 0]
+    assert 4 < len(np.unique(values.round(4))) <= 25
+    assert np.abs(values - 0.4 * (1 - 0.9 * 0.9)).min() < 1e-5

@@ -123,11 +123,12 @@ def test_names_and_shapes_equal_keras(reference):
 
 
 def described(model, world):
-    """The shapes of what a network's description for Keras says that there is, by our names; checks the order."""
+    """Lists the layers with variables in a description for Keras, by our names; no two may be called alike."""
     listed = keras_layers(model, (64, 64), world)
-    assert {layer.name for layer in in_keras_order(listed)} == {layer.name for layer in listed}
-    assert len({layer.name for layer in listed}) == len(listed)
-    return [layer.table for layer in listed if layer.table is not None]
+    names = {layer.name for layer in listed}
+    assert len(names) == len(listed)
+    assert {layer.name for layer in in_keras_order(listed)} == names
+    return {layer.table for layer in listed if layer.table is not None}
 
 
 def test_every_network_is_recognized_by_names():
@@ -148,7 +149,7 @@ def test_every_network_is_recognized_by_names():
         assert {name: array.shape for name, array in found.table.items()} == shapes, case
         assert layers.flatten(layers.unflatten(found.table, 5)).keys() == shapes.keys(), case
         if not world.torch:
-            assert {name.split("/")[0] for name in shapes} == set(described(model, world)), case
+            assert {name.split("/")[0] for name in shapes} == described(model, world), case
 
 
 def theirs(world, shape):

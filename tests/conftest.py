@@ -105,6 +105,13 @@ def compiled_programs(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+@pytest.fixture(autouse=True)
+def compilation_cache_stays_on():
+    """Undoes `--no-compilation-cache`: programs are shared only between runs with the same settings of JAX."""
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 MAKERS = ("make_train_step", "make_eval_step", "make_inputs", "measure_batch_stats", "TrainState")
 
 

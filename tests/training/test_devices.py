@@ -85,8 +85,7 @@ def eight(data_folder, tmp_path_factory, cache, one):
     folder = tmp_path_factory.mktemp("eight")
     shutil.copytree(one[0] / "run", folder / "continued")
     runs = {
-        "memory": SGD,
-        "stream": SGD | {"input": "stream", "shard_optimizer": True},
+        "run": SGD | {"input": "stream", "shard_optimizer": True},
         "continued": SGD | {"epochs": 3, "shard_optimizer": True},
         "parts": PARTS,
         "undivided": {"batch_size": 12},
@@ -107,17 +106,17 @@ def assert_same_training(found, workdir, one):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), weights, expected_weights)
 
 
-@pytest.mark.parametrize("name", ["memory", "stream"])
-def test_eight_devices_learn_as_one(eight, one, name):
+def test_eight_devices_learn_as_one(eight, one):
     folder, histories, _ = eight
-    assert_same_training(histories[name], folder / name, one)
+    assert_same_training(histories["run"], folder / "run", one)
 
 
-def test_two_devices_learn_as_one(data_folder, tmp_path, cache, one):
-    streamed = SGD | {"input": "stream", "workers": 1}
-    outcomes, _ = fit_on(2, data_folder, cache, {tmp_path / "run": SGD, tmp_path / "streamed": streamed})
-    for workdir, history in outcomes.items():
-        assert_same_training(history, workdir, one)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"input": "stream", "workers": 1}, marks=pytest.mark.campaign)], ids=str
+)
+def test_two_devices_learn_as_one(data_folder, tmp_path, cache, one, options):
+    outcomes, _ = fit_on(2, data_folder, cache, {tmp_path / "run": SGD | options})
+    assert_same_training(outcomes[tmp_path / "run"], tmp_path / "run", one)
 
 
 def test_eight_devices_continue_the_checkpoint_of_one(eight, one):

@@ -50,7 +50,7 @@ FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-si
 FLAGS += ["--recipe", "fast", "--optimizer", "sgd", "--learning-rate", "0.01", "--input", "stream", "--workers", "0"]
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 PATIENCE = 240  # seconds
-EPOCHS = 6  # of the runs that are compared; they last long enough to lose a process
+EPOCHS = 8  # of the runs that are compared; they last long enough to stop one and to lose a process
 processes_of_a_run = pytest.mark.parity
 
 
@@ -180,11 +180,11 @@ def test_many_processes_give_the_losses_and_weights_of_one(start, tmp_path, one_
         assert [line for line in lines if "Gloo" not in line and not line.startswith("WARNING:jax")] == []
 
 
-def lose_a_process(start, workdir, count, epochs, *flags):
-    """Kills one of so many processes in the second epoch or later; starts all again, to the end of the run."""
-    options = ["--epochs", epochs, "--checkpoint-steps", "3", *flags]
-    processes = start(count, workdir, *options)
-    until_epoch(workdir, 1, processes)
+def lose_a_process(start, workdir, count, epochs):
+    """Kills one of so many processes of a run when an epoch is done; the others end by themselves."""
+    before = len(figures(workdir)) if workdir.exists() else 0
+    processes = start(count, workdir, "--epochs", epochs, "--checkpoint-steps", "3")
+    until_epoch(workdir, before + 1, processes)
     processes[-1].kill()
     lost = time.monotonic()
     for left in processes[:-1]:
@@ -193,37 +193,33 @@ def lose_a_process(start, workdir, count, epochs, *flags):
     said = processes[0].log.read_text()
     assert "start all of them again to go on from the last checkpoint" in said or "another task died" in said
     assert len(figures(workdir)) < epochs
-    again = start(count, workdir, *options)
-    assert statuses(again) == [0] * count
-    return again[0].log.read_text()
 
 
 @processes_of_a_run
-def test_lost_process_costs_no_training(start, tmp_path, one_process):
-    lose_a_process(start, tmp_path / "run", 2, EPOCHS)
-    assert_same_training(tmp_path / "run", one_process)
+def test_stopped_and_lost_processes_cost_nothing(start, tmp_path, one_process):
+    """Stops a run of two processes by SIGTERM to one; goes on, and loses one; goes on in a single process."""
+    run = tmp_path / "run"
+    processes = start(2, run, "--epochs", EPOCHS, "--checkpoint-steps", "3")
+    until_epoch(run, 1, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    assert statuses(processes) == [143, 143]
+    assert "stopped by SIGTERM after step" in processes[0].log.read_text()
+    lose_a_process(start, run, 2, EPOCHS)
+    alone = start(1, run, "--epochs", EPOCHS, "--checkpoint-steps", "3")
+    assert statuses(alone) == [0]
+    assert "going on" in alone[0].log.read_text()
+    assert_same_training(run, one_process)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(start, tmp_path, count):
     assert statuses(start(count, tmp_path / "whole", "--epochs", 8)) == [0] * count
-    assert "going on" in lose_a_process(start, tmp_path / "killed", count, 8)
+    lose_a_process(start, tmp_path / "killed", count, 8)
+    again = start(count, tmp_path / "killed", "--epochs", 8, "--checkpoint-steps", "3")
+    assert statuses(again) == [0] * count
+    assert "going on" in again[0].log.read_text()
     assert_same_training(tmp_path / "killed", tmp_path / "whole", exact=True)
-
-
-@processes_of_a_run
-def test_sigterm_to_one_process_stops_all_after_the_same_step_and_another_number_goes_on(start, tmp_path):
-    processes = start(2, tmp_path / "run", "--epochs", "500")
-    until_epoch(tmp_path / "run", 1, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    assert statuses(processes) == [143, 143]
-    said = processes[0].log.read_text()
-    assert "stopped by SIGTERM after step" in said
-    done = len(figures(tmp_path / "run"))
-    alone = start(1, tmp_path / "run", "--epochs", str(done + 1))
-    assert statuses(alone) == [0]
-    assert len(figures(tmp_path / "run")) == done + 1
 
 
 @pytest.mark.campaign

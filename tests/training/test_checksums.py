@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import flaxresnet as fr
+from flaxresnet.training import checksums
 from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
 
 
@@ -38,3 +39,14 @@ def test_what_differs_is_named_and_what_is_not_known_is_let_pass():
     require_same({"params": 1}, {"params": None})
     with pytest.raises(fr.UserError, match="its params are not those that were written"):
         require_same({"params": 1}, {"params": 2})
+
+
+def test_divided_arrays_have_no_checksum(monkeypatch):
+    class Divided:
+        """An array of which other processes hold parts."""
+
+        is_fully_addressable = False
+        is_fully_replicated = False
+
+    monkeypatch.setattr(checksums.jax, "Array", Divided)
+    assert checksum({"a": np.zeros(3), "b": Divided()}) is None

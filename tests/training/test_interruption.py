@@ -1,6 +1,7 @@
 """Stopped within an epoch, by a signal or by death, a run goes on with the next picture to the same weights."""
 
 import json
+import os
 import signal
 import threading
 
@@ -171,6 +172,20 @@ def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
         with pytest.raises(Interrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+def test_ctrl_c_reaches_all_processes(monkeypatch):
+    sent = []
+    monkeypatch.setattr(interruption.distributed, "is_one_of_many", lambda: True)
+    monkeypatch.setattr(interruption.distributed, "told_to_stop", lambda asked: bool(sent))
+    monkeypatch.setattr(interruption.distributed, "gathered", lambda heard: [False, heard])
+    monkeypatch.setattr(interruption.os, "kill", lambda process, number: sent.append((process, number)))
+    with Interruption() as heard:
+        heard.begin()
+        assert heard.wanted() is None
+        signal.raise_signal(signal.SIGINT)
+        assert sent == [(os.getpid(), signal.SIGTERM)]  # which JAX passes on to the other processes
+        assert heard.wanted() == signal.SIGINT
 
 
 def test_another_thread_leaves_signals_alone():

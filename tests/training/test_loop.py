@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -451,7 +452,7 @@ def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder,
     assert measured.history[-1]["recalibrate_seconds"] > running.history[-1]["recalibrate_seconds"]
 
 
-@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("strength", [pytest.param(0.0, marks=pytest.mark.campaign), 1.0])
 def test_statistics_are_those_of_images_as_training_augments_them(data_folder, tmp_path, strength):
     options = {"augment": strength, "augment_ramp": 0.0, "backgrounds": 0.0, "recalibrate": 20, "seed": 3}
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)
@@ -580,18 +581,19 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
         return row, stats
 
     monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
-    options = {"learning_rate": 1e-2}
-    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), verbose=False)
+    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97), verbose=False)
     params, averaged, stats = seen[-1]
     saved = fr.Classifier.load(tmp_path / "run").variables
     jax.tree.map(np.testing.assert_array_equal, saved["params"], averaged)
     jax.tree.map(np.testing.assert_array_equal, saved["batch_stats"], stats)
     assert not np.allclose(params["fc3"]["kernel"], averaged["fc3"]["kernel"], rtol=1e-3)
     assert fr.evaluate(tmp_path / "run").loss == pytest.approx(run.test_loss, rel=1e-4)
-    # The same training as without an average.
-    plain = fr.fit(config(data_folder, tmp_path / "plain", **options), verbose=False)
-    assert [row["train_loss"] for row in plain.history] == [row["train_loss"] for row in run.history]
-    jax.tree.map(np.testing.assert_array_equal, fr.Classifier.load(tmp_path / "plain").variables["params"], params)
+    # The same training as without an average, but for rounding: it is another program.
+    plain = fr.fit(config(data_folder, tmp_path / "plain"), verbose=False)
+    losses = [row["train_loss"] for row in run.history]
+    assert [row["train_loss"] for row in plain.history] == pytest.approx(losses, rel=1e-5)
+    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(same, fr.Classifier.load(tmp_path / "plain").variables["params"], params)
     assert plain.test_loss != run.test_loss
 
 

@@ -31,8 +31,11 @@ def test_a_program_compiled_sparingly_needs_less_memory_and_answers_the_same(gra
     sparing, usual = programs.compile_sparingly(lowered), lowered.compile()
     needs, needed = (program.memory_analysis().temp_size_in_bytes for program in (sparing, usual))
     assert needs < 0.8 * needed
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
-    jax.tree.map(close, sparing(*arguments), usual(*arguments))
+    found, expected = (jax.tree.leaves(program(*arguments)) for program in (sparing, usual))
+    # A bias in front of batch norm has no gradient but rounding noise, so the scale is that of the whole network.
+    scale = np.sqrt(sum(float((leaf**2).sum()) for leaf in expected))
+    for leaf, expected_leaf in zip(found, expected, strict=True):
+        assert np.linalg.norm(leaf - expected_leaf) <= 1e-3 * np.linalg.norm(expected_leaf) + 1e-6 * scale
 
 
 def test_an_xla_that_does_not_know_the_options_compiles_all_the_same(gradient, monkeypatch):

@@ -581,7 +581,8 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
         return row, stats
 
     monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
-    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97), verbose=False)
+    options = {"optimizer": "sgd", "learning_rate": 1e-2}  # Adam's first steps divide rounding by rounding
+    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), verbose=False)
     params, averaged, stats = seen[-1]
     saved = fr.Classifier.load(tmp_path / "run").variables
     jax.tree.map(np.testing.assert_array_equal, saved["params"], averaged)
@@ -589,7 +590,7 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
     assert not np.allclose(params["fc3"]["kernel"], averaged["fc3"]["kernel"], rtol=1e-3)
     assert fr.evaluate(tmp_path / "run").loss == pytest.approx(run.test_loss, rel=1e-4)
     # The same training as without an average, but for rounding: it is another program.
-    plain = fr.fit(config(data_folder, tmp_path / "plain"), verbose=False)
+    plain = fr.fit(config(data_folder, tmp_path / "plain", **options), verbose=False)
     losses = [row["train_loss"] for row in run.history]
     assert [row["train_loss"] for row in plain.history] == pytest.approx(losses, rel=1e-5)
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)

@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def shuffled(items, seed):
-    """Files in random order, and in each of them its tests: fixtures of a file are still made once."""
+    """Returns the files in random order, and the tests of each, so that a file's fixtures are still made once."""
     rng = random.Random(seed)
     files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
     rng.shuffle(files)
@@ -98,7 +98,7 @@ def shuffled(items, seed):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """Programs compiled by one test serve the others; the user's own cache is neither read nor written."""
+    """Shares compiled programs between tests and workers, apart from the user's own cache."""
     os.environ.setdefault("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # the workers' own lie in one
@@ -133,7 +133,7 @@ class SharedPrograms:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
-    """Runs of the same options, network and shapes share their programs: tracing takes half the time of a short run."""
+    """Shares programs between runs of the same options, network and shapes; tracing takes half of a short run."""
     real, shared = programs.kept_programs, {}
 
     def kept_programs(info, keep, *shapes):

@@ -27,17 +27,18 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
-from flaxresnet.training import programs
+from flaxresnet.training import loop, programs
 from flaxresnet.training.kept_programs import kept_programs, key_of
 from flaxresnet.trust.stored import Trust, digest
 from flaxresnet.trust.strangeness import normalised
 
 HASTE = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
-SMALL = {"model": "resnet14", "width": 4, "batch_size": 8, "residual_scale": 1.0, "report": False}
+SMALL = {"model": "resnet14", "width": 16, "batch_size": 8, "residual_scale": 1.0, "report": False}
 SMALL |= {"augment": 0.0, "backgrounds": 0.0}  # which take longer to compile than the network
-# In the tests the smallest network has one stage, not four: it is compiled many times, and its depth does not matter.
-SIZES["resnet14"] = {"stage_sizes": (1,)}
+# In the tests the smallest network has one stage of two convolutions: it is compiled many times, and its depth does not
+# matter.
+SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}
 
 
 # Marker → the tests that it adds to the fast tier, and their usual time on two cores.
@@ -145,6 +146,8 @@ def shared_programs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "kept_programs", kept_programs)
         patch.setattr(programs, "QUICKLY", {})  # as quickly as all other programs here
+        for module in (loop, programs):  # the tests need little memory, and a call takes longer than a small step
+            patch.setattr(module, "return_freed_memory", lambda: True)
         yield kept_programs
 
 

@@ -83,7 +83,7 @@ def test_what_the_readme_says_of_photos_without_labels_helps(shell, finished_run
 
     before = right(predicting.replace("here", "signs"))
     assert shell(*shlex.split(adapting)[3:])[0] == 0
-    assert before < 20
+    assert before <= 20  # one class of three is lost
     assert right(predicting) > before + 5
 
 

@@ -40,7 +40,7 @@ def networks(small_init):
     """
     found = {}
     for head in HEADS:
-        model, variables, images = network(small_init, 32, head=head)
+        model, variables, images = network(small_init, 32, head=head, bottleneck=head == "average")
 
         @jax.jit
         def look(classes, model=model, variables=variables, images=images):

@@ -10,7 +10,7 @@ from starts import started
 import flaxresnet as fr
 from flaxresnet.models.batch_stats import pool_batch_stats
 
-MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), width=4)
+MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=4)
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 measure = jax.jit(fr.measure_batch_stats, static_argnums=0)
 

@@ -28,7 +28,7 @@ def pictures(tmp_path_factory):
 
 
 def train(data, workdir, **options):
-    given = {"image_size": (32, 32), "epochs": 3, "input": "stream", "workers": 0} | options
+    given = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0} | options
     return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **SMALL | given), verbose=False)
 
 
@@ -75,13 +75,13 @@ def whole(pictures, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(  # of 15 steps, five in an epoch
+@pytest.mark.parametrize(  # of 10 steps, five in an epoch
     ("step", "source"),
     [
         (5, "stream"),
         (7, "memory"),
         pytest.param(1, "stream", marks=pytest.mark.campaign),
-        pytest.param(15, "stream", marks=pytest.mark.campaign),
+        pytest.param(10, "stream", marks=pytest.mark.campaign),
     ],
 )
 def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
@@ -92,7 +92,7 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"):
             train(pictures, tmp_path / "run")
     assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
-    options = SMALL | {"image_size": (32, 32), "epochs": 3, "input": source, "workers": 0}
+    options = SMALL | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **options))
     within = (step - 1) % 5 + 1
     said = f"{within} of 5 steps of epoch {(step - 1) // 5 + 1} are done in {tmp_path / 'run'}; going on with the next"
@@ -106,7 +106,7 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
     [
         (2, 5, 4),
         (100, 8, None),
-        pytest.param(3, 14, 12, marks=pytest.mark.campaign),
+        pytest.param(4, 9, 8, marks=pytest.mark.campaign),
         pytest.param(1, 1, 1, marks=pytest.mark.campaign),
     ],
 )
@@ -128,7 +128,7 @@ def damage(folder):
 def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tmp_path, monkeypatch, capsys):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "unfinished" / "8")
-    options = {"image_size": (32, 32), "epochs": 3, "input": "stream", "workers": 0}
+    options = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **SMALL | options))
     said = capsys.readouterr().out
     assert "unfinished/8 cannot be restored: " in said

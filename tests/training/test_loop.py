@@ -87,21 +87,21 @@ SCALE = {"ema": 0.9, "clip": 1.0, "mixup": 0.2, "cutmix": 1.0, "erase": 0.5, "po
     ],
 )
 def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_folder, tmp_path, monkeypatch):
-    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=4, **options), verbose=False)
+    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, **options), verbose=False)
 
     class KilledError(Exception):
         pass
 
-    def killed_in_the_third_epoch(self, epoch, *rest, train=loop.Trainer._train):
-        if epoch == 3:
+    def killed_in_the_second_epoch(self, epoch, *rest, train=loop.Trainer._train):
+        if epoch == 2:
             raise KilledError
         return train(self, epoch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_train", killed_in_the_third_epoch)
+        patch.setattr(loop.Trainer, "_train", killed_in_the_second_epoch)
         with pytest.raises(KilledError):
-            fr.fit(config(data_folder, tmp_path / "two", epochs=4, **options), verbose=False)
-    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=4, **options), verbose=False)
+            fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), verbose=False)
+    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), verbose=False)
 
     assert without_times(resumed.history) == without_times(whole.history)
     assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
@@ -173,7 +173,7 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
     ("change", "message"),
     [
         ({"seed": 1}, "holds a run with --seed 0, not 1; give another --workdir, or --no-resume"),
-        ({"width": 8}, "--width 4, not 8"),
+        ({"width": 8}, "--width 16, not 8"),
         ({"augment": 0.5}, "--augment 0.0, not 0.5"),
         ({"recipe": "tutorial"}, "--recipe robust, not tutorial"),
     ],
@@ -199,7 +199,7 @@ def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, dat
     assert f"the run so far was made with jax 0.1.2 (here {jax.__version__})" in said
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert json.loads((copy / "config.json").read_text())["config"]["seed"] == 1
-    with pytest.raises(fr.UserError, match=r"--width 4, not 8; give another --workdir, or --no-resume to start anew$"):
+    with pytest.raises(fr.UserError, match=r"--width 16, not 8; give another --workdir, or --no-resume to start anew$"):
         fr.fit(config(data_folder, copy, resume_changed=True, width=8, **changes), verbose=False)
 
 
@@ -345,7 +345,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
     assert kept["config"]["width"] == 8  # of the first start
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
     assert RunFolder(tmp_path / "run").read_info().config.width == SMALL["width"]
-    with pytest.raises(fr.UserError, match="holds a run with --width 4, not 8"):  # now there is something to lose
+    with pytest.raises(fr.UserError, match="holds a run with --width 16, not 8"):  # now there is something to lose
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8), verbose=False)
 
 
@@ -568,7 +568,7 @@ def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_pat
 def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder):
     message = "--width 4 cannot be divided into the 32 groups of resnext50_32x4d; give a multiple of 16"
     with pytest.raises(fr.UserError, match=message):
-        fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d"), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d", width=4), verbose=False)
     assert not (tmp_path / "run").exists()
 
 

@@ -107,7 +107,7 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
     first, training, second = re.search(r"With labels there.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
     for split, count, seed in (("train", 30, 5), ("test", 60, 6)):
         data = blobs(count, seed)
-        warm = (data.images * np.array([1.0, 0.4, 0.4])).astype(np.uint8)  # their lamp, which makes all of them red
+        warm = (data.images * np.array([1.0, 0.2, 0.2])).astype(np.uint8)  # their lamp, which makes all of them red
         for index, (image, label) in enumerate(zip(warm, data.labels, strict=True)):
             path = tmp_path / "mine" / split / data.class_names[label] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
     before = accuracy(first)
     config = cli.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
     # The network has hardly learned, so it learns faster here than the README's. Augmentation is slow to compile.
-    fr.fit(dataclasses.replace(config, epochs=20, learning_rate=3e-3, augment=0.0, report=False), verbose=False)
+    fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, augment=0.0, report=False), verbose=False)
     after = accuracy(second)
     assert before < 0.8
     assert after > 0.9
@@ -203,7 +203,7 @@ def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, dat
     [
         ({"model": "resnet34"}, r"--init .* has --model resnet14, not resnet34; leave --model out"),
         ({"variant": "keras"}, r"--init .* has --variant tutorial, not keras; leave --variant out"),
-        ({"width": 16}, r"--init .* has --width 4, not 16; leave --width out"),
+        ({"width": 8}, r"--init .* has --width 16, not 8; leave --width out"),
         ({"init": "nowhere.h5"}, r"nowhere\.h5 does not exist; give a file of weights or a run's folder"),
     ],
 )

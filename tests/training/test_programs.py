@@ -15,7 +15,7 @@ from flaxresnet.training import loop, programs
 @pytest.fixture(scope="module")
 def gradient():
     """The gradient of a small network's logits, lowered, and its arguments."""
-    model, images = fr.ResNet(num_classes=3, stage_sizes=(2, 2), width=8), jnp.ones((16, 64, 64, 3))
+    model, images = fr.ResNet(num_classes=3, stage_sizes=(2,), width=8), jnp.ones((16, 64, 64, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
 
     def objective(params, images):

@@ -9,7 +9,7 @@ import pytest
 import flaxresnet as fr
 from flaxresnet.training.state import TrainState, learning, moved_average
 
-MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), width=4, frozen=("stem",))
+MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8, frozen=("stem",))
 
 
 def create(averaging):

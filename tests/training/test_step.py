@@ -17,7 +17,7 @@ from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_eval_step, make_train_step, scores
 
-MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), width=4)
+MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8)
 PREPROCESSING = Preprocessing(32, 32)
 
 

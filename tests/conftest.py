@@ -6,10 +6,16 @@
 import os
 import random
 import shutil
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# The installed package comes before the clone, which has `train.py` and is a last resort, also in child processes.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT] + [str(ROOT)]
+os.environ["PYTHONSAFEPATH"] = "1"  # a child process does not import from its working directory
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
 # A third of the time to compile; what the programs compute stays the same to rounding.
@@ -32,6 +38,8 @@ from flaxresnet.training.kept_programs import kept_programs, key_of
 from flaxresnet.trust.stored import Trust, digest
 from flaxresnet.trust.strangeness import normalised
 
+PACKAGE = Path(fr.__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
 HASTE = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
 SMALL = {"model": "resnet14", "width": 16, "batch_size": 8, "residual_scale": 1.0, "report": False}
@@ -56,6 +64,17 @@ def pytest_addoption(parser):
     group.addoption("--shuffle", type=int, metavar="SEED", help="run files, and the tests of a file, in random order")
 
 
+def require_current_package():
+    """Raises UsageError if another version of the package is installed than the clone has."""
+    for path in (ROOT / "flaxresnet").rglob("*.py"):
+        installed = PACKAGE / path.relative_to(ROOT / "flaxresnet")
+        if not installed.exists() or installed.read_bytes() != path.read_bytes():
+            raise pytest.UsageError(
+                f"the installed package in {PACKAGE} is not this clone's ({path.name} differs): install it again with "
+                "`pip install '.[test]'`, or once for all changes with `pip install -e '.[test]'`"
+            )
+
+
 def pytest_configure(config):
     for name, (tests, _) in TIERS.items():
         config.addinivalue_line("markers", f"{name}: {tests}; `--{name}` runs them")
@@ -65,6 +84,7 @@ def pytest_configure(config):
 def pytest_cmdline_main(config):
     """Names the tier, and runs it on all cores if pytest-xdist is installed and no `-n` is given."""
     option = config.option
+    require_current_package()
     if hasattr(config, "workerinput") or option.help or option.version or option.collectonly:
         return
     added = [name for name in TIERS if config.getoption(name)]

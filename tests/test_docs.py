@@ -18,7 +18,7 @@ from flaxresnet.__main__ import COMMANDS
 from flaxresnet.config import TrainConfig
 from flaxresnet.export import export_stablehlo
 
-ROOT = Path(fr.__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/from-the-tutorials.md"]
 
 
@@ -52,7 +52,6 @@ def beginning(tmp_path, monkeypatch, data_folder, finished_run):
     monkeypatch.setattr(TrainConfig, "resolve", lambda self: resolve(self.__class__(**(self.to_json() | quick))))
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")
 @pytest.mark.parametrize("page", PAGES)
 def test_python_runs_as_it_is_written(page, beginning, capsys):
     found, names = blocks(page, "python"), {}
@@ -62,7 +61,6 @@ def test_python_runs_as_it_is_written(page, beginning, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_have_words_that_there_are(page):
     text = (ROOT / page).read_text()
@@ -86,7 +84,6 @@ def test_commands_have_words_that_there_are(page):
     assert checked >= 5
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the repository, not in the package")
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_lead_somewhere(page):
     text = (ROOT / page).read_text()

@@ -30,11 +30,11 @@ PATIENCE = 900  # seconds, for one start on a busy machine
 PROGRAM = """
 import sys
 root, log = sys.argv[1:3]
-sys.path.insert(0, root)
+sys.path.append(root)
 from flaxresnet import cli
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.training.loop import Trainer
-SIZES["resnet14"] = {"stage_sizes": (1,)}  # as in the tests' own process, which loads the weights
+SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
 real = Trainer._next
 CHANGE
 Trainer._next = changed
@@ -65,7 +65,7 @@ def changed(self, batches, step):
         sys.stdin.read()  # forever
     return real(self, batches, step)
 """
-FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--no-report"]
+FLAGS = ["--model", "resnet14", "--width", "16", "--batch-size", "8", "--no-report"]
 LONG = ["--image-size", "32", "32", "--input", "stream", "--epochs", "12", "--checkpoint-steps", "3", "--workers", "1"]
 SHORT = ["--epochs", "3", "--checkpoint-steps", "2", "--residual-scale", "1.0", "--augment", "0.0"]
 SHORT += ["--backgrounds", "0.0"]  # the options of `finished_run`

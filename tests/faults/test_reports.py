@@ -22,7 +22,6 @@ import flaxresnet as fr
 from flaxresnet.inspection import report
 from flaxresnet.inspection.findings import investigate
 
-ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
 KEPT = ("config.json", "metrics.jsonl", "checkpoints")
@@ -93,17 +92,17 @@ def test_a_report_that_is_killed_again_and_again_leaves_the_run_as_it_was(data_f
     # Of the network as these tests have it, the command would not know.
     program = (
         "import sys\nfrom flaxresnet.models.resnet import SIZES\n"
-        "SIZES['resnet14'] = {'stage_sizes': (1,)}\nfrom flaxresnet.__main__ import entry_point\n"
+        "SIZES['resnet14'] = {'stage_sizes': (1,), 'bottleneck': False}\nfrom flaxresnet.__main__ import entry_point\n"
         f"sys.argv = ['flaxresnet', 'report', {str(workdir)!r}]\nsys.exit(entry_point())\n"
     )
     for _ in range(KILLS):
-        process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
         begun = kill_after(process, workdir, rng.randint(1, WRITTEN))
         assert "index.html" not in begun
         assert contents(workdir) == trained
         assert (workdir / "report" / "index.html").read_text().rstrip().endswith("</html>")
         assert fr.Classifier.load(workdir).predict(fr.open_dataset(data_folder).test.images[0]).probability > 0
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert len((workdir / "report" / "index.html").read_text()) == pytest.approx(len(page), rel=0.1)
     left_over = len([path for path in workdir.rglob("*.*.*") if path.parent.name in ("report", "run")])
     print(f"\n{KILLS} reports were killed; {left_over} unfinished files were left")

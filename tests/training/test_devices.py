@@ -22,10 +22,10 @@ pytestmark = pytest.mark.parity
 PROGRAM = """
 import sys, json, jax
 import numpy as np
-sys.path.insert(0, sys.argv[1])
+sys.path.append(sys.argv[1])
 import flaxresnet as fr
 from flaxresnet.models.resnet import SIZES
-SIZES["resnet14"] = {"stage_sizes": (1,)}  # as in the tests' own process
+SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
 for options in json.loads(sys.argv[2]):
     try:
         outcome = fr.fit(fr.TrainConfig(**options), verbose=False).history
@@ -50,7 +50,7 @@ LOSSES = ("train_loss", "test_loss")
 
 def fit_on(devices: int, data_folder: Path, cache: Path, runs: dict[Path, dict], flags: str = HASTE):
     """Trains runs (workdir → options) in one process of this many CPU devices: (outcomes by workdir, placements)."""
-    common = {"model": "resnet14", "width": 4, "batch_size": 8, "epochs": 2, "report": False, "data": str(data_folder)}
+    common = {"model": "resnet14", "width": 16, "batch_size": 8, "epochs": 2, "report": False, "data": str(data_folder)}
     options = [common | more | {"workdir": str(workdir)} for workdir, more in runs.items()]
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",

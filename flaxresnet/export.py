@@ -87,7 +87,11 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
 
 def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., Any]) -> Callable[[Any], Any]:
     """From images to probabilities, with the weights inside and batch norm folded."""
-    model, variables = fold_batch_norm(classifier.model, classifier.variables, conv)
+    model = classifier.model
+    if model.act is nn.relu:
+        # jax2onnx replaces `jax.nn.relu` while it traces. A reference from before would be written as `Max`.
+        model = model.clone(act=lambda x: jax.nn.relu(x))
+    model, variables = fold_batch_norm(model, classifier.variables, conv)
     scaled = classifier.preprocessing.scaled if preprocessing else lambda images: images
     return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)) / classifier.temperature)
 

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from command import begin
 from rich import box
 from rich.console import Console
@@ -26,6 +25,7 @@ from robustness import answered, measured, summary
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
+from flaxresnet.cli import positional
 from flaxresnet.errors import UserError
 
 # What differs from the recipe: options of training, and, where the name says a module of flaxresnet/data, its ranges.
@@ -68,10 +68,10 @@ class Arguments:
     Example: python benchmarks/ablation.py held/ drawn/ --seeds 0 1 2
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: str = positional("DATA")
     """Trained on, and tested with its test images; as for train.py."""
 
-    other: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OTHER")]
+    other: str = positional("OTHER")
     """Data of the same classes whose training images are a test of another kind."""
 
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-
-import tyro
 
 from flaxresnet import cli
 from flaxresnet.errors import UserError
@@ -23,7 +22,7 @@ def begin(main: Callable[[T], None], arguments: type[T]) -> NoReturn:
     """Calls `main` with what the command line says, in the dataclass `arguments`, and exits."""
 
     def run() -> int:
-        told = tyro.cli(arguments)
+        told = cli.parse(arguments, sys.argv[1:], prog=f"python benchmarks/{Path(sys.argv[0]).name}")
         check(vars(told))
         main(told)
         return 0

@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 from command import begin
 from rich import box
 from rich.console import Console
@@ -26,6 +25,7 @@ from rich.table import Table
 
 import flaxresnet as fr
 from flaxresnet.adaptation import LEAST
+from flaxresnet.cli import positional
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.errors import UserError
 from flaxresnet.recipes import Model
@@ -46,7 +46,7 @@ class Arguments:
     Example: python benchmarks/finetuning.py datasets/ --counts 60 180 --seeds 0 1 2
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: str = positional("DATA")
     """As for train.py."""
 
     pretrained: str = "runs/drawn"

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from command import begin
 from rich import box
 from rich.console import Console
@@ -22,6 +21,7 @@ from rich.table import Column, Table
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
+from flaxresnet.cli import positional
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.errors import UserError
@@ -45,7 +45,7 @@ class Arguments:
     Example: python benchmarks/robustness.py runs/signs runs/other --json robustness.json
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN …")] = ()
+    runs: tuple[str, ...] = positional("RUN …", default=())
     """Folders of runs; each is measured by itself."""
 
     other: tuple[str, ...] = ()

@@ -11,11 +11,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 from command import begin
+
+from flaxresnet.cli import positional
 
 HERE = Path(__file__).parent
 # Prints nothing and writes the probabilities that a Keras file gives for a test set.
@@ -34,7 +34,7 @@ class Arguments:
     Example: python benchmarks/round_trip.py datasets/
     """
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Path = positional("DATA")
     """Folder with train_signs.h5 and test_signs.h5."""
 
     epochs: int = 1

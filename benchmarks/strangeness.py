@@ -5,21 +5,21 @@ The run's test images, the same changed, and pictures of other things. The run n
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
 import jax
 import numpy as np
-import tyro
 from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.classifier import Classifier
+from flaxresnet.cli import positional
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.augment import augment
 from flaxresnet.data.synthetic import drawn_signs
-from flaxresnet.evaluation import data_of_run, require_comparison
+from flaxresnet.errors import UserError
+from flaxresnet.evaluation import data_of_run
 
 TILES = 8  # a side, of the shuffled images
 
@@ -65,7 +65,7 @@ class Arguments:
     Example: python benchmarks/strangeness.py runs/default
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run, with a report."""
 
 
@@ -73,7 +73,8 @@ def main(arguments: Arguments) -> None:
     run = arguments.run
     use_compilation_cache()
     splits, classifier = data_of_run(run, "test"), Classifier.load(run)
-    require_comparison(classifier, run)
+    if not classifier.tells_strange:
+        raise UserError(f"{run} cannot tell which photos are unlike its training images; write its report")
     labels = splits.test.labels
     table = Table("pictures", box=box.SIMPLE)
     for name in ("images", "called strange", "median strangeness", "accuracy", "with --tta", "mean confidence"):

@@ -18,14 +18,14 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from command import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flaxresnet.cli import positional
 from flaxresnet.errors import UserError
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ class Arguments:
     Example: python benchmarks/time_to_accuracy.py datasets/ --seeds 0 1 2
     """
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    data: Path = positional("DATA")
     """Folder with train_signs.h5 and test_signs.h5."""
 
     target: float = 0.98

@@ -10,9 +10,7 @@ import numpy as np
 
 from flaxresnet.config import Which
 from flaxresnet.data.augment import sample_bilinear
-from flaxresnet.data.parts import parts
-from flaxresnet.data.pictures import decode
-from flaxresnet.data.preprocess import Box, Preprocessing
+from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.data.stored import StoredImages
 from flaxresnet.devices import warn_of_fallback
 from flaxresnet.errors import UserError
@@ -21,10 +19,8 @@ from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.checkpoint import load_run
 from flaxresnet.trust.calibration import softmax
 from flaxresnet.trust.stored import Trust, digest
-from flaxresnet.trust.strangeness import strangeness
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
-PLAINER = 0.3  # of the whole photo's strangeness, that of a part may be at most to be answered by
 ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther
 
 
@@ -38,7 +34,6 @@ class Prediction:
       probabilities: of every class, by name, in the order of the classes.
       strangeness: how unlike the training images the photo is, from 0; None where the run does not know.
       strange: whether that is more than is usual for photos like them; None where the run does not know.
-      part: of the photo, that the answer is about: left, upper, right, lower, in pixels; None for the whole.
     """
 
     label: str
@@ -46,7 +41,6 @@ class Prediction:
     probabilities: dict[str, float]
     strangeness: float | None = None
     strange: bool | None = None
-    part: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -190,61 +184,16 @@ class Classifier:
         strange = scores > trust.threshold if trust and trust.tells_strange and scores is not None else None
         return Answers(softmax(logits, self.temperature), scores, strange)
 
-    def framed(self, photo: np.ndarray, closer: bool = False) -> tuple[np.ndarray, Box | None]:
-        """What to answer by: the whole photo, or, if so asked and that is strange, a part that is not (`closer`).
-
-        That is a gain where strange photos are so because their things are small, and a loss where all are strange
-        because they are of another kind than the training images, as photographs are to a network of drawings.
-
-        Args:
-          photo: (height, width, 3) uint8, of any size.
-          closer: look at parts.
-
-        Returns:
-          What was chosen, in the network's size, and which part it is, in pixels; None for the whole photo.
-        """
-        whole = self.preprocessing.load(photo)
-        seen = self.answers(whole[None]) if closer else None
-        if seen is None or seen.strangeness is None or seen.strange is None or not seen.strange[0]:
-            return whole, None
-        return self.closer(photo, float(seen.strangeness[0])) or (whole, None)
-
-    def closer(self, photo: np.ndarray, score: float) -> tuple[np.ndarray, Box] | None:
-        """The part of a strange photo to answer by, see `parts`, in the network's size, and which it is, in pixels.
-
-        A thing that is small in the photo fills one of its parts, as things filled the training images. The parts are
-        cut from the photo's own pixels; the least strange counts, if it is like the training images and `PLAINER` than
-        the whole: parts of what is strange for other reasons, such as its light, are hardly less so.
-
-        Args:
-          photo: (height, width, 3) uint8, of any size.
-          score: the whole photo's strangeness.
-
-        Returns:
-          None where no part is like the training images, or the run cannot tell.
-        """
-        if self.trust is None or not self.tells_strange:
-            return None
-        aspect = self.preprocessing.width / self.preprocessing.height
-        boxes = list(parts(photo.shape[0], photo.shape[1], aspect))
-        images = np.stack([self.preprocessing.load(photo, lambda *_, box=box: box) for box in boxes])
-        scores = strangeness(self.see(images)[1], self.trust.references)
-        best = int(scores.argmin())
-        return (images[best], boxes[best]) if scores[best] <= min(self.trust.threshold, PLAINER * score) else None
-
-    def predict(self, photo: str | Path | IO[bytes] | np.ndarray, closer: bool = False) -> Prediction:
+    def predict(self, photo: str | Path | IO[bytes] | np.ndarray) -> Prediction:
         """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
 
         Args:
           photo: what to classify.
-          closer: look at parts of the photo if it is unlike the training images, see `framed`.
 
         Raises:
           UserError: the photo cannot be read.
         """
-        pixels = photo if isinstance(photo, np.ndarray) else decode(photo)
-        image, part = self.framed(pixels, closer)
-        answers = self.answers(image[None])
+        answers = self.answers(self.preprocessing.load(photo)[None])
         row = answers.probabilities[0]
         best = int(row.argmax())
         return Prediction(
@@ -253,7 +202,6 @@ class Classifier:
             probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
             strangeness=None if answers.strangeness is None else float(answers.strangeness[0]),
             strange=None if answers.strange is None else bool(answers.strange[0]),
-            part=part,
         )
 
 

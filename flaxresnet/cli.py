@@ -1,20 +1,26 @@
-"""Command lines: flags from a dataclass, and a user's mistake as one sentence with exit status 2."""
+"""Parses flags into a dataclass, and reports a user's mistake in one sentence with exit status 2.
 
-import contextlib
+A field is a flag: its type, default and docstring are the flag's type, default and help text. Fields made by
+`positional` are positional arguments. argparse splits the words; this module converts and checks the values, so that
+every error message is written here.
+"""
+
+import argparse
+import ast
 import dataclasses
+import functools
 import inspect
-import io
+import itertools
 import logging
 import os
-import re
-import shutil
 import sys
 import textwrap
+import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
 
 from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.option_checks import flag, words_for
@@ -24,43 +30,48 @@ T = TypeVar("T")
 MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
-# What `--help` shows in place of an option's value; a switch has none.
-METAVARS: dict[Any, str] = {str: "STR", int: "INT", float: "FLOAT", tuple[int, int]: "INT INT", bool: ""}
+METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
+MAX_HELP_INDENT = 28  # columns before the help texts
+
+
+def positional(metavar: str, default: Any = dataclasses.MISSING) -> Any:
+    """Declares a positional argument, which takes one word, or all that are left if its type is `tuple[str, ...]`.
+
+    Args:
+      metavar: its name in the usage line, such as "RUN".
+      default: its value if it is left out. Without one it is required.
+    """
+    return dataclasses.field(default=default, metadata={"positional": metavar})
 
 
 def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
-    """An instance of the dataclass `arguments` from flags; its docstrings are the help texts.
+    """Returns an instance of the dataclass `arguments` for the words of a command line.
 
     Raises:
-      UserError: a flag is unknown or its value does not fit.
-      SystemExit: `--help` was asked for and printed.
+      UserError: a flag is unknown, its value does not fit, or an argument is missing or left over.
+      SystemExit: `--help` was given, and the help has been printed.
     """
-    import tyro
-
-    argv = _spelt_out(arguments, argv)
-    # What a docstring says to callers of Python is no help on a command line.
-    description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
-    cli = partial(tyro.cli, _as_shown(arguments), args=list(argv), prog=prog, description=description)
+    options, words = _split_positional(argv)
+    if any(word in ("-h", "--help") for word in options):
+        print(format_help(arguments, prog), end="")
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), _between_words():
-            given = cli()
-            return arguments(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
-    except SystemExit as stop:
-        if stop.code != MISTAKE:
-            raise
-    said = io.StringIO()
-    # Again, for the words: tyro wraps them into a box as wide as the terminal, which would break a long path.
-    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit), _columns(100_000):
-        cli()
-    raise UserError(f"{_sentence(said.getvalue(), arguments, argv)}; see `{prog} --help`")
+        values = _read_flags(arguments, options)
+        given, unknown = values.pop("given"), values.pop("unknown")
+        if any(word.startswith("-") for word in unknown):
+            raise UserError(_unknown(unknown, arguments))
+        given |= _read_positional(arguments, [*unknown, *words])
+        return arguments(**given)
+    except UserError as error:
+        raise UserError(f"{error}; see `{prog} --help`") from error
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit status of `main`, with the user's mistakes and Ctrl-C turned into a sentence on standard error."""
+    """Returns the exit status of `main`. Reports a user's mistake or Ctrl-C in a sentence on standard error."""
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" rather than a traceback
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # Orbax tells every save's stages as warnings; a run prints one line an epoch.
+    # Orbax reports every save's stages as warnings; a run prints one line an epoch.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return main()
@@ -83,8 +94,246 @@ def run(main: Callable[[], int]) -> int:
         raise
 
 
+def format_help(arguments: type, prog: str) -> str:
+    """Returns the help page, as wide as the terminal."""
+    parser = _parser(arguments, prog)
+    for field in _positional_fields(arguments):
+        metavar = field.metadata["positional"]
+        text = _help_text(arguments, field)
+        parser.add_argument(field.name, metavar=metavar, help=text, nargs="*" if _takes_all(arguments, field) else None)
+    metavars = [field.metadata["positional"] for field in _positional_fields(arguments)]
+    parser.usage = " ".join([prog.replace("%", "%%"), *metavars, "[OPTIONS]"])
+    return parser.format_help()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Keeps paragraphs apart and breaks lines between words alone; a flag has hyphens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=MAX_HELP_INDENT)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join("\n".join(self._split_lines(paragraph, width)) for paragraph in paragraphs)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
+
+
+def _split_positional(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits the words at the first `--`, after which all are positional."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    index = words.index("--")
+    return words[:index], words[index + 1 :]
+
+
+def _parser(arguments: type, prog: str) -> argparse.ArgumentParser:
+    """Makes a parser that has the flags, and takes their values as text."""
+    description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
+    parser = _Parser(
+        prog=prog,
+        description=description.replace("%", "%%"),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        exit_on_error=False,
+    )
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
+    for field in _flag_fields(arguments):
+        text = _help_text(arguments, field)
+        if _is_switch(arguments, field):
+            options.add_argument(*_switch_names(field), dest=field.name, help=text, action=_Switch, nargs=0)
+        else:
+            nargs, metavar = _shape(_hint(arguments, field.name))
+            options.add_argument(flag(field.name), dest=field.name, help=text, nargs=nargs, metavar=metavar)
+    parser.set_defaults(**{field.name: None for field in _flag_fields(arguments)})
+    return parser
+
+
+def _switch_names(field: dataclasses.Field[Any]) -> list[str]:
+    """Returns `--name` and `--no-name`; the first is the one that changes the default."""
+    names = [flag(field.name), flag(f"no-{field.name}")]
+    return names[::-1] if field.default is True else names
+
+
+class _Switch(argparse.Action):
+    """Stores whether `--name` or `--no-name` was given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, not (option_string or "").startswith("--no-"))
+
+
+def _read_flags(arguments: type, words: Sequence[str]) -> dict[str, Any]:
+    """Returns the values of the flags that are `given`, and the words that are `unknown`."""
+    switches = set()
+    for field in _flag_fields(arguments):
+        if _is_switch(arguments, field):
+            switches.update(_switch_names(field))
+    spelled = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        if name in switches and equals:
+            raise UserError(f"{name} is a switch and takes no value, not {value!r}")
+        spelled.append(name + equals + value)
+    try:
+        namespace, unknown = _parser(arguments, "").parse_known_args(spelled)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} has no value; give {_expected(arguments, error)}") from error
+    given = {}
+    for field in _flag_fields(arguments):
+        text = getattr(namespace, field.name)
+        if text is not None:
+            hint = _hint(arguments, field.name)
+            given[field.name] = text if isinstance(text, bool) else _convert(flag(field.name), text, hint)
+    return {"given": given, "unknown": unknown}
+
+
+def _expected(arguments: type, error: argparse.ArgumentError) -> str:
+    name = str(error.argument_name).removeprefix("--").replace("-", "_")
+    return words_for(_hint(arguments, name))
+
+
+def _read_positional(arguments: type, words: Sequence[str]) -> dict[str, Any]:
+    """Returns the values of the positional arguments, in the order of their fields."""
+    left = list(words)
+    given: dict[str, Any] = {}
+    for field in _positional_fields(arguments):
+        metavar, hint = field.metadata["positional"], _hint(arguments, field.name)
+        if _takes_all(arguments, field):
+            given[field.name] = _convert(metavar, left, hint)
+            left = []
+        elif left:
+            given[field.name] = _convert(metavar, left.pop(0), hint)
+        elif field.default is dataclasses.MISSING:
+            raise UserError(f"{metavar} is missing: {_help_text(arguments, field)}".rstrip("."))
+    if left:
+        raise UserError(_unknown(left, arguments))
+    return given
+
+
+def _convert(name: str, text: Any, hint: Any) -> Any:
+    """Returns the value that a word, or a list of words, stands for.
+
+    Args:
+      name: the flag or positional argument, for the error.
+      text: the word or words.
+      hint: the type to convert to.
+
+    Raises:
+      UserError: the text does not stand for a value of that type.
+    """
+    kind = _kind(hint)
+    if typing.get_origin(kind) is tuple:
+        part = typing.get_args(kind)[0]
+        return tuple(_convert(name, word, part) for word in text)
+    try:
+        if typing.get_origin(kind) is Literal:
+            return next(choice for choice in typing.get_args(kind) if str(choice) == text)
+        return kind(text)
+    except (ValueError, StopIteration):
+        raise UserError(f"{name} must be {words_for(kind)}, not {text!r}") from None
+
+
+def _unknown(words: Sequence[str], arguments: type) -> str:
+    """Returns a sentence about words that are no options, which their values may follow."""
+    named = [word.partition("=")[0] for word in words if word.startswith("-")] or list(words)
+    flags = []
+    for field in _flag_fields(arguments):
+        flags += _switch_names(field) if _is_switch(arguments, field) else [flag(field.name)]
+    near = [close for word in named for close in get_close_matches(word, flags, n=1, cutoff=0.75)]
+    meant = f"; did you mean {' and '.join(near)}?" if near else ""
+    return f"{', '.join(named)} {'is no option' if len(named) == 1 else 'are no options'}{meant}"
+
+
+def _flag_fields(arguments: type) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(arguments) if "positional" not in field.metadata]
+
+
+def _positional_fields(arguments: type) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(arguments) if "positional" in field.metadata]
+
+
+@functools.cache
+def _hints(arguments: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(arguments)
+
+
+def _hint(arguments: type, name: str) -> Any:
+    return _hints(arguments)[name]
+
+
+def _kind(hint: Any) -> Any:
+    """Returns the type of a value that is given: `int | None` → `int`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (kind,) = (part for part in typing.get_args(hint) if part is not type(None))
+        return kind
+    return hint
+
+
+def _is_switch(arguments: type, field: dataclasses.Field[Any]) -> bool:
+    return _kind(_hint(arguments, field.name)) is bool
+
+
+def _takes_all(arguments: type, field: dataclasses.Field[Any]) -> bool:
+    return typing.get_origin(_hint(arguments, field.name)) is tuple
+
+
+def _shape(hint: Any) -> tuple[Any, str]:
+    """Returns how many words a flag takes, as argparse's `nargs`, and what the help shows for each of them."""
+    kind = _kind(hint)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        _, metavar = _shape(parts[0])
+        return "+" if parts[-1] is Ellipsis else len(parts), metavar
+    if typing.get_origin(kind) is Literal:
+        return None, "{" + ",".join(str(choice) for choice in typing.get_args(kind)) + "}"
+    return None, METAVARS[kind]
+
+
+def _help_text(arguments: type, field: dataclasses.Field[Any]) -> str:
+    """Returns the field's docstring with its default, in one line, for argparse."""
+    text = " ".join(field_docstrings(arguments).get(field.name, "").split())
+    if field.default not in (None, dataclasses.MISSING, (), ""):
+        text = f"{text} (default: {_shown(field.default)})"
+    return text.replace("%", "%%")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@functools.cache
+def field_docstrings(arguments: type) -> Mapping[str, str]:
+    """Returns the string under each field of a dataclass and its bases, from their source."""
+    found: dict[str, str] = {}
+    for cls in reversed(arguments.__mro__[:-1]):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        found |= dict(_documented(typing.cast(ast.ClassDef, node).body))
+    return found
+
+
+def _documented(body: Sequence[ast.stmt]) -> Iterable[tuple[str, str]]:
+    """Yields the name of each field and the string under it."""
+    for statement, below in itertools.pairwise(body):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, text
+
+
 def _why_no_device() -> str | None:
-    """A sentence where JAX_PLATFORMS asks for what JAX cannot use here, which JAX tells in many ways; else None."""
+    """Returns a sentence if JAX_PLATFORMS names a device that JAX cannot use here, which JAX reports in many ways."""
     asked = os.environ.get("JAX_PLATFORMS")
     if not asked or "jax" not in sys.modules:
         return None
@@ -97,116 +346,3 @@ def _why_no_device() -> str | None:
             "needs, such as 'flaxresnet[cuda12]', or unset it to compute on what there is"
         )
     return None
-
-
-@contextlib.contextmanager
-def _between_words() -> Iterator[None]:
-    """What is printed within has lines that fit the terminal: those above its boxes tyro leaves as long as they are."""
-    printed: Any = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="replace")
-    printed.isatty = sys.stdout.isatty  # by which, and by the encoding, tyro chooses colours and boxes
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        printed.seek(0)
-        width = shutil.get_terminal_size().columns
-        for line in printed.read().splitlines():
-            plain = re.sub(r"\x1b\[[\d;]*m", "", line)
-            fits = len(plain) <= width
-            print(line if fits else textwrap.fill(plain, width, break_long_words=False, break_on_hyphens=False))
-
-
-@contextlib.contextmanager
-def _columns(count: int) -> Iterator[None]:
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(count)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
-def _optional(arguments: type) -> dict[str, Any]:
-    """Options that are None when left out, and their type when not."""
-    hints = typing.get_type_hints(arguments)
-    kinds = {f.name: typing.get_args(hints[f.name]) for f in dataclasses.fields(arguments) if f.default is None}
-    return {name: kind for name, (kind, *_) in kinds.items()}
-
-
-def _as_shown(arguments: type) -> type:
-    """The dataclass with what `--help` says of options that may be left out: their values alone, no default None."""
-    import tyro
-
-    checks = {f.name: f.metadata for f in dataclasses.fields(arguments)}
-    shown: dict[str, Any] = {}
-    for name, kind in _optional(arguments).items():
-        values = METAVARS[kind] if kind in METAVARS else "{" + ",".join(map(str, typing.get_args(kind))) + "}"
-        word = name.replace("_", "-")
-        switch: dict[str, Any] = {"name": f"no-{word}", "aliases": [f"--{word}"]} if kind is bool else {}
-        shown[name] = Annotated[kind | None, tyro.conf.arg(metavar=values, help_behavior_hint="", **switch)]
-    members: dict[str, Any] = {name: dataclasses.field(default=None, metadata=checks[name]) for name in shown}
-    members |= {"__annotations__": shown, "__module__": arguments.__module__}
-    return dataclasses.dataclass(frozen=True)(type(arguments.__name__, (arguments,), members))
-
-
-def _spelt_out(arguments: type, argv: Sequence[str]) -> list[str]:
-    """The command line with a value behind every switch that may be left out, which tyro does not know as a switch."""
-    names = [name.replace("_", "-") for name, kind in _optional(arguments).items() if kind is bool]
-    spelt = {f"--{name}": f"--{name}=True" for name in names} | {f"--no-{name}": f"--{name}=False" for name in names}
-    words = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if (name := name.replace("_", "-")) in spelt and equals:
-            raise UserError(f"{name} is a switch and takes no value, not {value!r}")
-        words.append(spelt.get(name, word))
-    return words
-
-
-def _sentence(box: str, arguments: type, argv: Sequence[str]) -> str:
-    """The first paragraph of the box that tyro draws around an error, on one line and in the user's words."""
-    lines = [line.strip("│| ") for line in box.splitlines()]
-    # The first rule is the box's upper edge, or without Unicode the line under its title.
-    rules = [i for i, line in enumerate(lines) if line.startswith("╭") or (line and set(line) <= set("─-╰╯"))]
-    start, end = (*rules, len(lines), len(lines))[:2]
-    text = re.sub(r"\s+", " ", " ".join(lines[start + 1 : end])).strip().rstrip(".")
-    if wrong := re.match(r"Error parsing (--[\w-]+)|invalid choice .* for argument '(--[\w-]+)'", text):
-        named = wrong[1] or wrong[2]
-        hint = typing.get_type_hints(arguments)[named.removeprefix("--").removeprefix("no-").replace("-", "_")]
-        return f"{named} must be {words_for(hint)}, not {_value_of(named, argv)!r}"
-    if missing := re.match(r"Missing from .*?: (\S+) (.*?)\.? \(required\)", text):
-        return f"{missing[1]} is missing: {missing[2]}"
-    if unknown := re.match(r"Unrecognized options: (.*)", text):
-        return _unknown(unknown[1].split(", "), arguments)
-    return re.sub(r"^Error parsing \w+: ", "", text)
-
-
-def _unknown(words: Sequence[str], arguments: type) -> str:
-    """What is said of words that are no options, behind which their values may stand."""
-    named = [word.partition("=")[0] for word in words if word.startswith("-")] or list(words)
-    flags = [*_flags(arguments)]
-    near = [close for word in named for close in get_close_matches(word, flags, n=1, cutoff=0.75)]
-    meant = f"; did you mean {' and '.join(near)}?" if near else ""
-    return f"{', '.join(named)} {'is no option' if len(named) == 1 else 'are no options'}{meant}"
-
-
-def _flags(arguments: type) -> Iterator[str]:
-    """The options as the command line has them, switches both ways."""
-    import tyro
-
-    for name, hint in typing.get_type_hints(arguments, include_extras=True).items():
-        if tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
-            yield flag(name)
-            if hint in (bool, bool | None):
-                yield flag(f"no-{name}")
-
-
-def _value_of(named: str, argv: Sequence[str]) -> str:
-    """What the command line gives after a flag, as `--flag value` or `--flag=value`."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name.replace("_", "-") == named:
-            return value if equals else following
-    return ""

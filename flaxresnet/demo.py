@@ -32,18 +32,16 @@ MOST_DEEP_PIXELS = 12_000_000  # of one with more than 8 bits a colour, which no
 MOST_WAITING = 64  # requests; more are told to come back
 MOST_EXAMPLES = 12
 UNLIKE = "This picture is unlike the training images; take the answer with care."
-CLOSER = "As a whole it is unlike the training images; the answer is about the part below, which is like them."
 HINT = "Drop a picture, or use the camera."
 
 
-def make_page(classifier: Classifier, title: str, examples: Dataset | None, closer: bool = False) -> Any:
+def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> Any:
     """The page, a `gradio.Blocks`, for `serve`.
 
     Args:
       classifier: what answers.
       title: over the page.
       examples: labelled images, of which some are offered to try.
-      closer: look at parts of pictures that are unlike the training images, see `Classifier.framed`.
 
     Raises:
       UserError: gradio is not installed.
@@ -59,14 +57,13 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None, clos
             photo = read_upload(Path(path))
         except UserError as error:
             return None, None, str(error)
-        image, part = classifier.framed(photo, closer)
+        image = classifier.preprocessing.load(photo)
         answers = classifier.answers(image[None])
         _, maps = explainer.explain(image[None])
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
         strange = answers.strange is not None and bool(answers.strange[0])
-        seen = classifier.preprocessing.seen(photo, part)
-        note = " ".join([CLOSER] * (part is not None) + [UNLIKE] * strange)
-        return probabilities, overlay(shown(seen), maps[0]), note
+        seen = classifier.preprocessing.seen(photo)
+        return probabilities, overlay(shown(seen), maps[0]), UNLIKE if strange else ""
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")

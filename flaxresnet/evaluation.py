@@ -223,20 +223,6 @@ def data_of_run(run: str | Path, split: str) -> Splits:
     return splits
 
 
-def require_comparison(classifier: Classifier, run: str | Path) -> None:
-    """Raises UserError where a run cannot tell which photos are unlike its training images."""
-    if classifier.tells_strange:
-        return
-    if classifier.trust is not None and len(classifier.trust.references):
-        why = "cannot tell which photos are unlike its training images; that takes a report of 19 test images or more"
-    elif RunFolder(run).read_info().is_adapted:
-        why = "was adapted from a run that does not know its training images; write that one's report and adapt it anew"
-    else:
-        report = f"`python -m flaxresnet report {run}` makes it know them"
-        why = f"does not know its training images, to compare with; {report}"
-    raise UserError(f"{run} {why}")
-
-
 def require_size(preprocessing: Preprocessing, dataset: Dataset, source: str) -> None:
     """Raises UserError where the images are of another size than the network's."""
     size = (preprocessing.height, preprocessing.width)

@@ -5,6 +5,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from flaxresnet.errors import UserError
@@ -48,14 +49,18 @@ def check_value(name: str, value: Any, hint: Any, checks: Sequence[Check] = ()) 
 
 
 def words_for(hint: Any) -> str:
-    """A type as a user would say it: `int | None` → "a whole number"."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    """Describes the values of a type in a user's words: `int | None` → "a whole number"."""
+    return " or ".join(_words_for_kind(kind) for kind in _kinds(hint) if kind is not type(None))
+
+
+def _words_for_kind(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     words[tuple[int, int]] = "two whole numbers"
-    return " or ".join(
-        " or ".join(map(repr, typing.get_args(kind))) if typing.get_origin(kind) is Literal else words[kind]
-        for kind in _kinds(hint)
-        if kind is not type(None)
-    )
+    if kind in words:
+        return words[kind]
+    if typing.get_origin(kind) is tuple:
+        return f"one or more of: {words_for(typing.get_args(kind)[0])}"
+    return " or ".join(repr(choice) for choice in typing.get_args(kind))
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

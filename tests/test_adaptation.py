@@ -270,11 +270,3 @@ def test_of_photos_of_one_class_the_command_line_warns(shell, knowing_run, tmp_p
     for index, image in enumerate(data.images[data.labels == 1]):
         Image.fromarray(image).save(f"{index:02}.png")
     assert shell("adapt", knowing_run, "here", "*.png")[1].splitlines()[1].startswith("warning: 1")
-
-
-def test_a_run_that_was_adapted_without_knowing_its_training_images_says_how_it_could(shell, finished_run, tmp_path):
-    fr.adapt(finished_run, in_fog(24, seed=6).images, tmp_path / "here")
-    Image.fromarray(in_fog(1, seed=5).images[0]).save(tmp_path / "far.png")
-    status, _, err = shell("predict", tmp_path / "here", tmp_path / "far.png", "--closer")
-    why = "was adapted from a run that does not know its training images; write that one's report and adapt it anew"
-    assert (status, err) == (2, f"error: {tmp_path / 'here'} {why}\n")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import blobs, small_in_a_corner
+from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
@@ -109,11 +109,10 @@ def test_with_too_few_test_images_to_tell_no_photo_is_called_strange_or_not(know
     run = shutil.copytree(knowing_run, tmp_path / "run")
     replace(fr.Classifier.load(run).trust, threshold=float("inf")).write(run)
     classifier, noise = fr.Classifier.load(run), np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    answer = classifier.predict(noise, closer=True)
+    answer = classifier.predict(noise)
     assert answer.strangeness > 0
-    assert answer.strange is answer.part is None
+    assert answer.strange is None
     assert not classifier.tells_strange
-    assert classifier.closer(noise, answer.strangeness) is None
     assert fr.Classifier.load(knowing_run).predict(noise).strange is True
 
 
@@ -166,29 +165,3 @@ def test_nothing_is_logged_where_a_run_is_opened(finished_run, caplog):
 def test_photos_are_answered_with_batch_norm_folded_into_the_convolutions(classifier):
     program = classifier._apply.lower(classifier._folded, np.zeros((1, 32, 32, 3), np.uint8)).as_text()
     assert "rsqrt" not in program  # which batch norm divides by a standard deviation with
-
-
-def test_of_a_strange_photo_the_part_is_looked_at_that_is_least_so(knowing_run, monkeypatch):
-    classifier, photo = fr.Classifier.load(knowing_run), small_in_a_corner(2)
-    whole, closer = (classifier.predict(photo, closer=closer) for closer in (False, True))
-    assert (whole.part, whole.strange) == (None, True)
-    left, upper, right, lower = closer.part
-    assert 96 <= left < right <= 160, "within the thing"
-    assert 64 <= upper < lower <= 128
-    assert closer.strangeness < whole.strangeness
-    assert closer.label == "blue"
-    assert closer.strange is False
-    framed, part = classifier.framed(photo, closer=True)
-    assert part == closer.part
-    np.testing.assert_array_equal(framed, classifier.preprocessing.load(photo, lambda *_: part))
-    monkeypatch.setattr("flaxresnet.classifier.PLAINER", 0.0)  # no part is that plain
-    assert classifier.predict(photo, closer=True).part is None
-
-
-def test_a_photo_is_looked_at_whole_unless_asked_or_where_it_is_not_strange(knowing_run, classifier, monkeypatch):
-    knowing = fr.Classifier.load(knowing_run)
-    monkeypatch.setattr(knowing, "closer", lambda *_: pytest.fail("it looked at parts"))
-    assert knowing.predict(blobs(3, seed=8).images[1], closer=True).part is None
-    assert knowing.predict(small_in_a_corner(2)).part is None
-    assert classifier.predict(small_in_a_corner(2), closer=True).part is None  # this run has nothing to compare with
-    assert classifier.closer(small_in_a_corner(2), 1.0) is None

@@ -208,7 +208,6 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
         "probability 2",
         "strangeness",
         "strange",
-        *("left", "upper", "right", "lower"),
         "p(red)",
         "p(green)",
         "p(blue)",
@@ -234,40 +233,10 @@ def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, fi
     assert not like.endswith("unlike the training images")
     assert unlike == f"unlike.png  {odd.label}  {odd.probability:.4f}  unlike the training images"
     row = json.loads(shell("predict", run, "unlike.png", "--json")[1])
-    assert row["part"] is None
     assert row["strange"] is True
     assert row["strangeness"] == pytest.approx(odd.strangeness, rel=1e-4)
     (table,) = csv.DictReader(io.StringIO(shell("predict", run, "unlike.png", "--csv")[1]))
     assert (table["strange"], float(table["strangeness"])) == ("true", pytest.approx(odd.strangeness, abs=1e-5))
-    assert {table[side] for side in ("left", "upper", "right", "lower")} == {""}
-
-
-def test_predict_says_at_which_part_of_a_strange_photo_it_looked(shell, knowing_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = knowing_run
-    Image.fromarray(small_in_a_corner(1)).save("far.png")
-    close, whole = (shell("predict", run, "far.png", *words)[1] for words in (["--closer"], []))
-    answer = fr.Classifier.load(run).predict("far.png", closer=True)
-    left, upper, right, lower = part = [round(side) for side in answer.part]
-    assert 96 <= left < right <= 160
-    assert 64 <= upper < lower <= 128
-    assert close.endswith(f"  looking at {left} to {right} across, {upper} to {lower} down\n")
-    assert "looking" not in whole
-    assert whole.endswith("unlike the training images\n")
-    row = json.loads(shell("predict", run, "far.png", "--closer", "--json")[1])
-    assert (row["part"], row["label"]) == (part, "green")
-    (table,) = csv.DictReader(io.StringIO(shell("predict", run, "far.png", "--closer", "--csv")[1]))
-    assert [int(table[side]) for side in ("left", "upper", "right", "lower")] == part
-
-
-@pytest.mark.parametrize("command", ["predict", "explain", "demo"])
-def test_looking_closer_needs_training_images_to_compare_with(command, shell, finished_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(small_in_a_corner(1)).save("far.png")
-    photos = [] if command == "demo" else ["far.png"]
-    status, _, err = shell(command, finished_run, *photos, "--closer")
-    expected = f"error: {finished_run} does not know its training images, to compare with; `python -m flaxresnet report"
-    assert (status, err.startswith(expected)) == (2, True)
 
 
 def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_path, monkeypatch):
@@ -278,9 +247,6 @@ def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_
     assert json.loads(shell("predict", "run", "far.png", "--json")[1])["strange"] is None
     (table,) = csv.DictReader(io.StringIO(shell("predict", "run", "far.png", "--csv")[1]))
     assert table["strange"] == ""
-    status, _, err = shell("predict", "run", "far.png", "--closer")
-    why = "cannot tell which photos are unlike its training images; that takes a report of 19 test images or more"
-    assert (status, err) == (2, f"error: run {why}\n")
 
 
 def test_explain_says_which_photos_are_unlike_the_training_images(shell, knowing_run, tmp_path, monkeypatch):

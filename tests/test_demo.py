@@ -82,17 +82,15 @@ def test_a_dropped_jpeg_is_answered_and_junk_gets_a_sentence(address, finished_r
 
 
 @pytest.mark.parity
-def test_of_a_strange_picture_a_part_is_answered_and_shown(gradio, knowing_run, tmp_path):
-    classifier = fr.Classifier.load(knowing_run)
-    pages = (demo.make_page(classifier, "Colours", None, closer) for closer in (True, False))
-    answer, whole = (next(one.fn for one in page.fns.values() if one.name == "answer") for page in pages)
+def test_a_strange_picture_is_called_so(gradio, knowing_run, tmp_path):
+    page = demo.make_page(fr.Classifier.load(knowing_run), "Colours", None)
+    answer = next(one.fn for one in page.fns.values() if one.name == "answer")
     for name, photo in (("far", small_in_a_corner(2)), ("near", blobs(3, seed=8).images[2])):
         Image.fromarray(photo).save(tmp_path / f"{name}.png")
-    shares, shown, note = answer(str(tmp_path / "far.png"))
-    assert (max(shares, key=shares.get), note) == ("blue", demo.CLOSER)
-    assert shown.shape[0] == shown.shape[1], "as the part is, and not the photo"
-    assert answer(str(tmp_path / "near.png"))[2] == ""
-    assert whole(str(tmp_path / "far.png"))[2] == demo.UNLIKE
+    shares, shown, note = answer(str(tmp_path / "near.png"))
+    assert (max(shares, key=shares.get), note) == ("blue", "")
+    assert shown.shape[0] == shown.shape[1]
+    assert answer(str(tmp_path / "far.png"))[2] == demo.UNLIKE
 
 
 @pytest.mark.parity
@@ -282,13 +280,12 @@ def test_no_address_in_a_request_is_fetched():
         asyncio.run(take("HTTPS://192.0.2.1/a.jpg"))
 
 
-@pytest.mark.parametrize("closer", [False, True])
-def test_the_page_has_the_runs_name_but_not_its_place_and_looks_closer_if_told(closer, monkeypatch, knowing_run):
-    told = []
-    monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples, closer: told.append((title, closer)))
+def test_the_page_has_the_runs_name_but_not_its_place(monkeypatch, knowing_run):
+    titles = []
+    monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples: titles.append(title))
     monkeypatch.setattr(demo, "serve", lambda *_: "")
-    assert command.main(command.Arguments(str(knowing_run), closer=closer)) == 0
-    assert told == [(knowing_run.name, closer)]
+    assert command.main(command.Arguments(str(knowing_run))) == 0
+    assert titles == [knowing_run.name]
 
 
 def picture(tmp_path: Path, kind: str, size: tuple[int, int]) -> Path:

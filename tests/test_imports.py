@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PACKAGE
 
 import flaxresnet as fr
-
-PACKAGE = Path(fr.__file__).parent
 
 # Part of the package → the parts that it may import, besides `errors`, which says what a user's mistake is.
 MAY_IMPORT = {
@@ -54,7 +53,7 @@ MAY_IMPORT = {
     "adaptation": {"classifier", "config", "data", "interop.run_folders", "models", "training.run_folder"},
     "evaluation": {"classifier", "config", "data", "training.metrics", "training.run_folder"},
 }
-HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "tyro", "h5py"]
+HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "h5py"]
 
 
 def imports_of(path: Path) -> set[str]:

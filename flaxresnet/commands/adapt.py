@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
-import tyro
 
 from flaxresnet.adaptation import adapt, evenly
+from flaxresnet.cli import positional
 from flaxresnet.commands.photos import Reader
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
@@ -31,15 +30,13 @@ class Arguments:
     Example: python -m flaxresnet adapt runs/signs runs/here more/photos
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    target: str = positional("OUT")
     """Folder of the new run, which does not exist yet."""
 
-    photos: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…", help_behavior_hint="(or --data)")
-    ] = ()
+    photos: tuple[str, ...] = positional("PHOTO…", default=())
     """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'; of many, 512 are taken."""
 
     data: str | None = None

@@ -1,10 +1,8 @@
 """`python -m flaxresnet check-data PATH`."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
+from flaxresnet.cli import positional
 from flaxresnet.data.dataset import USUAL_SIZE, open_dataset
 from flaxresnet.data.suspicions import suspicions
 from flaxresnet.training.preparation import check_trainable
@@ -19,7 +17,7 @@ class Arguments:
     Example: python -m flaxresnet check-data datasets
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    data: str = positional("PATH")
     """HDF5 file, folder with HDF5 files or ArrayRecord files, or folder of pictures for each class."""
 
     image_size: tuple[int, int] = USUAL_SIZE

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
+from flaxresnet.cli import positional
 from flaxresnet.config import Which
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
 from flaxresnet.errors import UserError
@@ -28,10 +27,10 @@ class Arguments:
     Example: python -m flaxresnet convert ResNet50-1.h5 runs/from-keras
     """
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    source: str = positional("IN")
     """A file, a run's folder, or a model on the Hugging Face hub (such as microsoft/resnet-18)."""
 
-    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    target: str = positional("OUT")
     """A file that ends in .h5, .weights.h5, .keras, .safetensors or .pth, or a folder."""
 
     world: Literal["torchvision", "huggingface"] | None = None

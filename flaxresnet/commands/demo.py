@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from flaxresnet.cli import positional
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset
@@ -22,7 +20,7 @@ class Arguments:
     Example: python -m flaxresnet demo runs/default
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
     checkpoint: Which = "latest"
@@ -34,23 +32,17 @@ class Arguments:
     port: int = 7860
     """Port to listen at; 0 takes one that is free."""
 
-    closer: bool = False
-    """Look at parts of pictures that are unlike the training images, as `predict --closer` does."""
-
 
 def main(arguments: Arguments) -> int:
     from flaxresnet.classifier import Classifier
     from flaxresnet.demo import make_page, serve
-    from flaxresnet.evaluation import require_comparison
 
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    if arguments.closer:
-        require_comparison(classifier, arguments.run)
     title = Path(arguments.run).absolute().resolve().name  # and nothing of where it lies
-    page = make_page(classifier, title, examples_of(arguments.run), arguments.closer)
+    page = make_page(classifier, title, examples_of(arguments.run))
     serve(page, arguments.host, arguments.port)
     return 0
 

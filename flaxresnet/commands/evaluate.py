@@ -3,13 +3,12 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flaxresnet.cli import positional
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.evaluation import Evaluation, Split, evaluate
@@ -26,7 +25,7 @@ class Arguments:
     Example: python -m flaxresnet evaluate runs/default --data datasets/test_signs.h5
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
     data: str | None = None

@@ -14,13 +14,11 @@ from flaxresnet.commands.photos import (
     PhotoArguments,
     Reader,
     check,
-    looking_at,
     most_probable,
 )
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
 from flaxresnet.errors import UserError, listed
-from flaxresnet.evaluation import require_comparison
 from flaxresnet.writing import saying_why_not
 
 BATCH = 16  # photos at a time
@@ -55,25 +53,22 @@ def main(arguments: Arguments) -> int:
     check(arguments)
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    if arguments.closer:
-        require_comparison(classifier, arguments.run)
     names = classifier.class_names
     chosen = _index(arguments.class_name, names)
     explainer = Explainer(classifier, arguments.stage, BATCH)
     folder, written = Path(arguments.to_folder), set[Path]()
 
-    def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         photo = decode(name)
-        image, part = classifier.framed(photo, arguments.closer)
-        return shown(classifier.preprocessing.seen(photo, part)), image, [looking_at(part)] if part else []
+        return shown(classifier.preprocessing.seen(photo)), classifier.preprocessing.load(photo)
 
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:
-        images = np.stack([image for _, (_, image, _) in batch])
+        images = np.stack([image for _, (_, image) in batch])
         probabilities, maps = explainer.explain(images, chosen)
         strange = classifier.answers(images).strange if classifier.tells_strange else None
         signs = [[UNLIKE] if strange is not None and strange[place] else [] for place in range(len(batch))]
-        for (name, (photo, _, seen)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
+        for (name, (photo, _)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
             short = shortened(Path(name).name, 24), shortened(explained, 24)
@@ -85,7 +80,7 @@ def main(arguments: Arguments) -> int:
             with saying_why_not(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(figure, target)
-            print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *seen, *sign, target, sep="  ", flush=True)
+            print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *sign, target, sep="  ", flush=True)
     return reader.status()
 
 

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from flaxresnet.classifier import Classifier
+from flaxresnet.cli import positional
 from flaxresnet.config import Which
 from flaxresnet.errors import UserError
 
@@ -21,10 +19,10 @@ class Arguments:
     Example: python -m flaxresnet export runs/default signs.zip
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: str = positional("FILE")
     """A name that ends in .zip or .onnx. What is there is replaced."""
 
     preprocessing: bool = True

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Literal, get_type_hints
 
-import tyro
-
+from flaxresnet.cli import positional
 from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
@@ -35,7 +34,7 @@ class Arguments:
     Example: python -m flaxresnet make-data records --source pictures/ --to arrayrecord
     """
 
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = "datasets"
+    folder: str = positional("FOLDER", default="datasets")
     """Where the files go; files that are there already are not overwritten."""
 
     to: Literal["hdf5", "arrayrecord"] = "hdf5"

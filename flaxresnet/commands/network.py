@@ -1,10 +1,9 @@
 """What `summary` and `diagram` look at: a run's network, or one by its name."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
-import tyro
-
+from flaxresnet.cli import positional
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.preprocess import LARGEST_SIDE
 from flaxresnet.errors import UserError
@@ -21,7 +20,7 @@ IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 2
 class NetworkArguments:
     """Which network."""
 
-    network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|NAME")] = "resnet50"
+    network: str = positional("RUN|NAME", default="resnet50")
     """A run's folder, or a network: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, …."""
 
     variant: Variant | None = None

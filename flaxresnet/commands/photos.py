@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-import tyro
 
+from flaxresnet.cli import positional
 from flaxresnet.config import Which
 from flaxresnet.data.folder import ENDINGS
-from flaxresnet.data.preprocess import Box
 from flaxresnet.errors import UserError
 
 T = TypeVar("T")
@@ -53,12 +52,10 @@ def _pictures_in(folder: str) -> list[str]:
 class PhotoArguments:
     """Which run, which photos."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
-    photos: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO…", help_behavior_hint="(required)")
-    ]
+    photos: tuple[str, ...] = positional("PHOTO…")
     """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
 
     checkpoint: Which = "latest"
@@ -66,10 +63,6 @@ class PhotoArguments:
 
     top_k: int = 1
     """How many classes to name, the most probable first."""
-
-    closer: bool = False
-    """Look at parts of a photo that is unlike the training images, and answer by the one that is most like them: for
-    things that are small in the photo. Needs the run's report, and is not for photos that are all of another kind."""
 
 
 def check(arguments: PhotoArguments) -> None:
@@ -83,12 +76,6 @@ def check(arguments: PhotoArguments) -> None:
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:
     """(classes,) probabilities → the indices of the highest, the highest first."""
     return np.argsort(-row, kind="stable")[:count]
-
-
-def looking_at(part: Box) -> str:
-    """In words, the part of a photo that an answer is about."""
-    left, upper, right, lower = map(round, part)
-    return f"looking at {left} to {right} across, {upper} to {lower} down"
 
 
 class Reader(Generic[T]):

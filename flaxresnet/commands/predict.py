@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, looking_at, most_probable
+from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, most_probable
 from flaxresnet.compilation_cache import use_compilation_cache
-from flaxresnet.data.pictures import decode
-from flaxresnet.data.preprocess import Box
 from flaxresnet.errors import UserError
-from flaxresnet.evaluation import require_comparison
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Arguments(PhotoArguments):
 
     The probability is calibrated, and a photo that is unlike the training images is said to be so, where the run has
     its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time). Let the thing fill
-    the picture, as it does in the training images; --closer looks for one that does not.
+    the picture, as it does in the training images.
 
     Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
@@ -46,52 +43,42 @@ def main(arguments: Arguments) -> int:
         raise UserError("--json and --csv are two ways to print; give one of them")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    if arguments.closer:
-        require_comparison(classifier, arguments.run)
     form = as_json if arguments.json else as_csv if arguments.csv else as_words
     write = form(classifier.class_names, arguments.top_k)
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
-        files, images = map(list, zip(*batch, strict=True))
+        files, images = zip(*batch, strict=True)
         answers = classifier.answers(np.stack(images), views=arguments.tta)
-        parts: list[Box | None] = [None] * len(files)
-        if arguments.closer and answers.strange is not None and answers.strangeness is not None:
-            for place in np.flatnonzero(answers.strange):
-                if found := classifier.closer(decode(files[place]), float(answers.strangeness[place])):
-                    images[place], parts[place] = found
-            if any(parts):
-                answers = classifier.answers(np.stack(images), views=arguments.tta)
         scores, signs = (
             [None] * len(batch) if known is None else known.tolist() for known in (answers.strangeness, answers.strange)
         )
-        for answer in zip(files, answers.probabilities, scores, signs, parts, strict=True):
+        for answer in zip(files, answers.probabilities, scores, signs, strict=True):
             write(*answer)
         sys.stdout.flush()
     return reader.status()
 
 
 # Each makes a function that prints a photo's answer: its file, the probabilities, (classes,), its strangeness and
-# whether that is high, or None for both where the run does not know; and the part that was looked at, None for all.
-Writer = Callable[[str, np.ndarray, float | None, bool | None, Box | None], Any]
+# whether that is high, or None for both where the run does not know.
+Writer = Callable[[str, np.ndarray, float | None, bool | None], Any]
 
 
 def as_words(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
         best = most_probable(row, top_k)
-        seen = [looking_at(part)] if part else []
         sign = [UNLIKE] if strange else []
-        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *seen, *sign, sep="  ")
+        print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *sign, sep="  ")
 
     return write
 
 
 def as_json(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
         probabilities = dict(zip(names, row.tolist(), strict=True))
         best = [names[index] for index in most_probable(row, top_k)]
         answer = {"file": file, "label": best[0], "probability": probabilities[best[0]]}
         more = {"top": [{"label": name, "probability": probabilities[name]} for name in best]} if top_k > 1 else {}
-        odd = {"strangeness": score, "strange": strange, "part": part and [round(side) for side in part]}
+        odd = {"strangeness": score, "strange": strange}
         print(json.dumps(answer | more | odd | {"probabilities": probabilities}))
 
     return write
@@ -101,15 +88,12 @@ def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
     table = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
     ranks = ranks[: 2 * (len(names) - 1)]
-    sides = ("left", "upper", "right", "lower")
-    odd_ones = ("strangeness", "strange", *sides)
-    table.writerow(["file", "label", "probability", *ranks, *odd_ones, *(f"p({n})" for n in names)])
+    table.writerow(["file", "label", "probability", *ranks, "strangeness", "strange", *(f"p({n})" for n in names)])
 
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None, part: Box | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
         best = most_probable(row, top_k)
         pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
         odd = ["" if score is None else f"{score:.6f}", "" if strange is None else str(strange).lower()]
-        odd += [str(round(side)) for side in part] if part else [""] * len(sides)
         table.writerow([file, *pairs, *odd, *(f"{share:.6f}" for share in row)])
 
     return write

@@ -1,10 +1,8 @@
 """`python -m flaxresnet report RUN`."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
+from flaxresnet.cli import positional
 from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.evaluation import judging
@@ -23,7 +21,7 @@ class Arguments:
     Example: python -m flaxresnet report runs/default
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
     data: str | None = None

@@ -106,11 +106,11 @@ class Preprocessing:
         box = part(*image.shape[:2]) if part else None
         return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample, box))
 
-    def seen(self, photo: np.ndarray, box: Box | None = None) -> np.ndarray:
-        """What `load` takes of a photo's pixels, (h, w, 3), as they are; or those of a box."""
-        if box is None and self.centre == 1:
+    def seen(self, photo: np.ndarray) -> np.ndarray:
+        """What `load` takes of a photo's pixels, (h, w, 3), as they are."""
+        if self.centre == 1:
             return photo
-        left, upper, right, lower = map(round, box or self._middle(*photo.shape[:2]))
+        left, upper, right, lower = map(round, self._middle(*photo.shape[:2]))
         return photo[upper : max(lower, upper + 1), left : max(right, left + 1)]
 
     def _middle(self, height: int, width: int) -> Box:

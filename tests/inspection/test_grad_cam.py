@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from conftest import blobs, small_in_a_corner
+from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
@@ -162,16 +162,6 @@ def test_a_folder_of_photos_is_explained_and_the_unreadable_named(explain, finis
     for name in ("green", "red", "red-2"):
         with Image.open(f"explanations/{name}.explained.png") as picture:
             assert picture.size[0] == 880
-
-
-def test_of_a_strange_photo_the_part_is_explained_that_predict_answers_by(explain, knowing_run):
-    Image.fromarray(small_in_a_corner(2)).save("far.png")
-    answer = fr.Classifier.load(knowing_run).predict("far.png", closer=True)
-    left, upper, right, lower = map(round, answer.part)
-    assert "looking at" not in explain(knowing_run, "far.png")[1]
-    out = explain(knowing_run, "far.png", "--closer")[1]
-    assert out.startswith("far.png  blue  ")
-    assert f"  looking at {left} to {right} across, {upper} to {lower} down  explanations/far.explained.png" in out
 
 
 def test_one_class_can_be_asked_for(explain, finished_run):

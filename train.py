@@ -9,7 +9,7 @@ from flaxresnet.config import TrainConfig
 def main() -> int:
     config = cli.parse(TrainConfig, sys.argv[1:], prog="python train.py")
     from flaxresnet import fit
-    from flaxresnet.training.distributed import is_first
+    from flaxresnet.runtime.distributed import is_first
 
     run = fit(config, keep_programs=True)
     if is_first():  # of the processes that trained together

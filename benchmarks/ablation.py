@@ -26,7 +26,7 @@ from robustness import answered, measured, summary
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 # What differs from the recipe: options of training, and, where the name says a module of flaxresnet/data, its ranges.
 WAYS: dict[str, dict[str, Any]] = {

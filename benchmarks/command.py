@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from flaxresnet import cli
-from flaxresnet.errors import UserError
 from flaxresnet.option_checks import flag
+from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")
 # The least that options of these names may be, in all benchmarks that have them; each may be several numbers.

@@ -21,10 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.memory import keep_freed_memory
 from flaxresnet.models.conv import lies_features_first
 from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
 from flaxresnet.models.conv_forms import ROWS, Window, features_first
+from flaxresnet.runtime.malloc_tuning import keep_freed_memory
 
 WIDTH = 110  # columns of the table
 FIRST = ", features first"  # how the kernel lies

@@ -27,8 +27,8 @@ import flaxresnet as fr
 from flaxresnet.adaptation import LEAST
 from flaxresnet.cli import positional
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.errors import UserError
 from flaxresnet.recipes import Model
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.preparation import check_trainable
 from flaxresnet.training.run_folder import RunFolder

@@ -22,10 +22,10 @@ from rich.table import Column, Table
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.errors import UserError
 from flaxresnet.evaluation import fitted, judging
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.trust.assessment import assess

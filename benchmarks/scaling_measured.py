@@ -19,7 +19,7 @@ from PIL import Image
 
 from flaxresnet.data.dataset import open_dataset
 from flaxresnet.data.stream import StreamSource
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PHOTO = (375, 500)  # height and width, as most of ImageNet's

@@ -64,7 +64,7 @@ def child(asked: float) -> None:
 
     from flaxresnet import cli
     from flaxresnet.config import TrainConfig
-    from flaxresnet.memory import keep_freed_memory
+    from flaxresnet.runtime.malloc_tuning import keep_freed_memory
     from flaxresnet.training import fit, loop
 
     mark("imported")

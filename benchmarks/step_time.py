@@ -30,10 +30,10 @@ from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import Batch, DeviceSource
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.memory import keep_freed_memory, return_freed_memory
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
 from flaxresnet.recipes import Model
+from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.programs import compile_sparingly

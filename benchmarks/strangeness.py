@@ -15,11 +15,11 @@ from rich.table import Table
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.augment import augment
 from flaxresnet.data.synthetic import drawn_signs
-from flaxresnet.errors import UserError
 from flaxresnet.evaluation import data_of_run
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.errors import UserError
 
 TILES = 8  # a side, of the shuffled images
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.cli import positional
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 HERE = Path(__file__).parent
 EPOCHS = {"fast": 6, "tutorial": 20, "robust": 20}

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from flaxresnet.classifier import Classifier, Prediction
     from flaxresnet.config import TrainConfig
     from flaxresnet.data.dataset import Dataset, Splits, open_dataset
-    from flaxresnet.errors import UserError
     from flaxresnet.evaluation import Evaluation, evaluate
     from flaxresnet.models.batch_stats import measure_batch_stats
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
     from flaxresnet.models.conv import Conv
     from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
+    from flaxresnet.runtime.errors import UserError
     from flaxresnet.training.fit import fit
     from flaxresnet.training.loop import Run
 
@@ -35,7 +35,7 @@ _HOME = {
     "Run": "flaxresnet.training.loop",
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config",
-    "UserError": "flaxresnet.errors",
+    "UserError": "flaxresnet.runtime.errors",
     "adapt": "flaxresnet.adaptation",
     "evaluate": "flaxresnet.evaluation",
     "fit": "flaxresnet.training.fit",

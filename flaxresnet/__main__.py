@@ -4,8 +4,8 @@ import sys
 from importlib import import_module
 
 from flaxresnet import cli
-from flaxresnet.errors import UserError
-from flaxresnet.memory import keep_freed_memory
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.malloc_tuning import keep_freed_memory
 
 COMMANDS = {
     "evaluate": "loss, accuracy with its interval, per-class table and confusion matrix of a run",

@@ -15,10 +15,10 @@ import numpy as np
 from flaxresnet.classifier import Answers, Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
 from flaxresnet.interop.run_folders import require_free, write_variables
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder
 
 # Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.

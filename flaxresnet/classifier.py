@@ -12,10 +12,10 @@ from flaxresnet.config import Which
 from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.data.stored import StoredImages
-from flaxresnet.devices import warn_of_fallback
-from flaxresnet.errors import UserError
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.runtime.devices import warn_of_fallback
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import load_run
 from flaxresnet.trust.calibration import softmax
 from flaxresnet.trust.stored import Trust, digest

@@ -22,8 +22,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.option_checks import flag, words_for
+from flaxresnet.runtime.errors import Interrupted, UserError
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from flaxresnet.errors import UserError
 from flaxresnet.option_checks import FRACTION, POSITIVE, SHARE, Check, at_least, at_most, between, check_value
 from flaxresnet.recipes import NETWORKS, RATE_IS_FOR, RECIPES, Model, Network, Optimizer, Policy, Recipe, Variant
+from flaxresnet.runtime.errors import UserError
 
 Which = Literal["latest", "best"]  # of a run's checkpoints: after the last epoch, or the best on the test images
 Defaults = TypeVar("Defaults", Recipe, Network)

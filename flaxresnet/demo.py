@@ -19,9 +19,9 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.pictures import decode, formats
 from flaxresnet.demo_door import Bounded, Unlocated
-from flaxresnet.errors import UserError
 from flaxresnet.inspection.explainer import Explainer
 from flaxresnet.inspection.overlay import overlay, shown
+from flaxresnet.runtime.errors import UserError
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
 LARGEST_REQUEST = LARGEST_UPLOAD + 2**20

@@ -14,7 +14,7 @@ from flaxresnet.config import Which
 from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, open_dataset, same_data
 from flaxresnet.data.kept_signs import default_signs
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError, listed
+from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.errors import UserError
 from flaxresnet.models.conv import FoldedConv
 from flaxresnet.models.fold import fold_batch_norm
-from flaxresnet.quiet import errors_alone
-from flaxresnet.writing import replacing
+from flaxresnet.runtime.atomic_io import replacing
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.logging import errors_alone
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, METADATA = "program.stablehlo", "metadata.json"  # what is in the StableHLO archive

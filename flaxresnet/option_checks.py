@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 Check = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it after "must be"
 

@@ -397,7 +397,7 @@ def test_a_device_that_is_passed_over_is_said_once(tmp_path):
     program = """
 import sys
 import flaxresnet as fr
-from flaxresnet.devices import warn_of_fallback
+from flaxresnet.runtime.devices import warn_of_fallback
 
 for use in (lambda: fr.Classifier.load("nowhere"), lambda: fr.fit(fr.TrainConfig(data="nowhere"))):
     warn_of_fallback.cache_clear()

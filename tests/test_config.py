@@ -14,10 +14,10 @@ import pytest
 from flaxresnet import cli, config
 from flaxresnet.commands.report import Arguments
 from flaxresnet.config import TrainConfig
-from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, VARIANTS
 from flaxresnet.option_checks import flag
 from flaxresnet.recipes import RECIPES
+from flaxresnet.runtime.errors import UserError
 
 PARTS_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
 MODELS = " or ".join(map(repr, SIZES))

@@ -8,12 +8,12 @@ import numpy as np
 from flaxresnet.adaptation import adapt, evenly
 from flaxresnet.cli import positional
 from flaxresnet.commands.photos import Reader
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
 from flaxresnet.evaluation import data_for, require_size
 from flaxresnet.interop.run_folders import require_free
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder
 
 BATCH = 32  # photos at a time

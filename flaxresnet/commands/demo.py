@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxresnet.cli import positional
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxresnet.commands.network import NetworkArguments, subject_of
-from flaxresnet.errors import UserError
 from flaxresnet.inspection.layers import inspect
+from flaxresnet.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

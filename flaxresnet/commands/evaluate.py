@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flaxresnet.cli import positional
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.evaluation import Evaluation, Split, evaluate
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
 
 ACCURACY = {"test": "Test Accuracy", "train": "Train Accuracy", "all": "Accuracy"}  # of the splits
 WIDEST_LINE = 400  # columns, where the output is no terminal

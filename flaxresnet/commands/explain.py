@@ -16,10 +16,10 @@ from flaxresnet.commands.photos import (
     check,
     most_probable,
 )
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.data.pictures import decode
-from flaxresnet.errors import UserError, listed
-from flaxresnet.writing import saying_why_not
+from flaxresnet.runtime.atomic_io import saying_why_not
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.errors import UserError, listed
 
 BATCH = 16  # photos at a time
 IN_A_LINE = 3  # classes under the picture, for which there is room

@@ -6,7 +6,7 @@ from pathlib import Path
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
 from flaxresnet.config import Which
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
-from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.option_checks import at_least, at_most, between, check_value
-from flaxresnet.writing import saying_why_not
+from flaxresnet.runtime.atomic_io import saying_why_not
+from flaxresnet.runtime.errors import UserError
 
 CHECKS = {
     "train": (at_least(1), at_most(1_000_000)),

@@ -6,10 +6,10 @@ from typing import Any, cast
 from flaxresnet.cli import positional
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.preprocess import LARGEST_SIDE
-from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
 from flaxresnet.option_checks import at_least, at_most, check_value, flag
 from flaxresnet.recipes import Variant
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder, check_network
 
 MOST_CLASSES = 1_000_000

@@ -13,7 +13,7 @@ import numpy as np
 from flaxresnet.cli import positional
 from flaxresnet.config import Which
 from flaxresnet.data.folder import ENDINGS
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -11,8 +11,8 @@ import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
 from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, most_probable
-from flaxresnet.compilation_cache import use_compilation_cache
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

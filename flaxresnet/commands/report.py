@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from flaxresnet.cli import positional
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import Which
 from flaxresnet.evaluation import judging
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
 
 
 @dataclass(frozen=True)

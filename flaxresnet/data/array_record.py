@@ -19,9 +19,9 @@ from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
-from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded, StoredImages
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.process_group import ALONE, Processes
 
 INDEX = "index.json"
 FORMAT = 1

@@ -15,9 +15,9 @@ import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Input, is_to_be_streamed
 from flaxresnet.data.files import cache_folder, keep
-from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Contents, Encoded, StoredImages
-from flaxresnet.errors import UserError, listed
+from flaxresnet.runtime.errors import UserError, listed
+from flaxresnet.runtime.process_group import ALONE, Processes
 
 MOST_NAMED = 5  # unreadable pictures in a sentence
 

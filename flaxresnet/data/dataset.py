@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
-from flaxresnet.errors import UserError, listed
+from flaxresnet.runtime.errors import UserError, listed
+from flaxresnet.runtime.process_group import ALONE, Processes
 
 DEFAULT_FOLDER = Path("datasets")
 USUAL_SIZE = (64, 64)  # the tutorials' images

@@ -6,7 +6,7 @@ import stat
 import uuid
 from pathlib import Path
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 
 def require_stored(path: str | Path) -> None:

@@ -17,9 +17,9 @@ from flaxresnet.data.checked import readable
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.files import require_stored
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Part, Preprocessing, is_input_size
-from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import Encoded
-from flaxresnet.errors import UserError, listed
+from flaxresnet.runtime.errors import UserError, listed
+from flaxresnet.runtime.process_group import ALONE, Processes
 
 # Paths are text here and not `Path`, of which a million take a while to make and a GiB to keep.
 ENDINGS = {

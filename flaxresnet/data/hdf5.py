@@ -21,9 +21,9 @@ from flaxresnet.data.files import require_stored
 from flaxresnet.data.hdf5_chunks import Suspects, declared, refusal
 from flaxresnet.data.pictures import MOST_PIXELS
 from flaxresnet.data.preprocess import Part, Preprocessing
-from flaxresnet.data.processes import ALONE, Processes
 from flaxresnet.data.stored import StoredImages
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.process_group import ALONE, Processes
 
 MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are

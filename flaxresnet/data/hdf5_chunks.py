@@ -11,7 +11,7 @@ from typing import Any
 
 import h5py
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 Place = tuple[int, ...]
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from flaxresnet.data.files import require_stored
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.data.pictures import MOST_PIXELS, decoded
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 LARGEST_SIDE = 2**16  # pixels

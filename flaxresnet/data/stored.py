@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from flaxresnet.data.preprocess import Part
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 AT_ONCE = 4096  # reads that wait for a thread
 

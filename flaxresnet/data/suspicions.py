@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxresnet.data.dataset import LOOKED_AT_WHOLE, Dataset, Splits
 from flaxresnet.data.stored import Encoded, StoredImages
-from flaxresnet.errors import listed
+from flaxresnet.runtime.errors import listed
 
 Images = np.ndarray | StoredImages
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.classifier import Classifier, padded
-from flaxresnet.errors import UserError
 from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.trust.calibration import softmax
 
 

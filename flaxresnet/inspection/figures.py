@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 
-from flaxresnet.writing import replacing
+from flaxresnet.runtime.atomic_io import replacing
 
 DPI = 110  # dots to an inch, at which words are read with ease at full size
 

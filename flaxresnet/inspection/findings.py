@@ -12,8 +12,8 @@ import numpy as np
 from flaxresnet.classifier import Classifier
 from flaxresnet.config import Which
 from flaxresnet.data.dataset import Dataset, Splits, same_data
-from flaxresnet.errors import UserError
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.trust.assessment import Assessment, assess
 from flaxresnet.trust.calibration import softmax

@@ -20,11 +20,11 @@ from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learni
 from flaxresnet.inspection.figures import save
 from flaxresnet.inspection.findings import Findings
 from flaxresnet.option_checks import flag
+from flaxresnet.runtime.atomic_io import replacing, saying_why_not
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.trust.calibration import calibration_error
 from flaxresnet.trust.robustness import Row
 from flaxresnet.trust.strangeness import FALSE_ALARMS
-from flaxresnet.writing import replacing, saying_why_not
 
 MOST_CLASSES = 200  # rows of the table; the worst, where there are more
 MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw

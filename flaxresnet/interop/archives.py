@@ -2,7 +2,7 @@
 
 import zipfile
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 MOST_PACKED = 4  # bytes that one of the archive may unpack to; Keras and PyTorch store, and weights hardly pack
 LEAST_PACKED = 2**24  # bytes that an archive may unpack to whatever its size

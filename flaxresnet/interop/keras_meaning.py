@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from flaxresnet.errors import UserError
 from flaxresnet.interop.keras_model import keras_config
 from flaxresnet.models.graph import Layer
+from flaxresnet.runtime.errors import UserError
 
 IDLE = {"Dropout", "Softmax"}  # nothing in inference, or after the logits
 # Layers of which a ResNet is made in Keras.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.config import TrainConfig, Which
-from flaxresnet.errors import UserError
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import Weights
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import Checkpoints, load_run
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 from flaxresnet.trust.stored import Trust

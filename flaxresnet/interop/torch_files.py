@@ -12,11 +12,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from flaxresnet.errors import UserError
 from flaxresnet.interop.archives import require_packed_little
 from flaxresnet.interop.layers import Entries, Entry, Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
+from flaxresnet.runtime.errors import UserError
 
 # Under which training scripts keep the weights in a checkpoint.
 WRAPPERS = ("state_dict", "state_dict_ema", "model_state_dict", "model")

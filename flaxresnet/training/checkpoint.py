@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config import Which
-from flaxresnet.errors import UserError
-from flaxresnet.quiet import errors_alone
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.logging import errors_alone
 from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder, RunInfo

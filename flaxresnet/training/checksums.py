@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 
 def checksum(tree: Any) -> int | None:

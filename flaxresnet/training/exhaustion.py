@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import jax
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # in what XLA says then
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from flaxresnet.compilation_cache import use_compilation_cache
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.suspicions import suspicions
-from flaxresnet.devices import warn_of_fallback
-from flaxresnet.errors import UserError
 from flaxresnet.interop.sources import open_weights
-from flaxresnet.memory import keep_freed_memory
-from flaxresnet.training import distributed
+from flaxresnet.runtime import distributed
+from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.devices import warn_of_fallback
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.malloc_tuning import keep_freed_memory
 from flaxresnet.training.exhaustion import naming_what_to_lower
 from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
@@ -31,8 +31,8 @@ OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir
 def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = False) -> Run:
     """Trains a network, or goes on with the run found in `config.workdir`.
 
-    On Linux the process keeps the memory that it frees from then on (see `flaxresnet.memory`), which makes steps on a
-    CPU faster, most of all where `fit` is the first thing that uses JAX.
+    On Linux the process keeps the memory that it frees from then on (see `runtime/malloc_tuning.py`). That makes steps
+    on a CPU faster, most of all if `fit` is the first thing that uses JAX.
 
     Args:
       config: see `TrainConfig`; options left at None take the recipe's value.
@@ -50,7 +50,7 @@ def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = Fals
     config.check()
     keep_freed_memory()
     use_compilation_cache(config.compilation_cache)
-    distributed.join_processes(config)
+    distributed.join_processes(config.distributed, config.coordinator_address, config.num_processes, config.process_id)
     warn_of_fallback()
     reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
     with distributed.leaving_in_time(), WorkdirLock(reporter.note) as lock:

@@ -6,8 +6,8 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-from flaxresnet.errors import Interrupted
-from flaxresnet.training import distributed
+from flaxresnet.runtime import distributed
+from flaxresnet.runtime.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

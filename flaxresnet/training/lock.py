@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 try:
     import fcntl

@@ -13,10 +13,10 @@ import jax
 import optax
 
 from flaxresnet.data.loader import Batch
-from flaxresnet.errors import Interrupted, UserError
 from flaxresnet.interop.weights import Weights
-from flaxresnet.memory import return_freed_memory
-from flaxresnet.training import distributed
+from flaxresnet.runtime import distributed
+from flaxresnet.runtime.errors import Interrupted, UserError
+from flaxresnet.runtime.malloc_tuning import return_freed_memory
 from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
 from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite

@@ -7,10 +7,10 @@ import jax
 import optax
 
 from flaxresnet.config import MOST_STEPS, PARTS, TrainConfig
-from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import part_of
 from flaxresnet.option_checks import flag
 from flaxresnet.recipes import Optimizer
+from flaxresnet.runtime.errors import UserError
 
 
 def steps_for(option: str, epochs: float, steps_per_epoch: int) -> int:

@@ -10,8 +10,8 @@ import jax
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
 from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import epochs_in, steps_in
 from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions

@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
 from flaxresnet.data.loader import Batch
-from flaxresnet.memory import return_freed_memory
 from flaxresnet.models.batch_stats import measure_batch_stats
 from flaxresnet.models.resnet import part_of
+from flaxresnet.runtime.malloc_tuning import return_freed_memory
 from flaxresnet.training.inputs import make_inputs
 from flaxresnet.training.kept_programs import jax_cache_hits, kept_programs, state_taken_by
 from flaxresnet.training.metrics import Metrics

@@ -5,9 +5,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.distributed import by_the_first, gathered, is_first
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import Checkpoints, DamagedError, Unfinished, steps_in, steps_without_row
-from flaxresnet.training.distributed import by_the_first, gathered, is_first
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState

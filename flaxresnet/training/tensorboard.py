@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 
 class EventFile:

@@ -10,9 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.atomic_io import replacing
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.trust.strangeness import strangeness
-from flaxresnet.writing import replacing
 
 FILE = "calibration.safetensors"
 

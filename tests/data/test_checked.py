@@ -12,8 +12,8 @@ import flaxresnet as fr
 from flaxresnet.data.array_record import write_records
 from flaxresnet.data.checked import look_through, readable
 from flaxresnet.data.folder import PictureFiles
-from flaxresnet.data.processes import Processes
 from flaxresnet.data.stored import Contents, StoredImages
+from flaxresnet.runtime.process_group import Processes
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from flaxresnet.data.dataset import Dataset, Splits, hdf5_files, open_dataset, same_data
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), np.uint8)
 TRAIN = Dataset(IMAGES, np.array([0, 2, 2, 0, 2], np.int32), ("fist", "palm", "thumb"))

@@ -15,7 +15,7 @@ import pytest
 from flaxresnet.data import hdf5_chunks
 from flaxresnet.data.dataset import Dataset, open_dataset
 from flaxresnet.data.hdf5 import Hdf5Images, read_hdf5, write_hdf5
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
 Y = np.array([0, 2, 1, 2])

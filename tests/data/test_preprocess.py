@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 RGB = np.random.default_rng(2).integers(0, 256, (5, 7, 3), np.uint8)
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7

@@ -19,7 +19,7 @@ def main(name: str, folder: Path, flags: list[str]) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         from readers import READERS
 
-        from flaxresnet.errors import UserError
+        from flaxresnet.runtime.errors import UserError
 
         READERS[name](folder / "corpus" / name)  # now, for much is imported when it is first needed
 

@@ -17,10 +17,10 @@ from PIL import Image
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import read_hdf5
 from flaxresnet.data.pictures import decode
-from flaxresnet.errors import UserError
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.inspection.charts import learning_curves
 from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.preparation import check_same_experiment
 from flaxresnet.training.run_folder import RunFolder
 

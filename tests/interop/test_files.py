@@ -10,11 +10,11 @@ import pytest
 from networks import random_weights, without_relu
 from safetensors.numpy import save_file
 
-from flaxresnet.errors import UserError
 from flaxresnet.interop import torch_files
 from flaxresnet.interop.files import WRITERS, read_weights, write_weights
 from flaxresnet.interop.layers import Entry
 from flaxresnet.interop.weights import recognise
+from flaxresnet.runtime.errors import UserError
 
 
 def truncated(path, kind):

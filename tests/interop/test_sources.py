@@ -6,9 +6,9 @@ import types
 import pytest
 from networks import assert_same, random_weights
 
-from flaxresnet.errors import UserError
 from flaxresnet.interop.files import write_weights
 from flaxresnet.interop.sources import open_weights
+from flaxresnet.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
 from safetensors.numpy import save_file
 
-from flaxresnet.errors import UserError
 from flaxresnet.interop import layers, torch_files
 from flaxresnet.interop.files import read_weights, write_weights
 from flaxresnet.interop.run_folders import read_run, write_run
 from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SIZES, resnet
+from flaxresnet.runtime.errors import UserError
 
 HUGGING_FACE = [size for size, fields in SIZES.items() if "widen" not in fields]
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import Checkpoints, DamagedError, reading, writing
 from flaxresnet.training.state import TrainState
 

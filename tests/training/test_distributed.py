@@ -19,8 +19,8 @@ from conftest import HASTE, draw_blobs
 
 import flaxresnet as fr
 from flaxresnet.config import TrainConfig
-from flaxresnet.errors import UserError
-from flaxresnet.training import distributed
+from flaxresnet.runtime import distributed
+from flaxresnet.runtime.errors import UserError
 
 ROOT = str(Path(__file__).parents[2])
 PROGRAM = """
@@ -241,10 +241,10 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", fails)
     message = r"the processes of the run could not be joined \(Number of processes must be defined\.\); give --coordin"
     with pytest.raises(fr.UserError, match=message):
-        distributed.join_processes(TrainConfig(process_id=0))
+        distributed.join_processes(process_id=0)
     with pytest.raises(fr.UserError, match="or --distributed where Slurm"):
-        distributed.join_processes(TrainConfig(distributed=True))
-    distributed.join_processes(TrainConfig())  # alone
+        distributed.join_processes(distributed=True)
+    distributed.join_processes()  # alone
 
 
 @processes_of_a_run
@@ -254,10 +254,10 @@ def test_a_first_process_that_does_not_answer_is_a_sentence_and_a_status_of_its_
         address = f"localhost:{free.getsockname()[1]}"
     program = f"""
 from flaxresnet.config import TrainConfig
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training import distributed
 distributed.JOIN_WITHIN = 2
-distributed.join_processes(TrainConfig(coordinator_address={address!r}, num_processes=2, process_id=1))
+distributed.join_processes(coordinator_address={address!r}, num_processes=2, process_id=1)
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, draw_blobs
 
 import flaxresnet as fr
-from flaxresnet.errors import Interrupted
+from flaxresnet.runtime.errors import Interrupted
 from flaxresnet.training import interruption, loop
 from flaxresnet.training.interruption import Interruption
 

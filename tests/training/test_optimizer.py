@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from flaxresnet.config import TrainConfig
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
 
 RATE = 2e-3  # of the recipe `robust`

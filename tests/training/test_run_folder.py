@@ -9,7 +9,7 @@ import pytest
 
 from flaxresnet.config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import FORMAT, RunFolder, RunInfo
 
 INFO = RunInfo(

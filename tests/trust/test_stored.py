@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 from flaxresnet.trust.stored import FILE, Trust, digest
 
 TRUST = Trust("0123abcd", 1.25, np.eye(3, dtype=np.float16), 0.0625)

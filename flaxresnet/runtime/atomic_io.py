@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 
 @contextlib.contextmanager

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxresnet.config import TrainConfig
-from flaxresnet.data.processes import Processes
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.process_group import Processes
 
 T = TypeVar("T")
 
@@ -30,16 +29,23 @@ LOST = 75  # exit status, sysexits.h's "try again"
 MISTAKE = 2  # and that of the user's mistakes
 
 
-def join_processes(config: TrainConfig) -> None:
-    """Makes this process one of a run's many, where the configuration says so.
+def join_processes(
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Makes this process one of a run's many, if any argument says so. The arguments are options of `TrainConfig`.
 
-    Ends it with status `LOST` and a sentence where the others are not there in time, before JAX would abort it. Raises
-    UserError where nothing tells who they are.
+    If the others do not come in time, ends the process with status `LOST` and a sentence, before JAX would abort it.
+
+    Raises:
+      UserError: nothing tells who the others are.
     """
-    given = config.coordinator_address, config.num_processes, config.process_id
-    if jax.distributed.is_initialized() or not (config.distributed or any(value is not None for value in given)):
+    given = coordinator_address, num_processes, process_id
+    if jax.distributed.is_initialized() or not (distributed or any(value is not None for value in given)):
         return
-    late = threading.Timer(JOIN_WITHIN, _give_up, [config])
+    late = threading.Timer(JOIN_WITHIN, _give_up, [coordinator_address])
     late.daemon = True
     late.start()
     try:
@@ -59,9 +65,9 @@ def join_processes(config: TrainConfig) -> None:
         late.cancel()
 
 
-def _give_up(config: TrainConfig) -> None:
+def _give_up(coordinator_address: str | None) -> None:
     """Ends the process, which waits for others that do not come."""
-    where = f"--coordinator-address {config.coordinator_address}" if config.coordinator_address else "--distributed"
+    where = f"--coordinator-address {coordinator_address}" if coordinator_address else "--distributed"
     print(
         f"error: the processes of the run ({where}) did not all come together within {JOIN_WITHIN} s; see that the "
         "address is that of process 0, that its port can be reached, and that all of them were started, and start "

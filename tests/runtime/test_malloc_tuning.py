@@ -8,12 +8,12 @@ from importlib import import_module
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.errors import UserError
+from flaxresnet.runtime.errors import UserError
 
 # One process, for each imports JAX: what becomes of a block that is freed, and of a training step's scratch memory.
 PROGRAM = """
 import ctypes, json, resource
-from flaxresnet.memory import keep_freed_memory, return_freed_memory
+from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
 
 if not keep_freed_memory():
     raise SystemExit("no mallopt")

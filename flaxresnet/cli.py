@@ -188,7 +188,7 @@ def _read_flags(arguments: type, words: Sequence[str]) -> dict[str, Any]:
     try:
         namespace, unknown = _parser(arguments, "").parse_known_args(spelled)
     except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name} has no value; give {_expected(arguments, error)}") from error
+        raise UserError(f"{error.argument_name} needs {_expected(arguments, error)}") from error
     given = {}
     for field in _flag_fields(arguments):
         text = getattr(namespace, field.name)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import subprocess
 import sys
 from importlib import import_module
 
@@ -12,6 +13,7 @@ from test_config import WRONG_FLAGS
 from flaxresnet import cli
 from flaxresnet.__main__ import COMMANDS
 from flaxresnet.config import TrainConfig
+from flaxresnet.runtime.errors import UserError
 
 # Parses each command line that it reads, and ends each answer with a line of its own.
 PROGRAM = """
@@ -25,10 +27,10 @@ for argv in json.loads(sys.argv[1]):
 
 def in_terminal(*command):
     """Returns what a command prints in a terminal of 80 columns that shows colors."""
-    process, terminal = pty.fork()
-    if process == 0:
-        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "FORCE_COLOR": "1"}
-        os.execve(command[0], command, environment)
+    terminal, child_side = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "FORCE_COLOR": "1"}
+    process = subprocess.Popen(command, env=environment, stdin=child_side, stdout=child_side, stderr=child_side)
+    os.close(child_side)
     output = b""
     while True:
         try:
@@ -38,12 +40,12 @@ def in_terminal(*command):
         if not chunk:
             break
         output += chunk
-    os.waitpid(process, 0)
+    process.wait()
     os.close(terminal)
     return output.decode()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no pseudo-terminals")
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo-terminals")
 def test_mistakes_in_a_color_terminal():
     """A parser that draws boxes or colors words would lose the sentence there, which a pipe does not show."""
     lines = [argv for argv, _ in WRONG_FLAGS.values()]
@@ -76,3 +78,8 @@ def test_words_after_two_hyphens_are_positional():
     arguments = import_module("flaxresnet.commands.predict").Arguments
     parsed = cli.parse(arguments, ["run", "a.png", "--json", "b.png", "--", "--odd.png"], prog="predict")
     assert parsed == arguments("run", ("a.png", "b.png", "--odd.png"), json=True)
+
+
+def test_missing_positional_argument_is_named():
+    with pytest.raises(UserError, match=r"OUT is missing: .*; see `convert --help`"):
+        cli.parse(import_module("flaxresnet.commands.convert").Arguments, ["in.h5"], prog="convert")

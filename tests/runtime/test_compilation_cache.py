@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import jax, jax.numpy as jnp
-from flaxresnet import compilation_cache
+from flaxresnet.runtime import compilation_cache
 
 compilation_cache.SHORTEST = 0.0
 folder = Path(os.environ["XDG_CACHE_HOME"])

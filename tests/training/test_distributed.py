@@ -253,9 +253,7 @@ def test_a_first_process_that_does_not_answer_is_a_sentence_and_a_status_of_its_
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     program = f"""
-from flaxresnet.config import TrainConfig
-from flaxresnet.runtime.errors import UserError
-from flaxresnet.training import distributed
+from flaxresnet.runtime import distributed
 distributed.JOIN_WITHIN = 2
 distributed.join_processes(coordinator_address={address!r}, num_processes=2, process_id=1)
 """

@@ -3,7 +3,7 @@
 import sys
 
 from flaxresnet import cli
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 
 
 def main() -> int:

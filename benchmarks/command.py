@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from flaxresnet import cli
-from flaxresnet.option_checks import flag
+from flaxresnet.config.validation import flag
 from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")

@@ -26,8 +26,8 @@ from rich.table import Table
 import flaxresnet as fr
 from flaxresnet.adaptation import LEAST
 from flaxresnet.cli import positional
+from flaxresnet.config.recipes import Model
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.recipes import Model
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.preparation import check_trainable

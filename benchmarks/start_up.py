@@ -63,7 +63,7 @@ def child(asked: float) -> None:
     import jax
 
     from flaxresnet import cli
-    from flaxresnet.config import TrainConfig
+    from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.runtime.malloc_tuning import keep_freed_memory
     from flaxresnet.training import fit, loop
 

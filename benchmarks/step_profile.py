@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from step_time import STEPS, WIDTH, forward_gigaflops, network, peak_gigaflops, timed, training
 
-from flaxresnet.recipes import Model
+from flaxresnet.config.recipes import Model
 from flaxresnet.runtime.malloc_tuning import keep_freed_memory
 
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(.*?op_name="([^"]*)"', re.MULTILINE)

@@ -26,13 +26,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.recipes import Model
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import Batch, DeviceSource
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
-from flaxresnet.recipes import Model
 from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flaxresnet.adaptation import adapt
     from flaxresnet.classifier import Classifier, Prediction
-    from flaxresnet.config import TrainConfig
+    from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.data.dataset import Dataset, Splits, open_dataset
     from flaxresnet.evaluation import Evaluation, evaluate
     from flaxresnet.models.batch_stats import measure_batch_stats
@@ -34,7 +34,7 @@ _HOME = {
     "ResNet152": "flaxresnet.models.resnet",
     "Run": "flaxresnet.training.loop",
     "Splits": "flaxresnet.data.dataset",
-    "TrainConfig": "flaxresnet.config",
+    "TrainConfig": "flaxresnet.config.train_config",
     "UserError": "flaxresnet.runtime.errors",
     "adapt": "flaxresnet.adaptation",
     "evaluate": "flaxresnet.evaluation",

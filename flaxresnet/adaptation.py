@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from flaxresnet.classifier import Answers, Classifier
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop.run_folders import require_free, write_variables
 from flaxresnet.models.batch_stats import measure_batch_stats

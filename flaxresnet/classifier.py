@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.data.stored import StoredImages

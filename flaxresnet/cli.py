@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from flaxresnet.option_checks import flag, words_for
+from flaxresnet.config.validation import flag, words_for
 from flaxresnet.runtime.errors import Interrupted, UserError
 
 T = TypeVar("T")

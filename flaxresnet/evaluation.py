@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, open_dataset, same_data
 from flaxresnet.data.kept_signs import default_signs
 from flaxresnet.data.preprocess import Preprocessing

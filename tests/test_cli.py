@@ -1,5 +1,6 @@
 """The command line as people see it: in a terminal with colors, and in the help pages."""
 
+import io
 import json
 import os
 import pty
@@ -8,18 +9,24 @@ import sys
 from importlib import import_module
 
 import pytest
-from test_config import WRONG_FLAGS
 
 from flaxresnet import cli
 from flaxresnet.__main__ import COMMANDS
-from flaxresnet.config import TrainConfig
+from flaxresnet.commands.report import Arguments
+from flaxresnet.config.train_config import TrainConfig
+from flaxresnet.config.validation import flag
 from flaxresnet.runtime.errors import UserError
+
+
+def parse(*argv):
+    return cli.parse(TrainConfig, argv, prog="python train.py")
+
 
 # Parses each command line that it reads, and ends each answer with a line of its own.
 PROGRAM = """
 import json, sys
 from flaxresnet import cli
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 for argv in json.loads(sys.argv[1]):
     print("status", cli.run(lambda: cli.parse(TrainConfig, argv, prog="python train.py")))
 """
@@ -43,6 +50,113 @@ def in_terminal(*command):
     process.wait()
     os.close(terminal)
     return output.decode()
+
+
+# Flags with a mistake → what the sentence must hold.
+WRONG_FLAGS = {
+    "unknown flag": (["--bogus", "3"], ["--bogus is no option; see"]),
+    "misspelt flag": (["--bach-size", "3"], ["--bach-size is no option; did you mean --batch-size?; see"]),
+    "two at once": (["--epoch=3", "--sed", "1"], ["--epoch, --sed are no options; did you mean --epochs and --seed?"]),
+    "misspelt switch": (["--no-reprot"], ["--no-reprot is no option; did you mean --no-report?; see"]),
+    "stray word": (["stray"], ["stray is no option"]),
+    "text for a number": (["--batch-size", "many"], ["--batch-size", "'many'"]),
+    "fraction for a whole number": (["--epochs", "2.5"], ["--epochs", "'2.5'"]),
+    "text for a real number": (["--learning-rate", "slow"], ["--learning-rate", "'slow'"]),
+    "bad recipe": (["--recipe", "fancy"], ["--recipe", "'fancy'", "'robust'", "'tutorial'"]),
+    "bad model": (["--model", "vgg"], ["--model must be 'resnet14' or 'resnet18' or", "wide_resnet50_2', not 'vgg'"]),
+    "no value": (["--epochs"], ["--epochs needs a whole number; see"]),
+    "one value of two": (["--image-size", "64"], ["--image-size needs two whole numbers; see"]),
+    "too small": (["--batch-size", "0"], ["--batch-size must be at least 1, not 0"]),
+    "too large": (["--seed", "4294967296"], ["--seed must be between 0 and 4294967295, not 4294967296"]),
+    "negative": (["--learning-rate", "-1"], ["--learning-rate must be above 0, not -1"]),
+    "NaN": (["--momentum", "nan"], ["--momentum must be at least 0 and below 1, not nan"]),
+    "value for a switch": (["--flip", "maybe"], ["maybe"]),
+}
+
+
+def sentence(*argv):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    said = str(caught.value)
+    assert not set(said) & set("\n\r\t\x1b│─╭╮╰╯")
+    assert said.endswith("; see `python train.py --help`")
+    assert len(said) > len("; see `python train.py --help`")
+    return said
+
+
+@pytest.mark.parametrize(("argv", "parts"), WRONG_FLAGS.values(), ids=WRONG_FLAGS.keys())
+def test_a_mistake_in_the_flags_is_one_sentence_that_names_it(argv, parts):
+    said = sentence(*argv)
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("encoding", "columns"), [("utf-8", "200"), ("UTF-8", "40"), ("ascii", "40"), ("ascii", "200"), ("cp1252", "40")]
+)
+def test_the_sentence_does_not_depend_on_the_terminal(monkeypatch, encoding, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    said = sentence("--recipe", "fancy")
+    assert "--recipe" in said
+    assert "'fancy'" in said
+    assert not set(said) & set("|+")  # boxes are drawn with these where the terminal has no others
+
+
+@pytest.mark.parametrize(
+    "argv", [("--batch-size", "many"), ("--epochs", "2.5"), ("--learning-rate", "slow"), ("--augment", "1,5")]
+)
+def test_a_value_of_the_wrong_type_is_refused_in_the_users_words(argv):
+    said = sentence(*argv)
+    assert f"not '{argv[1]}'" in said
+    for jargon in ("literal", "int()", "base 10", "FLOAT", "{None}", "instantiated", "Error parsing"):
+        assert jargon not in said
+
+
+def test_a_long_value_is_named_whole():
+    value = "somewhere/" + "photographs/" * 10 + "train_signs.h5"
+    assert value in sentence("--data", "a.h5", value)
+
+
+def test_nothing_is_printed_beside_the_sentence(capsys):
+    with pytest.raises(UserError):
+        parse("--bogus")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_names_every_flag_and_exits_with_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "python train.py" in out
+    for name in cli.field_docstrings(TrainConfig):
+        assert flag(name) in out
+
+
+def test_helps_lines_end_between_words_and_within_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        cli.parse(Arguments, ["--help"], prog="python -m flaxresnet report")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    about = " ".join(" ".join(lines[: lines.index("Example: python -m flaxresnet report runs/default")]).split())
+    assert " ".join((Arguments.__doc__ or "").partition("Example")[0].split()) in about  # no word is broken
+
+
+def test_help_shows_no_none(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "None" not in capsys.readouterr().out
+
+
+def test_a_switch_that_may_be_left_out_can_be_given_both_ways():
+    assert parse().stem_relu is None
+    assert parse("--stem-relu").stem_relu is True
+    assert parse("--no-stem_relu").stem_relu is False
+    with pytest.raises(UserError, match="--no-stem-relu is a switch and takes no value, not 'False'"):
+        parse("--no-stem-relu=False")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo-terminals")

@@ -15,7 +15,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet import cli
 from flaxresnet.__main__ import COMMANDS
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.export import export_stablehlo
 
 ROOT = Path(__file__).parents[1]

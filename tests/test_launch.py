@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flaxresnet import cli
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 
 LAUNCH = Path(__file__).parents[1] / "docs/launch"
 

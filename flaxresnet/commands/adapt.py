@@ -8,7 +8,7 @@ import numpy as np
 from flaxresnet.adaptation import adapt, evenly
 from flaxresnet.cli import positional
 from flaxresnet.commands.photos import Reader
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import data_for, require_size
 from flaxresnet.interop.run_folders import require_free

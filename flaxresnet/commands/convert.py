@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from flaxresnet.cli import positional
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
 from flaxresnet.interop.files import WRITERS, write_weights
 from flaxresnet.interop.run_folders import write_run

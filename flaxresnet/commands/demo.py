@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxresnet.cli import positional
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flaxresnet.cli import positional
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.evaluation import Evaluation, Split, evaluate
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.runtime.errors import UserError
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from flaxresnet.cli import positional
+from flaxresnet.config.validation import at_least, at_most, between, check_value
 from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits, open_dataset
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.models.resnet import SMALLEST_IMAGE
-from flaxresnet.option_checks import at_least, at_most, between, check_value
 from flaxresnet.runtime.atomic_io import saying_why_not
 from flaxresnet.runtime.errors import UserError
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flaxresnet.cli import positional
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.recipes import Variant
+from flaxresnet.config.train_config import TrainConfig
+from flaxresnet.config.validation import at_least, at_most, check_value, flag
 from flaxresnet.data.preprocess import LARGEST_SIDE
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
-from flaxresnet.option_checks import at_least, at_most, check_value, flag
-from flaxresnet.recipes import Variant
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder, check_network
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from flaxresnet.cli import positional
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.folder import ENDINGS
 from flaxresnet.runtime.errors import UserError
 

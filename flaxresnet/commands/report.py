@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flaxresnet.cli import positional
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.evaluation import judging
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 

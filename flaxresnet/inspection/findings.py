@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.data.dataset import Dataset, Splits, same_data
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
 from flaxresnet.runtime.errors import UserError

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
+from flaxresnet.config.validation import flag
 from flaxresnet.evaluation import Evaluation
 from flaxresnet.inspection import page
 from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.inspection.figures import save
 from flaxresnet.inspection.findings import Findings
-from flaxresnet.option_checks import flag
 from flaxresnet.runtime.atomic_io import replacing, saying_why_not
 from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.trust.calibration import calibration_error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxresnet.config import TrainConfig, Which
+from flaxresnet.config.train_config import TrainConfig, Which
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import Weights
 from flaxresnet.runtime.errors import UserError

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.interop.files import SUFFIXES, read_weights
 from flaxresnet.interop.run_folders import read_run
 from flaxresnet.interop.weights import Weights

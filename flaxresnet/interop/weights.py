@@ -9,13 +9,13 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
+from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing, is_input_size
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Entries, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
 from flaxresnet.models.graph import count_convolutions, pooled_side
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
-from flaxresnet.recipes import Network
 from flaxresnet.runtime.errors import UserError, listed
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from flaxresnet.config import Which
+from flaxresnet.config.train_config import Which
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import errors_alone
 from flaxresnet.training.checksums import checksum, checksum_of_row, require_same

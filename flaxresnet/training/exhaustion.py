@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import jax
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.runtime.errors import UserError
 
 MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # in what XLA says then

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
 from flaxresnet.data.stream import StreamSource, usual_workers

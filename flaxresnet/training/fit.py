@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits, open_dataset
 from flaxresnet.data.suspicions import suspicions
 from flaxresnet.interop.sources import open_weights

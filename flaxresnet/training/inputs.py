@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.augment import augment
 from flaxresnet.data.background import replaced
 from flaxresnet.data.boxes import erase

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import optax
 
-from flaxresnet.config import MOST_STEPS, PARTS, TrainConfig
+from flaxresnet.config.recipes import Optimizer
+from flaxresnet.config.train_config import MOST_STEPS, PARTS, TrainConfig
+from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import part_of
-from flaxresnet.option_checks import flag
-from flaxresnet.recipes import Optimizer
 from flaxresnet.runtime.errors import UserError
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import jax
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import SMALLEST_IMAGE

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
-from flaxresnet.config import PARTS, TrainConfig
+from flaxresnet.config.recipes import Network
+from flaxresnet.config.train_config import PARTS, TrainConfig
+from flaxresnet.config.validation import flag
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
-from flaxresnet.option_checks import flag
-from flaxresnet.recipes import Network
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.checkpoint import steps_in
 from flaxresnet.training.run_folder import RunFolder, RunInfo

@@ -14,11 +14,11 @@ from typing import Any, Self
 
 import jax.numpy as jnp
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
+from flaxresnet.config.validation import flag
 from flaxresnet.data.dataset import same_data
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
-from flaxresnet.option_checks import flag
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.run_fields import DATA, RUN, is_row, require

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet

@@ -31,12 +31,12 @@ from readers import READERS, read_data, read_figures, read_run, write_valid_file
 
 import flaxresnet as fr
 from flaxresnet import cli
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
+from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop.files import read_weights
-from flaxresnet.option_checks import flag as flag_for
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
 from flaxresnet.training.run_folder import RunInfo, check_network
 

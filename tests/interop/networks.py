@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import SCALING, Weights
 from flaxresnet.models.resnet import resnet
-from flaxresnet.recipes import Network
 
 
 def random_weights(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights, without_relu
 
+from flaxresnet.config.recipes import Network
 from flaxresnet.interop import layers
 from flaxresnet.interop.files import read_weights, write_weights
 from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
@@ -25,7 +26,6 @@ from flaxresnet.interop.run_folders import read_run, write_run
 from flaxresnet.interop.weights import recognise
 from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SIZES, resnet
-from flaxresnet.recipes import Network
 from flaxresnet.runtime.errors import UserError
 
 KINDS = ("keras", "h5", "weights.h5")

@@ -18,7 +18,7 @@ import pytest
 from conftest import HASTE, draw_blobs
 
 import flaxresnet as fr
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
 

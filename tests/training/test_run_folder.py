@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from flaxresnet.config import TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import FORMAT, RunFolder, RunInfo

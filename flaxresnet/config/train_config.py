@@ -8,8 +8,8 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from flaxresnet.option_checks import FRACTION, POSITIVE, SHARE, Check, at_least, at_most, between, check_value
-from flaxresnet.recipes import NETWORKS, RATE_IS_FOR, RECIPES, Model, Network, Optimizer, Policy, Recipe, Variant
+from flaxresnet.config.recipes import NETWORKS, RATE_IS_FOR, RECIPES, Model, Network, Optimizer, Policy, Recipe, Variant
+from flaxresnet.config.validation import FRACTION, POSITIVE, SHARE, Check, at_least, at_most, between, check_value
 from flaxresnet.runtime.errors import UserError
 
 Which = Literal["latest", "best"]  # of a run's checkpoints: after the last epoch, or the best on the test images

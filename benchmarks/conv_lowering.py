@@ -1,8 +1,7 @@
 """Which form of a convolution is fastest, shape by shape: `python benchmarks/conv_lowering.py`.
 
-Times every form (`flaxresnet/models/conv_forms.py`, `winograd.py`) that fits a shape, for the values and for the two
-gradients, or in inference, in turns, and marks the one that `conv_choice.py` takes. A new machine, or a new XLA, may
-want another rule.
+Times every algorithm (`flaxresnet/models/cpu/`) that fits a shape, in turns, for the values and both gradients or for
+inference, and marks the one that `conv_heuristics.py` chooses. A new machine or a new XLA may want another rule.
 """
 
 import itertools
@@ -22,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.models.conv import lies_features_first
-from flaxresnet.models.conv_choice import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
-from flaxresnet.models.conv_forms import ROWS, Window, features_first
+from flaxresnet.models.cpu.conv_algorithms import ROWS, Window, features_first
+from flaxresnet.models.cpu.conv_heuristics import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
 from flaxresnet.runtime.malloc_tuning import keep_freed_memory
 
 WIDTH = 110  # columns of the table

@@ -31,7 +31,7 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import Batch, DeviceSource
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.models.fold import fold_batch_norm
+from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
 from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
 from flaxresnet.training.metrics import Metrics

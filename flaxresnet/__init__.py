@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.data.dataset import Dataset, Splits, open_dataset
     from flaxresnet.evaluation import Evaluation, evaluate
-    from flaxresnet.models.batch_stats import measure_batch_stats
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
     from flaxresnet.models.conv import Conv
+    from flaxresnet.models.precise_bn import measure_batch_stats
     from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
     from flaxresnet.runtime.errors import UserError
     from flaxresnet.training.fit import fit
@@ -39,7 +39,7 @@ _HOME = {
     "adapt": "flaxresnet.adaptation",
     "evaluate": "flaxresnet.evaluation",
     "fit": "flaxresnet.training.fit",
-    "measure_batch_stats": "flaxresnet.models.batch_stats",
+    "measure_batch_stats": "flaxresnet.models.precise_bn",
     "open_dataset": "flaxresnet.data.dataset",
     "resnet": "flaxresnet.models.resnet",
 }

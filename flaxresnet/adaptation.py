@@ -16,7 +16,7 @@ from flaxresnet.classifier import Answers, Classifier
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop.run_folders import require_free, write_variables
-from flaxresnet.models.batch_stats import measure_batch_stats
+from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder

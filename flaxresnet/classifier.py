@@ -12,7 +12,7 @@ from flaxresnet.config.train_config import Which
 from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.data.stored import StoredImages
-from flaxresnet.models.fold import fold_batch_norm
+from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxresnet.classifier import Classifier
+from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.conv import FoldedConv
-from flaxresnet.models.fold import fold_batch_norm
 from flaxresnet.runtime.atomic_io import replacing
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import errors_alone

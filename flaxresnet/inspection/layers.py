@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.models.graph import Layer, Names, graph
+from flaxresnet.models.layer_graph import Layer, Names, graph
 from flaxresnet.models.resnet import ResNet, part_of
 
 # FLOPs for each number that a layer gives, where it looks at no window; batch norm is a factor and a summand.

@@ -22,7 +22,7 @@ from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_l
 from flaxresnet.interop.layers import Entries, Entry, Table
 from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
 from flaxresnet.interop.worlds import WORLDS
-from flaxresnet.models.graph import Layer, last_side
+from flaxresnet.models.layer_graph import Layer, last_side
 from flaxresnet.runtime.errors import UserError
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats

@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from flaxresnet.interop.keras_model import keras_config
-from flaxresnet.models.graph import Layer
+from flaxresnet.models.layer_graph import Layer
 from flaxresnet.runtime.errors import UserError
 
 IDLE = {"Dropout", "Softmax"}  # nothing in inference, or after the logits

@@ -7,7 +7,7 @@ to open need both. `tests/interop` holds them against the real Keras.
 from typing import Any
 
 from flaxresnet.interop.worlds import World
-from flaxresnet.models.graph import Layer, Names, graph
+from flaxresnet.models.layer_graph import Layer, Names, graph
 from flaxresnet.models.resnet import ResNet
 
 

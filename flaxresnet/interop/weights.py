@@ -14,7 +14,7 @@ from flaxresnet.data.preprocess import Preprocessing, is_input_size
 from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD, Entries, Shapes, Table
 from flaxresnet.interop.worlds import WORLDS, World
-from flaxresnet.models.graph import count_convolutions, pooled_side
+from flaxresnet.models.layer_graph import count_convolutions, pooled_side
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 from flaxresnet.runtime.errors import UserError, listed
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax
 
+from flaxresnet.models.batch_norm import BatchNorm
 from flaxresnet.models.conv import Conv
-from flaxresnet.models.norm import BatchNorm
 
 LayerDef: TypeAlias = Callable[..., Any]
 

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models import conv_forms as forms
-from flaxresnet.models.conv_choice import (
+from flaxresnet.models.cpu import conv_algorithms as forms
+from flaxresnet.models.cpu.conv_algorithms import LAYOUT, ROWS, Window, native, result_size
+from flaxresnet.models.cpu.conv_heuristics import (
     FORWARD,
     INPUT_GRADIENT,
     KERNEL_GRADIENT,
@@ -25,8 +26,7 @@ from flaxresnet.models.conv_choice import (
     choose,
     choose_for_inference,
 )
-from flaxresnet.models.conv_forms import LAYOUT, ROWS, Window, native, result_size
-from flaxresnet.models.mesh import is_explicit, summed_as
+from flaxresnet.models.sharding import is_explicit, summed_as
 
 # Options of `lax.conv_general_dilated` that `_is_plain` looks at or the forms honour; with others it is left to XLA.
 PLAIN_OPTIONS = {

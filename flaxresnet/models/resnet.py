@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxresnet.models.batch_norm import BatchNorm
 from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, LayerDef, conv_with_glorot
-from flaxresnet.models.norm import BatchNorm
 from flaxresnet.models.pool import max_pool
 
 # The networks by name, as fields of `ResNet`. Table 1 of the paper has 18 to 152; 14 and 26 are ours, for little data.

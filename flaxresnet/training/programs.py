@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
 from flaxresnet.data.loader import Batch
-from flaxresnet.models.batch_stats import measure_batch_stats
+from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runtime.malloc_tuning import return_freed_memory
 from flaxresnet.training.inputs import make_inputs

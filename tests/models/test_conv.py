@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from flaxresnet.models.conv import Conv, conv_general_dilated
-from flaxresnet.models.conv_choice import (
+from flaxresnet.models.cpu.conv_algorithms import Window
+from flaxresnet.models.cpu.conv_heuristics import (
     FORWARD,
     INPUT_GRADIENT,
     KERNEL_GRADIENT,
@@ -22,8 +23,7 @@ from flaxresnet.models.conv_choice import (
     choose,
     choose_for_inference,
 )
-from flaxresnet.models.conv_forms import Window
-from flaxresnet.models.winograd import tiling_for
+from flaxresnet.models.cpu.winograd import tiling_for
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

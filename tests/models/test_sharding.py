@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from starts import started
 
+from flaxresnet.models.batch_norm import BatchNorm
 from flaxresnet.models.conv import Conv
-from flaxresnet.models.norm import BatchNorm
 from flaxresnet.models.pool import max_pool
 
 

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 import flaxresnet as fr
 from flaxresnet.models import conv
-from flaxresnet.models.fold import fold_batch_norm
+from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import VARIANTS
 
 FIELDS = [

@@ -8,7 +8,7 @@ import numpy as np
 from starts import started
 
 import flaxresnet as fr
-from flaxresnet.models.batch_stats import pool_batch_stats
+from flaxresnet.models.precise_bn import pool_batch_stats
 
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=4)
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.mesh import summed_as
+from flaxresnet.models.sharding import summed_as
 
 IMAGES = (0, 1, 2)  # the axes that are averaged over: batch, height and width
 

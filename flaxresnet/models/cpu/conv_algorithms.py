@@ -2,7 +2,7 @@
 
 Shapes: images x (batch, h, w, channels), kernel (kh, kw, channels, features), result and its gradient g
 (batch, h', w', features). Each form is proved against XLA's own convolution in float64 (`tests/models/test_conv.py`),
-`benchmarks/conv_lowering.py` times them, and `conv_choice.py` chooses. Winograd's has a file of its own.
+`benchmarks/conv_lowering.py` times them, and `conv_heuristics.py` chooses. Winograd's has a file of its own.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which form of a convolution (`conv_forms.py`, `winograd.py`) is fastest on a CPU, from its shapes.
+"""Which form of a convolution (`conv_algorithms.py`, `winograd.py`) is fastest on a CPU, from its shapes.
 
 `benchmarks/conv_lowering.py` measures what the rule rests on; `benchmarks/RESULTS.md` has runs of it.
 """
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flaxresnet.models.conv_forms import (
+from flaxresnet.models.cpu.conv_algorithms import (
     Forward,
     Gradient,
     Window,
@@ -25,7 +25,7 @@ from flaxresnet.models.conv_forms import (
     taps_input_gradient,
     taps_kernel_gradient,
 )
-from flaxresnet.models.winograd import winograd, winograd_input_gradient, winograd_kernel_gradient
+from flaxresnet.models.cpu.winograd import winograd, winograd_input_gradient, winograd_kernel_gradient
 
 FORWARD: dict[str, Forward] = {
     "native": native,
@@ -47,7 +47,7 @@ KERNEL_GRADIENT: dict[str, Gradient] = {name: by_kernel(form) for name, form in 
 
 
 class Choice(NamedTuple):
-    """Names of the forms (`conv_forms.py`) for the values and the two gradients."""
+    """Names of the forms (`conv_algorithms.py`) for the values and the two gradients."""
 
     forward: str
     input_gradient: str

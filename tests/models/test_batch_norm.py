@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from starts import started
 
-from flaxresnet.models.norm import BatchNorm, normalize_batch
+from flaxresnet.models.batch_norm import BatchNorm, normalize_batch
 
 SETTINGS = {"momentum": 0.8, "epsilon": 1e-3}
 

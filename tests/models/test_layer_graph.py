@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.interop.layers import shapes_of
-from flaxresnet.models import graph
+from flaxresnet.models import layer_graph
 from flaxresnet.models.resnet import SIZES, VARIANTS, ResNet, resnet
 
 VARIANT_AND_BLOCKS = [(variant, bottleneck) for variant in VARIANTS for bottleneck in (False, True)]
@@ -21,7 +21,7 @@ def test_the_last_side_is_that_of_the_last_features(variant):
         images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
         init = partial(model.init_with_output, features=True)
         features, _ = jax.eval_shape(init, jax.random.key(0), images)
-        assert graph.last_side(model, side) == features["stage4"].shape[1], side
+        assert layer_graph.last_side(model, side) == features["stage4"].shape[1], side
 
 
 @pytest.mark.parametrize(("variant", "bottleneck"), VARIANT_AND_BLOCKS)
@@ -29,7 +29,7 @@ def test_convolutions_of_small_networks_are_counted(variant, bottleneck):
     fields = VARIANTS[variant] | {"num_classes": 2, "width": 4, "bottleneck": bottleneck}
     for stages in ((1,), (2, 1), (1, 3, 2)):
         model = ResNet(**fields, stage_sizes=stages)
-        assert graph.count_convolutions(model) == convolutions_of(model), stages
+        assert layer_graph.count_convolutions(model) == convolutions_of(model), stages
 
 
 @pytest.mark.campaign
@@ -37,7 +37,7 @@ def test_convolutions_of_small_networks_are_counted(variant, bottleneck):
 @pytest.mark.parametrize("size", SIZES)
 def test_convolutions_of_every_size_are_counted(variant, size):
     model = resnet(size, variant, num_classes=2, width=32)
-    assert graph.count_convolutions(model) == convolutions_of(model)
+    assert layer_graph.count_convolutions(model) == convolutions_of(model)
 
 
 def convolutions_of(model):

@@ -1,7 +1,7 @@
 """Winograd's form of a 3×3 convolution in steps of 1: up to 4 times fewer products, for transforms that are additions.
 
 A tile of m×m results takes (m + 2)² products of transformed values and a transformed kernel, instead of 9m²: minimal
-filtering F(m×m, 3×3), Lavin & Gray 2016, arXiv:1509.09308, section 4. Shapes are those of `conv_forms.py`.
+filtering F(m×m, 3×3), Lavin & Gray 2016, arXiv:1509.09308, section 4. Shapes are those of `conv_algorithms.py`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.conv_forms import Window, anew, result_size
+from flaxresnet.models.cpu.conv_algorithms import Window, anew, result_size
 
 Matrix = tuple[tuple[float, ...], ...]
 

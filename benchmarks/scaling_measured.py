@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
-from flaxresnet.data.dataset import open_dataset
-from flaxresnet.data.stream import StreamSource
+from flaxresnet.data.open import open_dataset
+from flaxresnet.data.streaming import StreamSource
 from flaxresnet.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent

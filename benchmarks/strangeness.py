@@ -16,7 +16,7 @@ from rich.table import Table
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
 from flaxresnet.data.augment import augment
-from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.data.hand_signs.render import drawn_signs
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError

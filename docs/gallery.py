@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.data.hand_signs.render import drawn_signs
 
 GALLERY = Path(__file__).parent / "gallery"
 WIDEST = 900  # pixels

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from flaxresnet.adaptation import adapt
     from flaxresnet.classifier import Classifier, Prediction
     from flaxresnet.config.train_config import TrainConfig
-    from flaxresnet.data.dataset import Dataset, Splits, open_dataset
+    from flaxresnet.data.dataset import Dataset, Splits
+    from flaxresnet.data.open import open_dataset
     from flaxresnet.evaluation import Evaluation, evaluate
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
     from flaxresnet.models.conv import Conv
@@ -40,7 +41,7 @@ _HOME = {
     "evaluate": "flaxresnet.evaluation",
     "fit": "flaxresnet.training.fit",
     "measure_batch_stats": "flaxresnet.models.precise_bn",
-    "open_dataset": "flaxresnet.data.dataset",
+    "open_dataset": "flaxresnet.data.open",
     "resnet": "flaxresnet.models.resnet",
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.augment import sample_bilinear
+from flaxresnet.data.lazy_images import StoredImages
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.data.stored import StoredImages
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runtime.devices import warn_of_fallback

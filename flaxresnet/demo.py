@@ -17,7 +17,7 @@ from PIL import Image
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
-from flaxresnet.data.pictures import decode, formats
+from flaxresnet.data.decode import decode, formats
 from flaxresnet.demo_door import Bounded, Unlocated
 from flaxresnet.inspection.explainer import Explainer
 from flaxresnet.inspection.overlay import overlay, shown

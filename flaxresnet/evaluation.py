@@ -11,8 +11,9 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.config.train_config import Which
-from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, open_dataset, same_data
-from flaxresnet.data.kept_signs import default_signs
+from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, same_data
+from flaxresnet.data.hand_signs.cache import default_signs
+from flaxresnet.data.open import open_dataset
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.metrics import confusion_matrix, wilson_interval

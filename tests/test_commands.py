@@ -24,9 +24,9 @@ from flaxresnet import __main__ as commands
 from flaxresnet import cli
 from flaxresnet.commands.evaluate import show
 from flaxresnet.commands.photos import Reader
-from flaxresnet.data.dataset import open_dataset
+from flaxresnet.data.hand_signs.render import drawn_signs
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.data.synthetic import drawn_signs
+from flaxresnet.data.open import open_dataset
 from flaxresnet.interop.files import write_weights
 from flaxresnet.interop.run_folders import read_run
 from flaxresnet.training.run_folder import RunFolder

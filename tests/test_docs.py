@@ -43,7 +43,7 @@ def beginning(tmp_path, monkeypatch, data_folder, finished_run):
     Image.fromarray(blobs(1, seed=4).images[0]).save("photo.jpg")
     export_stablehlo(fr.Classifier.load(finished_run), "signs.zip")
     drawn = replace(fr.open_dataset(data_folder), path=None)
-    for module in ("flaxresnet.data.kept_signs", "flaxresnet.evaluation"):
+    for module in ("flaxresnet.data.hand_signs.cache", "flaxresnet.evaluation"):
         monkeypatch.setattr(f"{module}.default_signs", lambda: drawn)
     monkeypatch.setattr(fr, "ResNet50", partial(fr.ResNet, stage_sizes=(1,)))
     monkeypatch.setattr(fr.ResNet, "init", compiled(fr.ResNet.init))

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from flaxresnet.cli import positional
-from flaxresnet.data.dataset import USUAL_SIZE, open_dataset
-from flaxresnet.data.suspicions import suspicions
+from flaxresnet.data.dataset import USUAL_SIZE
+from flaxresnet.data.open import open_dataset
+from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.training.preparation import check_trainable
 
 

@@ -16,7 +16,7 @@ from flaxresnet.commands.photos import (
     check,
     most_probable,
 )
-from flaxresnet.data.pictures import decode
+from flaxresnet.data.decode import decode
 from flaxresnet.runtime.atomic_io import saying_why_not
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError, listed

@@ -8,9 +8,10 @@ from typing import Literal, get_type_hints
 from flaxresnet.cli import positional
 from flaxresnet.config.validation import at_least, at_most, between, check_value
 from flaxresnet.data.array_record import INDEX, write_records
-from flaxresnet.data.dataset import Splits, open_dataset
+from flaxresnet.data.dataset import Splits
+from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.data.synthetic import DEFAULT_VARIETY, drawn_signs
+from flaxresnet.data.open import open_dataset
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.runtime.atomic_io import saying_why_not
 from flaxresnet.runtime.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxresnet.cli import positional
 from flaxresnet.config.train_config import Which
-from flaxresnet.data.folder import ENDINGS
+from flaxresnet.data.image_folder import ENDINGS
 from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")

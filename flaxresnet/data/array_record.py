@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from flaxresnet.data.checked import readable
+from flaxresnet.data.cache_dir import require_stored
 from flaxresnet.data.dataset import Dataset, Input, Splits
-from flaxresnet.data.files import require_stored
+from flaxresnet.data.integrity_scan import readable
+from flaxresnet.data.lazy_images import Encoded, StoredImages
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
-from flaxresnet.data.stored import Encoded, StoredImages
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import ALONE, Processes
 

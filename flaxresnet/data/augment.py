@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from flaxresnet.data.boxes import crop_maps
 from flaxresnet.data.camera import photographed
-from flaxresnet.data.draws import in_a_row
 from flaxresnet.data.light import recolour, uneven
+from flaxresnet.data.rng import in_a_row
 
 # Half-widths of the ranges at strength 1.
 ROTATION = 20.0  # degrees

@@ -8,7 +8,7 @@ next to nothing or nearly everything.
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.draws import in_a_row
+from flaxresnet.data.rng import in_a_row
 
 PLAIN = 0.06  # mean distance in the border, above which it is not plain
 SIZES = (0.05, 0.7)  # shares of the image, that a thing may take

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.draws import in_a_row
+from flaxresnet.data.rng import in_a_row
 
 # Largest values at strength 1; half of the images have none of it.
 BLUR = 1.0  # deviation of a Gaussian, in 64ths of the side

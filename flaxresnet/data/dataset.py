@@ -1,23 +1,17 @@
-"""What a data set is, and `open_dataset`, which finds the reader for a path."""
+"""Defines a dataset: labeled images of one size, in memory or on disk, in a training and a test split."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from flaxresnet.data.stored import StoredImages
-from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.data.lazy_images import StoredImages
+from flaxresnet.runtime.errors import listed
 
-DEFAULT_FOLDER = Path("datasets")
 USUAL_SIZE = (64, 64)  # the tutorials' images
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 MOST_COUNTS = 20  # classes whose numbers of images are said one by one
-MEMORY_SHARE = 0.25  # of this machine's memory, that images may take before they are streamed from disk
 LOOKED_AT_WHOLE = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
 LOOKED_AT = 512  # of those
 ALL_TOGETHER = ", all of them together"  # in words, where splits do not count
@@ -132,88 +126,3 @@ def _balance(counts: np.ndarray) -> str:
     if len(counts) <= MOST_COUNTS:
         return ", ".join(map(str, counts))
     return f"{counts.min():,} to {counts.max():,}, median {int(np.median(counts)):,}"
-
-
-def open_dataset(
-    path: str | Path | None = None,
-    image_size: tuple[int, int] = USUAL_SIZE,
-    skip_bad: float = 0.0,
-    input: Input = "auto",
-    processes: Processes = ALONE,
-    centre: float = 1.0,
-    anew: bool = False,
-    judged: bool = False,
-) -> Splits:
-    """Opens labelled images, never writing to where they are.
-
-    Args:
-      path: an HDF5 file with a training split, a test split or both, or a folder with one HDF5 file for each, in the
-        tutorials' layout (see `flaxresnet.data.hdf5`); or a folder of pictures, one folder a class (see
-        `flaxresnet.data.folder`); or a folder of ArrayRecord files (see `flaxresnet.data.array_record`). None: the
-        folder `datasets` if it holds such, else drawn hand signs.
-      image_size: height and width that pictures in folders are brought to; HDF5 files have their own.
-      skip_bad: the largest share of images that may be unreadable and are then left out, in [0, 1).
-      input: "memory" reads all images now, "stream" when they are asked for, "auto" the first where they take no more
-        than a quarter of the machine's memory; of several machines', the one's that has least.
-      processes: those that open the data together; each looks through a part of what is streamed.
-      centre: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their own
-        are taken as they are.
-      anew: look through all that is streamed for images that cannot be read, even where it was looked through before.
-      judged: whether a run is judged by the images: training pictures are then taken as test pictures are.
-
-    Returns:
-      The splits found.
-
-    Raises:
-      UserError: the path or what it holds is not such a data set; the text says what is wrong with it.
-    """
-    from flaxresnet.data.array_record import holds_records, read_records
-    from flaxresnet.data.folder import holds_classes, read_folder
-
-    if input not in ("auto", "memory", "stream"):
-        raise UserError(f"--input is {input!r}; give 'auto', 'memory' or 'stream'")
-    given, path = path, Path(path or DEFAULT_FOLDER)
-    try:
-        files = hdf5_files(path) if path.is_dir() else [path]
-        exists, records = path.exists(), holds_records(path)
-        pictures = not files and not records and holds_classes(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if given is None and not (exists and (files or pictures or records)):
-        from flaxresnet.data.kept_signs import default_signs
-
-        return default_signs()
-    if not exists:
-        raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
-    if pictures or records:
-        read = read_folder if pictures else read_records
-        splits = read(path, image_size, skip_bad, input, processes, centre, anew, judged)
-        return replace(splits, path=str(path.absolute()))
-    if not files:
-        raise UserError(
-            f"{path} holds neither an HDF5 file (*.h5) nor a folder of pictures for each class; give one that does"
-        )
-    from flaxresnet.data.hdf5 import read_hdf5
-
-    return replace(read_hdf5(files, str(path), skip_bad, input, processes, anew), path=str(path.absolute()))
-
-
-def is_to_be_streamed(source: str | Path, nbytes: int, input: Input, processes: Processes = ALONE) -> bool:
-    """Whether images stay on disk, the same for all processes: the machine with the least memory decides.
-
-    Raises UserError, in all of them, where memory was asked for that a machine has not.
-    """
-    mine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    memory = min((one for one in processes.gather(mine) if one is not None), default=None)
-    if input == "memory" and memory and nbytes > memory:
-        raise UserError(
-            f"the images of {source} take {nbytes / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of this "
-            "machine; give --input stream"
-        )
-    return input == "stream" or (input == "auto" and memory is not None and nbytes > MEMORY_SHARE * memory)
-
-
-def hdf5_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in HDF5_SUFFIXES and p.is_file())

@@ -15,13 +15,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flaxresnet.data.checked import readable
+from flaxresnet.data.cache_dir import require_stored
 from flaxresnet.data.dataset import Dataset, Input, Splits
-from flaxresnet.data.files import require_stored
-from flaxresnet.data.hdf5_chunks import Suspects, declared, refusal
-from flaxresnet.data.pictures import MOST_PIXELS
+from flaxresnet.data.decode import MOST_PIXELS
+from flaxresnet.data.hdf5_limits import Suspects, declared, refusal
+from flaxresnet.data.integrity_scan import readable
+from flaxresnet.data.lazy_images import StoredImages
 from flaxresnet.data.preprocess import Part, Preprocessing
-from flaxresnet.data.stored import StoredImages
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import ALONE, Processes
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.data.pictures import MOST_PIXELS, decoded
+from flaxresnet.data.decode import MOST_PIXELS, decoded
 from flaxresnet.runtime.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
@@ -82,7 +82,7 @@ class Preprocessing:
         return made
 
     def load(self, photo: str | Path | IO[bytes] | np.ndarray, part: Part | None = None) -> np.ndarray:
-        """A photo in the network's size: (height, width, 3), uint8. See `pictures.decode` for what is read and raised.
+        """A photo in the network's size: (height, width, 3), uint8. See `decode.decode` for what is read and raised.
 
         Args:
           photo: a file, or pixels (h, w, 3) uint8.

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flaxresnet.data.files import require_stored
+from flaxresnet.data.cache_dir import require_stored
 from flaxresnet.interop import keras_files, torch_files
 from flaxresnet.interop.weights import Weights
 from flaxresnet.interop.worlds import WORLDS

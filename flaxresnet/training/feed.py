@@ -7,7 +7,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
-from flaxresnet.data.stream import StreamSource, usual_workers
+from flaxresnet.data.streaming import StreamSource, usual_workers
 
 
 class Feed:

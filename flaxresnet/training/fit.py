@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from flaxresnet.config.train_config import TrainConfig
-from flaxresnet.data.dataset import Dataset, Splits, open_dataset
-from flaxresnet.data.suspicions import suspicions
+from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.open import open_dataset
+from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.interop.sources import open_weights
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.compilation_cache import use_compilation_cache

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.data.background import best_threshold, foreground, hats, replaced, walls
-from flaxresnet.data.synthetic import draw_signs
+from flaxresnet.data.hand_signs.render import draw_signs
 
 KEY = jax.random.key(7)
 compiled = jax.jit(replaced)

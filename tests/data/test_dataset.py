@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxresnet.data.dataset import Dataset, Splits, hdf5_files, open_dataset, same_data
+from flaxresnet.data.dataset import Dataset, Splits, same_data
 from flaxresnet.data.hdf5 import write_hdf5
+from flaxresnet.data.open import hdf5_files, open_dataset
 from flaxresnet.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), np.uint8)
@@ -173,7 +174,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("flaxresnet.data.dataset.hdf5_files", refuse)
+    monkeypatch.setattr("flaxresnet.data.open.hdf5_files", refuse)
     for path in (None, "datasets"):
         with pytest.raises(UserError, match="datasets cannot be read: Permission denied"):
             open_dataset(path)

@@ -12,9 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from flaxresnet.data import hdf5_chunks
-from flaxresnet.data.dataset import Dataset, open_dataset
+from flaxresnet.data import hdf5_limits
+from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.hdf5 import Hdf5Images, read_hdf5, write_hdf5
+from flaxresnet.data.open import open_dataset
 from flaxresnet.runtime.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
@@ -567,8 +568,8 @@ def test_a_chunk_of_many_images_is_looked_at_once_and_not_kept(tmp_path, monkeyp
     images = np.repeat(NOISE, 22, axis=0)[:64]
     with h5py.File(path, "a") as file:
         file.create_dataset("train_set_x", data=images, chunks=images.shape, compression="gzip", compression_opts=1)
-    looked = hdf5_chunks.unpacks_to_more
-    monkeypatch.setattr(hdf5_chunks, "unpacks_to_more", lambda *a: (count.append(a[1]), looked(*a))[1])
+    looked = hdf5_limits.unpacks_to_more
+    monkeypatch.setattr(hdf5_limits, "unpacks_to_more", lambda *a: (count.append(a[1]), looked(*a))[1])
     stored = open_dataset(path, input="stream").train.images
     with ThreadPoolExecutor(8) as threads:
         read = list(threads.map(lambda place: stored.load(np.array([place]))[0], range(64)))
@@ -598,7 +599,7 @@ def test_an_older_hdf5_tells_of_chunks_one_by_one(tmp_path):
     store_packed(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
     with h5py.File(path) as file:
         one_by_one = {name: getattr(file["train_set_x"].id, name) for name in ("get_num_chunks", "get_chunk_info")}
-        hdf5_chunks.each_chunk(SimpleNamespace(id=SimpleNamespace(**one_by_one)), lambda chunk: seen.append(chunk.size))
+        hdf5_limits.each_chunk(SimpleNamespace(id=SimpleNamespace(**one_by_one)), lambda chunk: seen.append(chunk.size))
     assert seen == [len(stream) for stream in STREAMS]
 
 

@@ -15,8 +15,8 @@ from networks import random_weights
 from PIL import Image
 
 from flaxresnet.data.dataset import Splits
+from flaxresnet.data.decode import decode
 from flaxresnet.data.hdf5 import read_hdf5
-from flaxresnet.data.pictures import decode
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.inspection.charts import learning_curves
 from flaxresnet.interop.files import read_weights, write_weights

@@ -34,7 +34,7 @@ from flaxresnet import cli
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
-from flaxresnet.data.folder import read_folder
+from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop.files import read_weights
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for

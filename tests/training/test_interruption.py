@@ -222,7 +222,7 @@ def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path,
         raise RuntimeError("the worker is gone")
         yield
 
-    monkeypatch.setattr("flaxresnet.data.stream.StreamSource.train", broken)
+    monkeypatch.setattr("flaxresnet.data.streaming.StreamSource.train", broken)
     with pytest.raises(RuntimeError, match="the worker is gone"):
         train(pictures, tmp_path / "run")
     monkeypatch.setattr(interruption.Interruption, "wanted", lambda *_: signal.SIGTERM)

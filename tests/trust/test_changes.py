@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxresnet.data.synthetic import draw_signs
+from flaxresnet.data.hand_signs.render import draw_signs
 from flaxresnet.trust import changes
 
 RNG = np.random.default_rng(0)

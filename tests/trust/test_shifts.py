@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxresnet.data.synthetic import draw_signs
+from flaxresnet.data.hand_signs.render import draw_signs
 from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, shifted, together
 
 IMAGES = draw_signs(6, seed=3)[0]

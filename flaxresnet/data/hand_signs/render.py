@@ -1,6 +1,6 @@
 """Drawn hand signs: the embedded default data set, pictures of hands showing the numbers 0 to 5.
 
-Every picture is a small ray-traced scene. A hand (`hand.py`) is a set of rounded cones, and an orthographic camera
+Every picture is a small ray-traced scene. A hand (`hand_model.py`) is a set of rounded cones; an orthographic camera
 sees them as a *height field*: for each pixel, how far the nearest skin reaches towards the camera. Outline, overlap,
 shading and shadows all follow from that field, so a folded finger or a hand seen from its side needs no drawing rules
 of its own. Everything that does not carry the sign (pose, person, light, wall, camera) is drawn at random.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Splits
-from flaxresnet.data.hand import GESTURES, SKIN_TONES, Bone, pose_arm, pose_hand
+from flaxresnet.data.hand_signs.hand_model import GESTURES, SKIN_TONES, Bone, pose_arm, pose_hand
 
 SUPERSAMPLING = 2  # the hand is drawn at twice the picture's resolution, then averaged for smooth outlines
 DEFAULT_VARIETY = 0.1  # learnt from a thousand pictures in 20 epochs; at 1 that takes several times as many

@@ -13,7 +13,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
 from flaxresnet.data.preprocess import Preprocessing, RandomCrop
-from flaxresnet.data.stream import StreamSource, rows_of_process, usual_workers
+from flaxresnet.data.streaming import StreamSource, rows_of_process, usual_workers
 
 BATCH, SEED = 4, 7
 SPLIT = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
@@ -140,7 +140,7 @@ def test_rows_of_this_process_are_all_rows_where_it_is_the_only_one():
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (3, 2), (8, 7), (96, 16)])
 def test_workers_leave_a_core_to_training(cores, workers, monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.stream.cores", lambda: cores)
+    monkeypatch.setattr("flaxresnet.data.streaming.cores", lambda: cores)
     assert usual_workers() == workers
 
 

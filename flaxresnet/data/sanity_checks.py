@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from flaxresnet.data.dataset import LOOKED_AT_WHOLE, Dataset, Splits
-from flaxresnet.data.stored import Encoded, StoredImages
+from flaxresnet.data.lazy_images import Encoded, StoredImages
 from flaxresnet.runtime.errors import listed
 
 Images = np.ndarray | StoredImages

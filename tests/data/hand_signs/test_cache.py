@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from flaxresnet.data import kept_signs, synthetic
-from flaxresnet.data.kept_signs import _kept_or_drawn as signs
+from flaxresnet.data.hand_signs import cache, render
+from flaxresnet.data.hand_signs.cache import _kept_or_drawn as signs
 
 WHAT = (12, (0, 1), 32, 0.1)
 
@@ -14,7 +14,7 @@ def drawn(monkeypatch, tmp_path):
     """How often pictures were drawn, with a cache folder of one's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(synthetic, "draw_signs", lambda *a, real=synthetic.draw_signs: (calls.append(a), real(*a))[1])
+    monkeypatch.setattr(render, "draw_signs", lambda *a, real=render.draw_signs: (calls.append(a), real(*a))[1])
     return calls
 
 
@@ -34,9 +34,9 @@ def test_they_are_drawn_once(drawn, tmp_path):
 
 def test_those_of_no_data_are_kept(drawn, monkeypatch):
     small = {"train": 12, "test": 6, "image_size": 32}
-    real = synthetic.drawn_signs
-    monkeypatch.setattr(synthetic, "drawn_signs", lambda **options: real(**small, **options))
-    first, again = kept_signs.default_signs(), kept_signs.default_signs()
+    real = render.drawn_signs
+    monkeypatch.setattr(render, "drawn_signs", lambda **options: real(**small, **options))
+    first, again = cache.default_signs(), cache.default_signs()
     assert len(drawn) == 2
     assert [again.train.fingerprint(), again.test.fingerprint()] == [
         first.train.fingerprint(),
@@ -61,9 +61,17 @@ def test_another_version_draws_its_own(drawn, monkeypatch, tmp_path, change):
         monkeypatch.setattr(np, "__version__", "99.0")
     else:
         (tmp_path / "hand.py").write_text("another hand")
-        monkeypatch.setattr(kept_signs.hand, "__file__", str(tmp_path / "hand.py"))
+        monkeypatch.setattr(cache.hand_model, "__file__", str(tmp_path / "hand.py"))
     signs(*WHAT)
     assert len(drawn) == 2
+
+
+def test_unreadable_source_keeps_nothing(drawn, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache.hand_model, "__file__", str(tmp_path / "archive.zip" / "hand_model.py"))
+    signs(*WHAT)
+    signs(*WHAT)
+    assert drawn == [WHAT, WHAT]
+    assert not (tmp_path / "flaxresnet").exists()
 
 
 @pytest.mark.parametrize(
@@ -95,8 +103,8 @@ def test_without_a_cache_folder_they_are_drawn_each_time(drawn, monkeypatch, tmp
 
 
 def test_only_the_newest_are_kept(drawn, tmp_path):
-    for count in range(6, 6 + kept_signs.MOST_FILES + 2):
+    for count in range(6, 6 + cache.MOST_FILES + 2):
         signs(count, 0, 32, 0.1)
-    assert len(files(tmp_path)) == kept_signs.MOST_FILES
-    signs(6 + kept_signs.MOST_FILES + 1, 0, 32, 0.1)
-    assert len(drawn) == kept_signs.MOST_FILES + 2
+    assert len(files(tmp_path)) == cache.MOST_FILES
+    signs(6 + cache.MOST_FILES + 1, 0, 32, 0.1)
+    assert len(drawn) == cache.MOST_FILES + 2

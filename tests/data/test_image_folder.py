@@ -10,7 +10,7 @@ from conftest import SMALL, blobs, draw_blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.data.folder import in_test, read_folder
+from flaxresnet.data.image_folder import in_test, read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import data_for
 

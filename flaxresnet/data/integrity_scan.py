@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Input, is_to_be_streamed
-from flaxresnet.data.files import cache_folder, keep
-from flaxresnet.data.stored import Contents, Encoded, StoredImages
+from flaxresnet.data.cache_dir import cache_folder, keep
+from flaxresnet.data.dataset import Dataset, Input
+from flaxresnet.data.lazy_images import Contents, Encoded, StoredImages
+from flaxresnet.data.should_stream import is_to_be_streamed
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import ALONE, Processes
 

@@ -15,8 +15,8 @@ import PIL.Image
 import pytest
 from PIL import Image, ImageCms
 
-from flaxresnet.data import pictures
-from flaxresnet.data.pictures import decode
+from flaxresnet.data import decode as decoding
+from flaxresnet.data.decode import decode
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runtime.errors import UserError
 
@@ -280,9 +280,9 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 @pytest.fixture
 def fresh_formats():
-    pictures.formats.cache_clear()
+    decoding.formats.cache_clear()
     yield
-    pictures.formats.cache_clear()
+    decoding.formats.cache_clear()
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -303,9 +303,9 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch, fres
         monkeypatch.setattr(Image, "ID", [*Image.ID, "HEIF"])
 
     monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
-    assert "HEIF" in pictures.formats()
+    assert "HEIF" in decoding.formats()
     monkeypatch.delitem(Image.OPEN, "PNG")  # so that the other one reads it
-    pictures.formats.cache_clear()
+    decoding.formats.cache_clear()
     check(decode(io.BytesIO(png_of(RGB))), RGB)
 
 
@@ -357,14 +357,14 @@ def test_a_profile_of_another_kind_of_colours_changes_nothing(tmp_path):
 
 
 def test_a_picture_of_many_strips_is_put_together_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "STRIP", 14)  # two rows
+    monkeypatch.setattr(decoding, "STRIP", 14)  # two rows
     check(decode(save(tmp_path / "a.png", RGB)), RGB)
     check(decode(save(tmp_path / "b.png", GREY.astype(np.uint16) * 257)), as_rgb(GREY))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
 def test_a_picture_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 34)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 34)
     path = save(tmp_path / "a.png", Image.new(mode, (7, 5)))
     with pytest.raises(UserError, match=r"a\.png has 7×5 pixels; give a picture of up to 0 million"):
         decode(path)
@@ -373,9 +373,9 @@ def test_a_picture_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypa
 def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(tmp_path, monkeypatch):
     colours = np.full((64, 96, 3), (200, 30, 60), np.uint8)
     path = save(tmp_path / "a.jpg", colours, quality=100, subsampling=0, exif=exif(6))
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 96 - 1)
     check(decode(path), colours[:48, :32].reshape(48, 32, 3), tolerance=3)
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 64 * 96 // 4 - 1)
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 96 // 4 - 1)
     with pytest.raises(UserError, match=r"a\.jpg has 96×64 pixels; give a picture of up to"):
         decode(path)
 
@@ -384,7 +384,7 @@ def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(tmp_path, monkeyp
 MEASURED = """
 import sys
 from pathlib import Path
-from flaxresnet.data.pictures import decode, formats
+from flaxresnet.data.decode import decode, formats
 
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
@@ -414,11 +414,11 @@ def test_decoding_keeps_within_the_memory_that_is_stated(tmp_path):
         paths.append(save(tmp_path / name, Image.new(mode, (side, side - 8)), **options))
     done = subprocess.run([sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True)
     for path, taken in zip(paths, done.stdout.split(), strict=True):
-        assert side**2 < int(taken) < pictures.BYTES_A_PIXEL * side**2 + 2**26, path.name
+        assert side**2 < int(taken) < decoding.BYTES_A_PIXEL * side**2 + 2**26, path.name
 
 
 def test_pictures_wait_for_room():
-    room, let_in = pictures.Room(10), threading.Event()
+    room, let_in = decoding.Room(10), threading.Event()
 
     def wait():
         with room.taken(6):
@@ -439,17 +439,17 @@ def test_pictures_wait_for_room():
 def test_room_is_taken_while_a_picture_is_decoded_and_resized(tmp_path, monkeypatch):
     taken = []
 
-    class Told(pictures.Room):
+    class Told(decoding.Room):
         def taken(self, pixels):
             taken.append(pixels)
             return super().taken(pixels)
 
-    monkeypatch.setattr(pictures, "ROOM", Told(100))
+    monkeypatch.setattr(decoding, "ROOM", Told(100))
     path = save(tmp_path / "a.png", RGB)
     decode(path)
     Preprocessing(4, 4).load(path)
-    with pictures.decoded(path):
-        assert pictures.ROOM._free == 65
+    with decoding.decoded(path):
+        assert decoding.ROOM._free == 65
     assert taken == [35, 35, 35]
 
 

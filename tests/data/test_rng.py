@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxresnet.data.draws import in_a_row
+from flaxresnet.data.rng import in_a_row
 
 DRAWS = {
     "uniform": jax.random.uniform,

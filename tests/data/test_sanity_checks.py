@@ -7,8 +7,8 @@ import pytest
 from conftest import blobs
 
 from flaxresnet.data.dataset import Dataset, Splits
-from flaxresnet.data.stored import StoredImages
-from flaxresnet.data.suspicions import duplicates, suspicions
+from flaxresnet.data.lazy_images import StoredImages
+from flaxresnet.data.sanity_checks import duplicates, suspicions
 
 
 def said(train, test=None, thorough=False):
@@ -107,7 +107,7 @@ def test_training_does_not_look_for_equal_images_where_that_takes_long(monkeypat
     assert len(said(train, train)) == 1
     assert not any("are training images too" in sentence for sentence in said(train, streamed))
     assert len(streamed.images.reads) == 9  # for their brightness
-    monkeypatch.setattr("flaxresnet.data.suspicions.LOOKED_AT_WHOLE", 2 * train.images.nbytes - 1)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.LOOKED_AT_WHOLE", 2 * train.images.nbytes - 1)
     assert said(train, train) == []
 
 
@@ -129,7 +129,7 @@ def test_small_pictures_have_signs_too():
 
 
 def test_of_too_many_images_only_the_equal_ones_are_found(monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.suspicions.MOST_PAIRS", 10)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.MOST_PAIRS", 10)
     train, test = blobs(9, 1), blobs(6, 2)
     test.images[4], test.images[5] = train.images[2], train.images[3] // 2 * 2
     same, many = said(train, test, thorough=True)
@@ -147,13 +147,13 @@ def test_pairs_do_not_depend_on_how_many_images_are_read_at_once(monkeypatch, at
     test[1], test[15] = train[8], train[33]
     train[35] = train[33]  # of two the first is named
     test[9] = np.clip(train[21] * 0.8 + 20, 0, 255)
-    monkeypatch.setattr("flaxresnet.data.suspicions.READ_AT_ONCE", at_once * train[0].nbytes)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.READ_AT_ONCE", at_once * train[0].nbytes)
     assert duplicates(train, test) == ([(1, 8), (15, 33)], [(9, 21)])
     assert duplicates(train, test, nearly=False) == ([(1, 8), (15, 33)], [])
 
 
 def test_of_large_images_fewer_are_looked_at(monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.suspicions.READ_AT_ONCE", 5 * blobs(9, 1).images[0].nbytes)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.READ_AT_ONCE", 5 * blobs(9, 1).images[0].nbytes)
     data = blobs(9, 1)
     (sentence,) = said(replace(data, images=np.minimum(data.images, 1)))
     assert "of 5 looked at" in sentence

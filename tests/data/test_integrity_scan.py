@@ -10,9 +10,9 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.array_record import write_records
-from flaxresnet.data.checked import look_through, readable
-from flaxresnet.data.folder import PictureFiles
-from flaxresnet.data.stored import Contents, StoredImages
+from flaxresnet.data.image_folder import PictureFiles
+from flaxresnet.data.integrity_scan import look_through, readable
+from flaxresnet.data.lazy_images import Contents, StoredImages
 from flaxresnet.runtime.process_group import Processes
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.checked import readable
+from flaxresnet.data.cache_dir import require_stored
 from flaxresnet.data.dataset import Dataset, Input, Splits
-from flaxresnet.data.files import require_stored
+from flaxresnet.data.integrity_scan import readable
+from flaxresnet.data.lazy_images import Encoded
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Part, Preprocessing, is_input_size
-from flaxresnet.data.stored import Encoded
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import ALONE, Processes
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset
+from flaxresnet.data.lazy_images import StoredImages, cores
 from flaxresnet.data.loader import Batch, padded, places_of_step
 from flaxresnet.data.preprocess import RandomCrop
-from flaxresnet.data.stored import StoredImages, cores
 
 CROP_STREAM = 0xC209  # apart from the order of the images
 MOST_STEPS = 2**40  # of a run; Grain asks for a number

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data import hand, synthetic
+from flaxresnet.data.cache_dir import cache_folder, keep
 from flaxresnet.data.dataset import Splits
-from flaxresnet.data.files import cache_folder, keep
+from flaxresnet.data.hand_signs import hand_model, render
 
 MOST_FILES = 6  # two for each version of the drawing; some 15 MB
 
 
 def default_signs() -> Splits:
     """`drawn_signs()`, from the user's cache folder where an earlier start left them."""
-    return synthetic.drawn_signs(draw=_kept_or_drawn)
+    return render.drawn_signs(draw=_kept_or_drawn)
 
 
 def _kept_or_drawn(
@@ -24,9 +24,11 @@ def _kept_or_drawn(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `draw_signs`."""
     path = _path(count, seed, image_size, variety)
+    if path is None:
+        return render.draw_signs(count, seed, image_size, variety)
     if (kept := _recall(path)) and len(kept[0]) == count:
         return kept
-    images, labels = synthetic.draw_signs(count, seed, image_size, variety)
+    images, labels = render.draw_signs(count, seed, image_size, variety)
     np.savez(content := io.BytesIO(), images=images, labels=labels)
     keep(path, content.getvalue())
     with contextlib.suppress(OSError):  # another process may forget the same
@@ -43,13 +45,11 @@ def _recall(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
 
-def _path(*what: object) -> Path:
-    """Of pictures that the program as it is, and NumPy as it is, draws of these arguments."""
+def _path(*what: object) -> Path | None:
+    """Returns the file for these arguments and the program as it is; None if its source cannot be read."""
     try:
-        program = [Path(module.__file__ or "").read_bytes() for module in (synthetic, hand)]
-    except OSError:  # as within a zip archive: each version's own
-        from flaxresnet import __version__
-
-        program = [__version__.encode()]
+        program = [Path(module.__file__ or "").read_bytes() for module in (render, hand_model)]
+    except OSError:  # as in a zip archive
+        return None
     digest = hashlib.sha256(repr((np.__version__, program, what)).encode())
     return cache_folder("drawn") / f"{digest.hexdigest()}.npz"

@@ -28,22 +28,26 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
 from flaxresnet.runtime.errors import UserError
 
-# What differs from the recipe: options of training, and, where the name says a module of flaxresnet/data, its ranges.
+# What differs from the recipe: options of training, or ranges of a module in flaxresnet/augment.
 WAYS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "without rotation": {"augment.ROTATION": 0.0},
-    "without scale and proportions": {"augment.LOG_SCALE": 0.0, "augment.LOG_ASPECT": 0.0},
-    "without shear and tilt": {"augment.SHEAR": 0.0, "augment.TILT": 0.0},
-    "without shift": {"augment.SHIFT": 0.0},
+    "without rotation": {"geometric.ROTATION": 0.0},
+    "without scale and proportions": {"geometric.LOG_SCALE": 0.0, "geometric.LOG_ASPECT": 0.0},
+    "without shear and tilt": {"geometric.SHEAR": 0.0, "geometric.TILT": 0.0},
+    "without shift": {"geometric.SHIFT": 0.0},
     "without the flip": {"flip": False},
     "without contrast, brightness, mid-tones": {
-        "light.LOG_CONTRAST": 0.0,
-        "light.BRIGHTNESS": 0.0,
-        "light.LOG_MIDTONES": 0.0,
+        "color_jitter.LOG_CONTRAST": 0.0,
+        "color_jitter.BRIGHTNESS": 0.0,
+        "color_jitter.LOG_MIDTONES": 0.0,
     },
-    "without colour and grey": {"light.LOG_COLOUR": 0.0, "light.SATURATION": 0.0, "light.GREY": 0.0},
-    "without light from one side": {"light.UNEVEN": 0.0},
-    "without blur and noise": {"camera.BLUR": 0.0, "camera.NOISE": 0.0},
+    "without colour and grey": {
+        "color_jitter.LOG_COLOUR": 0.0,
+        "color_jitter.SATURATION": 0.0,
+        "color_jitter.GREY": 0.0,
+    },
+    "without light from one side": {"color_jitter.UNEVEN": 0.0},
+    "without blur and noise": {"blur_noise.BLUR": 0.0, "blur_noise.NOISE": 0.0},
     "without other backgrounds": {"backgrounds": 0.0},
     "without the rise of the strength": {"augment_ramp": 0.0},
     "without label smoothing": {"label_smoothing": 0.0},
@@ -99,7 +103,7 @@ class Arguments:
 @contextmanager
 def with_ranges(ranges: dict[str, float]) -> Iterator[None]:
     """Ranges of the augmentation, by module and name, for the programs that are made within."""
-    places = {name: (import_module(f"flaxresnet.data.{name.split('.')[0]}"), name.split(".")[1]) for name in ranges}
+    places = {name: (import_module(f"flaxresnet.augment.{name.split('.')[0]}"), name.split(".")[1]) for name in ranges}
     before = {name: getattr(*place) for name, place in places.items()}
     jax.clear_caches()  # what was traced with other values
     try:

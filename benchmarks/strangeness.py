@@ -13,9 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flaxresnet.augment.geometric import augment
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
-from flaxresnet.data.augment import augment
 from flaxresnet.data.hand_signs.render import drawn_signs
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.runtime.compilation_cache import use_compilation_cache

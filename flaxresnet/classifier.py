@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxresnet.augment.geometric import sample_bilinear
 from flaxresnet.config.train_config import Which
-from flaxresnet.data.augment import sample_bilinear
 from flaxresnet.data.lazy_images import StoredImages
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm

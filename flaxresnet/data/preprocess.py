@@ -130,7 +130,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random part of a picture, of a random area and proportion, as `boxes.crop_maps` takes them on the device.
+    """A random part of a picture, of a random area and proportion, as `crop_erase.crop_maps` takes them on the device.
 
     Attributes:
       smallest: the smallest share of the picture's area, in (0, 1].

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxresnet.augment.pipeline import make_inputs
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet
-from flaxresnet.training.inputs import make_inputs
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.state import TrainState, learning, moved_average
 

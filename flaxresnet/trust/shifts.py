@@ -1,6 +1,6 @@
 """Test images as other people would have taken them: a fixed, seeded set of changes, each in three strengths.
 
-They measure a network and never train one. So they are written apart from `data/augment.py`, on other tools (NumPy
+They measure a network and never train one. So they are written apart from `augment/`, on other tools (NumPy
 and Pillow, on uint8, picture by picture): an error of the one is not hidden by the same error of the other. The
 idea of changes by kind and strength is that of Hendrycks & Dietterich 2019, arXiv:1903.12261.
 """

@@ -1,7 +1,7 @@
 """The change of what is around the thing in a test photo: where the thing is, and other walls behind it.
 
-The code is its own, as that of the other changes, but it knows a wall by what `data/background.py` knows it by, hue and
-Otsu's threshold: where that takes a part of the wall for the thing, or the reverse, this does not show it.
+The code is independent of `augment/background.py`, but separates the wall by the same criterion, hue and Otsu's
+threshold: an image where that criterion fails does not show it.
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, blobs
 
 import flaxresnet as fr
-from flaxresnet.data.augment import augment
+from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.loader import ORDER_STREAM
 from flaxresnet.training import fit, loop, programs

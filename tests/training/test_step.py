@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import flaxresnet as fr
+from flaxresnet.augment.pipeline import make_inputs
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.training.inputs import make_inputs
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_eval_step, make_train_step, scores

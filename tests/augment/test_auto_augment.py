@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from flaxresnet.data.policies import OPERATIONS, POLICIES, POSITIONS, changed, positions, randomly_changed
+from flaxresnet.augment.auto_augment import OPERATIONS, POLICIES, POSITIONS, changed, positions, randomly_changed
 
 KEY = jax.random.key(3)
 WIDE = POLICIES["trivial"]

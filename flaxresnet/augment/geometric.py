@@ -1,16 +1,16 @@
 """Random changes to training images that keep their meaning: on the device, inside jit, keyed by one key.
 
 Every change is drawn for each image on its own, in the order in which a photo comes about: where the camera
-stands, the light (`light.py`), and the camera's faults (`camera.py`). Geometry is
+stands, the light (`color_jitter.py`), and the camera's faults (`blur_noise.py`). Geometry is
 one inverse projective map with bilinear sampling, where pixels outside the image repeat its edge.
 """
 
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.boxes import crop_maps
-from flaxresnet.data.camera import photographed
-from flaxresnet.data.light import recolour, uneven
+from flaxresnet.augment.blur_noise import photographed
+from flaxresnet.augment.color_jitter import recolour, uneven
+from flaxresnet.augment.crop_erase import crop_maps
 from flaxresnet.data.rng import in_a_row
 
 # Half-widths of the ranges at strength 1.

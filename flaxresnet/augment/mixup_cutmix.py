@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.boxes import inside
+from flaxresnet.augment.crop_erase import inside
 
 
 def mix(

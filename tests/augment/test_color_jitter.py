@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxresnet.data import light
-from flaxresnet.data.light import recolour, uneven
+from flaxresnet.augment import color_jitter
+from flaxresnet.augment.color_jitter import recolour, uneven
 
 KEY = jax.random.key(7)
 # Compiled whole: an operation at a time, each shape takes seconds.
@@ -26,7 +26,7 @@ def recoloured(*arguments):
 def only(monkeypatch, *kept):
     """Leaves these changes alone on."""
     for name in {"LOG_CONTRAST", "BRIGHTNESS", "LOG_COLOUR", "SATURATION", "LOG_MIDTONES", "GREY"} - set(kept):
-        monkeypatch.setattr(light, name, 0.0)
+        monkeypatch.setattr(color_jitter, name, 0.0)
 
 
 @pytest.mark.parametrize("change", [compiled_recolour, compiled_uneven])
@@ -47,9 +47,9 @@ def test_brightness_and_channel_gains_fill_their_ranges_and_stay_within(monkeypa
     only(monkeypatch, "BRIGHTNESS", "LOG_COLOUR")
     grey = jnp.full((4000, 1, 1, 3), 0.5)
     pixels = np.asarray(recoloured(KEY, grey, 1.0), np.float64)[:, 0, 0]
-    between_channels = np.log(pixels[:, 0] / pixels[:, 1]) / (2 * light.LOG_COLOUR)
+    between_channels = np.log(pixels[:, 0] / pixels[:, 1]) / (2 * color_jitter.LOG_COLOUR)
     assert 0.9 < np.abs(between_channels).max() <= 1.001
-    low, high = 0.3 * np.exp(-light.LOG_COLOUR), 0.7 * np.exp(light.LOG_COLOUR)
+    low, high = 0.3 * np.exp(-color_jitter.LOG_COLOUR), 0.7 * np.exp(color_jitter.LOG_COLOUR)
     assert low - 1e-5 <= pixels.min() < low + 0.02
     assert high - 0.04 < pixels.max() <= high + 1e-5
 
@@ -101,7 +101,7 @@ def test_half_of_the_images_are_darker_on_one_side_and_the_others_as_they_were()
 
 def test_light_falls_in_one_direction(monkeypatch):
     """All slopes of the image are multiples of one vector, which differs from image to image."""
-    monkeypatch.setattr(light, "EDGES", (1.5, 1.5))
+    monkeypatch.setattr(color_jitter, "EDGES", (1.5, 1.5))
     anew = jax.jit(lambda *given: uneven(*given))  # with the constant set above
     images = np.asarray(anew(KEY, np.full((200, 24, 24, 3), 0.8, np.float32), 2.0), np.float64)[..., 0]
     changed = images[np.ptp(images, axis=(1, 2)) > 0.1]

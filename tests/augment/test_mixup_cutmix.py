@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from flaxresnet.data.mixing import mix
+from flaxresnet.augment.mixup_cutmix import mix
 
 CLASSES = 6
 KEYS = jax.vmap(jax.random.key)(np.arange(60))

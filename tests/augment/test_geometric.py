@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from flaxresnet.data import augment as augmentation
-from flaxresnet.data.augment import augment, random_maps, sample_bilinear
+from flaxresnet.augment import geometric as augmentation
+from flaxresnet.augment.geometric import augment, random_maps, sample_bilinear
 
 KEY = jax.random.key(7)
 COUNT, HEIGHT, WIDTH = SHAPE = 1000, 5, 9

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxresnet.augment.auto_augment import POLICIES, randomly_changed
+from flaxresnet.augment.background import replaced
+from flaxresnet.augment.crop_erase import erase
+from flaxresnet.augment.geometric import augment
+from flaxresnet.augment.mixup_cutmix import mix
 from flaxresnet.config.train_config import TrainConfig
-from flaxresnet.data.augment import augment
-from flaxresnet.data.background import replaced
-from flaxresnet.data.boxes import erase
 from flaxresnet.data.loader import Batch
-from flaxresnet.data.mixing import mix
-from flaxresnet.data.policies import POLICIES, randomly_changed
 from flaxresnet.data.preprocess import Preprocessing
 
 Inputs = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.augment import sample_bilinear
+from flaxresnet.augment.geometric import sample_bilinear
 
 STRENGTHS = 31  # equal steps from nothing to the whole range, both ends among them
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from flaxresnet.data.camera import BLUR, NOISE, gaussians, grains, photographed
+from flaxresnet.augment.blur_noise import BLUR, NOISE, gaussians, grains, photographed
 
 KEY = jax.random.key(7)
 compiled = jax.jit(photographed)
@@ -40,7 +40,7 @@ def test_strength_0_changes_nothing():
 
 
 def test_half_of_the_images_are_blurred_up_to_the_widest(monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.camera.NOISE", 0.0)
+    monkeypatch.setattr("flaxresnet.augment.blur_noise.NOISE", 0.0)
     dot = np.zeros((1000, 33, 33, 3), np.float32)
     dot[:, 16, 16] = 1.0
     images = np.asarray(traced_anew(KEY, dot, 2.0), np.float64)
@@ -63,7 +63,7 @@ def test_noise_is_even_and_independent_in_every_value():
 
 
 def test_half_of_the_images_are_noisy_up_to_the_most(monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.camera.BLUR", 0.0)
+    monkeypatch.setattr("flaxresnet.augment.blur_noise.BLUR", 0.0)
     images = np.asarray(traced_anew(KEY, np.full((500, 16, 16, 3), 0.5, np.float32), 1.0), np.float64)
     deviation = images.std(axis=(1, 2, 3))
     assert 0.42 < (deviation < 1e-6).mean() < 0.58

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from flaxresnet.data.background import best_threshold, foreground, hats, replaced, walls
+from flaxresnet.augment.background import best_threshold, foreground, hats, replaced, walls
 from flaxresnet.data.hand_signs.render import draw_signs
 
 KEY = jax.random.key(7)

@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxresnet.data.augment import augment
-from flaxresnet.data.boxes import CROP_ASPECTS, ERASED_AREAS, ERASED_ASPECTS, crop_maps, erase, inside, random_sides
+from flaxresnet.augment.crop_erase import (
+    CROP_ASPECTS,
+    ERASED_AREAS,
+    ERASED_ASPECTS,
+    crop_maps,
+    erase,
+    inside,
+    random_sides,
+)
+from flaxresnet.augment.geometric import augment
 
 KEY = jax.random.key(7)
 compiled_erase = jax.jit(erase)

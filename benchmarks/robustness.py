@@ -1,6 +1,6 @@
 """How right are runs on photos taken otherwise? `python benchmarks/robustness.py RUN… [--data DATA]`.
 
-The test images of a run, or those of DATA, are changed in nineteen ways (`flaxresnet/trust/shifts.py`), three strengths
+The test images of a run, or those of DATA, are changed in nineteen ways (`reliability/corruptions.py`), three strengths
 each, always the same, and in three and in five of them at once, as other people's photos differ. To choose a recipe, do
 not look at the test images: `--hold-out FOLDER --data DATA` writes data whose test images are blocks of the training
 images, neighbours in the file together, for they may be of the same person. Train and measure on FOLDER, then.
@@ -24,13 +24,13 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.cli import positional
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.evaluation import fitted, judging
+from flaxresnet.reliability.calibration import calibration_error, reliability, softmax
+from flaxresnet.reliability.corruptions import STRENGTHS, all_shifts, together
+from flaxresnet.reliability.cross_fit import assess
+from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.metrics import wilson_interval
 from flaxresnet.training.run_folder import RunFolder
-from flaxresnet.trust.assessment import assess
-from flaxresnet.trust.calibration import calibration_error, reliability, softmax
-from flaxresnet.trust.shifts import STRENGTHS, all_shifts, together
 
 BLOCKS = 40  # of the training images, in the order of the data
 TOGETHER = (3, 5)  # kinds of change at once

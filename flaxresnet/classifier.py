@@ -14,11 +14,11 @@ from flaxresnet.data.lazy_images import StoredImages
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.reliability.calibration import softmax
+from flaxresnet.reliability.calibration_file import Trust, digest
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import load_run
-from flaxresnet.trust.calibration import softmax
-from flaxresnet.trust.stored import Trust, digest
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
 ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther
@@ -49,7 +49,7 @@ class Answers:
 
     Attributes:
       probabilities: (n, classes), float32, each row summing to 1.
-      strangeness: (n,), float32; see `strangeness.py`. None where the run has nothing to compare with.
+      strangeness: (n,), float32; see `reliability/ood.py`. None where the run has nothing to compare with.
       strange: (n,), bool: above the run's threshold; None likewise, and where the run has none.
     """
 

@@ -15,8 +15,9 @@ from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, same_data
 from flaxresnet.data.hand_signs.cache import default_signs
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.reliability.confusion_matrix import confusion_matrix
+from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.training.metrics import confusion_matrix, wilson_interval
 from flaxresnet.training.run_folder import RunFolder
 
 Split = Literal["test", "train", "all"]

@@ -33,10 +33,10 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
+from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.reliability.ood import normalised
 from flaxresnet.training import loop, programs
 from flaxresnet.training.kept_programs import kept_programs, key_of
-from flaxresnet.trust.stored import Trust, digest
-from flaxresnet.trust.strangeness import normalised
 
 PACKAGE = Path(fr.__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])

@@ -14,7 +14,7 @@ import pytest
 
 import flaxresnet as fr
 from flaxresnet import cli
-from flaxresnet.trust.robustness import robustness
+from flaxresnet.reliability.robustness import robustness
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "benchmarks/RESULTS.md", "benchmarks/SCALING.md")

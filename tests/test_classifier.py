@@ -11,8 +11,8 @@ from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.trust.stored import Trust, digest
-from flaxresnet.trust.strangeness import normalised
+from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.reliability.ood import normalised
 
 
 @pytest.fixture(scope="module")

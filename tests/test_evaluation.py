@@ -15,7 +15,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.training.metrics import wilson_interval
+from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.training.preparation import describe_run
 from flaxresnet.training.run_folder import RunFolder
 

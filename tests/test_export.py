@@ -15,7 +15,7 @@ import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.export import export_stablehlo
-from flaxresnet.trust.stored import Trust, digest
+from flaxresnet.reliability.calibration_file import Trust, digest
 
 IMAGES = blobs(5, seed=3).images
 # What README shows: nothing of flaxresnet, and a number of images that the program has not seen before.

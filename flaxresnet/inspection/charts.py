@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from flaxresnet.inspection.figures import families, legible
-from flaxresnet.trust.calibration import Bin
+from flaxresnet.reliability.calibration import Bin
 
 # `on_high` and `on_low` are for words on the matrix's shades.
 THEMES = {

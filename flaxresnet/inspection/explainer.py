@@ -6,8 +6,8 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier, padded
 from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
+from flaxresnet.reliability.calibration import softmax
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.trust.calibration import softmax
 
 
 class Explainer:

@@ -13,13 +13,13 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.dataset import Dataset, Splits, same_data
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
+from flaxresnet.reliability.calibration import softmax
+from flaxresnet.reliability.calibration_file import digest
+from flaxresnet.reliability.cross_fit import Assessment, assess
+from flaxresnet.reliability.ood import REFERENCES
+from flaxresnet.reliability.robustness import Robustness, robustness
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_folder import RunFolder, RunInfo
-from flaxresnet.trust.assessment import Assessment, assess
-from flaxresnet.trust.calibration import softmax
-from flaxresnet.trust.robustness import Robustness, robustness
-from flaxresnet.trust.stored import digest
-from flaxresnet.trust.strangeness import REFERENCES
 
 MOST_MISTAKES = 24  # pictures
 MOST_CHANGED = 100  # test images that are changed, each in nineteen ways: two thousand answers say enough

@@ -20,11 +20,11 @@ from flaxresnet.inspection import page
 from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.inspection.figures import save
 from flaxresnet.inspection.findings import Findings
+from flaxresnet.reliability.calibration import calibration_error
+from flaxresnet.reliability.intervals import wilson_interval
+from flaxresnet.reliability.ood import FALSE_ALARMS
+from flaxresnet.reliability.robustness import Row
 from flaxresnet.runtime.atomic_io import replacing, saying_why_not
-from flaxresnet.training.metrics import wilson_interval
-from flaxresnet.trust.calibration import calibration_error
-from flaxresnet.trust.robustness import Row
-from flaxresnet.trust.strangeness import FALSE_ALARMS
 
 MOST_CLASSES = 200  # rows of the table; the worst, where there are more
 MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw

@@ -10,10 +10,10 @@ import numpy as np
 from flaxresnet.config.train_config import TrainConfig, Which
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import Weights
+from flaxresnet.reliability.calibration_file import Trust
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.checkpoint import Checkpoints, load_run
 from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
-from flaxresnet.trust.stored import Trust
 
 
 def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:

@@ -1,12 +1,10 @@
-"""Sums that become a loss and an accuracy, and what can be said of an accuracy honestly."""
+"""Sums that become a loss and an accuracy."""
 
-import math
 from typing import Any, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 NO_STEP = -1
 
@@ -52,23 +50,3 @@ class Metrics(flax.struct.PyTreeNode):
 def all_finite(tree: Any) -> jax.Array:
     """Whether there is neither a NaN nor an infinity in any array of a pytree: bool scalar."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a proportion, 95% by default (Wilson 1927, JASA 22:209–212).
-
-    Returns:
-      Lower and upper bound, within [0, 1]; (0, 1) where `count` is 0.
-    """
-    if count == 0:
-        return 0.0, 1.0
-    share, weight = correct / count, z * z / count
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    # At the ends the bounds are the ends exactly, which rounding would miss.
-    return 0.0 if correct == 0 else centre - half, 1.0 if correct == count else centre + half
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes), int: row = true class, column = predicted class."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from flaxresnet.inspection.charts import THEMES, confusion_chart, learning_curves, readable_on, reliability_chart
-from flaxresnet.trust.calibration import Bin
+from flaxresnet.reliability.calibration import Bin
 
 FIGURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
 

@@ -25,13 +25,13 @@ from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.inspection.figures import legible
 from flaxresnet.inspection.findings import investigate, most_confident_mistakes
 from flaxresnet.inspection.report import command_of, write_report
+from flaxresnet.reliability.calibration import fit_temperature
+from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.reliability.corruptions import SHIFTS
+from flaxresnet.reliability.cross_fit import first_halves
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.run_folder import RunFolder
-from flaxresnet.trust.assessment import first_halves
-from flaxresnet.trust.calibration import fit_temperature
-from flaxresnet.trust.shifts import SHIFTS
-from flaxresnet.trust.stored import Trust, digest
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True}

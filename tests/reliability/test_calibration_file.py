@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from flaxresnet.reliability.calibration_file import FILE, Trust, digest
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.trust.stored import FILE, Trust, digest
 
 TRUST = Trust("0123abcd", 1.25, np.eye(3, dtype=np.float16), 0.0625)
 IMPOSSIBLE = "its numbers cannot be"

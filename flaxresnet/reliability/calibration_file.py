@@ -10,9 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from flaxresnet.reliability.ood import strangeness
 from flaxresnet.runtime.atomic_io import replacing
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.trust.strangeness import strangeness
 
 FILE = "calibration.safetensors"
 
@@ -35,7 +35,7 @@ class Trust:
     threshold: float
 
     def strangeness(self, embeddings: np.ndarray) -> np.ndarray | None:
-        """(n, features) → (n,) float32, see `strangeness.py`; None where there is nothing to compare with."""
+        """(n, features) → (n,) float32, see `ood.py`; None where there is nothing to compare with."""
         return strangeness(embeddings, self.references) if len(self.references) else None
 
     @property

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxresnet.trust.strangeness import NEIGHBOUR, normalised, strangeness, threshold_for
+from flaxresnet.reliability.ood import NEIGHBOUR, normalised, strangeness, threshold_for
 
 
 def test_the_distance_is_that_to_the_fifth_nearest():

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flaxresnet.trust import changes
-from flaxresnet.trust.changes import Photo, Random
-from flaxresnet.trust.walls import background
+from flaxresnet.reliability import corruption_ops
+from flaxresnet.reliability.background_swap import background
+from flaxresnet.reliability.corruption_ops import Photo, Random
 
 STRENGTHS = ("mild", "middle", "strong")
 
@@ -36,24 +36,24 @@ class Shift(NamedTuple):
 
 
 SHIFTS: dict[str, Shift] = {
-    "rotation": Shift((10, 25, 40), changes.rotation),
-    "scale": Shift((1.15, 1.35, 1.6), changes.scale),
-    "shift": Shift((0.08, 0.15, 0.22), changes.shift),
-    "shear": Shift((0.1, 0.25, 0.4), changes.shear),
-    "perspective": Shift((0.2, 0.45, 0.7), changes.perspective),
-    "mirror": Shift((1, 1, 1), changes.mirror),
-    "brightness": Shift((1.25, 1.6, 2.2), changes.brightness),
-    "contrast": Shift((1.25, 1.6, 2.2), changes.contrast),
-    "gamma": Shift((1.25, 1.6, 2.2), changes.gamma),
-    "colour temperature": Shift((0.1, 0.25, 0.45), changes.colour_temperature),
-    "grey": Shift((0.4, 0.7, 1), changes.grey),
-    "light gradient": Shift((0.3, 0.55, 0.8), changes.light_gradient),
-    "shadow": Shift((0.25, 0.45, 0.65), changes.shadow),
-    "blur": Shift((0.6, 1.2, 2), changes.blur),
-    "noise": Shift((8, 18, 35), changes.noise),
-    "jpeg": Shift((50, 25, 10), changes.jpeg),
-    "low resolution": Shift((1.5, 2.2, 3.2), changes.low_resolution),
-    "occlusion": Shift((0.03, 0.07, 0.13), changes.occlusion),
+    "rotation": Shift((10, 25, 40), corruption_ops.rotation),
+    "scale": Shift((1.15, 1.35, 1.6), corruption_ops.scale),
+    "shift": Shift((0.08, 0.15, 0.22), corruption_ops.shift),
+    "shear": Shift((0.1, 0.25, 0.4), corruption_ops.shear),
+    "perspective": Shift((0.2, 0.45, 0.7), corruption_ops.perspective),
+    "mirror": Shift((1, 1, 1), corruption_ops.mirror),
+    "brightness": Shift((1.25, 1.6, 2.2), corruption_ops.brightness),
+    "contrast": Shift((1.25, 1.6, 2.2), corruption_ops.contrast),
+    "gamma": Shift((1.25, 1.6, 2.2), corruption_ops.gamma),
+    "colour temperature": Shift((0.1, 0.25, 0.45), corruption_ops.colour_temperature),
+    "grey": Shift((0.4, 0.7, 1), corruption_ops.grey),
+    "light gradient": Shift((0.3, 0.55, 0.8), corruption_ops.light_gradient),
+    "shadow": Shift((0.25, 0.45, 0.65), corruption_ops.shadow),
+    "blur": Shift((0.6, 1.2, 2), corruption_ops.blur),
+    "noise": Shift((8, 18, 35), corruption_ops.noise),
+    "jpeg": Shift((50, 25, 10), corruption_ops.jpeg),
+    "low resolution": Shift((1.5, 2.2, 3.2), corruption_ops.low_resolution),
+    "occlusion": Shift((0.03, 0.07, 0.13), corruption_ops.occlusion),
     "background": Shift((0, 1, 2), background),
 }
 
@@ -98,7 +98,7 @@ def together(images: np.ndarray, count: int, strength: str, seed: int = 0) -> np
     Returns:
       Photos of the same shape, uint8.
     """
-    kinds = sorted(SHIFTS, key=lambda name: SHIFTS[name].change not in (background, changes.occlusion))
+    kinds = sorted(SHIFTS, key=lambda name: SHIFTS[name].change not in (background, corruption_ops.occlusion))
     changed = []
     for i, image in enumerate(images):
         random = np.random.default_rng((seed, count, i))

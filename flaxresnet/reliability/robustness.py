@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flaxresnet.trust.calibration import Bin, reliability, softmax
-from flaxresnet.trust.shifts import all_shifts
+from flaxresnet.reliability.calibration import Bin, reliability, softmax
+from flaxresnet.reliability.corruptions import all_shifts
 
 STRENGTH = "middle"
 
@@ -37,7 +37,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Robustness:
-    """Answers to test images, each changed in the ways of `shifts.SHIFTS` at the middle strength.
+    """Answers to test images, each changed in the ways of `corruptions.SHIFTS` at the middle strength.
 
     Attributes:
       rows: a kind of change each, the worst first.

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from flaxresnet.trust.shifts import STRENGTHS, shifted
-from flaxresnet.trust.walls import foreground
+from flaxresnet.reliability.background_swap import foreground
+from flaxresnet.reliability.corruptions import STRENGTHS, shifted
 
 
 def test_the_wall_changes_and_the_thing_stays():

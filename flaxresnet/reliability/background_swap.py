@@ -6,7 +6,7 @@ threshold: an image where that criterion fails does not show it.
 
 import numpy as np
 
-from flaxresnet.trust.changes import Photo, Random, axes
+from flaxresnet.reliability.corruption_ops import Photo, Random, axes
 
 PLAIN = 70.0  # levels: the spread of the border's middle half, above which a picture has no plain background
 SIZES = (0.03, 0.8)  # shares of a photo, that a thing may take

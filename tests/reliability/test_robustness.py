@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from flaxresnet.trust.calibration import calibration_error
-from flaxresnet.trust.robustness import robustness
-from flaxresnet.trust.shifts import SHIFTS, shifted
+from flaxresnet.reliability.calibration import calibration_error
+from flaxresnet.reliability.corruptions import SHIFTS, shifted
+from flaxresnet.reliability.robustness import robustness
 
 LABELS = np.arange(6) % 2
 IMAGES = np.where(LABELS[:, None, None, None] == 1, 150, 90) * np.ones((6, 16, 16, 3))

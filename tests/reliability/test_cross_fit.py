@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from flaxresnet.trust.assessment import assess, first_halves
-from flaxresnet.trust.calibration import calibration_error, fit_temperature
+from flaxresnet.reliability.calibration import calibration_error, fit_temperature
+from flaxresnet.reliability.cross_fit import assess, first_halves
 
 
 def test_halves_split_every_class_and_keep_neighbours_together():

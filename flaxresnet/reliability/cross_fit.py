@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flaxresnet.trust.calibration import Bin, fit_temperature, reliability, softmax
-from flaxresnet.trust.stored import Trust
-from flaxresnet.trust.strangeness import normalised, strangeness, threshold_for
+from flaxresnet.reliability.calibration import Bin, fit_temperature, reliability, softmax
+from flaxresnet.reliability.calibration_file import Trust
+from flaxresnet.reliability.ood import normalised, strangeness, threshold_for
 
 
 @dataclass(frozen=True)

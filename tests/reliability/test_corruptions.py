@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.data.hand_signs.render import draw_signs
-from flaxresnet.trust.shifts import SHIFTS, STRENGTHS, shifted, together
+from flaxresnet.reliability.corruptions import SHIFTS, STRENGTHS, shifted, together
 
 IMAGES = draw_signs(6, seed=3)[0]
 
@@ -17,7 +17,7 @@ def test_photos_change_more_with_the_strength_and_the_same_way_each_time(name):
         assert photos.dtype == np.uint8
     np.testing.assert_array_equal(shifted(IMAGES, name, "middle"), changed[1])
     away = [np.abs(photos.astype(float) - IMAGES).mean() for photos in changed]
-    assert 0 < away[0] <= away[1] <= away[2] or name == "background"  # see test_walls.py
+    assert 0 < away[0] <= away[1] <= away[2] or name == "background"  # see test_background_swap.py
     if name != "background" and name != "mirror":
         assert away[2] > 1.2 * away[0]
     # A photo's change does not depend on which others are there.

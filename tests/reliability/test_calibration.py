@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxresnet.trust.calibration import TEMPERATURES, calibration_error, fit_temperature, reliability, softmax
+from flaxresnet.reliability.calibration import TEMPERATURES, calibration_error, fit_temperature, reliability, softmax
 
 
 def drawn(temperature: float, count: int = 4000, classes: int = 5):

@@ -1,1 +1,0 @@
-"""How far a network's answers can be trusted."""

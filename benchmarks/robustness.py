@@ -28,9 +28,9 @@ from flaxresnet.reliability.calibration import calibration_error, reliability, s
 from flaxresnet.reliability.corruptions import STRENGTHS, all_shifts, together
 from flaxresnet.reliability.cross_fit import assess
 from flaxresnet.reliability.intervals import wilson_interval
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.run_folder import RunFolder
 
 BLOCKS = 40  # of the training images, in the order of the data
 TOGETHER = (3, 5)  # kinds of change at once

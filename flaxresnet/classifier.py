@@ -16,9 +16,9 @@ from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.reliability.calibration import softmax
 from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.runs.checkpoint_manager import load_run
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.checkpoint import load_run
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
 ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther

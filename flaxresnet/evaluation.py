@@ -17,8 +17,8 @@ from flaxresnet.data.open import open_dataset
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.reliability.confusion_matrix import confusion_matrix
 from flaxresnet.reliability.intervals import wilson_interval
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.training.run_folder import RunFolder
 
 Split = Literal["test", "train", "all"]
 SPLITS: dict[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("train", "test")}

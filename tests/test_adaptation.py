@@ -20,7 +20,7 @@ import flaxresnet as fr
 from flaxresnet.adaptation import statistics_of
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.training.checkpoint import load_run
+from flaxresnet.runs.checkpoint_manager import load_run
 
 
 def in_fog(count: int, seed: int) -> fr.Dataset:

@@ -29,7 +29,7 @@ from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
 from flaxresnet.interop.files import write_weights
 from flaxresnet.interop.run_folders import read_run
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.runs.run_dir import RunFolder
 
 
 @pytest.fixture

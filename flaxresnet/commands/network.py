@@ -9,8 +9,8 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import at_least, at_most, check_value, flag
 from flaxresnet.data.preprocess import LARGEST_SIDE
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
+from flaxresnet.runs.run_dir import RunFolder, check_network
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.run_folder import RunFolder, check_network
 
 MOST_CLASSES = 1_000_000
 IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # what each was made for

@@ -18,8 +18,8 @@ from flaxresnet.reliability.calibration_file import digest
 from flaxresnet.reliability.cross_fit import Assessment, assess
 from flaxresnet.reliability.ood import REFERENCES
 from flaxresnet.reliability.robustness import Robustness, robustness
+from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.run_folder import RunFolder, RunInfo
 
 MOST_MISTAKES = 24  # pictures
 MOST_CHANGED = 100  # test images that are changed, each in nineteen ways: two thousand answers say enough

@@ -11,9 +11,9 @@ from flaxresnet.config.train_config import TrainConfig, Which
 from flaxresnet.interop import layers
 from flaxresnet.interop.weights import Weights
 from flaxresnet.reliability.calibration_file import Trust
+from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
+from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.checkpoint import Checkpoints, load_run
-from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 
 def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:

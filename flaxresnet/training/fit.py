@@ -7,6 +7,9 @@ from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.interop.sources import open_weights
+from flaxresnet.runs.checkpoint_store import Saved
+from flaxresnet.runs.lock import WorkdirLock
+from flaxresnet.runs.run_dir import RunFolder, check_network
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
@@ -15,14 +18,11 @@ from flaxresnet.runtime.malloc_tuning import keep_freed_memory
 from flaxresnet.training.exhaustion import naming_what_to_lower
 from flaxresnet.training.feed import Feed
 from flaxresnet.training.interruption import Interruption
-from flaxresnet.training.lock import WorkdirLock
 from flaxresnet.training.loop import Run, Trainer
 from flaxresnet.training.preparation import check_splits, describe_run, image_size_for, prepare_folder
 from flaxresnet.training.pretrained import adopt, stored_start
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.progress import Reporter
-from flaxresnet.training.run_folder import RunFolder, check_network
-from flaxresnet.training.saved import Saved
 from flaxresnet.training.tensorboard import EventFile
 
 # Options that the processes of a run may have of their own.

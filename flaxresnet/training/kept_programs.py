@@ -29,7 +29,7 @@ import optax
 from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
-from flaxresnet.training.run_folder import RunInfo
+from flaxresnet.runs.run_dir import RunInfo
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else

@@ -14,6 +14,8 @@ import optax
 
 from flaxresnet.data.loader import Batch
 from flaxresnet.interop.weights import Weights
+from flaxresnet.runs.checkpoint_store import Saved
+from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import Interrupted, UserError
 from flaxresnet.runtime.malloc_tuning import return_freed_memory
@@ -25,8 +27,6 @@ from flaxresnet.training.pretrained import begin_with, describe_frozen, describe
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.programs import Programs
 from flaxresnet.training.progress import Reporter
-from flaxresnet.training.run_folder import RunFolder, RunInfo
-from flaxresnet.training.saved import Saved
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
@@ -135,7 +135,7 @@ class Trainer:
             for epoch in range(done + 1, self.config.epochs + 1):
                 row, eval_stats = self._epoch(epoch, batches)
                 rows.append(row)
-                self.saved.after_epoch(self.state, eval_stats, row)
+                self.saved.after_epoch(int(self.state.step), self.state.items, eval_stats, row)
                 if distributed.is_first():
                     self.folder.append_metrics(row)
                 self.reporter.row(row)
@@ -149,7 +149,8 @@ class Trainer:
         """Fills the state, from the newest checkpoint or afresh; returns the rows of the epochs that it has seen."""
         rows, self.metrics = list[dict[str, Any]](), self.zero
         if self.goes_on:
-            self.state, self.metrics, rows = self.saved.restore(self.programs.shapes, self.zero)
+            items, sums, rows = self.saved.restore(self.programs.shapes.items, vars(self.zero))
+            self.state, self.metrics = self.programs.shapes.restored(items), Metrics(**sums)
         else:
             self.state = self.programs.create()
             if self.weights:
@@ -262,7 +263,7 @@ class Trainer:
         # A gradient that is not finite shows in the weights at once, but in the loss only at the step after.
         if not self.all_finite(self.state.params):
             raise self._diverged(int(self.state.step))
-        self.saved.within_epoch(self.state, self.metrics)
+        self.saved.within_epoch(int(self.state.step), self.state.items, vars(self.metrics))
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
         """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""

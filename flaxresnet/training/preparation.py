@@ -11,10 +11,10 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.runs.checkpoint_manager import epochs_in, steps_in
+from flaxresnet.runs.lock import WorkdirLock
+from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.checkpoint import epochs_in, steps_in
-from flaxresnet.training.lock import WorkdirLock
-from flaxresnet.training.run_folder import RunFolder, RunInfo, package_versions
 
 ELSEWHERE = "give another --workdir, or --no-resume to start anew"
 

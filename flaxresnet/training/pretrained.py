@@ -13,9 +13,9 @@ from flaxresnet.interop import layers
 from flaxresnet.interop.layers import HEAD
 from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
+from flaxresnet.runs.checkpoint_manager import steps_in
+from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.training.checkpoint import steps_in
-from flaxresnet.training.run_folder import RunFolder, RunInfo
 from flaxresnet.training.state import TrainState, copied
 
 

@@ -58,8 +58,14 @@ class TrainState(flax.struct.PyTreeNode):
         kept = {"step": self.step, "batch_stats": self.batch_stats, "opt_state": self.opt_state}
         return kept | ({"params": {layer: self.params[layer] for layer in self.averaged}} if self.averaged else {})
 
-    def restored(self, weights: Any, training: dict[str, Any]) -> "TrainState":
-        """The state whose `weights` and `training` these are; this one says whether there is an average."""
+    @property
+    def items(self) -> dict[str, Any]:
+        """The pytrees of a checkpoint, by name."""
+        return {"params": self.weights, "training": self.training}
+
+    def restored(self, items: dict[str, Any]) -> "TrainState":
+        """Returns the state whose `items` these are; this one tells whether there is an average."""
+        weights, training = items["params"], items["training"]
         averaged = {layer: weights[layer] for layer in self.averaged}
         return self.replace(**(training | {"params": weights | training.get("params", {}), "averaged": averaged}))
 

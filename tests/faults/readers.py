@@ -20,9 +20,9 @@ from flaxresnet.data.hdf5 import read_hdf5
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.inspection.charts import learning_curves
 from flaxresnet.interop.files import read_weights, write_weights
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.preparation import check_same_experiment
-from flaxresnet.training.run_folder import RunFolder
 
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
 WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})

@@ -37,8 +37,8 @@ from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.interop.files import read_weights
+from flaxresnet.runs.run_dir import RunInfo, check_network
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
-from flaxresnet.training.run_folder import RunInfo, check_network
 
 LONGEST = 10  # seconds for one input
 MOST_MEMORY = 1024  # MiB more than before, for one input

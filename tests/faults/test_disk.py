@@ -20,9 +20,9 @@ import pytest
 from conftest import SMALL
 
 import flaxresnet as fr
+from flaxresnet.runs.checkpoint_manager import Checkpoints
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import loop
-from flaxresnet.training.checkpoint import Checkpoints
-from flaxresnet.training.run_folder import RunFolder
 
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 

@@ -29,9 +29,9 @@ from flaxresnet.reliability.calibration import fit_temperature
 from flaxresnet.reliability.calibration_file import Trust, digest
 from flaxresnet.reliability.corruptions import SHIFTS
 from flaxresnet.reliability.cross_fit import first_halves
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profile import Profile
-from flaxresnet.training.run_folder import RunFolder
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True}

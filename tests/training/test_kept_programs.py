@@ -15,8 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Compiled
 
 import flaxresnet as fr
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import kept_programs, programs
-from flaxresnet.training.run_folder import RunFolder
 
 BATCH = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
 NAMES = {"create", "train_step", "evaluate", "measure"}
@@ -208,7 +208,7 @@ for name, value in {settings!r}.items():
     if jax.config.values[name] != value:
         jax.config.update(name, value)
 from flaxresnet.training import kept_programs
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.runs.run_dir import RunFolder
 batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
 print(kept_programs.key_of(RunFolder({str(finished_run)!r}).read_info(), batch))
 """

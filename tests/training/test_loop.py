@@ -14,9 +14,9 @@ import flaxresnet as fr
 from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.loader import ORDER_STREAM
+from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import fit, loop, programs
-from flaxresnet.training.checkpoint import Checkpoints, load_run
-from flaxresnet.training.run_folder import RunFolder
 from flaxresnet.training.state import TrainState
 
 ROW = {
@@ -43,7 +43,8 @@ def saved_bytes(workdir) -> list[bytes]:
     averaging = info.config.settings.ema > 0
     shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size, averaging))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored, _ = checkpoints.restore(shapes)
+        items, _ = checkpoints.restore(shapes.items)
+        restored = shapes.restored(items)
         variables = checkpoints.restore_variables({"params": shapes.params, "batch_stats": shapes.batch_stats})
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((restored, variables))]
 

@@ -23,7 +23,7 @@ from flaxresnet.interop import run_folders
 from flaxresnet.interop.files import write_weights
 from flaxresnet.interop.run_folders import read_run, write_run
 from flaxresnet.models.resnet import part_of
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training.state import TrainState, learning
 
 

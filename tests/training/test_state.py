@@ -47,6 +47,6 @@ def test_without_an_average_the_weights_are_the_parameters_and_nothing_else_is_k
 def test_a_state_comes_back_from_what_a_checkpoint_keeps(averaging):
     state = create(averaging)
     state = state.replace(averaged=jax.tree.map(lambda leaf: leaf + 1, state.averaged), step=jnp.int32(5))
-    back = create(averaging).restored(state.weights, state.training)
+    back = create(averaging).restored(state.items)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)

@@ -13,14 +13,14 @@ from conftest import SMALL
 import flaxresnet as fr
 import train
 from flaxresnet import cli
-from flaxresnet.training import lock
-from flaxresnet.training.lock import NAME, WorkdirLock
-from flaxresnet.training.run_folder import RunFolder
+from flaxresnet.runs import lock
+from flaxresnet.runs.lock import NAME, WorkdirLock
+from flaxresnet.runs.run_dir import RunFolder
 
 HOLDER = """
 import sys
 from pathlib import Path
-from flaxresnet.training.lock import WorkdirLock
+from flaxresnet.runs.lock import WorkdirLock
 with WorkdirLock(print) as lock:
     lock.take(Path(sys.argv[1]))
     print("locked", flush=True)

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import flaxresnet as fr
+from flaxresnet.runs.checkpoint_manager import Checkpoints, DamagedError, reading, writing
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.checkpoint import Checkpoints, DamagedError, reading, writing
 from flaxresnet.training.state import TrainState
 
 
@@ -35,7 +35,7 @@ def save(folder, scores):
         for step, (accuracy, loss) in enumerate(scores, start=1):
             eval_stats = {"bn": {"mean": jnp.full(3, 100.0 + step)}}
             row = {"epoch": step, "test_accuracy": accuracy, "test_loss": loss}
-            checkpoints.save(state_after(step), eval_stats, row)
+            checkpoints.save(step, state_after(step).items, eval_stats, row)
 
 
 def read(folder, which):
@@ -67,9 +67,9 @@ def test_training_state_comes_back_with_its_running_averages(tmp_path):
     save(tmp_path / "c", [(0.5, 1.0)])
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 1
-        restored, row = checkpoints.restore(state_after(0))
+        items, row = checkpoints.restore(state_after(0).items)
     assert row == {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0}
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), restored, state_after(1))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), state_after(0).restored(items), state_after(1))
     assert jax.tree.all(same)
 
 
@@ -107,7 +107,7 @@ def test_every_damaged_file_of_a_checkpoint_is_a_sentence_or_does_no_harm(kind, 
     rng, flips = random.Random(0), int(os.environ.get("FLIPS", "1"))
     with Checkpoints(tmp_path / "whole") as checkpoints:
         row = {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0}
-        checkpoints.save(drawn_state(1), state_after(1).batch_stats, row)
+        checkpoints.save(1, drawn_state(1).items, state_after(1).batch_stats, row)
     names = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
     assert len(names) > 10
     outcomes = Counter()
@@ -134,10 +134,10 @@ def outcome_of_restoring(folder) -> str:
     """Whether the state of `drawn_state(1)` came back, to the last bit."""
     try:
         with Checkpoints(folder) as checkpoints:
-            restored, row = checkpoints.restore(drawn_state(2))
+            items, row = checkpoints.restore(drawn_state(2).items)
     except fr.UserError as error:
         return "refused" if "cannot be restored" in str(error) else str(error)
-    same = jax.tree.map(lambda a, b: bool((a == b).all()), restored, drawn_state(1))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), drawn_state(2).restored(items), drawn_state(1))
     return "restored" if jax.tree.all(same) and row["epoch"] == 1 else "restored wrongly"
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.training import checksums
-from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
+from flaxresnet.runs import checksums
+from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
 
 
 def test_a_checksum_is_that_of_all_bytes_in_order():

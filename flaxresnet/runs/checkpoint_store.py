@@ -5,12 +5,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from flaxresnet.runs.checkpoint_manager import (
+    Checkpoints,
+    DamagedError,
+    Items,
+    Unfinished,
+    steps_in,
+    steps_without_row,
+)
+from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.distributed import by_the_first, gathered, is_first
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.checkpoint import Checkpoints, DamagedError, Unfinished, steps_in, steps_without_row
-from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.run_folder import RunFolder
-from flaxresnet.training.state import TrainState
 
 NOTHING_LEFT = "no other checkpoint is left to go on from: --no-resume begins anew, and keeps what is there"
 
@@ -58,8 +63,8 @@ class Saved:
             )
         return sorted(common)
 
-    def restore(self, shapes: TrainState, zero: Metrics) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
-        """The newest intact state, placed as `shapes` is, the sums of its epoch so far, and the rows of those before.
+    def restore(self, expected: Items, zero: Any) -> tuple[Items, Any, list[dict[str, Any]]]:
+        """The newest intact items, placed as `expected` is, the sums of its epoch so far, and the rows of those before.
 
         Intact to all processes, of which each may read a part; all have to ask. DamagedError ones are put into a folder
         of their own. Raises UserError where none is intact.
@@ -70,7 +75,7 @@ class Saved:
                 self._note(f"{wrong}; going back to step {step}")
             mine, found = "", None
             try:
-                found = self._found(shapes, zero, step, self._kinds[number] is self._within)
+                found = self._found(expected, zero, step, self._kinds[number] is self._within)
             except DamagedError as error:
                 mine = str(error)
             wrong = next(filter(None, gathered(mine)), "")
@@ -80,18 +85,16 @@ class Saved:
             damaged.append(self._kinds[number].path_of(step))
         raise UserError(f"{wrong}; {NOTHING_LEFT}")
 
-    def _found(
-        self, shapes: TrainState, zero: Metrics, step: int, within: bool
-    ) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
+    def _found(self, expected: Items, zero: Any, step: int, within: bool) -> tuple[Items, Any, list[dict[str, Any]]]:
         rows = [row for row in self._folder.read_metrics() if row.get("step", 0) <= step]
         if not within:
-            state, last = self._epochs.restore(shapes, step)
-            return state, zero, _with_last(rows, last)
-        state, sums = self._within.restore(shapes, zero, step)
+            items, last = self._epochs.restore(expected, step)
+            return items, zero, _with_last(rows, last)
+        items, sums = self._within.restore(expected, zero, step)
         for before in (number for number in self._epochs.steps() if number < step):
             with suppress(UserError):  # a row that was cut off may be known to its checkpoint, if that is intact
-                return state, sums, _with_last(rows, self._epochs.row(before))
-        return state, sums, rows
+                return items, sums, _with_last(rows, self._epochs.row(before))
+        return items, sums, rows
 
     def _open_all_that_can_be(self) -> None:
         """Puts aside checkpoints for which Orbax would not open the folder."""
@@ -110,16 +113,16 @@ class Saved:
             self._epochs.forget()
             self._within.forget()
 
-    def after_epoch(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
+    def after_epoch(self, step: int, items: Items, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing the checkpoint of an epoch that is done."""
         self._within.wait()  # Orbax's managers may not write at the same time where there are many processes
-        self._epochs.save(state, eval_stats, row)
+        self._epochs.save(step, items, eval_stats, row)
 
-    def within_epoch(self, state: TrainState, metrics: Metrics) -> None:
+    def within_epoch(self, step: int, items: Items, sums: Any) -> None:
         """Starts writing the checkpoint of a step, with its epoch's sums so far."""
         self._epochs.wait()
-        if int(state.step) > (self._epochs.latest_step() or 0):
-            self._within.save(state, metrics)
+        if step > (self._epochs.latest_step() or 0):
+            self._within.save(step, items, sums)
 
     def wait(self) -> None:
         """Until all is written."""

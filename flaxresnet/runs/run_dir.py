@@ -19,9 +19,9 @@ from flaxresnet.config.validation import flag
 from flaxresnet.data.dataset import same_data
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
+from flaxresnet.runs.fields import DATA, RUN, is_row, require
+from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.training.lock import WorkdirLock
-from flaxresnet.training.run_fields import DATA, RUN, is_row, require
 
 FORMAT = 1
 PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "h5py", "Pillow")
@@ -128,7 +128,7 @@ class RunInfo:
         """The inverse of `to_json`.
 
         Raises:
-          KeyError, TypeError: a field is missing or is not what `run_fields.py` says.
+          KeyError, TypeError: a field is missing or is not what `fields.py` says.
           UserError: an option or the preprocessing cannot be, or there is no such network.
         """
         require(values, RUN)

@@ -9,8 +9,8 @@ import pytest
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.runs.run_dir import FORMAT, RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.run_folder import FORMAT, RunFolder, RunInfo
 
 INFO = RunInfo(
     config=TrainConfig(model="resnet26", variant="keras", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),

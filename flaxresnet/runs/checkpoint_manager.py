@@ -19,13 +19,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config.train_config import Which
+from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
+from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import errors_alone
-from flaxresnet.training.checksums import checksum, checksum_of_row, require_same
-from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.run_folder import RunFolder, RunInfo
-from flaxresnet.training.state import TrainState
 
+Items = dict[str, Any]  # pytrees by the name of the checkpoint's item: "params" and "training"
 # What is wrong with a disk, not with what is on it.
 PASSING = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
@@ -117,16 +116,15 @@ class Unfinished(_Folder):
         newest = policies.LatestN(n=1)
         super().__init__(folder, preservation_policy=newest, cleanup_tmp_directories=True, create=True)
 
-    def save(self, state: TrainState, metrics: Metrics) -> None:
-        """Starts writing what the epoch's next step needs; `metrics` are its sums so far."""
-        if (step := int(state.step)) != self.latest_step():
-            self._save(step, params=state.weights, training=state.training, sums=vars(metrics))
+    def save(self, step: int, items: Items, sums: Any) -> None:
+        """Starts writing what the epoch's next step needs; `sums` are those of its metrics so far."""
+        if step != self.latest_step():
+            self._save(step, **items, sums=sums)
 
-    def restore(self, state: TrainState, metrics: Metrics, step: int | None = None) -> tuple[TrainState, Metrics]:
-        """The state after a step, the newest by default, and its epoch's sums, placed as those given are."""
-        step, sums = step or self.latest_step(), vars(metrics)
-        found = self._restore(step, params=state.params, training=state.training, sums=sums)
-        return state.restored(found["params"], found["training"]), Metrics(**found["sums"])
+    def restore(self, expected: Items, sums: Any, step: int | None = None) -> tuple[Items, Any]:
+        """Returns the items after a step, the newest by default, and its epoch's sums, placed as those given are."""
+        found = self._restore(step or self.latest_step(), **expected, sums=sums)
+        return {name: found[name] for name in expected}, found["sums"]
 
     def clear(self) -> None:
         """Deletes it, when its epoch is whole."""
@@ -155,25 +153,24 @@ class Checkpoints(_Folder):
             ),
         )
 
-    def save(self, state: TrainState, eval_stats: Any, row: dict[str, Any]) -> None:
+    def save(self, step: int, items: Items, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing a checkpoint, with the epoch's row of metrics, `test_accuracy` and `test_loss` among them."""
-        trees = {"params": state.weights, "eval_stats": eval_stats, "training": state.training}
-        self._save(int(state.step), row, **trees)
+        self._save(step, row, **items, eval_stats=eval_stats)
 
     def save_variables(self, variables: Any) -> None:
         """Starts writing {"params", "batch_stats"} of a network that was not trained here: nothing to go on with."""
         self._save(0, params=variables["params"], eval_stats=variables["batch_stats"])
 
-    def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """The state after a step, the latest by default, placed as `state` is, and its epoch's row.
+    def restore(self, expected: Items, step: int | None = None) -> tuple[Items, dict[str, Any]]:
+        """Returns the items after a step, the latest by default, placed as `expected` is, and its epoch's row.
 
         Args:
-          state: of arrays, or shapes with shardings.
+          expected: pytrees of arrays, or of shapes with shardings.
           step: one of `steps()`.
         """
         step = step or self.latest_step()
-        found = self._restore(step, params=state.params, training=state.training)
-        return state.restored(found["params"], found["training"]), self.row(step)
+        found = self._restore(step, **expected)
+        return {name: found[name] for name in expected}, self.row(step)
 
     def row(self, step: int | None = None) -> dict[str, Any]:
         """The metrics of a checkpoint's epoch, of the latest by default."""

@@ -15,11 +15,11 @@ import numpy as np
 from flaxresnet.classifier import Answers, Classifier
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.interop.run_folders import require_free, write_variables
 from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.run_io import require_free, write_variables
 
 # Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
 LEAST, MOST = 16, 512

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import SMALL, blobs, small_in_a_corner
-from networks import random_weights
 from PIL import Image
+from random_weights import random_weights
 from rich.console import Console
 
 import flaxresnet as fr
@@ -27,9 +27,9 @@ from flaxresnet.commands.photos import Reader
 from flaxresnet.data.hand_signs.render import drawn_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
-from flaxresnet.interop.files import write_weights
-from flaxresnet.interop.run_folders import read_run
 from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.weights.io import write_weights
+from flaxresnet.weights.run_io import read_run
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from flaxresnet.commands.photos import Reader
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import data_for, require_size
-from flaxresnet.interop.run_folders import require_free
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.run_io import require_free
 
 BATCH = 32  # photos at a time
 ALL_CLASSES = "(all classes have to be among them: others would be taken for those that are)"

@@ -7,14 +7,14 @@ from typing import Literal
 from flaxresnet.cli import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
-from flaxresnet.interop.files import WRITERS, write_weights
-from flaxresnet.interop.run_folders import write_run
-from flaxresnet.interop.sources import open_weights
-from flaxresnet.interop.weights import SCALING, Weights, check_names, fits_images
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.runtime.atomic_io import saying_why_not
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.io import WRITERS, write_weights
+from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.pretrained import SCALING, Weights, check_names, fits_images
+from flaxresnet.weights.resolve import open_weights
+from flaxresnet.weights.run_io import write_run
 
 
 @dataclass(frozen=True)

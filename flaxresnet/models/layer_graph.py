@@ -1,6 +1,6 @@
 """A ResNet as a list of layers and what each of them takes: to be looked at, or built again in another framework.
 
-Kinds and options are those of `keras.layers`, which the tutorials' readers know; `tests/interop` holds the list against
+Kinds and options are those of `keras.layers`, which the tutorials' readers know; `tests/weights` holds the list against
 the real Keras.
 """
 

@@ -6,7 +6,6 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.sanity_checks import suspicions
-from flaxresnet.interop.sources import open_weights
 from flaxresnet.runs.checkpoint_store import Saved
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.run_dir import RunFolder, check_network
@@ -24,6 +23,7 @@ from flaxresnet.training.pretrained import adopt, stored_start
 from flaxresnet.training.profile import Profile
 from flaxresnet.training.progress import Reporter
 from flaxresnet.training.tensorboard import EventFile
+from flaxresnet.weights.resolve import open_weights
 
 # Options that the processes of a run may have of their own.
 OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")

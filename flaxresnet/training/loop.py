@@ -13,7 +13,6 @@ import jax
 import optax
 
 from flaxresnet.data.loader import Batch
-from flaxresnet.interop.weights import Weights
 from flaxresnet.runs.checkpoint_store import Saved
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime import distributed
@@ -30,6 +29,7 @@ from flaxresnet.training.progress import Reporter
 from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
+from flaxresnet.weights.pretrained import Weights
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2

@@ -9,14 +9,14 @@ import jax
 from flaxresnet.config.recipes import Network
 from flaxresnet.config.train_config import PARTS, TrainConfig
 from flaxresnet.config.validation import flag
-from flaxresnet.interop import layers
-from flaxresnet.interop.layers import HEAD
-from flaxresnet.interop.weights import Weights, require_equal
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.checkpoint_manager import steps_in
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.state import TrainState, copied
+from flaxresnet.weights import flat_params
+from flaxresnet.weights.flat_params import HEAD
+from flaxresnet.weights.pretrained import Weights, require_equal
 
 
 def stored_start(config: TrainConfig) -> RunInfo | None:
@@ -55,7 +55,7 @@ def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]
     Raises:
       UserError: the weights do not fit; not to be expected after `adopt`.
     """
-    held = layers.flatten({"params": state.params, "batch_stats": state.batch_stats})
+    held = flat_params.flatten({"params": state.params, "batch_stats": state.batch_stats})
     with_head = _head_fits(weights, held, class_names)
     table = {name: array for name, array in weights.table.items() if not _of_head(name)}
     if with_head:
@@ -64,7 +64,7 @@ def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]
     expected = {name: leaf.shape for name, leaf in held.items() if with_head or not _of_head(name)}
     require_equal(expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network")
     laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
-    variables = layers.unflatten(laid, len(class_names))
+    variables = flat_params.unflatten(laid, len(class_names))
     averaged = copied({layer: variables["params"][layer] for layer in state.averaged})
     return state.replace(**variables, averaged=averaged), with_head
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(folder) for folder in (HERE, HERE.parent, HERE.parent / "interop")]
+sys.path[:0] = [str(folder) for folder in (HERE, HERE.parent, HERE.parent / "weights")]
 
 INSTRUMENTED = ["flaxresnet", "zipfile", "safetensors", "PIL"]
 

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import blobs
-from networks import random_weights
 from PIL import Image
+from random_weights import random_weights
 
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.decode import decode
 from flaxresnet.data.hdf5 import read_hdf5
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.inspection.charts import learning_curves
-from flaxresnet.interop.files import read_weights, write_weights
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.preparation import check_same_experiment
+from flaxresnet.weights.io import read_weights, write_weights
 
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
 WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})

@@ -36,9 +36,9 @@ from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.interop.files import read_weights
 from flaxresnet.runs.run_dir import RunInfo, check_network
 from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
+from flaxresnet.weights.io import read_weights
 
 LONGEST = 10  # seconds for one input
 MOST_MEMORY = 1024  # MiB more than before, for one input

@@ -5,9 +5,9 @@ import pytest
 
 import flaxresnet as fr
 from flaxresnet.inspection.layers import inspect
-from flaxresnet.interop.keras_model import keras_config, keras_layers
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SIZES
+from flaxresnet.weights.keras_config import keras_config, keras_layers
+from flaxresnet.weights.key_maps import WORLDS
 
 # 10⁹ multiplications and additions of convolutions and dense layers for an image of 224×224, and parameters, as
 # torchvision's page of each network's weights has them ("GFLOPS", "Num params").

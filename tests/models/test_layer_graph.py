@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from flaxresnet.interop.layers import shapes_of
 from flaxresnet.models import layer_graph
 from flaxresnet.models.resnet import SIZES, VARIANTS, ResNet, resnet
+from flaxresnet.weights.flat_params import shapes_of
 
 VARIANT_AND_BLOCKS = [(variant, bottleneck) for variant in VARIANTS for bottleneck in (False, True)]
 

@@ -19,12 +19,12 @@ import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet import cli
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.interop import run_folders
-from flaxresnet.interop.files import write_weights
-from flaxresnet.interop.run_folders import read_run, write_run
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training.state import TrainState, learning
+from flaxresnet.weights import run_io
+from flaxresnet.weights.io import write_weights
+from flaxresnet.weights.run_io import read_run, write_run
 
 
 def train(data, workdir, verbose=False, **options):
@@ -185,7 +185,7 @@ def test_what_is_frozen_costs_no_gradient(small_init):
 
 
 def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, data_folder):
-    from networks import random_weights
+    from random_weights import random_weights
 
     weights = dataclasses.replace(random_weights("resnet14", "keras", width=4), class_names=None)
     write_weights(weights, tmp_path / "w.h5")
@@ -232,7 +232,7 @@ def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, fin
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folders.Checkpoints, "save_variables", full)
+    monkeypatch.setattr(run_io.Checkpoints, "save_variables", full)
     with pytest.raises(fr.UserError, match=r"run cannot be written: No space left on device"):
         write_run(read_run(finished_run), tmp_path / "run", "weights of a test")
     assert list(tmp_path.iterdir()) == []

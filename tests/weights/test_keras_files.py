@@ -15,18 +15,26 @@ from tempfile import TemporaryFile
 import h5py
 import numpy as np
 import pytest
-from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights, without_relu
+from random_weights import (
+    after_one_pass,
+    assert_close,
+    assert_same,
+    logits_of,
+    random_images,
+    random_weights,
+    without_relu,
+)
 
 from flaxresnet.config.recipes import Network
-from flaxresnet.interop import layers
-from flaxresnet.interop.files import read_weights, write_weights
-from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
-from flaxresnet.interop.layers import Entry
-from flaxresnet.interop.run_folders import read_run, write_run
-from flaxresnet.interop.weights import recognise
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SIZES, resnet
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights import flat_params
+from flaxresnet.weights.flat_params import Entry
+from flaxresnet.weights.io import read_weights, write_weights
+from flaxresnet.weights.keras_config import in_keras_order, keras_config, keras_layers
+from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.pretrained import recognise
+from flaxresnet.weights.run_io import read_run, write_run
 
 KINDS = ("keras", "h5", "weights.h5")
 
@@ -118,7 +126,7 @@ def test_names_and_shapes_equal_keras(reference):
     applications = [("ResNet50", "resnet50"), ("ResNet101", "resnet101"), ("ResNet152", "resnet152")]
     for network, size in [("tutorial", "resnet50"), *applications]:
         variant = "tutorial" if network == "tutorial" else "keras"
-        shapes = layers.shapes_of(resnet(size, variant, num_classes=5), (64, 64))
+        shapes = flat_params.shapes_of(resnet(size, variant, num_classes=5), (64, 64))
         ours = {WORLDS[variant].key(name, 5): list(shape) for name, shape in shapes.items()}
         assert reference("shapes", network) == ours, network
 
@@ -140,7 +148,7 @@ def test_every_network_is_recognized_by_names():
         case = f"{size} of {title}"
         width = 32 if "next" in size else 4
         model = resnet(size, world.variant, num_classes=5, width=width)
-        shapes = layers.shapes_of(model, (64, 64))
+        shapes = flat_params.shapes_of(model, (64, 64))
         keys = {name: world.key(name, 5) for name in shapes}
         assert len(set(keys.values())) == len(keys), case
         arrays = {key: np.broadcast_to(np.float32(0), theirs(world, shapes[name])) for name, key in keys.items()}
@@ -148,7 +156,7 @@ def test_every_network_is_recognized_by_names():
         found = recognise(entries, 2**32, image_size=(64, 64))
         assert (found.network, found.num_classes) == (Network(size, world.variant, width), 5), case
         assert {name: array.shape for name, array in found.table.items()} == shapes, case
-        assert layers.flatten(layers.unflatten(found.table, 5)).keys() == shapes.keys(), case
+        assert flat_params.flatten(flat_params.unflatten(found.table, 5)).keys() == shapes.keys(), case
         if not world.torch:
             assert {name.split("/")[0] for name in shapes} == described(model, world), case
 
@@ -406,7 +414,7 @@ def test_a_file_with_something_wrong_is_refused(tmp_path, damage, message):
 
 def test_a_description_that_is_too_large_is_not_unpacked(tmp_path, monkeypatch):
     write_weights(random_weights("resnet14", "tutorial"), tmp_path / "w.keras")
-    monkeypatch.setattr("flaxresnet.interop.keras_files.LARGEST_TEXT", 0)
+    monkeypatch.setattr("flaxresnet.weights.keras_files.LARGEST_TEXT", 0)
     with pytest.raises(UserError, match=r"w\.keras: \w+\.json in it is larger than 0 MiB"):
         read_weights(tmp_path / "w.keras")
 

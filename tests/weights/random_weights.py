@@ -6,9 +6,9 @@ import numpy as np
 
 from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.interop import layers
-from flaxresnet.interop.weights import SCALING, Weights
 from flaxresnet.models.resnet import resnet
+from flaxresnet.weights import flat_params
+from flaxresnet.weights.pretrained import SCALING, Weights
 
 
 def random_weights(
@@ -27,7 +27,7 @@ def random_weights(
         last = name.endswith(("branch2c/scale", "branch2b/scale"))
         return values * np.float32(0.1) + (name.endswith("scale") * np.float32(0.3 if last else 1))
 
-    shapes = layers.shapes_of(resnet(size, variant, num_classes=classes, width=width), image_size)
+    shapes = flat_params.shapes_of(resnet(size, variant, num_classes=classes, width=width), image_size)
     return Weights(
         network=Network(size, variant, width),
         num_classes=classes,
@@ -54,7 +54,7 @@ def after_one_pass(weights: Weights, images: np.ndarray, momentum: float = 0.99)
     """The running statistics after one pass in training mode, as a table."""
     model = weights.model.clone(momentum=momentum)
     _, new = model.apply(weights.variables, images, train=True, mutable=["batch_stats"])
-    table = layers.flatten({"params": {}} | new)
+    table = flat_params.flatten({"params": {}} | new)
     return {name: np.asarray(leaf) for name, leaf in table.items()}
 
 

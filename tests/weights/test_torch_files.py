@@ -5,15 +5,15 @@ import zipfile
 
 import numpy as np
 import pytest
-from networks import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
+from random_weights import after_one_pass, assert_close, assert_same, logits_of, random_images, random_weights
 from safetensors.numpy import save_file
 
-from flaxresnet.interop import layers, torch_files
-from flaxresnet.interop.files import read_weights, write_weights
-from flaxresnet.interop.run_folders import read_run, write_run
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.resnet import SIZES, resnet
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights import flat_params, torch_files
+from flaxresnet.weights.io import read_weights, write_weights
+from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.run_io import read_run, write_run
 
 HUGGING_FACE = [size for size, fields in SIZES.items() if "widen" not in fields]
 
@@ -91,7 +91,7 @@ def test_names_and_shapes_equal_pytorchs(torch, whole_resnet14):
         with torch.device("meta"):  # described, and never made
             state = MAKERS[world](size).state_dict()
         theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("tracked")}
-        shapes = layers.shapes_of(resnet(size, "torchvision", num_classes=5, width=width_of(size)), (64, 64))
+        shapes = flat_params.shapes_of(resnet(size, "torchvision", num_classes=5, width=width_of(size)), (64, 64))
         ours = {WORLDS[world].key(name, 5): shape for name, shape in shapes.items()}
         assert ours.keys() == theirs.keys(), (world, size)
         turned = {name: WORLDS[world].shape_from_theirs(shape) for name, shape in theirs.items()}

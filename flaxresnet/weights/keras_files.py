@@ -16,14 +16,14 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from flaxresnet.interop.archives import require_packed_little
-from flaxresnet.interop.keras_meaning import inputs_of, require_alike
-from flaxresnet.interop.keras_model import in_keras_order, keras_config, keras_layers
-from flaxresnet.interop.layers import Entries, Entry, Table
-from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.models.layer_graph import Layer, last_side
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.flat_params import Entries, Entry, Table
+from flaxresnet.weights.keras_config import in_keras_order, keras_config, keras_layers
+from flaxresnet.weights.keras_equivalence import inputs_of, require_alike
+from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.pretrained import ABOUT, Weights, describe, recognise
+from flaxresnet.weights.zip_limits import require_packed_little
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15

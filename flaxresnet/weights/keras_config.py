@@ -1,14 +1,14 @@
 """A ResNet as Keras describes it: its layers, how they are joined, and the order in which Keras goes through them.
 
 Keras stores a model as its layers' configurations, and weights in the order of its layers, so that files which Keras is
-to open need both. `tests/interop` holds them against the real Keras.
+to open need both. `tests/weights` holds them against the real Keras.
 """
 
 from typing import Any
 
-from flaxresnet.interop.worlds import World
 from flaxresnet.models.layer_graph import Layer, Names, graph
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.weights.key_maps import World
 
 
 def keras_layers(model: ResNet, image_size: tuple[int, int], world: World) -> list[Layer]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flaxresnet.interop.layers import HEAD, Place, place_of
+from flaxresnet.weights.flat_params import HEAD, Place, place_of
 
 KERAS_LEAVES = {"kernel": "kernel", "scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -7,14 +7,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from networks import random_weights, without_relu
+from random_weights import random_weights, without_relu
 from safetensors.numpy import save_file
 
-from flaxresnet.interop import torch_files
-from flaxresnet.interop.files import WRITERS, read_weights, write_weights
-from flaxresnet.interop.layers import Entry
-from flaxresnet.interop.weights import recognise
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights import torch_files
+from flaxresnet.weights.flat_params import Entry
+from flaxresnet.weights.io import WRITERS, read_weights, write_weights
+from flaxresnet.weights.pretrained import recognise
 
 
 def truncated(path, kind):

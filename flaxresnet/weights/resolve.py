@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from flaxresnet.config.train_config import Which
-from flaxresnet.interop.files import SUFFIXES, read_weights
-from flaxresnet.interop.run_folders import read_run
-from flaxresnet.interop.weights import Weights
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.io import SUFFIXES, read_weights
+from flaxresnet.weights.pretrained import Weights
+from flaxresnet.weights.run_io import read_run
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

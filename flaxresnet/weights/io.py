@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flaxresnet.data.cache_dir import require_stored
-from flaxresnet.interop import keras_files, torch_files
-from flaxresnet.interop.weights import Weights
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.runtime.atomic_io import replacing
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights import keras_files, torch_files
+from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.pretrained import Weights
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # how PyTorch's files are called
 SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors", *PICKLED)  # of files that are read

@@ -4,11 +4,11 @@ import sys
 import types
 
 import pytest
-from networks import assert_same, random_weights
+from random_weights import assert_same, random_weights
 
-from flaxresnet.interop.files import write_weights
-from flaxresnet.interop.sources import open_weights
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.io import write_weights
+from flaxresnet.weights.resolve import open_weights
 
 
 @pytest.fixture

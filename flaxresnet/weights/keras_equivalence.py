@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from flaxresnet.interop.keras_model import keras_config
 from flaxresnet.models.layer_graph import Layer
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.keras_config import keras_config
 
 IDLE = {"Dropout", "Softmax"}  # nothing in inference, or after the logits
 # Layers of which a ResNet is made in Keras.

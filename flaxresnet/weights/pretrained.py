@@ -11,12 +11,12 @@ import numpy as np
 
 from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing, is_input_size
-from flaxresnet.interop import layers
-from flaxresnet.interop.layers import HEAD, Entries, Shapes, Table
-from flaxresnet.interop.worlds import WORLDS, World
 from flaxresnet.models.layer_graph import count_convolutions, pooled_side
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 from flaxresnet.runtime.errors import UserError, listed
+from flaxresnet.weights import flat_params
+from flaxresnet.weights.flat_params import HEAD, Entries, Shapes, Table
+from flaxresnet.weights.key_maps import WORLDS, World
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
 SCALING: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ class Weights:
     Attributes:
       network: which network.
       num_classes: None where the last layer is missing, as in files made for fine-tuning.
-      table: the variables; see `interop/layers.py`.
+      table: the variables; see `flat_params.py`.
       preprocessing: from a photo to the network's input.
       class_names: one a class, or None where the file does not tell.
       assumed: what the file does not tell: `"preprocessing"`, fields of `network`.
@@ -61,7 +61,7 @@ class Weights:
     @property
     def variables(self) -> dict[str, Any]:
         """{"params", "batch_stats"} for `model.apply`; there has to be a last layer."""
-        return layers.unflatten(self.table, self.num_classes)
+        return flat_params.unflatten(self.table, self.num_classes)
 
 
 def recognise(
@@ -140,8 +140,8 @@ def fits_images(weights: Weights, image_size: tuple[int, int]) -> bool:
     return (
         min(image_size) >= SMALLEST_IMAGE
         and is_input_size(image_size)
-        and weights.table.keys() <= layers.shapes_of(weights.model, image_size).keys()
-        and all(layers.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())
+        and weights.table.keys() <= flat_params.shapes_of(weights.model, image_size).keys()
+        and all(flat_params.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())
     )
 
 
@@ -222,7 +222,7 @@ def _closest(
 
     def fitting(size: str) -> tuple[int, str, Shapes, tuple[int, int]]:
         side = image_size or _usual_image(sizes[size], rows)
-        shapes = layers.shapes_of(sizes[size], side)
+        shapes = flat_params.shapes_of(sizes[size], side)
         if num_classes is None:
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD + "/")}
         keys = {world.key(name, num_classes): shape for name, shape in shapes.items()}

@@ -12,11 +12,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from flaxresnet.interop.archives import require_packed_little
-from flaxresnet.interop.layers import Entries, Entry, Table
-from flaxresnet.interop.weights import ABOUT, Weights, describe, recognise
-from flaxresnet.interop.worlds import WORLDS
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights.flat_params import Entries, Entry, Table
+from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.pretrained import ABOUT, Weights, describe, recognise
+from flaxresnet.weights.zip_limits import require_packed_little
 
 # Under which training scripts keep the weights in a checkpoint.
 WRAPPERS = ("state_dict", "state_dict_ema", "model_state_dict", "model")

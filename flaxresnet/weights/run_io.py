@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.config.train_config import TrainConfig, Which
-from flaxresnet.interop import layers
-from flaxresnet.interop.weights import Weights
 from flaxresnet.reliability.calibration_file import Trust
 from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.weights import flat_params
+from flaxresnet.weights.pretrained import Weights
 
 
 def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:
@@ -22,7 +22,7 @@ def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:
     return Weights(
         network=info.config.network,
         num_classes=len(info.class_names),
-        table={name: np.asarray(leaf) for name, leaf in layers.flatten(variables).items()},
+        table={name: np.asarray(leaf) for name, leaf in flat_params.flatten(variables).items()},
         preprocessing=info.preprocessing,
         class_names=info.class_names,
     )

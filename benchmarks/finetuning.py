@@ -32,7 +32,7 @@ from flaxresnet.reliability.corruptions import SHIFTS
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.preparation import check_trainable
+from flaxresnet.training.run_setup import check_trainable
 
 Way = Literal["as it is", "adapted", "fine-tuned", "from scratch"]
 # What all pictures of a room have in common; behind each is a wall with clutter, whatever the strength.

@@ -62,19 +62,19 @@ def child(asked: float) -> None:
 
     import jax
 
-    from flaxresnet import cli
+    from flaxresnet import cli, fitting
     from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.runtime.malloc_tuning import keep_freed_memory
-    from flaxresnet.training import fit, loop
+    from flaxresnet.training import trainer
 
     mark("imported")
-    check, train = fit.check_splits, loop.Trainer._train
+    check, train = fitting.check_splits, trainer.Trainer._train
 
     def checked(*arguments: Any) -> Any:
         mark("data read")
         return check(*arguments)
 
-    def first_step(trainer: loop.Trainer, *arguments: Any) -> Any:
+    def first_step(trainer: trainer.Trainer, *arguments: Any) -> Any:
         mark("compiled")
         compiled = trainer.programs.train_step
 
@@ -86,9 +86,9 @@ def child(asked: float) -> None:
         type(trainer.programs).train_step = property(lambda _: step)
         return train(trainer, *arguments)
 
-    fit.check_splits, loop.Trainer._train = checked, first_step
+    fitting.check_splits, trainer.Trainer._train = checked, first_step
     keep_freed_memory()
-    fit.fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
+    fitting.fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
 
 
 def main(arguments: Arguments) -> None:

@@ -34,11 +34,11 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
 from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
+from flaxresnet.training.compiled_steps import compile_sparingly
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
-from flaxresnet.training.programs import compile_sparingly
-from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_train_step
+from flaxresnet.training.train_state import TrainState
 
 SET = 1024  # images of the data set of `--fed`
 PEAK_SIDE = 2048  # of the square matrices whose product measures the machine's peak

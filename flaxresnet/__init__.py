@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from flaxresnet.data.dataset import Dataset, Splits
     from flaxresnet.data.open import open_dataset
     from flaxresnet.evaluation import Evaluation, evaluate
+    from flaxresnet.fitting import fit
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
     from flaxresnet.models.conv import Conv
     from flaxresnet.models.precise_bn import measure_batch_stats
     from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
     from flaxresnet.runtime.errors import UserError
-    from flaxresnet.training.fit import fit
-    from flaxresnet.training.loop import Run
+    from flaxresnet.training.trainer import Run
 
 # Each name is imported when it is first asked for, so that `import flaxresnet` costs what is used of it.
 _HOME = {
@@ -33,13 +33,13 @@ _HOME = {
     "ResNet50": "flaxresnet.models.resnet",
     "ResNet101": "flaxresnet.models.resnet",
     "ResNet152": "flaxresnet.models.resnet",
-    "Run": "flaxresnet.training.loop",
+    "Run": "flaxresnet.training.trainer",
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config.train_config",
     "UserError": "flaxresnet.runtime.errors",
     "adapt": "flaxresnet.adaptation",
     "evaluate": "flaxresnet.evaluation",
-    "fit": "flaxresnet.training.fit",
+    "fit": "flaxresnet.fitting",
     "measure_batch_stats": "flaxresnet.models.precise_bn",
     "open_dataset": "flaxresnet.data.open",
     "resnet": "flaxresnet.models.resnet",

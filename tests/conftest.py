@@ -35,8 +35,8 @@ from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.reliability.calibration_file import Trust, digest
 from flaxresnet.reliability.ood import normalised
-from flaxresnet.training import loop, programs
-from flaxresnet.training.kept_programs import kept_programs, key_of
+from flaxresnet.training import compiled_steps, trainer
+from flaxresnet.training.executable_cache import kept_programs, key_of
 
 PACKAGE = Path(fr.__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
@@ -155,18 +155,19 @@ class SharedPrograms:
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Shares programs between runs of the same options, network and shapes; tracing takes half of a short run."""
-    real, shared = programs.kept_programs, {}
+    real, shared = compiled_steps.kept_programs, {}
 
     def kept_programs(info, keep, *shapes):
         if keep or jax.device_count() > 1:
             return real(info, keep, *shapes)
-        made_by = tuple(getattr(programs, name) for name in MAKERS)  # a test may have put others in their place
+        made_by = tuple(getattr(compiled_steps, name) for name in MAKERS)  # a test may have put others in their place
         return shared.setdefault((key_of(info, *shapes), repr(info.model()), made_by), SharedPrograms())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "kept_programs", kept_programs)
-        patch.setattr(programs, "QUICKLY", {})  # as quickly as all other programs here
-        for module in (loop, programs):  # the tests need little memory, and a call takes longer than a small step
+        patch.setattr(compiled_steps, "kept_programs", kept_programs)
+        patch.setattr(compiled_steps, "QUICKLY", {})  # as quickly as all other programs here
+        # The tests need little memory, and returning it takes longer than a small step.
+        for module in (trainer, compiled_steps):
             patch.setattr(module, "return_freed_memory", lambda: True)
         yield kept_programs
 
@@ -174,7 +175,7 @@ def shared_programs():
 @pytest.fixture
 def own_programs(monkeypatch, shared_programs):
     """Has each run trace and compile its own programs."""
-    monkeypatch.setattr(programs, "kept_programs", kept_programs)
+    monkeypatch.setattr(compiled_steps, "kept_programs", kept_programs)
 
 
 def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:

@@ -56,7 +56,7 @@ def shell(monkeypatch, capsys, tmp_path):
 
 
 def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("flaxresnet.training.fit.use_compilation_cache", lambda use: None)
+    monkeypatch.setattr("flaxresnet.fitting.use_compilation_cache", lambda use: None)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if name != "report"]
     flags += ["--epochs=3", "--no-compilation-cache", "--no-report"]
     status, out, _ = shell("train.py", "--data", data_folder, "--workdir", tmp_path / "run", *flags)

@@ -17,7 +17,7 @@ from flaxresnet import __main__ as commands
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.training.preparation import describe_run
+from flaxresnet.training.run_setup import describe_run
 
 
 def test_an_evaluation_gives_the_figures_that_training_ended_with(finished_run):

@@ -6,7 +6,7 @@ from flaxresnet.cli import positional
 from flaxresnet.data.dataset import USUAL_SIZE
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.sanity_checks import suspicions
-from flaxresnet.training.preparation import check_trainable
+from flaxresnet.training.run_setup import check_trainable
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.checkpoint_manager import steps_in
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.training.state import TrainState, copied
+from flaxresnet.training.train_state import TrainState, copied
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.flat_params import HEAD
 from flaxresnet.weights.pretrained import Weights, require_equal

@@ -14,7 +14,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.state import TrainState, learning, moved_average
+from flaxresnet.training.train_state import TrainState, learning, moved_average
 
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Metrics, Batch], Metrics]

@@ -21,7 +21,7 @@ from flaxresnet.evaluation import data_of_run
 from flaxresnet.inspection.charts import learning_curves
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.preparation import check_same_experiment
+from flaxresnet.training.run_setup import check_same_experiment
 from flaxresnet.weights.io import read_weights, write_weights
 
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}

@@ -37,7 +37,8 @@ from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runs.run_dir import RunInfo, check_network
-from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
+from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.schedule import make_augmentation, make_schedule, steps_for
 from flaxresnet.weights.io import read_weights
 
 LONGEST = 10  # seconds for one input

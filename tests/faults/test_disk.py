@@ -22,7 +22,7 @@ from conftest import SMALL
 import flaxresnet as fr
 from flaxresnet.runs.checkpoint_manager import Checkpoints
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.training import loop
+from flaxresnet.training import trainer
 
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
@@ -58,14 +58,14 @@ def begun(data_folder, tmp_path_factory):
     """The same after two epochs, with checkpoints 5 and 10."""
     workdir = tmp_path_factory.mktemp("runs") / "begun"
 
-    def next_batch(self, batches, now, real=loop.Trainer._next):
+    def next_batch(self, batches, now, real=trainer.Trainer._next):
         if now == 10:
             self.saved.wait()
             raise KilledError
         return real(self, batches, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_next", next_batch)
+        patch.setattr(trainer.Trainer, "_next", next_batch)
         with pytest.raises(KilledError):
             train(data_folder, workdir)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "5"]
@@ -276,13 +276,15 @@ def test_too_little_memory_at_the_first_step_says_what_to_lower(data_folder, beg
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_next", full)
+        patch.setattr(trainer.Trainer, "_next", full)
         said = (
             r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give fewer, or --accumulate 2"
         )
         with pytest.raises(fr.UserError, match=said):
             train(data_folder, copy)
-        patch.setattr(loop.Trainer, "_next", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")))
+        patch.setattr(
+            trainer.Trainer, "_next", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL"))
+        )
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
             train(data_folder, copy)
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3

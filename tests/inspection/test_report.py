@@ -31,7 +31,7 @@ from flaxresnet.reliability.corruptions import SHIFTS
 from flaxresnet.reliability.cross_fit import first_halves
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import tensorboard
-from flaxresnet.training.profile import Profile
+from flaxresnet.training.profiler import Profile
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True}
@@ -136,7 +136,7 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("flaxresnet.inspection.findings.investigate", fail)
-    monkeypatch.setattr("flaxresnet.training.profile.BEFORE", 1000)
+    monkeypatch.setattr("flaxresnet.training.profiler.BEFORE", 1000)
     run = tmp_path / "run"
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3

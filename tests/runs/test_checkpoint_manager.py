@@ -16,7 +16,7 @@ import pytest
 import flaxresnet as fr
 from flaxresnet.runs.checkpoint_manager import Checkpoints, DamagedError, reading, writing
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.state import TrainState
+from flaxresnet.training.train_state import TrainState
 
 
 def state_after(step: int) -> TrainState:

@@ -50,7 +50,7 @@ def test_a_folder_that_jax_was_told_of_stays(tmp_path):
 
 def test_training_passes_its_option_on(monkeypatch, data_folder, tmp_path):
     import flaxresnet as fr
-    from flaxresnet.training import fit
+    from flaxresnet import fitting
 
     class StopError(Exception):
         pass
@@ -58,7 +58,7 @@ def test_training_passes_its_option_on(monkeypatch, data_folder, tmp_path):
     def stop(use):
         raise StopError(use)
 
-    monkeypatch.setattr(fit, "use_compilation_cache", stop)
+    monkeypatch.setattr(fitting, "use_compilation_cache", stop)
     for use in (True, False):
         with pytest.raises(StopError, match=str(use)):
             fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", compilation_cache=use), verbose=False)

@@ -33,7 +33,7 @@ import flaxresnet as fr
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.state import TrainState
+from flaxresnet.training.train_state import TrainState
 from flaxresnet.training.step import make_train_step
 
 model, optimizer = fr.ResNet(num_classes=3, stage_sizes=(1,), width=8), optax.sgd(1e-3)
@@ -76,7 +76,7 @@ def test_freed_memory_stays_until_returned():
 
 def test_training_and_the_commands_keep_freed_memory(monkeypatch, tmp_path, capsys):
     asked = []
-    fit, main = import_module("flaxresnet.training.fit"), import_module("flaxresnet.__main__")
+    fit, main = import_module("flaxresnet.fitting"), import_module("flaxresnet.__main__")
     monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append("fit"))
     with pytest.raises(UserError):
         fr.fit(fr.TrainConfig(data=str(tmp_path / "nowhere"), workdir=str(tmp_path / "run")))

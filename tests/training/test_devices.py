@@ -33,7 +33,7 @@ for options in json.loads(sys.argv[2]):
         outcome = str(error)
     print(json.dumps([jax.device_count(), outcome]))
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from flaxresnet.training.programs import placed
+from flaxresnet.training.compiled_steps import placed
 whole = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
 shapes = {"a": (16, 3), "b": (3, 3, 8), "c": (5,), "d": (), "e": (24,)}
 leaves = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}

@@ -21,7 +21,7 @@ from flaxresnet import cli
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.training.state import TrainState, learning
+from flaxresnet.training.train_state import TrainState, learning
 from flaxresnet.weights import run_io
 from flaxresnet.weights.io import write_weights
 from flaxresnet.weights.run_io import read_run, write_run

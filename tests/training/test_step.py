@@ -14,8 +14,8 @@ from flaxresnet.augment.pipeline import make_inputs
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.training.metrics import NO_STEP, Metrics
-from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import make_eval_step, make_train_step, scores
+from flaxresnet.training.train_state import TrainState
 
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8)
 PREPROCESSING = Preprocessing(32, 32)

@@ -11,13 +11,14 @@ import pytest
 from conftest import SMALL, blobs
 
 import flaxresnet as fr
+from flaxresnet import fitting
 from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.loader import ORDER_STREAM
 from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.training import fit, loop, programs
-from flaxresnet.training.state import TrainState
+from flaxresnet.training import compiled_steps, trainer
+from flaxresnet.training.train_state import TrainState
 
 ROW = {
     "epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds",
@@ -34,7 +35,8 @@ def saved_bytes(workdir) -> list[bytes]:
     """Everything in the latest checkpoint, as bytes."""
     info = RunFolder(workdir).read_info()
     state = TrainState.create
-    from flaxresnet.training.optimizer import make_optimizer, make_schedule
+    from flaxresnet.training.optimizer import make_optimizer
+    from flaxresnet.training.schedule import make_schedule
 
     settings = info.config.settings
     kind = settings.optimizer, settings.weight_decay, settings.clip
@@ -93,13 +95,13 @@ def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_fol
     class KilledError(Exception):
         pass
 
-    def killed_in_the_second_epoch(self, epoch, *rest, train=loop.Trainer._train):
+    def killed_in_the_second_epoch(self, epoch, *rest, train=trainer.Trainer._train):
         if epoch == 2:
             raise KilledError
         return train(self, epoch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_train", killed_in_the_second_epoch)
+        patch.setattr(trainer.Trainer, "_train", killed_in_the_second_epoch)
         with pytest.raises(KilledError):
             fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), verbose=False)
     resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), verbose=False)
@@ -166,7 +168,7 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
         raise error
 
     monkeypatch.setattr(fr.Classifier, "load", damaged)
-    monkeypatch.setattr(loop.Run, "test_accuracy", 0.1)
+    monkeypatch.setattr(trainer.Run, "test_accuracy", 0.1)
     assert fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False).history[-1]["epoch"] == 1
 
 
@@ -220,7 +222,7 @@ def test_other_test_images_are_another_run(finished_run, data_folder, tmp_path):
 
 def test_a_finished_run_is_found_finished_at_once(finished_run, data_folder, tmp_path, monkeypatch, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
-    monkeypatch.setattr(programs, "compile_sparingly", lambda *_: 1 / 0)
+    monkeypatch.setattr(compiled_steps, "compile_sparingly", lambda *_: 1 / 0)
     run = fr.fit(config(data_folder, copy, epochs=3, profile=True))
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     said = capsys.readouterr().out
@@ -337,7 +339,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
 
     for options in ({"width": 8}, {"batch_size": 16}):
         with monkeypatch.context() as patch:
-            patch.setattr(fit, "Feed", fails)
+            patch.setattr(fitting, "Feed", fails)
             with pytest.raises(RuntimeError, match="out of everything"):
                 fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
@@ -379,7 +381,7 @@ def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, 
 BEFORE, AFTER = 100, 200
 
 
-def poisoned_train_step(*arguments, make=programs.make_train_step):
+def poisoned_train_step(*arguments, make=compiled_steps.make_train_step):
     step = make(*arguments)
 
     def poisoned(state, metrics, batch):
@@ -398,14 +400,14 @@ def poisoned_train_step(*arguments, make=programs.make_train_step):
 @pytest.fixture
 def poison(monkeypatch):
     """Poisons a step of the next run: `poison(step, BEFORE or AFTER)`, steps counted from 1."""
-    monkeypatch.setattr(programs, "make_train_step", poisoned_train_step)
+    monkeypatch.setattr(compiled_steps, "make_train_step", poisoned_train_step)
 
     def poison(step, mark):
-        def next_batch(self, batches, now, real=loop.Trainer._next):
+        def next_batch(self, batches, now, real=trainer.Trainer._next):
             batch = real(self, batches, now)
             return batch.replace(labels=batch.labels + mark) if now == step - 1 else batch
 
-        monkeypatch.setattr(loop.Trainer, "_next", next_batch)
+        monkeypatch.setattr(trainer.Trainer, "_next", next_batch)
 
     return poison
 
@@ -432,11 +434,11 @@ def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder
 def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, monkeypatch):
     taken = []
 
-    def train(self, *rest, real=loop.Trainer._train):
+    def train(self, *rest, real=trainer.Trainer._train):
         taken.extend(jax.tree.leaves(self.state.params))
         return real(self, *rest)
 
-    monkeypatch.setattr(loop.Trainer, "_train", train)
+    monkeypatch.setattr(trainer.Trainer, "_train", train)
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
     assert taken
     assert all(leaf.is_deleted() for leaf in taken)
@@ -516,8 +518,10 @@ def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_pat
 
 def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr(loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (reads.append(1), real(*a))[1])
-    monkeypatch.setattr(loop, "READ_EVERY", 1000.0)
+    monkeypatch.setattr(
+        trainer.Trainer, "_checked", lambda *a, real=trainer.Trainer._checked: (reads.append(1), real(*a))[1]
+    )
+    monkeypatch.setattr(trainer, "READ_EVERY", 1000.0)
     fr.fit(config(data_folder, tmp_path / "run"), verbose=False)
     assert len(reads) == 4  # an epoch's first step and its sum
 
@@ -530,13 +534,15 @@ def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     monkeypatch.setattr(
-        loop.Trainer, "_checked", lambda *a, real=loop.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1]
+        trainer.Trainer,
+        "_checked",
+        lambda *a, real=trainer.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1],
     )
-    make, start = programs.Programs._compiled, programs.Programs._start
+    make, start = compiled_steps.Programs._compiled, compiled_steps.Programs._start
     noted = lambda self, name, *a, **k: (made.update({name: len(at_update)}), make(self, name, *a, **k))[1]  # noqa: E731
-    monkeypatch.setattr(programs.Programs, "_compiled", noted)
-    monkeypatch.setattr(programs.Programs, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
-    monkeypatch.setattr(loop, "READ_EVERY", 0.0)
+    monkeypatch.setattr(compiled_steps.Programs, "_compiled", noted)
+    monkeypatch.setattr(compiled_steps.Programs, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
+    monkeypatch.setattr(trainer, "READ_EVERY", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
     assert made["create"] == made["train_step"] == 0  # at once
     assert begun == [1, 1]  # evaluation and statistics when the first step is done
@@ -548,9 +554,11 @@ def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(
 def test_an_error_in_the_first_epoch_does_not_wait_for_what_was_to_be_compiled(data_folder, tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        programs, "make_eval_step", lambda *a, real=programs.make_eval_step: (begun.append("evaluate"), real(*a))[1]
+        compiled_steps,
+        "make_eval_step",
+        lambda *a, real=compiled_steps.make_eval_step: (begun.append("evaluate"), real(*a))[1],
     )
-    monkeypatch.setattr(loop.Trainer, "_begin", lambda self: 1 / 0)
+    monkeypatch.setattr(trainer.Trainer, "_begin", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
     assert not begun
@@ -576,12 +584,12 @@ def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder)
 def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folder, tmp_path, monkeypatch):
     seen = []
 
-    def epoch(self, *rest, real=loop.Trainer._epoch):
+    def epoch(self, *rest, real=trainer.Trainer._epoch):
         row, stats = real(self, *rest)
         seen.append(jax.tree.map(np.asarray, (self.state.params, self.state.averaged, stats)))
         return row, stats
 
-    monkeypatch.setattr(loop.Trainer, "_epoch", epoch)
+    monkeypatch.setattr(trainer.Trainer, "_epoch", epoch)
     options = {"optimizer": "sgd", "learning_rate": 1e-2}  # Adam's first steps divide rounding by rounding
     run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), verbose=False)
     params, averaged, stats = seen[-1]
@@ -612,7 +620,7 @@ def test_the_optimiser_and_what_belongs_to_it_are_those_of_the_options(optimizer
     def make(schedule, *options):
         raise AskedError(options)
 
-    monkeypatch.setattr(loop, "make_optimizer", make)
+    monkeypatch.setattr(trainer, "make_optimizer", make)
     options = {"optimizer": optimizer, "weight_decay": 0.01, "clip": 0.5, "layer_decay": 0.5}
     with pytest.raises(AskedError) as asked:
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)

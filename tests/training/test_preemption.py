@@ -12,8 +12,8 @@ from conftest import SMALL, draw_blobs
 
 import flaxresnet as fr
 from flaxresnet.runtime.errors import Interrupted
-from flaxresnet.training import interruption, loop
-from flaxresnet.training.interruption import Interruption
+from flaxresnet.training import preemption, trainer
+from flaxresnet.training.preemption import Interruption
 
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
@@ -46,14 +46,14 @@ def assert_same_run(mine, theirs):
 def killed_at(pictures, workdir, monkeypatch, step, every=2):
     """A run that saved at every so many steps and died before this one, counted from 0."""
 
-    def next_batch(self, batches, now, real=loop.Trainer._next):
+    def next_batch(self, batches, now, real=trainer.Trainer._next):
         if now == step:
             self.saved.wait()
             raise KilledError
         return real(self, batches, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_next", next_batch)
+        patch.setattr(trainer.Trainer, "_next", next_batch)
         with pytest.raises(KilledError):
             train(pictures, workdir, checkpoint_steps=every)
 
@@ -61,11 +61,11 @@ def killed_at(pictures, workdir, monkeypatch, step, every=2):
 def told_at(patch, step):
     """Has runs be told to stop after this step."""
 
-    def stop_if_wanted(self, now, real=loop.Trainer._stop_if_wanted):
+    def stop_if_wanted(self, now, real=trainer.Trainer._stop_if_wanted):
         patch.setattr(Interruption, "wanted", lambda _: signal.SIGTERM if now >= step else None)
         real(self, now)
 
-    patch.setattr(loop.Trainer, "_stop_if_wanted", stop_if_wanted)
+    patch.setattr(trainer.Trainer, "_stop_if_wanted", stop_if_wanted)
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +156,12 @@ def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monke
 def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_path, monkeypatch):
     evaluating = []
 
-    def evaluate(*arguments, real=loop.Trainer._evaluate):
+    def evaluate(*arguments, real=trainer.Trainer._evaluate):
         evaluating.append(True)
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_evaluate", evaluate)
+        patch.setattr(trainer.Trainer, "_evaluate", evaluate)
         patch.setattr(Interruption, "wanted", lambda *_: signal.SIGINT if evaluating else None)
         with pytest.raises(Interrupted) as stop:
             train(pictures, tmp_path / "run")
@@ -190,10 +190,10 @@ def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
 
 def test_ctrl_c_reaches_all_processes(monkeypatch):
     sent = []
-    monkeypatch.setattr(interruption.distributed, "is_one_of_many", lambda: True)
-    monkeypatch.setattr(interruption.distributed, "told_to_stop", lambda asked: bool(sent))
-    monkeypatch.setattr(interruption.distributed, "gathered", lambda heard: [False, heard])
-    monkeypatch.setattr(interruption.os, "kill", lambda process, number: sent.append((process, number)))
+    monkeypatch.setattr(preemption.distributed, "is_one_of_many", lambda: True)
+    monkeypatch.setattr(preemption.distributed, "told_to_stop", lambda asked: bool(sent))
+    monkeypatch.setattr(preemption.distributed, "gathered", lambda heard: [False, heard])
+    monkeypatch.setattr(preemption.os, "kill", lambda process, number: sent.append((process, number)))
     with Interruption() as heard:
         heard.begin()
         assert heard.wanted() is None
@@ -216,7 +216,7 @@ def test_another_thread_leaves_signals_alone():
 
 
 def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SIGNALS_APART", 0.0)
+    monkeypatch.setattr(trainer, "SIGNALS_APART", 0.0)
 
     def broken(*_):
         raise RuntimeError("the worker is gone")
@@ -225,6 +225,6 @@ def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path,
     monkeypatch.setattr("flaxresnet.data.streaming.StreamSource.train", broken)
     with pytest.raises(RuntimeError, match="the worker is gone"):
         train(pictures, tmp_path / "run")
-    monkeypatch.setattr(interruption.Interruption, "wanted", lambda *_: signal.SIGTERM)
+    monkeypatch.setattr(preemption.Interruption, "wanted", lambda *_: signal.SIGTERM)
     with pytest.raises(Interrupted, match="after step 0"):
         train(pictures, tmp_path / "run")

@@ -17,10 +17,10 @@ from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.run_dir import RunInfo
 from flaxresnet.runtime.malloc_tuning import return_freed_memory
-from flaxresnet.training.kept_programs import jax_cache_hits, kept_programs, state_taken_by
+from flaxresnet.training.executable_cache import jax_cache_hits, kept_programs, state_taken_by
 from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.state import TrainState
 from flaxresnet.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from flaxresnet.training.train_state import TrainState
 
 Options = dict[str, str | bool]
 

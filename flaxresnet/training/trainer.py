@@ -18,17 +18,18 @@ from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import Interrupted, UserError
 from flaxresnet.runtime.malloc_tuning import return_freed_memory
-from flaxresnet.training.feed import Feed
-from flaxresnet.training.interruption import Interruption
+from flaxresnet.training.compiled_steps import Programs
+from flaxresnet.training.input_pipeline import Feed
 from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite
-from flaxresnet.training.optimizer import make_augmentation, make_optimizer, make_schedule, steps_for
+from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.preemption import Interruption
 from flaxresnet.training.pretrained import begin_with, describe_frozen, describe_start
-from flaxresnet.training.profile import Profile
-from flaxresnet.training.programs import Programs
+from flaxresnet.training.profiler import Profile
 from flaxresnet.training.progress import Reporter
-from flaxresnet.training.state import TrainState
+from flaxresnet.training.schedule import make_augmentation, make_schedule, steps_for
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
+from flaxresnet.training.train_state import TrainState
 from flaxresnet.weights.pretrained import Weights
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.training.state import TrainState, learning, moved_average
+from flaxresnet.training.train_state import TrainState, learning, moved_average
 
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8, frozen=("stem",))
 

@@ -14,15 +14,15 @@ from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.malloc_tuning import keep_freed_memory
-from flaxresnet.training.exhaustion import naming_what_to_lower
-from flaxresnet.training.feed import Feed
-from flaxresnet.training.interruption import Interruption
-from flaxresnet.training.loop import Run, Trainer
-from flaxresnet.training.preparation import check_splits, describe_run, image_size_for, prepare_folder
+from flaxresnet.training.input_pipeline import Feed
+from flaxresnet.training.oom import naming_what_to_lower
+from flaxresnet.training.preemption import Interruption
 from flaxresnet.training.pretrained import adopt, stored_start
-from flaxresnet.training.profile import Profile
+from flaxresnet.training.profiler import Profile
 from flaxresnet.training.progress import Reporter
+from flaxresnet.training.run_setup import check_splits, describe_run, image_size_for, prepare_folder
 from flaxresnet.training.tensorboard import EventFile
+from flaxresnet.training.trainer import Run, Trainer
 from flaxresnet.weights.resolve import open_weights
 
 # Options that the processes of a run may have of their own.

@@ -16,7 +16,7 @@ from jax.stages import Compiled
 
 import flaxresnet as fr
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.training import kept_programs, programs
+from flaxresnet.training import compiled_steps, executable_cache
 
 BATCH = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
 NAMES = {"create", "train_step", "evaluate", "measure"}
@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def all_compiled():
     """Names of the programs that were compiled and not taken from an earlier start."""
-    names, real = [], programs.Programs._compiled
+    names, real = [], compiled_steps.Programs._compiled
 
     def spy(self, name, program, once=False):
         if not isinstance(program, Compiled):
@@ -48,7 +48,7 @@ def all_compiled():
         return real(self, name, program, once)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs.Programs, "_compiled", spy)
+        patch.setattr(compiled_steps.Programs, "_compiled", spy)
         yield names
 
 
@@ -82,7 +82,7 @@ def weights(run):
 
 
 def kept(cache):
-    return [{path.name for path in folder.iterdir()} for folder in (cache / kept_programs.FOLDER).iterdir()]
+    return [{path.name for path in folder.iterdir()} for folder in (cache / executable_cache.FOLDER).iterdir()]
 
 
 def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_path, cache, first, compiled):
@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, first, compiled
     ids=["empty", "cut", "one bit"],
 )
 def test_what_is_damaged_is_not_loaded(tmp_path, damage):
-    store = kept_programs.KeptPrograms(tmp_path)
+    store = executable_cache.KeptPrograms(tmp_path)
     store.keep("create", jax.jit(lambda: 1).lower().compile())
     assert store.load("create")() == 1
     (tmp_path / "create").write_bytes(damage((tmp_path / "create").read_bytes()))
@@ -118,21 +118,21 @@ def test_what_is_damaged_is_not_loaded(tmp_path, damage):
 
 
 def test_what_jax_took_from_its_own_cache_is_not_kept(data_folder, tmp_path, cache, first):
-    folder = (cache / kept_programs.FOLDER).rename(tmp_path / "aside")
+    folder = (cache / executable_cache.FOLDER).rename(tmp_path / "aside")
     train(data_folder, tmp_path / "second")
-    assert not (cache / kept_programs.FOLDER).exists()
-    folder.rename(cache / kept_programs.FOLDER)
+    assert not (cache / executable_cache.FOLDER).exists()
+    folder.rename(cache / executable_cache.FOLDER)
 
 
 def test_nothing_is_kept_unless_that_was_asked_for(info, tmp_path, cache, monkeypatch):
-    places = [kept_programs.kept_programs(info, keep, BATCH)._folder for keep in (True, False)]
-    assert places == [cache / kept_programs.FOLDER / kept_programs.key_of(info, BATCH), None]
+    places = [executable_cache.kept_programs(info, keep, BATCH)._folder for keep in (True, False)]
+    assert places == [cache / executable_cache.FOLDER / executable_cache.key_of(info, BATCH), None]
     for flags, kept_there in (("/a/file/of/flags", False), ("", True), (" --xla_a=b", True)):
         monkeypatch.setenv("XLA_FLAGS", flags)
-        assert (kept_programs.kept_programs(info, True, BATCH)._folder is not None) == kept_there
+        assert (executable_cache.kept_programs(info, True, BATCH)._folder is not None) == kept_there
     try:
         jax.config.update("jax_enable_compilation_cache", False)
-        assert kept_programs.kept_programs(info, True, BATCH)._folder is None
+        assert executable_cache.kept_programs(info, True, BATCH)._folder is None
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
 
@@ -141,25 +141,25 @@ def test_a_disk_that_takes_nothing_does_not_stop_training(tmp_path, monkeypatch)
     def full(self, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept_programs.Path, "replace", full)
-    store = kept_programs.KeptPrograms(tmp_path / "kept")
+    monkeypatch.setattr(executable_cache.Path, "replace", full)
+    store = executable_cache.KeptPrograms(tmp_path / "kept")
     store.keep("create", jax.jit(lambda: 1).lower().compile())
     assert [*(tmp_path / "kept").iterdir()] == []  # nor what was begun
 
 
 def test_what_may_only_be_read_is_used(tmp_path, monkeypatch):
-    store = kept_programs.KeptPrograms(tmp_path / "kept")
+    store = executable_cache.KeptPrograms(tmp_path / "kept")
     store.keep("create", jax.jit(lambda: 1).lower().compile())
 
     def forbidden(path):
         raise PermissionError(path)
 
-    monkeypatch.setattr(kept_programs.os, "utime", forbidden)
+    monkeypatch.setattr(executable_cache.os, "utime", forbidden)
     assert store.load("create")() == 1
 
 
 def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_programs, "MOST_RUNS", 3)
+    monkeypatch.setattr(executable_cache, "MOST_RUNS", 3)
     folders = [tmp_path / (str(age) * 64) for age in range(5)]
     for age, folder in enumerate(folders):
         folder.mkdir()
@@ -167,7 +167,7 @@ def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeyp
         (folder / "train_step.1234").write_bytes(b"")  # of a process that was killed
         os.utime(folder, (1000 - age, 1000 - age))
     (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
-    kept_programs._forget_oldest(folders[4])
+    executable_cache._forget_oldest(folders[4])
     assert {path.name for path in tmp_path.iterdir()} == {"my run", *(folders[age].name for age in (0, 1, 4))}
 
 
@@ -177,7 +177,7 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     value = getattr(other, field.name)
     object.__setattr__(other, field.name, value + 1 if isinstance(value, int | float) else "another value")
     changed = dataclasses.replace(info, config=other)
-    same = kept_programs.key_of(changed, BATCH) == kept_programs.key_of(info, BATCH)
+    same = executable_cache.key_of(changed, BATCH) == executable_cache.key_of(info, BATCH)
     harmless = {
         *("data", "image_size", "skip_bad", "workdir", "input", "workers", "init", "report", "tensorboard", "profile"),
         *("checkpoint_steps", "coordinator_address", "process_id", "resume", "resume_changed", "compilation_cache"),
@@ -196,7 +196,9 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     ids=["classes", "preprocessing", "streamed", "steps an epoch"],
 )
 def test_what_the_run_is_about_is_in_the_key(info, change):
-    assert kept_programs.key_of(dataclasses.replace(info, **change(info)), BATCH) != kept_programs.key_of(info, BATCH)
+    assert executable_cache.key_of(dataclasses.replace(info, **change(info)), BATCH) != executable_cache.key_of(
+        info, BATCH
+    )
 
 
 def test_the_key_is_the_same_in_every_process(info, finished_run):
@@ -207,33 +209,33 @@ import jax, numpy as np
 for name, value in {settings!r}.items():
     if jax.config.values[name] != value:
         jax.config.update(name, value)
-from flaxresnet.training import kept_programs
+from flaxresnet.training import executable_cache
 from flaxresnet.runs.run_dir import RunFolder
 batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
-print(kept_programs.key_of(RunFolder({str(finished_run)!r}).read_info(), batch))
+print(executable_cache.key_of(RunFolder({str(finished_run)!r}).read_info(), batch))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == kept_programs.key_of(info, BATCH)
+    assert done.stdout.strip() == executable_cache.key_of(info, BATCH)
 
 
 def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeypatch):
     batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
-    keys = [kept_programs.key_of(info, batch)]
-    assert kept_programs.key_of(info, batch) == keys[0]
-    keys.append(kept_programs.key_of(info, jax.ShapeDtypeStruct((8, 32, 32, 3), np.float32)))
-    keys.append(kept_programs.key_of(info, jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8)))
+    keys = [executable_cache.key_of(info, batch)]
+    assert executable_cache.key_of(info, batch) == keys[0]
+    keys.append(executable_cache.key_of(info, jax.ShapeDtypeStruct((8, 32, 32, 3), np.float32)))
+    keys.append(executable_cache.key_of(info, jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8)))
     with jax.default_matmul_precision("highest"):
-        keys.append(kept_programs.key_of(info, batch))
+        keys.append(executable_cache.key_of(info, batch))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    keys.append(kept_programs.key_of(info, batch))
-    monkeypatch.setattr(kept_programs, "_instructions", lambda: "of another processor")
-    keys.append(kept_programs.key_of(info, batch))
-    shutil.copytree(kept_programs.PACKAGE, tmp_path / "flaxresnet")
-    monkeypatch.setattr(kept_programs, "PACKAGE", tmp_path / "flaxresnet")
-    assert kept_programs._digest_of_sources() == kept_programs.SOURCES
+    keys.append(executable_cache.key_of(info, batch))
+    monkeypatch.setattr(executable_cache, "_instructions", lambda: "of another processor")
+    keys.append(executable_cache.key_of(info, batch))
+    shutil.copytree(executable_cache.PACKAGE, tmp_path / "flaxresnet")
+    monkeypatch.setattr(executable_cache, "PACKAGE", tmp_path / "flaxresnet")
+    assert executable_cache._digest_of_sources() == executable_cache.SOURCES
     (tmp_path / "flaxresnet" / "models" / "resnet.py").write_text("")
-    monkeypatch.setattr(kept_programs, "SOURCES", kept_programs._digest_of_sources())
-    keys.append(kept_programs.key_of(info, batch))
-    monkeypatch.setattr(kept_programs.optax, "__version__", "0")
-    keys.append(kept_programs.key_of(info, batch))
+    monkeypatch.setattr(executable_cache, "SOURCES", executable_cache._digest_of_sources())
+    keys.append(executable_cache.key_of(info, batch))
+    monkeypatch.setattr(executable_cache.optax, "__version__", "0")
+    keys.append(executable_cache.key_of(info, batch))
     assert len(set(keys)) == len(keys)

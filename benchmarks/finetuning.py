@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import flaxresnet as fr
-from flaxresnet.adaptation import LEAST
+from flaxresnet.adabn import LEAST
 from flaxresnet.cli import positional
 from flaxresnet.config.recipes import Model
 from flaxresnet.data.hdf5 import write_hdf5

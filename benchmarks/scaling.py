@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from scaling_measured import measure_input, measure_processes
 
-from flaxresnet.inspection.layers import inspect
 from flaxresnet.models.resnet import resnet
+from flaxresnet.visualize.layer_table import inspect
 
 WIDTH = 130  # columns of the table, wherever it is shown
 BYTES = 4  # of a parameter, of its gradient and of its momentum: float32 with either --precision

@@ -37,7 +37,7 @@ def pages(run: str, photo: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     from flaxresnet.classifier import Classifier
-    from flaxresnet.demo import make_page, serve
+    from flaxresnet.demo.page import make_page, serve
 
     address = serve(make_page(Classifier.load(run), "Hand signs", drawn_signs().test), "127.0.0.1", 0, wait=False)
     browser_path = next(path for name in BROWSERS if (path := shutil.which(name)))

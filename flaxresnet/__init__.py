@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flaxresnet.adaptation import adapt
+    from flaxresnet.adabn import adapt
     from flaxresnet.classifier import Classifier, Prediction
     from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.data.dataset import Dataset, Splits
@@ -37,7 +37,7 @@ _HOME = {
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config.train_config",
     "UserError": "flaxresnet.runtime.errors",
-    "adapt": "flaxresnet.adaptation",
+    "adapt": "flaxresnet.adabn",
     "evaluate": "flaxresnet.evaluation",
     "fit": "flaxresnet.fitting",
     "measure_batch_stats": "flaxresnet.models.precise_bn",

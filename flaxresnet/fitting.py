@@ -130,8 +130,8 @@ def _doubt(run: Run, test: Dataset, reporter: Reporter) -> None:
 
 def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:
     """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
-    from flaxresnet.inspection.findings import investigate
-    from flaxresnet.inspection.report import write_report
+    from flaxresnet.report.collect import investigate
+    from flaxresnet.report.text import write_report
 
     try:
         found = investigate(run.workdir, splits)

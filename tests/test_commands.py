@@ -221,7 +221,7 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
 def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = shutil.copytree(finished_run, tmp_path / "run")
-    monkeypatch.setattr("flaxresnet.inspection.report.write_report", lambda run, found: run)  # the page is not read
+    monkeypatch.setattr("flaxresnet.report.text.write_report", lambda run, found: run)  # the page is not read
     assert shell("report", run)[0] == 0
     Image.fromarray(blobs(3, seed=8).images[0]).save("like.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save("unlike.png")

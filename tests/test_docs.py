@@ -16,7 +16,7 @@ import flaxresnet as fr
 from flaxresnet import cli
 from flaxresnet.__main__ import COMMANDS
 from flaxresnet.config.train_config import TrainConfig
-from flaxresnet.export import export_stablehlo
+from flaxresnet.exporting import export_stablehlo
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/from-the-tutorials.md"]

@@ -150,9 +150,9 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
     info = describe_run(config, splits, splits.train, splits.test)
     (run / "config.json").write_text(json.dumps(info.to_json()))
     assert RunFolder(run).read_info() == info
-    monkeypatch.setattr("flaxresnet.inspection.report.save", lambda _, path, __: path.write_bytes(pixel()))
+    monkeypatch.setattr("flaxresnet.report.text.save", lambda _, path, __: path.write_bytes(pixel()))
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
-        monkeypatch.setattr(f"flaxresnet.inspection.report.{chart}", lambda *_: None)
+        monkeypatch.setattr(f"flaxresnet.report.text.{chart}", lambda *_: None)
     result = fr.evaluate(run, tmp_path / "mine")
     assert (result.count, result.split) == (15, "all")
     assert result.source.endswith("all of them together")

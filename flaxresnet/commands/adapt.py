@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flaxresnet.adaptation import adapt, evenly
+from flaxresnet.adabn import adapt, evenly
 from flaxresnet.cli import positional
 from flaxresnet.commands.photos import Reader
 from flaxresnet.config.train_config import Which

@@ -35,7 +35,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     from flaxresnet.classifier import Classifier
-    from flaxresnet.demo import make_page, serve
+    from flaxresnet.demo.page import make_page, serve
 
     if not 0 <= arguments.port < 2**16:
         raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")

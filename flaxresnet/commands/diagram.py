@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxresnet.commands.network import NetworkArguments, subject_of
-from flaxresnet.inspection.layers import inspect
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.visualize.layer_table import inspect
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Arguments(NetworkArguments):
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.inspection.diagram import overview, whole
-    from flaxresnet.inspection.figures import save
+    from flaxresnet.visualize.diagram import overview, whole
+    from flaxresnet.visualize.plot_style import save
 
     subject = subject_of(arguments)
     path = Path(arguments.to_file)

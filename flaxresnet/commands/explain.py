@@ -46,16 +46,16 @@ class Arguments(PhotoArguments):
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.inspection.explainer import Explainer
-    from flaxresnet.inspection.figures import save
-    from flaxresnet.inspection.overlay import explanation, shortened, shown
+    from flaxresnet.visualize.grad_cam import GradCAM
+    from flaxresnet.visualize.heatmap import explanation, shortened, shown
+    from flaxresnet.visualize.plot_style import save
 
     check(arguments)
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
     names = classifier.class_names
     chosen = _index(arguments.class_name, names)
-    explainer = Explainer(classifier, arguments.stage, BATCH)
+    explainer = GradCAM(classifier, arguments.stage, BATCH)
     folder, written = Path(arguments.to_folder), set[Path]()
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray]:

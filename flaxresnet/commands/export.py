@@ -33,7 +33,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.export import export_onnx, export_stablehlo, metadata
+    from flaxresnet.exporting import export_onnx, export_stablehlo, metadata
 
     path = Path(arguments.file)
     writers = {".zip": export_stablehlo, ".onnx": export_onnx}

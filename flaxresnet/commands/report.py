@@ -35,8 +35,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.inspection.findings import investigate
-    from flaxresnet.inspection.report import write_report
+    from flaxresnet.report.collect import investigate
+    from flaxresnet.report.text import write_report
 
     use_compilation_cache()
     splits = judging(arguments.run, arguments.data, arguments.skip_bad)

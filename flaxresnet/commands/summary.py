@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.commands.network import NetworkArguments, Subject, subject_of
-from flaxresnet.inspection.layers import Inspected, inspect, kind_of
+from flaxresnet.visualize.layer_table import Inspected, inspect, kind_of
 
 WIDTH = 100  # columns of the table at most; a narrower terminal breaks its lines
 

@@ -74,7 +74,7 @@ class RunInfo:
 
     @property
     def is_adapted(self) -> bool:
-        """Whether batch norm's statistics are of photos that are neither of its splits; see `adaptation.py`."""
+        """Whether batch norm's statistics are of photos that are neither of its splits; see `adabn.py`."""
         return "adapted" in self.data
 
     def model(self) -> ResNet:

@@ -18,7 +18,7 @@ from flaxresnet.data.dataset import Splits
 from flaxresnet.data.decode import decode
 from flaxresnet.data.hdf5 import read_hdf5
 from flaxresnet.evaluation import data_of_run
-from flaxresnet.inspection.charts import learning_curves
+from flaxresnet.report.plots import learning_curves
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_setup import check_same_experiment

@@ -19,8 +19,8 @@ from conftest import SMALL
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.inspection import report
-from flaxresnet.inspection.findings import investigate
+from flaxresnet.report import text
+from flaxresnet.report.collect import investigate
 
 KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
@@ -75,10 +75,10 @@ def test_killed_report_leaves_run(finished_run, data_folder, tmp_path, monkeypat
         Image.new("RGB", (2, 2)).save(path)
         drawn.append(path)
 
-    monkeypatch.setattr(report, "save", draw)
+    monkeypatch.setattr(text, "save", draw)
     monkeypatch.setattr(Path, "replace", die)
     with pytest.raises(KilledError):
-        report.write_report(run, found)
+        text.write_report(run, found)
     assert len(drawn) == WRITTEN
     assert (run / "report" / "index.html").read_text() == "the page of before"
     assert contents(run) == trained

@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from flaxresnet.inspection.figures import families, legible
 from flaxresnet.reliability.calibration import Bin
+from flaxresnet.visualize.plot_style import families, legible
 
 # `on_high` and `on_low` are for words on the matrix's shades.
 THEMES = {

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from flaxresnet.inspection.layers import Inspected, kind_of
+from flaxresnet.visualize.layer_table import Inspected, kind_of
 
 ROW, BOX = 0.62, 0.44  # from box to box, and a box's height
 WIDE, SIDE = 3.5, 3.0  # widths of boxes on the main path and beside it

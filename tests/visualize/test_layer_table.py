@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.inspection.layers import inspect
 from flaxresnet.models.resnet import SIZES
+from flaxresnet.visualize.layer_table import inspect
 from flaxresnet.weights.keras_config import keras_config, keras_layers
 from flaxresnet.weights.key_maps import WORLDS
 

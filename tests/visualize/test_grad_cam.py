@@ -14,8 +14,8 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
-from flaxresnet.inspection.grad_cam import grad_cam, usual_stage
-from flaxresnet.inspection.overlay import overlay
+from flaxresnet.visualize.grad_cam import grad_cam, usual_stage
+from flaxresnet.visualize.heatmap import overlay
 
 
 def network(small_init, size, **fields):

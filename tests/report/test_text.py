@@ -22,16 +22,16 @@ import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.inspection.figures import legible
-from flaxresnet.inspection.findings import investigate, most_confident_mistakes
-from flaxresnet.inspection.report import command_of, write_report
 from flaxresnet.reliability.calibration import fit_temperature
 from flaxresnet.reliability.calibration_file import Trust, digest
 from flaxresnet.reliability.corruptions import SHIFTS
 from flaxresnet.reliability.cross_fit import first_halves
+from flaxresnet.report.collect import investigate, most_confident_mistakes
+from flaxresnet.report.text import command_of, write_report
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profiler import Profile
+from flaxresnet.visualize.plot_style import legible
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
 REPORTING = SMALL | {"report": True}
@@ -77,8 +77,8 @@ def undrawn(monkeypatch):
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "PNG")
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
-        monkeypatch.setattr(f"flaxresnet.inspection.report.{chart}", lambda *_: None)
-    monkeypatch.setattr("flaxresnet.inspection.report.save", lambda _, path, __: path.write_bytes(file.getvalue()))
+        monkeypatch.setattr(f"flaxresnet.report.text.{chart}", lambda *_: None)
+    monkeypatch.setattr("flaxresnet.report.text.save", lambda _, path, __: path.write_bytes(file.getvalue()))
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("flaxresnet.inspection.findings.investigate", fail)
+    monkeypatch.setattr("flaxresnet.report.collect.investigate", fail)
     monkeypatch.setattr("flaxresnet.training.profiler.BEFORE", 1000)
     run = tmp_path / "run"
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
@@ -237,7 +237,7 @@ def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypa
     assert f"<b>{told.mean:.3f}</b>" in text
     assert "The surest mistake of each kind" in text
     assert text.count(">background: ") == 1
-    monkeypatch.setattr("flaxresnet.inspection.findings.robustness", lambda *given: given)
+    monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
     _, images, labels, temperatures, _ = investigate(
         odd_run, Splits(None, images_of(130, seed=4), "many.h5")
     ).robustness
@@ -245,7 +245,7 @@ def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypa
 
 
 def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(odd_run, noisy_splits, monkeypatch):
-    monkeypatch.setattr("flaxresnet.inspection.findings.robustness", lambda *given: given)
+    monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
     found, test = investigate(odd_run, noisy_splits), noisy_splits.test
     first, logits = first_halves(test.labels), fr.Classifier.load(odd_run, calibrated=False).logits(test.images)
     _, images, _, temperatures, without = found.robustness

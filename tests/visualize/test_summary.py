@@ -7,8 +7,8 @@ import pytest
 
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
-from flaxresnet.inspection import layers
 from flaxresnet.models.resnet import SIZES
+from flaxresnet.visualize import layer_table
 
 FAST = ("resnet18", "resnext50_32x4d")
 
@@ -16,7 +16,7 @@ FAST = ("resnet18", "resnext50_32x4d")
 @pytest.fixture(scope="module")
 def inspect():
     """Traces each network once."""
-    return cache(layers.inspect)
+    return cache(layer_table.inspect)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
-from flaxresnet.inspection.charts import THEMES, confusion_chart, learning_curves, readable_on, reliability_chart
 from flaxresnet.reliability.calibration import Bin
+from flaxresnet.report.plots import THEMES, confusion_chart, learning_curves, readable_on, reliability_chart
 
 FIGURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
 

@@ -15,7 +15,7 @@ SHOWN = 0.64  # of a chart's pixels, on a wide screen
 
 def page(title: str, parts: Iterable[str]) -> str:
     """A whole page of parts, each HTML, in the report's style, light or dark as the reader's system is."""
-    template = Template(files("flaxresnet.inspection").joinpath("report.html").read_text(encoding="utf-8"))
+    template = Template(files("flaxresnet.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), body="\n".join(parts))
 
 

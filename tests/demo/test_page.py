@@ -24,9 +24,9 @@ from conftest import blobs, small_in_a_corner
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import demo
 from flaxresnet.commands import demo as command
-from flaxresnet.demo_door import Bounded, Unlocated
+from flaxresnet.demo import page as demo_page
+from flaxresnet.demo.middleware import Bounded, Unlocated
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,15 @@ def gradio():
 @pytest.fixture(scope="module")
 def address(gradio, finished_run):
     classifier = fr.Classifier.load(finished_run)
-    blocks = demo.make_page(classifier, "Colours", command.examples_of(str(finished_run)))
-    yield demo.serve(blocks, "127.0.0.1", 0, wait=False)
+    blocks = demo_page.make_page(classifier, "Colours", command.examples_of(str(finished_run)))
+    yield demo_page.serve(blocks, "127.0.0.1", 0, wait=False)
     blocks.close()
 
 
 @pytest.fixture(scope="module")
 def unserved(gradio, finished_run):
     """A page that nobody can look at yet."""
-    return demo.make_page(fr.Classifier.load(finished_run), "Colours", None)
+    return demo_page.make_page(fr.Classifier.load(finished_run), "Colours", None)
 
 
 def jpeg(index: int) -> bytes:
@@ -83,14 +83,14 @@ def test_a_dropped_jpeg_is_answered_and_junk_gets_a_sentence(address, finished_r
 
 @pytest.mark.parity
 def test_a_strange_picture_is_called_so(gradio, knowing_run, tmp_path):
-    page = demo.make_page(fr.Classifier.load(knowing_run), "Colours", None)
+    page = demo_page.make_page(fr.Classifier.load(knowing_run), "Colours", None)
     answer = next(one.fn for one in page.fns.values() if one.name == "answer")
     for name, photo in (("far", small_in_a_corner(2)), ("near", blobs(3, seed=8).images[2])):
         Image.fromarray(photo).save(tmp_path / f"{name}.png")
     shares, shown, note = answer(str(tmp_path / "near.png"))
     assert (max(shares, key=shares.get), note) == ("blue", "")
     assert shown.shape[0] == shown.shape[1]
-    assert answer(str(tmp_path / "far.png"))[2] == demo.UNLIKE
+    assert answer(str(tmp_path / "far.png"))[2] == demo_page.UNLIKE
 
 
 @pytest.mark.parity
@@ -120,7 +120,7 @@ def uploaded(address: str, data: bytes) -> tuple[int, str]:
 @pytest.mark.parity
 def test_large_uploads_are_refused(address):
     assert uploaded(address, b"x" * 1000)[0] == 200
-    status, _ = uploaded(address, bytes(demo.LARGEST_UPLOAD + 1000))
+    status, _ = uploaded(address, bytes(demo_page.LARGEST_UPLOAD + 1000))
     assert status == 413
 
 
@@ -167,7 +167,7 @@ def test_only_a_file_that_was_uploaded_is_classified(address, finished_run):
 
 def places_in(text: str) -> list[str]:
     """Paths of this machine in what was answered: under the folder for temporary files, the home, the current one."""
-    known = {tempfile.gettempdir(), str(Path.home()), str(Path.cwd()), str(demo._folder())}
+    known = {tempfile.gettempdir(), str(Path.home()), str(Path.cwd()), str(demo_page._folder())}
     places = (re.escape(place) + r"[^\"' ]*" for place in known if len(place) > 1)
     return re.findall("|".join(places), text)
 
@@ -179,7 +179,7 @@ def test_no_place_on_this_machine_is_in_any_answer(address):
     taken, said = classified(address, {"path": file}, "places")
     assert taken
     assert '"/demo-files/' in said
-    refused = classified(address, {"path": str(demo._folder() / "x.png")}, "refused")[1]
+    refused = classified(address, {"path": str(demo_page._folder() / "x.png")}, "refused")[1]
     pages = ["", "config", "gradio_api/info", "gradio_api/startup-events", "theme.css", "monitoring", "no/such/page"]
     pages += [f"gradio_api/file={path}" for path in (f"{file}/x", f"{file}/", "/demo-files/x.png", "/demo-files")]
     pages += ["gradio_api/call/x", "gradio_api/queue/data", "static/x%00", "assets/../../x"]
@@ -230,7 +230,7 @@ def test_a_folder_is_called_otherwise_in_texts_however_it_is_written(place):
 
 def test_an_upload_that_is_gone_before_its_turn_is_a_sentence(tmp_path):
     with pytest.raises(fr.UserError, match="This picture is not here any more; upload it again"):
-        demo.read_upload(tmp_path / "gone.png")
+        demo_page.read_upload(tmp_path / "gone.png")
 
 
 def test_the_oldest_uploads_go_where_there_are_too_many(tmp_path):
@@ -263,10 +263,10 @@ def test_a_request_of_many_files_is_refused_before_they_are_kept(address):
     part = (
         b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + bytes(15 * 2**20) + b"\r\n"
     )
-    before = len(list(demo._folder().rglob("*")))
+    before = len(list(demo_page._folder().rglob("*")))
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     assert asked(f"{address}gradio_api/upload", part * 2 + b"--x--\r\n", kind)[0] == 413
-    assert len(list(demo._folder().rglob("*"))) == before
+    assert len(list(demo_page._folder().rglob("*"))) == before
 
 
 def test_no_address_in_a_request_is_fetched():
@@ -274,7 +274,7 @@ def test_no_address_in_a_request_is_fetched():
         async def async_move_resource_to_block_cache(self, place):
             return place
 
-    take = demo._nothing_from_elsewhere(Taker())
+    take = demo_page._nothing_from_elsewhere(Taker())
     assert asyncio.run(take("/demo-files/a.jpg")) == "/demo-files/a.jpg"
     with pytest.raises(ValueError, match="only files that were uploaded are taken"):
         asyncio.run(take("HTTPS://192.0.2.1/a.jpg"))
@@ -282,8 +282,8 @@ def test_no_address_in_a_request_is_fetched():
 
 def test_the_page_has_the_runs_name_but_not_its_place(monkeypatch, knowing_run):
     titles = []
-    monkeypatch.setattr(demo, "make_page", lambda classifier, title, examples: titles.append(title))
-    monkeypatch.setattr(demo, "serve", lambda *_: "")
+    monkeypatch.setattr(demo_page, "make_page", lambda classifier, title, examples: titles.append(title))
+    monkeypatch.setattr(demo_page, "serve", lambda *_: "")
     assert command.main(command.Arguments(str(knowing_run))) == 0
     assert titles == [knowing_run.name]
 
@@ -305,23 +305,23 @@ def declared(path: Path, mode: str, size: tuple[int, int]) -> Path:
 
 def test_large_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     with pytest.raises(fr.UserError, match="This picture has 20000×3000 pixels; give one of up to 50 million"):
-        demo.read_upload(declared(tmp_path / "wide.png", "L", (20_000, 3_000)))
+        demo_page.read_upload(declared(tmp_path / "wide.png", "L", (20_000, 3_000)))
     with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):
-        demo.read_upload(declared(tmp_path / "large.png", "L", (30_000, 30_000)))
+        demo_page.read_upload(declared(tmp_path / "large.png", "L", (30_000, 30_000)))
     with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):  # Pillow decodes it to open it
-        demo.read_upload(picture(tmp_path, "ico", (64, 64)))
-    monkeypatch.setattr(demo, "LARGEST_UPLOAD", 10)
+        demo_page.read_upload(picture(tmp_path, "ico", (64, 64)))
+    monkeypatch.setattr(demo_page, "LARGEST_UPLOAD", 10)
     with pytest.raises(fr.UserError, match="This file is too large"):
-        demo.read_upload(picture(tmp_path, "jpg", (64, 64)))
-    monkeypatch.setattr(demo, "LARGEST_UPLOAD", 10_000)
+        demo_page.read_upload(picture(tmp_path, "jpg", (64, 64)))
+    monkeypatch.setattr(demo_page, "LARGEST_UPLOAD", 10_000)
     for kind in ("jpg", "png", "webp", "gif", "bmp", "tiff"):
-        assert demo.read_upload(picture(tmp_path, kind, (64, 48))).shape == (48, 64, 3)
+        assert demo_page.read_upload(picture(tmp_path, kind, (64, 48))).shape == (48, 64, 3)
 
 
 def test_a_deep_picture_is_refused_where_it_would_fill_the_memory(tmp_path):
     path = declared(tmp_path / "deep.png", "I;16", (7000, 7000))
     with pytest.raises(fr.UserError, match="This picture has 7000×7000 pixels; give one of up to 12 million"):
-        demo.read_upload(path)
+        demo_page.read_upload(path)
 
 
 @pytest.mark.parity
@@ -329,7 +329,7 @@ def test_a_deep_picture_is_refused_where_it_would_fill_the_memory(tmp_path):
 def test_a_host_that_this_computer_is_not_is_a_sentence(host, unserved):
     words = rf"--host '{host}' cannot be listened at \(.*\); give an address of this computer, such as 127.0.0.1 or"
     with pytest.raises(fr.UserError, match=words):
-        demo.serve(unserved, host, 0, wait=False)
+        demo_page.serve(unserved, host, 0, wait=False)
 
 
 def test_usual_host_is_this_computer():
@@ -350,7 +350,7 @@ def test_a_port_that_is_taken_is_a_sentence(unserved):
         with pytest.raises(
             fr.UserError, match=f"--port {port} cannot be used .something else listens there.; give another --port"
         ):
-            demo.serve(unserved, "127.0.0.1", port, wait=False)
+            demo_page.serve(unserved, "127.0.0.1", port, wait=False)
 
 
 def test_ports_beyond_range_are_refused(finished_run):
@@ -390,7 +390,7 @@ def test_junk_is_answered_with_a_sentence_that_names_no_place(address, junk, fin
     (path,) = json.loads(text)
     _, said = classified(address, {"path": path}, f"junk{len(junk)}{junk[:3].hex()}")
     assert "cannot be read as a picture" in said
-    for place in (str(finished_run.parent), str(Path(demo.__file__).parent), str(Path.home())):
+    for place in (str(finished_run.parent), str(Path(demo_page.__file__).parent), str(Path.home())):
         assert place not in said
 
 

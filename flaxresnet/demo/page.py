@@ -18,10 +18,10 @@ from PIL import Image
 from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.decode import decode, formats
-from flaxresnet.demo_door import Bounded, Unlocated
-from flaxresnet.inspection.explainer import Explainer
-from flaxresnet.inspection.overlay import overlay, shown
+from flaxresnet.demo.middleware import Bounded, Unlocated
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.visualize.grad_cam import GradCAM
+from flaxresnet.visualize.heatmap import overlay, shown
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
 LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
@@ -47,7 +47,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
       UserError: gradio is not installed.
     """
     gr = _gradio()
-    explainer = Explainer(classifier)
+    explainer = GradCAM(classifier)
 
     def answer(path: str | None) -> tuple[dict[str, float] | None, np.ndarray | None, str]:
         """What the page shows of an uploaded file: probabilities, the overlay, a sentence."""

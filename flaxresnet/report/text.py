@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.evaluation import Evaluation
-from flaxresnet.inspection import page
-from flaxresnet.inspection.charts import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
-from flaxresnet.inspection.figures import save
-from flaxresnet.inspection.findings import Findings
 from flaxresnet.reliability.calibration import calibration_error
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.reliability.ood import FALSE_ALARMS
 from flaxresnet.reliability.robustness import Row
+from flaxresnet.report import html
+from flaxresnet.report.collect import Findings
+from flaxresnet.report.plots import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.runtime.atomic_io import replacing, saying_why_not
+from flaxresnet.visualize.plot_style import save
 
 MOST_CLASSES = 200  # rows of the table; the worst, where there are more
 MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw
@@ -48,9 +48,9 @@ def write_report(run: str | Path, found: Findings) -> Path:
     with saying_why_not(folder):
         folder.mkdir(exist_ok=True)
     name = Path(run).absolute().resolve().name
-    html = page.page(f"{name}: report", parts_of(found, name, folder, str(run)))
+    content = html.page(f"{name}: report", parts_of(found, name, folder, str(run)))
     with replacing(folder / "index.html") as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8")
     return folder / "index.html"
 
 
@@ -60,7 +60,7 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
     def chart(file: str, alt: str, draw: Callable[[str], Figure]) -> str:
         for theme, path in (("light", folder / f"{file}.png"), ("dark", folder / f"{file}-dark.png")):
             save(draw(theme), path, DPI)
-        return page.chart((folder / f"{file}.png").read_bytes(), (folder / f"{file}-dark.png").read_bytes(), alt)
+        return html.chart((folder / f"{file}.png").read_bytes(), (folder / f"{file}-dark.png").read_bytes(), alt)
 
     info, result, assessment = found.info, found.result, found.assessment
     network = info.config.network
@@ -68,33 +68,33 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
     epochs = f", {found.rows[-1]['epoch']} epochs" if found.rows else ""
     if found.checkpoint == "best":
         epochs += ", of which the weights are taken that were best on the test images (a flattering choice)"
-    yield page.words(
+    yield html.words(
         f"{network.model} ({network.variant}), {len(info.class_names)} classes{epochs}; tested on "
         f"{result.count:,} images of {result.source}",
         soft=True,
     )
-    yield page.figures(_headline(found))
+    yield html.figures(_headline(found))
     if found.info.is_adapted:
-        yield page.words(ADAPTED)
+        yield html.words(ADAPTED)
     if result.warning:
-        yield page.words(f"Warning: {result.warning}")
+        yield html.words(f"Warning: {result.warning}")
     if found.rows:
         alt = f"Loss, accuracy and learning rate of {len(found.rows)} epochs"
         curves = chart("curves", alt, lambda theme: learning_curves(found.rows, theme))
-        yield page.section("Learning curves", curves, page.words(CURVES, soft=True))
+        yield html.section("Learning curves", curves, html.words(CURVES, soft=True))
     if len(info.class_names) <= LARGEST_MATRIX:
         alt = "Images by true and predicted class; the table of classes below has the figures"
         matrix = chart("confusion", alt, lambda theme: confusion_chart(result.confusion, info.class_names, theme))
     else:
-        matrix = page.table(("true", "predicted", "images"), _confusions(result))
-    yield page.section("What is taken for what", matrix)
-    yield page.section("Classes", *_classes(result))
+        matrix = html.table(("true", "predicted", "images"), _confusions(result))
+    yield html.section("What is taken for what", matrix)
+    yield html.section("Classes", *_classes(result))
     alt = "Accuracy by confidence, before and after the temperature"
     curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
-    yield page.section("Does it know when it is sure?", curve, *map(page.words, _calibration(found)))
-    yield page.section("The most confident mistakes", *_mistakes(found))
-    yield page.section("Photos taken otherwise", *_robustness(found, run))
-    yield page.section("Set-up", *_set_up(found))
+    yield html.section("Does it know when it is sure?", curve, *map(html.words, _calibration(found)))
+    yield html.section("The most confident mistakes", *_mistakes(found))
+    yield html.section("Photos taken otherwise", *_robustness(found, run))
+    yield html.section("Set-up", *_set_up(found))
 
 
 ADAPTED = (
@@ -143,7 +143,7 @@ def _classes(result: Evaluation) -> Iterator[str]:
     rows = result.per_class
     if len(rows) > MOST_CLASSES:
         rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MOST_CLASSES]
-        yield page.words(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
+        yield html.words(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
 
     def figure(row: dict[str, Any], name: str) -> str:
         low, high = row[f"{name}_interval"]
@@ -151,8 +151,8 @@ def _classes(result: Evaluation) -> Iterator[str]:
 
     names = ("precision", "recall", "f1")
     cells = ((row["class"], f"{row['images']:,}", *(figure(row, name) for name in names)) for row in rows)
-    yield page.table(("class", "images", "precision", "recall", "F1"), cells)
-    yield page.words("In brackets: 95% intervals.", soft=True)
+    yield html.table(("class", "images", "precision", "recall", "F1"), cells)
+    yield html.words("In brackets: 95% intervals.", soft=True)
 
 
 def _calibration(found: Findings) -> Iterator[str]:
@@ -192,11 +192,11 @@ def _calibration(found: Findings) -> Iterator[str]:
 def _mistakes(found: Findings) -> Iterator[str]:
     names, wrong = found.info.class_names, found.result.count - int(np.trace(found.result.confusion))
     if not wrong:
-        yield page.words("None: every test image was answered rightly.")
+        yield html.words("None: every test image was answered rightly.")
         return
     more = f"; the first {len(found.mistakes)}" if len(found.mistakes) < wrong else ""
-    yield page.words(f"{wrong:,} of {found.result.count:,} test images{more}:")
-    yield page.photos(
+    yield html.words(f"{wrong:,} of {found.result.count:,} test images{more}:")
+    yield html.photos(
         (image, f"{escape(names[true])}, taken for <b class=wrong>{escape(names[other])}</b> ({sure:.3f})")
         for image, true, other, sure in found.mistakes
     )
@@ -205,37 +205,37 @@ def _mistakes(found: Findings) -> Iterator[str]:
 def _robustness(found: Findings, run: str) -> Iterator[str]:
     told, names = found.robustness, found.info.class_names
     low, high = wilson_interval(told.clean.correct, told.clean.images)
-    yield page.words(
+    yield html.words(
         f"{told.clean.images:,} of the test images, each changed in {len(told.rows)} ways to a middling degree: "
         f"{told.mean:.3f} of them are answered rightly on average, and {told.rows[0].share:.3f} in the worst way; "
         f"as they are, {told.clean.share:.3f} ({low:.2f}–{high:.2f})."
         f"{'' if found.info.config.flip else ' Mirror images are not among them, for training was to have none.'}"
     )
-    yield page.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
+    yield html.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
     before, after = calibration_error(told.before), calibration_error(told.after)
-    yield page.words(
+    yield html.words(
         f"In brackets: 95% intervals. On these photos the expected calibration error is {before:.3f}, and {after:.3f} "
         "with the temperature, where each half of every class was judged by that of the other half.",
         soft=True,
     )
-    yield page.words(
+    yield html.words(
         "Photos of other people differ in more ways than these. If yours are classified badly, let what is to be told "
         "apart fill the picture, as in the training images."
     )
     if not found.info.is_adapted:
-        yield page.words(
+        yield html.words(
             "If all of yours differ in one way, by your lamp, your camera or your distance, adapt the run to some of "
             "them, sixteen at least and of all classes; they need no labels:"
         )
         yield _command(ADAPTING, run, "-here")
-    yield page.words(
+    yield html.words(
         "With labels there is more to gain: let it learn from twenty or more of yours, laid into mine/train/CLASS/, "
         "and lay others into mine/test/CLASS/:"
     )
     yield _command(FINETUNING, run, "-mine")
     if told.failures:
-        yield page.words("The surest mistake of each kind, of images that are answered rightly as they are:")
-        yield page.photos(
+        yield html.words("The surest mistake of each kind, of images that are answered rightly as they are:")
+        yield html.photos(
             (
                 one.image,
                 f"{one.change}: {escape(names[one.true])}, taken for <b class=wrong>{escape(names[one.predicted])}</b> "
@@ -258,7 +258,7 @@ def _command(lines: str, run: str, ending: str) -> str:
 def _set_up(found: Findings) -> Iterator[str]:
     info, data = found.info, found.info.data
     fingerprint = f", fingerprint {data['train_fingerprint']}" if data["train_fingerprint"] else ""
-    yield page.facts(
+    yield html.facts(
         [
             ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
             *([("made of", data["adapted"])] if info.is_adapted else []),
@@ -271,9 +271,9 @@ def _set_up(found: Findings) -> Iterator[str]:
             ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
         ]
     )
-    yield page.words("The training of its weights again:" if info.is_adapted else "The same run again:")
+    yield html.words("The training of its weights again:" if info.is_adapted else "The same run again:")
     yield f"<pre>{escape(command_of(dataclasses.replace(info.config, data=info.config.data or data['path'])))}</pre>"
-    yield page.folded("All options", json.dumps(info.config.to_json(), indent=2))
+    yield html.folded("All options", json.dumps(info.config.to_json(), indent=2))
 
 
 def _count(data: dict[str, Any], split: str) -> str:

@@ -14,7 +14,7 @@ from conftest import blobs
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.export import export_stablehlo
+from flaxresnet.exporting import export_stablehlo
 from flaxresnet.reliability.calibration_file import Trust, digest
 
 IMAGES = blobs(5, seed=3).images
@@ -113,7 +113,7 @@ def test_onnx_answers_alike(tmp_path, classifier, preprocessing, caplog):
     import onnx
     import onnxruntime
 
-    from flaxresnet.export import export_onnx
+    from flaxresnet.exporting import export_onnx
 
     with caplog.at_level("WARNING"):
         export_onnx(classifier, tmp_path / "signs.onnx", preprocessing)

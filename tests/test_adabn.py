@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.adaptation import statistics_of
+from flaxresnet.adabn import statistics_of
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.runs.checkpoint_manager import load_run
@@ -90,7 +90,7 @@ def test_what_the_readme_says_of_photos_without_labels_helps(shell, finished_run
 @pytest.mark.parametrize(("count", "form"), [(33, (2, 17)), (192, (6, 32))])
 def test_all_photos_count_in_batches_of_all_kinds(count, form, finished_run, monkeypatch):
     seen = []
-    monkeypatch.setattr("flaxresnet.adaptation.measure_batch_stats", lambda *arguments, **_: seen.append(arguments[2]))
+    monkeypatch.setattr("flaxresnet.adabn.measure_batch_stats", lambda *arguments, **_: seen.append(arguments[2]))
     monkeypatch.setattr("jax.jit", lambda function: function)
     classifier = fr.Classifier.load(finished_run)
     statistics_of(classifier.model, {}, classifier.preprocessing, np.arange(count).reshape(count, 1, 1, 1))
@@ -108,7 +108,7 @@ def test_of_many_images_512_count(finished_run, tmp_path, monkeypatch):
         seen.append(images)
         return statistics_of(model, params, preprocessing, images[:24])
 
-    monkeypatch.setattr("flaxresnet.adaptation.statistics_of", measure)
+    monkeypatch.setattr("flaxresnet.adabn.statistics_of", measure)
     images = blobs(600, seed=5).images
     fr.adapt(finished_run, images, tmp_path / "here")
     assert len(seen[0]) == 512
@@ -151,7 +151,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
     kept = (tmp_path / "here" / "calibration.safetensors").read_bytes()
     assert kept == (knowing_run / "calibration.safetensors").read_bytes()
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
-        monkeypatch.setattr(f"flaxresnet.inspection.report.{chart}", lambda *_: Figure(figsize=(1, 1)))
+        monkeypatch.setattr(f"flaxresnet.report.text.{chart}", lambda *_: Figure(figsize=(1, 1)))
     status, out, _ = shell("report", tmp_path / "here")
     assert status == 0
     assert out.splitlines()[1:] == [
@@ -167,7 +167,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
 
 def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finished_run, tmp_path, monkeypatch):
     as_it_was = load_run(finished_run)[1]["batch_stats"]
-    monkeypatch.setattr("flaxresnet.adaptation.statistics_of", lambda *_: as_it_was)  # which do not count for it
+    monkeypatch.setattr("flaxresnet.adabn.statistics_of", lambda *_: as_it_was)  # which do not count for it
     data = blobs(72, seed=5)
     green = data.images[data.labels == 1]
     warning = fr.adapt(knowing_run, green, tmp_path / "green")
@@ -213,7 +213,7 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
     assert jax.tree.all(same)
     assert shell("evaluate", "here", "--data", data_folder)[0] == 0
     as_it_was = load_run(finished_run)[1]["batch_stats"]
-    monkeypatch.setattr("flaxresnet.adaptation.statistics_of", lambda *_: as_it_was)
+    monkeypatch.setattr("flaxresnet.adabn.statistics_of", lambda *_: as_it_was)
     assert "adapted to 63 photos\n" in shell("adapt", finished_run, "of-data", "--data", data_folder)[1]
 
 

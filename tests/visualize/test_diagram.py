@@ -11,8 +11,8 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet import __main__ as commands
-from flaxresnet.inspection import diagram
-from flaxresnet.inspection.layers import inspect
+from flaxresnet.visualize import diagram
+from flaxresnet.visualize.layer_table import inspect
 
 NETWORKS = {
     "bottlenecks": fr.ResNet(num_classes=6, stage_sizes=(2, 1)),

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flaxresnet.inspection.figures import families
+from flaxresnet.visualize.plot_style import families
 
 LARGEST = 640  # pixels of a photo's longer side in the picture
 COLOURS = "inferno"  # even in lightness, and so for colour-blind eyes as well

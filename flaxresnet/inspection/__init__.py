@@ -1,1 +1,0 @@
-"""Looking at a network: its summary and its diagram."""

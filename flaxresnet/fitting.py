@@ -143,4 +143,4 @@ def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter
             reporter.note(f"report: {write_report(run.workdir, found)}")
     except Exception as error:  # whatever it is, what was trained is worth more
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        reporter.note(f"there is no report: {reason}; `python -m flaxresnet report {run.workdir}` tries again")
+        reporter.note(f"there is no report: {reason}; `flaxresnet report {run.workdir}` tries again")

@@ -20,10 +20,10 @@ from rich.console import Console
 
 import flaxresnet as fr
 import train
-from flaxresnet import __main__ as commands
-from flaxresnet import cli
-from flaxresnet.commands.evaluate import show
-from flaxresnet.commands.photos import Reader
+from flaxresnet.cli import exit_status
+from flaxresnet.cli import main as commands
+from flaxresnet.cli.evaluate import show
+from flaxresnet.cli.image_args import Reader
 from flaxresnet.data.hand_signs.render import drawn_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
@@ -34,7 +34,7 @@ from flaxresnet.weights.run_io import read_run
 
 @pytest.fixture
 def shell(monkeypatch, capsys, tmp_path):
-    """Runs `python -m flaxresnet …` or `python train.py …` in an empty folder: (exit status, output, errors)."""
+    """Runs `flaxresnet …` or `python train.py …` in an empty folder: (exit status, output, errors)."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -43,7 +43,7 @@ def shell(monkeypatch, capsys, tmp_path):
         main = train.main if program == "train.py" else commands.main
         monkeypatch.setattr(sys, "argv", [program, *(arguments if program == "train.py" else words_of(words))])
         try:
-            status = cli.run(main)
+            status = exit_status.run(main)
         except SystemExit as stop:
             status = stop.code or 0
         said = capsys.readouterr()
@@ -71,7 +71,7 @@ def test_more_pictures_than_memory_holds_are_a_sentence(shell, monkeypatch, tmp_
     def too_many(*_):
         raise MemoryError
 
-    monkeypatch.setattr("flaxresnet.commands.make_data.drawn_signs", too_many)
+    monkeypatch.setattr("flaxresnet.cli.make_data.drawn_signs", too_many)
     status, _, err = shell("make-data", tmp_path / "out", "--train", 1_000_000, "--image-size", 4096)
     assert status == 2
     assert "1,000,120 images of 4096×4096 take 46,880.6 GiB of memory, more than there is; give fewer by --train" in err
@@ -112,7 +112,7 @@ def test_the_largest_networks_that_are_not_refused_can_be_listed(shell):
         (("diagram", "resnet14", "--num-classes", "9" * 30), "--num-classes must be at most 1000000, not 999"),
         (("train.py", "--width", "9" * 30), f"--width must be at most 4096, not {'9' * 30}"),
         (("make-data", "/dev/null/out", "--train", "1", "--test", "1"), "/dev/null/out cannot be written"),
-        (("explode",), "there is no command 'explode'; the commands are evaluate, predict"),
+        (("explode",), "there is no command 'explode'; the commands are train, evaluate, predict"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_status_2(words, message, shell):
@@ -128,7 +128,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_status_2(words, message, shell
 def test_help_says_what_a_command_does(command, shell):
     status, out, _ = shell(command, "--help")
     assert status == 0
-    assert f"usage: python {'train.py' if command == 'train.py' else '-m flaxresnet ' + command}" in out
+    assert f"usage: {'python train.py' if command == 'train.py' else 'flaxresnet ' + command}" in out
 
 
 def test_the_overview_names_every_command(shell):
@@ -373,12 +373,12 @@ def test_missing_device_is_a_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert cli.run(main) == 2
+    assert exit_status.run(main) == 2
     said = "error: JAX_PLATFORMS=cuda asks for a device that JAX cannot use here (Unable to initialize backend 'cuda');"
     assert capsys.readouterr().err.startswith(said)
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(AssertionError):
-        cli.run(main)
+        exit_status.run(main)
 
 
 @pytest.mark.parity
@@ -461,7 +461,7 @@ def test_ctrl_c_ends_with_a_sentence():
     def interrupted():
         raise KeyboardInterrupt
 
-    assert cli.run(interrupted) == 130
+    assert exit_status.run(interrupted) == 130
 
 
 def test_weights_are_carried_from_a_run_to_keras_and_back(shell, finished_run, data_folder, tmp_path):

@@ -35,7 +35,7 @@ def option(default: Any, *checks: Check) -> Any:
 class TrainConfig:
     """How a network is trained. What is shown without a default is left to the recipe.
 
-    Example: python train.py --data datasets/ --epochs 20
+    Example: flaxresnet train --data datasets/ --epochs 20
 
     Raises UserError (a ValueError), naming the option and its value, where a value is of the wrong type or out of
     range.

@@ -67,7 +67,7 @@ def _of_equal(train: Dataset, test: Dataset) -> Iterator[str]:
         mine, theirs = same[0]
         yield (
             f"{len(same)} of {len(test)} test images are training images too, such as test image {mine}, which is "
-            f"training image {theirs}; {ADVICE}, as `python -m flaxresnet check-data` lists them"
+            f"training image {theirs}; {ADVICE}, as `flaxresnet check-data` lists them"
         )
 
 

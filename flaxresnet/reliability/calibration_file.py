@@ -65,9 +65,7 @@ class Trust:
             if made.references.ndim != 2 or not 0 < made.temperature < np.inf or np.isnan(made.threshold):
                 raise ValueError("its numbers cannot be")
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); `python -m flaxresnet report {run}` writes it anew"
-            ) from None
+            raise UserError(f"{path} is damaged ({error}); `flaxresnet report {run}` writes it anew") from None
         return made if made.weights == weights else None
 
 

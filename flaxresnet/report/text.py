@@ -101,10 +101,10 @@ ADAPTED = (
     "The run was adapted to photos of another place. What this page tells of test images holds for that place if they "
     "are of it; the run's own ones are not. Labelled photos of it can be given with --data."
 )
-ADAPTING = "python -m flaxresnet adapt {run} {to} photos/\npython -m flaxresnet predict {to} photos/"
+ADAPTING = "flaxresnet adapt {run} {to} photos/\nflaxresnet predict {to} photos/"
 FINETUNING = (
     "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {to}\n"
-    "python -m flaxresnet evaluate {to}"
+    "flaxresnet evaluate {to}"
 )
 CURVES = (
     "Training figures are of the augmented images, while the weights moved; test figures of all test images after each "

@@ -277,7 +277,7 @@ class Trainer:
         after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
         return UserError(
             f"the loss or its gradient was not finite at step {step} ({after}); try a --learning-rate below "
-            f"{self.config.learning_rate}, and look at the data with `python -m flaxresnet check-data`"
+            f"{self.config.learning_rate}, and look at the data with `flaxresnet check-data`"
         )
 
     def _evaluate(self, eval_step: EvalStep, eval_stats: Any) -> tuple[float, float]:

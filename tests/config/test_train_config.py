@@ -9,7 +9,7 @@ import typing
 
 import pytest
 
-from flaxresnet import cli
+from flaxresnet.cli import parser
 from flaxresnet.config import train_config
 from flaxresnet.config.recipes import RECIPES
 from flaxresnet.config.train_config import TrainConfig
@@ -83,7 +83,7 @@ FLAGS = {
 
 
 def parse(*argv):
-    return cli.parse(TrainConfig, argv, prog="python train.py")
+    return parser.parse(TrainConfig, argv, prog="python train.py")
 
 
 def test_defaults_are_those_of_the_help():

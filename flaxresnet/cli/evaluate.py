@@ -1,4 +1,4 @@
-"""`python -m flaxresnet evaluate RUN --data PATH`."""
+"""`flaxresnet evaluate RUN --data PATH`."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.evaluation import Evaluation, Split, evaluate
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
@@ -22,7 +22,7 @@ WIDEST_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and i
 class Arguments:
     """Evaluates a trained run on labelled images.
 
-    Example: python -m flaxresnet evaluate runs/default --data datasets/test_signs.h5
+    Example: flaxresnet evaluate runs/default --data datasets/test_signs.h5
     """
 
     run: str = positional("RUN")

@@ -1,8 +1,8 @@
-"""`python -m flaxresnet check-data PATH`."""
+"""`flaxresnet check-data PATH`."""
 
 from dataclasses import dataclass
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.data.dataset import USUAL_SIZE
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.sanity_checks import suspicions
@@ -15,7 +15,7 @@ class Arguments:
 
     Warns of what can be read but is suspicious: test images that are training images too, or nearly, and the like.
 
-    Example: python -m flaxresnet check-data datasets
+    Example: flaxresnet check-data datasets
     """
 
     data: str = positional("PATH")

@@ -1,9 +1,9 @@
-"""`python -m flaxresnet diagram RUN|NAME`: the tutorials' `plot_model`."""
+"""`flaxresnet diagram RUN|NAME`: the tutorials' `plot_model`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from flaxresnet.commands.network import NetworkArguments, subject_of
+from flaxresnet.cli.model_args import NetworkArguments, subject_of
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.visualize.layer_table import inspect
 
@@ -14,7 +14,7 @@ class Arguments(NetworkArguments):
 
     Four files: the whole graph and an overview of one page, each as PNG and as SVG.
 
-    Example: python -m flaxresnet diagram resnet50 --to-file resnet.png
+    Example: flaxresnet diagram resnet50 --to-file resnet.png
     """
 
     to_file: str = "resnet.png"

@@ -1,8 +1,8 @@
-"""`python -m flaxresnet report RUN`."""
+"""`flaxresnet report RUN`."""
 
 from dataclasses import dataclass
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.evaluation import judging
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
@@ -18,7 +18,7 @@ class Arguments:
     probabilities that predict gives, and what photos usually look like; both are kept with the run, unless other --data
     or --checkpoint is given.
 
-    Example: python -m flaxresnet report runs/default
+    Example: flaxresnet report runs/default
     """
 
     run: str = positional("RUN")

@@ -1,4 +1,4 @@
-"""`python -m flaxresnet adapt RUN OUT PHOTO…`."""
+"""`flaxresnet adapt RUN OUT PHOTO…`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flaxresnet.adabn import adapt, evenly
-from flaxresnet.cli import positional
-from flaxresnet.commands.photos import Reader
+from flaxresnet.cli.image_args import Reader
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import data_for, require_size
@@ -27,7 +27,7 @@ class Arguments:
     The weights stay as they are; batch norm's statistics become those of the photos. Give 16 or more, of all classes,
     as they will come: photos of one class alone make other classes be taken for it. The new run is used like any other.
 
-    Example: python -m flaxresnet adapt runs/signs runs/here more/photos
+    Example: flaxresnet adapt runs/signs runs/here more/photos
     """
 
     run: str = positional("RUN")

@@ -1,9 +1,9 @@
-"""`python -m flaxresnet demo RUN`."""
+"""`flaxresnet demo RUN`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
@@ -17,7 +17,7 @@ class Arguments:
     Needs gradio: pip install 'flaxresnet[demo]'. What is uploaded stays on this computer, for an hour or so, and up
     to 200 MiB of it.
 
-    Example: python -m flaxresnet demo runs/default
+    Example: flaxresnet demo runs/default
     """
 
     run: str = positional("RUN")

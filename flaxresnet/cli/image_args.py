@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.image_folder import ENDINGS
 from flaxresnet.runtime.errors import UserError

@@ -1,4 +1,4 @@
-"""`python -m flaxresnet explain RUN PHOTO…`: where the network looked."""
+"""`flaxresnet explain RUN PHOTO…`: where the network looked."""
 
 from dataclasses import dataclass
 from itertools import chain, count
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.commands.photos import (
+from flaxresnet.cli.image_args import (
     EXPLAINED,
     UNLIKE,
     PhotoArguments,
@@ -29,7 +29,7 @@ IN_A_LINE = 3  # classes under the picture, for which there is room
 class Arguments(PhotoArguments):
     """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
 
-    Example: python -m flaxresnet explain runs/default photo.jpg --top-k 3
+    Example: flaxresnet explain runs/default photo.jpg --top-k 3
     """
 
     top_k: int = 3

@@ -1,10 +1,10 @@
-"""`python -m flaxresnet export RUN FILE`."""
+"""`flaxresnet export RUN FILE`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.runtime.errors import UserError
 
@@ -16,7 +16,7 @@ class Arguments:
     A .zip holds StableHLO for CPUs, CUDA GPUs and TPUs, which JAX runs, and metadata.json; an .onnx is for ONNX Runtime
     and others, with the metadata inside.
 
-    Example: python -m flaxresnet export runs/default signs.zip
+    Example: flaxresnet export runs/default signs.zip
     """
 
     run: str = positional("RUN")

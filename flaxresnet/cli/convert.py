@@ -1,10 +1,10 @@
-"""`python -m flaxresnet convert IN OUT`."""
+"""`flaxresnet convert IN OUT`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
 from flaxresnet.models.resnet import SMALLEST_IMAGE
@@ -24,7 +24,7 @@ class Arguments:
     What a file is, and of which network, is recognised from its contents; the ending of OUT says what to write, and
     without an ending a run's folder is made, for `predict` and `evaluate`.
 
-    Example: python -m flaxresnet convert ResNet50-1.h5 runs/from-keras
+    Example: flaxresnet convert ResNet50-1.h5 runs/from-keras
     """
 
     source: str = positional("IN")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.recipes import Variant
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import at_least, at_most, check_value, flag

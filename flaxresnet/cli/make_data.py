@@ -1,11 +1,11 @@
-"""`python -m flaxresnet make-data FOLDER`."""
+"""`flaxresnet make-data FOLDER`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.validation import at_least, at_most, between, check_value
 from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits
@@ -30,9 +30,9 @@ CHECKS = {
 class Arguments:
     """Draws hand signs, 0 to 5, or takes pictures from elsewhere, and writes them as files to train on.
 
-    Example: python -m flaxresnet make-data datasets
+    Example: flaxresnet make-data datasets
 
-    Example: python -m flaxresnet make-data records --source pictures/ --to arrayrecord
+    Example: flaxresnet make-data records --source pictures/ --to arrayrecord
     """
 
     folder: str = positional("FOLDER", default="datasets")

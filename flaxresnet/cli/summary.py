@@ -1,4 +1,4 @@
-"""`python -m flaxresnet summary RUN|NAME`: the tutorials' `model.summary()`."""
+"""`flaxresnet summary RUN|NAME`: the tutorials' `model.summary()`."""
 
 import sys
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.commands.network import NetworkArguments, Subject, subject_of
+from flaxresnet.cli.model_args import NetworkArguments, Subject, subject_of
 from flaxresnet.visualize.layer_table import Inspected, inspect, kind_of
 
 WIDTH = 100  # columns of the table at most; a narrower terminal breaks its lines
@@ -20,7 +20,7 @@ WIDTH = 100  # columns of the table at most; a narrower terminal breaks its line
 class Arguments(NetworkArguments):
     """Lists a network's layers with their output shapes, parameters and work, as the tutorials' model.summary() does.
 
-    Example: python -m flaxresnet summary resnet18 --variant torchvision --depth blocks
+    Example: flaxresnet summary resnet18 --variant torchvision --depth blocks
     """
 
     depth: Literal["layers", "blocks", "parts"] = "layers"

@@ -10,25 +10,25 @@ from importlib import import_module
 
 import pytest
 
-from flaxresnet import cli
-from flaxresnet.__main__ import COMMANDS
-from flaxresnet.commands.report import Arguments
+from flaxresnet.cli import parser
+from flaxresnet.cli.main import COMMANDS
+from flaxresnet.cli.report import Arguments
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.runtime.errors import UserError
 
 
 def parse(*argv):
-    return cli.parse(TrainConfig, argv, prog="python train.py")
+    return parser.parse(TrainConfig, argv, prog="python train.py")
 
 
 # Parses each command line that it reads, and ends each answer with a line of its own.
 PROGRAM = """
 import json, sys
-from flaxresnet import cli
+from flaxresnet.cli import exit_status, parser
 from flaxresnet.config.train_config import TrainConfig
 for argv in json.loads(sys.argv[1]):
-    print("status", cli.run(lambda: cli.parse(TrainConfig, argv, prog="python train.py")))
+    print("status", exit_status.run(lambda: parser.parse(TrainConfig, argv, prog="python train.py")))
 """
 
 
@@ -131,17 +131,17 @@ def test_help_names_every_flag_and_exits_with_0(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert "python train.py" in out
-    for name in cli.field_docstrings(TrainConfig):
+    for name in parser.field_docstrings(TrainConfig):
         assert flag(name) in out
 
 
 def test_helps_lines_end_between_words_and_within_the_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit):
-        cli.parse(Arguments, ["--help"], prog="python -m flaxresnet report")
+        parser.parse(Arguments, ["--help"], prog="flaxresnet report")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
-    about = " ".join(" ".join(lines[: lines.index("Example: python -m flaxresnet report runs/default")]).split())
+    about = " ".join(" ".join(lines[: lines.index("Example: flaxresnet report runs/default")]).split())
     assert " ".join((Arguments.__doc__ or "").partition("Example")[0].split()) in about  # no word is broken
 
 
@@ -179,21 +179,21 @@ def test_help_texts_flow(name, capsys, monkeypatch):
     """A line break in a docstring is none in the help, whatever the width of the terminal."""
     arguments = TrainConfig
     if name != "train":
-        arguments = import_module(f"flaxresnet.commands.{name.replace('-', '_')}").Arguments
+        arguments = import_module(f"flaxresnet.cli.{name.replace('-', '_')}").Arguments
     monkeypatch.setenv("COLUMNS", "2000")
     with pytest.raises(SystemExit):
-        cli.parse(arguments, ["--help"], prog="flaxresnet")
+        parser.parse(arguments, ["--help"], prog="flaxresnet")
     lines = capsys.readouterr().out.splitlines()
-    for field, text in cli.field_docstrings(arguments).items():
+    for field, text in parser.field_docstrings(arguments).items():
         assert any(" ".join(text.split()) in line for line in lines), field
 
 
 def test_words_after_two_hyphens_are_positional():
-    arguments = import_module("flaxresnet.commands.predict").Arguments
-    parsed = cli.parse(arguments, ["run", "a.png", "--json", "b.png", "--", "--odd.png"], prog="predict")
+    arguments = import_module("flaxresnet.cli.predict").Arguments
+    parsed = parser.parse(arguments, ["run", "a.png", "--json", "b.png", "--", "--odd.png"], prog="predict")
     assert parsed == arguments("run", ("a.png", "b.png", "--odd.png"), json=True)
 
 
 def test_missing_positional_argument_is_named():
     with pytest.raises(UserError, match=r"OUT is missing: .*; see `convert --help`"):
-        cli.parse(import_module("flaxresnet.commands.convert").Arguments, ["in.h5"], prog="convert")
+        parser.parse(import_module("flaxresnet.cli.convert").Arguments, ["in.h5"], prog="convert")

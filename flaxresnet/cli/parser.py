@@ -1,4 +1,4 @@
-"""Parses flags into a dataclass, and reports a user's mistake in one sentence with exit status 2.
+"""Parses flags into a dataclass.
 
 A field is a flag: its type, default and docstring are the flag's type, default and help text. Fields made by
 `positional` are positional arguments. argparse splits the words; this module converts and checks the values, so that
@@ -11,27 +11,36 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import logging
-import os
-import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from flaxresnet.config.validation import flag, words_for
-from flaxresnet.runtime.errors import Interrupted, UserError
+from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")
 
-MISTAKE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-CLOSED_PIPE = 141  # 128 + SIGPIPE
 METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
 MAX_HELP_INDENT = 28  # columns before the help texts
+
+
+@dataclasses.dataclass(frozen=True)
+class HelpLayout:
+    """How the help of a command with many flags is laid out.
+
+    Attributes:
+      groups: fields by the title of their group; each field is in one.
+      common: fields that `--help` shows; `--help-all` shows all.
+      defaults: what to show as the default of fields whose default is None.
+    """
+
+    groups: Mapping[str, Sequence[str]]
+    common: Sequence[str]
+    defaults: Mapping[str, str]
 
 
 def positional(metavar: str, default: Any = dataclasses.MISSING) -> Any:
@@ -44,16 +53,19 @@ def positional(metavar: str, default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"positional": metavar})
 
 
-def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
+def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout | None = None) -> T:
     """Returns an instance of the dataclass `arguments` for the words of a command line.
 
     Raises:
       UserError: a flag is unknown, its value does not fit, or an argument is missing or left over.
-      SystemExit: `--help` was given, and the help has been printed.
+      SystemExit: `--help` or, with a layout, `--help-all` was given, and the help has been printed.
     """
     options, words = _split_positional(argv)
-    if any(word in ("-h", "--help") for word in options):
-        print(format_help(arguments, prog), end="")
+    if layout and "--help-all" in options:
+        print(format_help(arguments, prog, layout), end="")
+        raise SystemExit(0)
+    if "--help" in options or "-h" in options:
+        print(format_help(arguments, prog, layout, layout.common if layout else None), end="")
         raise SystemExit(0)
     try:
         values = _read_flags(arguments, options)
@@ -63,46 +75,32 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
         given |= _read_positional(arguments, [*unknown, *words])
         return arguments(**given)
     except UserError as error:
-        raise UserError(f"{error}; see `{prog} --help`") from error
+        page = "--help-all" if layout else "--help"
+        raise UserError(f"{error}; see `{prog} {page}`") from error
 
 
-def run(main: Callable[[], int]) -> int:
-    """Returns the exit status of `main`. Reports a user's mistake or Ctrl-C in a sentence on standard error."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" rather than a traceback
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    # Orbax reports every save's stages as warnings; a run prints one line an epoch.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        return main()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a name in a file may break lines
-        return MISTAKE
-    except BrokenPipeError:  # `predict … | head`: nobody reads on, which is no mistake
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.status
-    except KeyboardInterrupt:
-        print("interrupted; what had been written is kept", file=sys.stderr)
-        return INTERRUPTED
-    except Exception:
-        if sentence := _why_no_device():
-            print(f"error: {sentence}", file=sys.stderr)
-            return MISTAKE
-        raise
-
-
-def format_help(arguments: type, prog: str) -> str:
-    """Returns the help page, as wide as the terminal."""
-    parser = _parser(arguments, prog)
+def format_help(
+    arguments: type, prog: str, layout: HelpLayout | None = None, shown: Sequence[str] | None = None
+) -> str:
+    """Returns the help page, as wide as the terminal, with all flags or those of the fields that are `shown`."""
+    parser = _new_parser(arguments, prog)
+    metavars = []
     for field in _positional_fields(arguments):
         metavar = field.metadata["positional"]
-        text = _help_text(arguments, field)
-        parser.add_argument(field.name, metavar=metavar, help=text, nargs="*" if _takes_all(arguments, field) else None)
-    metavars = [field.metadata["positional"] for field in _positional_fields(arguments)]
+        metavars.append(metavar)
+        parser.add_argument(field.name, metavar=metavar, help=_help_text(arguments, field))
     parser.usage = " ".join([prog.replace("%", "%%"), *metavars, "[OPTIONS]"])
+    groups = layout.groups if layout else {"options": [field.name for field in _flag_fields(arguments)]}
+    fields = {field.name: field for field in _flag_fields(arguments)}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            if shown is None or name in shown:
+                _add_flag(group, arguments, fields[name], layout.defaults.get(name) if layout else None)
+    group = parser.add_argument_group("help")
+    group.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
+    if layout:
+        group.add_argument("--help-all", action="store_true", help="Show all options and exit.")
     return parser.format_help()
 
 
@@ -134,10 +132,9 @@ def _split_positional(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:index], words[index + 1 :]
 
 
-def _parser(arguments: type, prog: str) -> argparse.ArgumentParser:
-    """Makes a parser that has the flags, and takes their values as text."""
+def _new_parser(arguments: type, prog: str) -> argparse.ArgumentParser:
     description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
-    parser = _Parser(
+    return _Parser(
         prog=prog,
         description=description.replace("%", "%%"),
         formatter_class=_HelpFormatter,
@@ -145,17 +142,16 @@ def _parser(arguments: type, prog: str) -> argparse.ArgumentParser:
         add_help=False,
         exit_on_error=False,
     )
-    options = parser.add_argument_group("options")
-    options.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
-    for field in _flag_fields(arguments):
-        text = _help_text(arguments, field)
-        if _is_switch(arguments, field):
-            options.add_argument(*_switch_names(field), dest=field.name, help=text, action=_Switch, nargs=0)
-        else:
-            nargs, metavar = _shape(_hint(arguments, field.name))
-            options.add_argument(flag(field.name), dest=field.name, help=text, nargs=nargs, metavar=metavar)
-    parser.set_defaults(**{field.name: None for field in _flag_fields(arguments)})
-    return parser
+
+
+def _add_flag(group: Any, arguments: type, field: dataclasses.Field[Any], default: str | None = None) -> None:
+    """Adds a field's flag to a parser or one of its groups. The value that argparse stores is text."""
+    text = _help_text(arguments, field, default)
+    if _is_switch(arguments, field):
+        group.add_argument(*_switch_names(field), dest=field.name, help=text, action=_Switch, nargs=0, default=None)
+    else:
+        nargs, metavar = _shape(_hint(arguments, field.name))
+        group.add_argument(flag(field.name), dest=field.name, help=text, nargs=nargs, metavar=metavar, default=None)
 
 
 def _switch_names(field: dataclasses.Field[Any]) -> list[str]:
@@ -185,8 +181,11 @@ def _read_flags(arguments: type, words: Sequence[str]) -> dict[str, Any]:
         if name in switches and equals:
             raise UserError(f"{name} is a switch and takes no value, not {value!r}")
         spelled.append(name + equals + value)
+    parser = _new_parser(arguments, "")
+    for field in _flag_fields(arguments):
+        _add_flag(parser, arguments, field)
     try:
-        namespace, unknown = _parser(arguments, "").parse_known_args(spelled)
+        namespace, unknown = parser.parse_known_args(spelled)
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name} needs {_expected(arguments, error)}") from error
     given = {}
@@ -300,15 +299,18 @@ def _shape(hint: Any) -> tuple[Any, str]:
     return None, METAVARS[kind]
 
 
-def _help_text(arguments: type, field: dataclasses.Field[Any]) -> str:
+def _help_text(arguments: type, field: dataclasses.Field[Any], default: str | None = None) -> str:
     """Returns the field's docstring with its default, in one line, for argparse."""
     text = " ".join(field_docstrings(arguments).get(field.name, "").split())
     if field.default not in (None, dataclasses.MISSING, (), ""):
-        text = f"{text} (default: {_shown(field.default)})"
+        default = format_value(field.default)
+    if default is not None:
+        text = f"{text} (default: {default})"
     return text.replace("%", "%%")
 
 
-def _shown(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Returns a value as the help shows it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -330,19 +332,3 @@ def _documented(body: Sequence[ast.stmt]) -> Iterable[tuple[str, str]]:
         match statement, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 yield name, text
-
-
-def _why_no_device() -> str | None:
-    """Returns a sentence if JAX_PLATFORMS names a device that JAX cannot use here, which JAX reports in many ways."""
-    asked = os.environ.get("JAX_PLATFORMS")
-    if not asked or "jax" not in sys.modules:
-        return None
-    try:
-        sys.modules["jax"].devices()
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return (
-            f"JAX_PLATFORMS={asked} asks for a device that JAX cannot use here ({reason}); install the extra that it "
-            "needs, such as 'flaxresnet[cuda12]', or unset it to compute on what there is"
-        )
-    return None

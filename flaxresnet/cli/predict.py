@@ -1,4 +1,4 @@
-"""`python -m flaxresnet predict RUN PHOTO…`."""
+"""`flaxresnet predict RUN PHOTO…`."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.commands.photos import UNLIKE, PhotoArguments, Reader, check, most_probable
+from flaxresnet.cli.image_args import UNLIKE, PhotoArguments, Reader, check, most_probable
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
 
@@ -20,10 +20,10 @@ class Arguments(PhotoArguments):
     """Classifies photos: a line each with file, label and probability.
 
     The probability is calibrated, and a photo that is unlike the training images is said to be so, where the run has
-    its report (`train.py` writes one at its end, and `python -m flaxresnet report` at any time). Let the thing fill
+    its report (`train.py` writes one at its end, and `flaxresnet report` at any time). Let the thing fill
     the picture, as it does in the training images.
 
-    Example: python -m flaxresnet predict runs/default photo.jpg more/photos --top-k 3
+    Example: flaxresnet predict runs/default photo.jpg more/photos --top-k 3
     """
 
     tta: bool = False

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +25,7 @@ from robustness import answered, measured, summary
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.runtime.errors import UserError
 
 # What differs from the recipe: options of training, or ranges of a module in flaxresnet/augment.

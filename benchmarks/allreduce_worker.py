@@ -1,6 +1,6 @@
 """One of the processes between which `scaling.py --processes` measures an all-reduce.
 
-`python benchmarks/scaling_exchange.py HOST:PORT PROCESSES NUMBER FLOATS`; process 0 prints the median seconds of an
+`python benchmarks/allreduce_worker.py HOST:PORT PROCESSES NUMBER FLOATS`; process 0 prints the median seconds of an
 all-reduce of so many numbers, and of one.
 """
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from flaxresnet import cli
+from flaxresnet.cli import exit_status, parser
 from flaxresnet.config.validation import flag
 from flaxresnet.runtime.errors import UserError
 
@@ -22,12 +22,12 @@ def begin(main: Callable[[T], None], arguments: type[T]) -> NoReturn:
     """Calls `main` with what the command line says, in the dataclass `arguments`, and exits."""
 
     def run() -> int:
-        told = cli.parse(arguments, sys.argv[1:], prog=f"python benchmarks/{Path(sys.argv[0]).name}")
+        told = parser.parse(arguments, sys.argv[1:], prog=f"python benchmarks/{Path(sys.argv[0]).name}")
         check(vars(told))
         main(told)
         return 0
 
-    sys.exit(cli.run(run))
+    sys.exit(exit_status.run(run))
 
 
 def check(options: dict[str, Any]) -> None:

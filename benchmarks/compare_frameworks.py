@@ -1,7 +1,7 @@
-"""The same network, batch and optimiser in other frameworks: `python benchmarks/peers.py`.
+"""The same network, batch and optimiser in other frameworks: `python benchmarks/compare_frameworks.py`.
 
-Each program of each framework runs in a process of its own (`peer.py`): what training leaves behind is no matter of
-inference. They take turns, a few steps each, round after round, so that
+Each program of each framework runs in a process of its own (`framework_worker.py`): what training leaves behind is no
+matter of inference. They take turns, a few steps each, round after round, so that
 whatever else the machine does falls on all alike; only one of them works at a time. Frameworks that are not installed
 are named as such. `pip install '.[peers]'` brings PyTorch and Keras; TensorFlow takes `pip install tensorflow-cpu`.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from command import begin
-from peer import OURS, PEERS
+from bench_cli import begin
+from framework_worker import OURS, PEERS
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +34,7 @@ REST = 0.3  # seconds after a turn, in which the threads of the last framework g
 class Arguments:
     """Times training and inference steps of the tutorials' ResNet-50, ours beside other frameworks.
 
-    Example: python benchmarks/peers.py --peers flaxresnet PyTorch --rounds 3
+    Example: python benchmarks/compare_frameworks.py --peers flaxresnet PyTorch --rounds 3
     """
 
     batch_size: int = 32
@@ -93,7 +93,7 @@ class Contestant:
 
 
 def start(name: str, image_size: int) -> Contestant:
-    command = [sys.executable, str(Path(__file__).with_name("peer.py")), name, str(image_size)]
+    command = [sys.executable, str(Path(__file__).with_name("framework_worker.py")), name, str(image_size)]
     complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, open while the process lives
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
     return Contestant(name, subprocess.Popen(command, text=True, **pipes), complaints)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import flaxresnet as fr
 from flaxresnet.adabn import LEAST
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.config.recipes import Model
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.corruptions import SHIFTS
@@ -69,7 +69,7 @@ class Arguments:
 
     ways: tuple[Way, ...] = ("fine-tuned", "from scratch")
     """What is compared; "as it is" is the network before fine-tuning, which has to know the classes. "adapted" is that
-    with batch norm's statistics of the pictures, whose labels it does not see (`python -m flaxresnet adapt`)."""
+    with batch norm's statistics of the pictures, whose labels it does not see (`flaxresnet adapt`)."""
 
     options: tuple[str, ...] = ()
     """More options of fine-tuning, as NAME=VALUE in JSON: learning_rate=1e-3."""

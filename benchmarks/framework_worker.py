@@ -1,4 +1,4 @@
-"""One framework's training and inference step, in a process of its own; `peers.py` starts it and asks it for times.
+"""Times one framework's training and inference step in a process of its own, for `compare_frameworks.py`.
 
 A line "train 5" on standard input runs five training steps; the answer is a line of JSON with their seconds. The first
 call of each program also builds and compiles it, and reports that time apart.

@@ -8,7 +8,7 @@ as they save theirs.
 import os
 import sys
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # TensorFlow at its fastest: see peer.py
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # TensorFlow at its fastest: see framework_worker.py
 
 import h5py
 import keras

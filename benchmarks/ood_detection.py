@@ -1,4 +1,4 @@
-"""Which pictures a run calls unlike its training images: `python benchmarks/strangeness.py RUN`.
+"""Which pictures a run calls unlike its training images: `python benchmarks/ood_detection.py RUN`.
 
 The run's test images, the same changed, and pictures of other things. The run needs its report.
 """
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.augment.geometric import augment
 from flaxresnet.classifier import Classifier
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.data.hand_signs.render import drawn_signs
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
@@ -62,7 +62,7 @@ def _shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Arguments:
     """Shows a run pictures that are more and more unlike its own, and counts those that are called so.
 
-    Example: python benchmarks/strangeness.py runs/default
+    Example: python benchmarks/ood_detection.py runs/default
     """
 
     run: str = positional("RUN")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.evaluation import fitted, judging
 from flaxresnet.reliability.calibration import calibration_error, reliability, softmax

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from command import begin
+from bench_cli import begin
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 
 HERE = Path(__file__).parent
 # Prints nothing and writes the probabilities that a Keras file gives for a test set.

@@ -6,26 +6,24 @@ data-sheet figures and assumptions. What two cores and loopback can say about it
 """
 
 import json
-import math
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from command import begin
+from allreduce_model import BYTES, NORM_EXCHANGES, ring_bytes, small_exchange
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scaling_measured import measure_input, measure_processes
+from scaling_measure import measure_input, measure_processes
 
 from flaxresnet.models.resnet import resnet
 from flaxresnet.visualize.layer_table import inspect
 
 WIDTH = 130  # columns of the table, wherever it is shown
-BYTES = 4  # of a parameter, of its gradient and of its momentum: float32 with either --precision
 PASSES = 3  # forward, and twice its work backward: gradients of a layer's input and of its kernel
 BACKWARD = 2 / 3  # of a step's arithmetic
-NORM_EXCHANGES = 2  # of a batch norm in a step: sums forward, and of gradients backward
 IMAGENET = 1_281_167  # training images
 EPOCHS = 90
 
@@ -139,16 +137,6 @@ class Prediction:
     images_per_second_read: float  # with the cores that there are
     hours: float  # for 90 epochs of ImageNet, with those
     checkpoint_write: float  # seconds, in the background
-
-
-def ring_bytes(nbytes: float, gpus: int) -> float:
-    """What each GPU sends in a ring all-reduce: its share around twice (Patarasuk & Yuan 2009)."""
-    return 2 * (gpus - 1) / gpus * nbytes
-
-
-def small_exchange(gpus: int, hop: float) -> float:
-    """Time of an all-reduce of a few numbers, up a binary tree and down again; in the unit of `hop`."""
-    return 2 * math.ceil(math.log2(gpus)) * hop
 
 
 def predict(network: Network, a: Arguments, gpus: int) -> Prediction:

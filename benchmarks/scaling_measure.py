@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from allreduce_model import BYTES, NORM_EXCHANGES, ring_bytes, small_exchange
 from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
@@ -92,8 +93,6 @@ def measure_processes(folder: Path, arguments: Any, network: Any) -> list[dict[s
     Process i is bound to core i modulo the number of cores, so that one process has one core. Beyond the cores nothing
     is left to gain, and the bandwidth of loopback, which is copying by the cores, is shared.
     """
-    from scaling import BYTES, NORM_EXCHANGES, ring_bytes, small_exchange
-
     pictures = draw_pictures(folder, arguments.pictures, (RUN_SIDE, RUN_SIDE))
     large, small = exchange_seconds(folder)
     bandwidth, hop = BYTES * EXCHANGED / (large - small), small / 2  # of two processes each sends the whole once
@@ -141,7 +140,7 @@ def run_seconds(folder: Path, pictures: Path, arguments: Any, count: int) -> lis
 
 def exchange_seconds(folder: Path) -> tuple[float, float]:
     """Seconds of an all-reduce between two processes: of `EXCHANGED` float32 numbers, and of one."""
-    program = ["benchmarks/scaling_exchange.py", free_address(), 2]
+    program = ["benchmarks/allreduce_worker.py", free_address(), 2]
     printed = start_together([[*program, number, EXCHANGED] for number in range(2)], folder)
     large, small = json.loads(printed.splitlines()[-1])
     return large, small

@@ -1,4 +1,4 @@
-"""Seconds from `python train.py` to the first training step: `python benchmarks/start_up.py`.
+"""Seconds from `python train.py` to the first training step: `python benchmarks/startup_time.py`.
 
 Cold is with an empty cache of compiled programs, warm with the one that the cold start filled. Each start is a process
 of its own, which stops after its first step; the times are from the moment at which it was asked for.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,7 @@ CHILD = "FLAXRESNET_STARTED"  # the environment variable that tells a child when
 class Arguments:
     """Times cold and warm starts of train.py, up to the first step.
 
-    Example: python benchmarks/start_up.py --repeats 3
+    Example: python benchmarks/startup_time.py --repeats 3
     """
 
     data: str | None = None
@@ -62,7 +62,8 @@ def child(asked: float) -> None:
 
     import jax
 
-    from flaxresnet import cli, fitting
+    from flaxresnet import fitting
+    from flaxresnet.cli import parser
     from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.runtime.malloc_tuning import keep_freed_memory
     from flaxresnet.training import trainer
@@ -88,7 +89,7 @@ def child(asked: float) -> None:
 
     fitting.check_splits, trainer.Trainer._train = checked, first_step
     keep_freed_memory()
-    fitting.fit(cli.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
+    fitting.fit(parser.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
 
 
 def main(arguments: Arguments) -> None:

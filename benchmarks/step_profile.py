@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table

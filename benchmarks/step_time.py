@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command import begin
+from bench_cli import begin
 from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled, Lowered
 from rich import box

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from command import begin
+from bench_cli import begin
 from PIL import Image
 from rich.console import Console
 from rich.table import Table

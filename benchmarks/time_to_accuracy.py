@@ -20,12 +20,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from command import begin
+from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.cli import positional
+from flaxresnet.cli.parser import positional
 from flaxresnet.runtime.errors import UserError
 
 HERE = Path(__file__).parent
@@ -105,7 +105,7 @@ def main(arguments: Arguments) -> None:
     console, rows = Console(width=100), []
     for split in ("train", "test"):
         if not (path := arguments.data / f"{split}_signs.h5").exists():
-            raise UserError(f"{path} is not there; `python -m flaxresnet make-data {arguments.data}` draws some")
+            raise UserError(f"{path} is not there; `flaxresnet make-data {arguments.data}` draws some")
     if arguments.keras and not find_spec("keras"):
         console.print("Keras tutorial: not timed, keras is not installed")
     for seed in arguments.seeds:

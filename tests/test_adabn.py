@@ -31,7 +31,7 @@ def in_fog(count: int, seed: int) -> fr.Dataset:
 
 @pytest.fixture
 def shell(monkeypatch, capsys):
-    from flaxresnet import __main__ as commands
+    from flaxresnet.cli import main as commands
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["flaxresnet", *map(str, words)])
@@ -78,11 +78,11 @@ def test_what_the_readme_says_of_photos_without_labels_helps(shell, finished_run
     shutil.copytree(finished_run, tmp_path / "runs" / "signs")
 
     def right(line):
-        lines = shell(*shlex.split(line)[3:])[1].splitlines()
+        lines = shell(*shlex.split(line)[1:])[1].splitlines()
         return sum(line.split("  ")[1] in line.split("  ")[0] for line in lines)
 
     before = right(predicting.replace("here", "signs"))
-    assert shell(*shlex.split(adapting)[3:])[0] == 0
+    assert shell(*shlex.split(adapting)[1:])[0] == 0
     assert before <= 20  # one class of three is lost
     assert right(predicting) > before + 5
 
@@ -218,7 +218,7 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
 
 
 def test_of_data_with_many_images_512_count_from_all_over_it(finished_run, monkeypatch):
-    from flaxresnet.commands import adapt as command
+    from flaxresnet.cli import adapt as command
 
     train, test = (replace(blobs(count, 1), images=np.zeros((count, 32, 32, 3), np.uint8)) for count in (1027, 102))
     for first, some in ((0, train), (1027, test)):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import flaxresnet as fr
-from flaxresnet import cli
+from flaxresnet.cli import parser
 from flaxresnet.reliability.robustness import robustness
 
 ROOT = Path(__file__).parents[1]
@@ -36,11 +36,11 @@ def test_the_commands_that_are_shown_are_understood(script):
     assert commands(script)
     for words in commands(script):
         if "--help" not in words:
-            cli.parse(module.Arguments, [word.rstrip(":.,;") for word in words], prog=script)
+            parser.parse(module.Arguments, [word.rstrip(":.,;") for word in words], prog=script)
 
 
 def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on():
-    from peers import Contestant
+    from compare_frameworks import Contestant
 
     process = subprocess.Popen([sys.executable, "-c", ""], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.wait()
@@ -125,12 +125,12 @@ MISTAKES = [
     ("finetuning", ["a", "--options", "freeze"], "error: --options 'freeze': give NAME=VALUE, "),
     ("finetuning", ["a", "--options", "speed=1"], "error: unknown options ['speed']; the options are those of "),
     ("finetuning", ["a", "--strength", "mild"], "error: --strength mild is of rooms; give --rooms"),
-    ("start_up", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
+    ("startup_time", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
 ]
 
 
 def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
-    from command import begin
+    from bench_cli import begin
 
     monkeypatch.chdir(tmp_path)
     for script, words, said in MISTAKES:

@@ -13,7 +13,7 @@ from conftest import SMALL, blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
+from flaxresnet.cli import main as commands
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runs.run_dir import RunFolder

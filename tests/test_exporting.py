@@ -12,7 +12,7 @@ import pytest
 from conftest import blobs
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
+from flaxresnet.cli import main as commands
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.exporting import export_stablehlo
 from flaxresnet.reliability.calibration_file import Trust, digest

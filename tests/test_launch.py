@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxresnet import cli
+from flaxresnet.cli import parser
 from flaxresnet.config.train_config import TrainConfig
 
 LAUNCH = Path(__file__).parents[1] / "docs/launch"
@@ -27,7 +27,7 @@ def kubernetes():
 
 
 def config_of(words):
-    config = cli.parse(TrainConfig, words, prog="train.py")
+    config = parser.parse(TrainConfig, words, prog="train.py")
     config.check()
     return config
 

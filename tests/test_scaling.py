@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import scaling
-from scaling import Arguments, Network, predict, ring_bytes, small_exchange
+from allreduce_model import ring_bytes, small_exchange
+from scaling import Arguments, Network, predict
 
 # 10⁶ parameters, 10⁹ operations an image; a GPU that does 10¹² a second; links of 1 GB/s and 0.1 GB/s.
 NETWORK = Network(parameters=1_000_000, flops=1_000_000_000, batch_norms=10)

@@ -10,14 +10,13 @@ from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import cli
-from flaxresnet.commands import make_data
+from flaxresnet.cli import make_data, parser
 from flaxresnet.data.array_record import write_records
 from flaxresnet.data.dataset import Splits
 
 
 def convert(*argv):
-    return make_data.main(cli.parse(make_data.Arguments, [str(a) for a in argv], prog="make-data"))
+    return make_data.main(parser.parse(make_data.Arguments, [str(a) for a in argv], prog="make-data"))
 
 
 @pytest.fixture

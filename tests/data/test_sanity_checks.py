@@ -98,7 +98,7 @@ def test_test_images_that_are_training_images_are_listed():
     assert sentence == (
         "2 of 10 test images are training images too, such as test image 3, which is training image 5; "
         "the test accuracy would be of what was learned by heart; remove them from one side, "
-        "as `python -m flaxresnet check-data` lists them"
+        "as `flaxresnet check-data` lists them"
     )
 
 

@@ -24,7 +24,7 @@ from conftest import blobs, small_in_a_corner
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.commands import demo as command
+from flaxresnet.cli import demo as command
 from flaxresnet.demo import page as demo_page
 from flaxresnet.demo.middleware import Bounded, Unlocated
 

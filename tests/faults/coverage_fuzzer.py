@@ -1,4 +1,4 @@
-"""Tries changed files on one reader, led by which lines of it they reach: `guided.py NAME FOLDER [flags of libFuzzer]`.
+"""Tries changed files on one reader, led by the lines that they reach: `coverage_fuzzer.py NAME FOLDER [FLAGS]`.
 
 `FOLDER/corpus` holds valid files to begin with. Whatever is not a `UserError`, ten seconds or 2 GiB end it with another
 status and leave the file in `FOLDER`.
@@ -17,7 +17,7 @@ INSTRUMENTED = ["flaxresnet", "zipfile", "safetensors", "PIL"]
 
 def main(name: str, folder: Path, flags: list[str]) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
-        from readers import READERS
+        from fuzz_targets import READERS
 
         from flaxresnet.runtime.errors import UserError
 

@@ -1,6 +1,6 @@
-"""Bad files, led by coverage: `pip install atheris`, then `python -m pytest --campaign tests/faults/test_guided.py -s`.
+"""Coverage-guided fuzzing: `pip install atheris`, then run this file with `--campaign -s`.
 
-Twenty seconds for each kind of file, or as many as `GUIDED` says; `test_bad_files.py` changes files blindly, and their
+Twenty seconds for each kind of file, or as many as `GUIDED` says; `test_fuzz.py` changes files blindly, and their
 values.
 """
 
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from readers import READERS, write_valid_files, write_valid_weights
+from fuzz_targets import READERS, write_valid_files, write_valid_weights
 
 SECONDS = int(os.environ.get("GUIDED", "20"))
 pytestmark = [pytest.mark.campaign, pytest.mark.skipif(not find_spec("atheris"), reason="needs atheris")]
@@ -31,7 +31,7 @@ def originals(tmp_path_factory, data_folder, finished_run):
 def test_files_that_coverage_leads_to_are_read_or_refused(name, originals, tmp_path, capsys):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / name).write_bytes((originals / name).read_bytes())
-    command = [sys.executable, str(Path(__file__).with_name("guided.py")), name, str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name("coverage_fuzzer.py")), name, str(tmp_path)]
     done = subprocess.run([*command, f"-max_total_time={SECONDS}"], capture_output=True, text=True)
     found = [path for path in tmp_path.iterdir() if path.is_file()]
     assert done.returncode == 0, f"{found}\n{done.stderr[-4000:]}"

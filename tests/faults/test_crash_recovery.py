@@ -1,7 +1,7 @@
 """Killed (SIGKILL), a run of `train.py` sees the pictures and gets the weights of one left alone.
 
 Once within an epoch; a campaign kills at ten random moments, or as many as `KILLS` says, and takes minutes:
-`python -m pytest --campaign tests/faults/test_kills.py -s`. What this does from outside,
+`python -m pytest --campaign tests/faults/test_crash_recovery.py -s`. What this does from outside,
 `tests/training/test_interruption.py` does from inside.
 """
 
@@ -31,7 +31,7 @@ PROGRAM = """
 import sys
 root, log = sys.argv[1:3]
 sys.path.append(root)
-from flaxresnet import cli
+from flaxresnet.cli import parser
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.training.trainer import Trainer
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process

@@ -1,7 +1,7 @@
 """Bad files: what is read either works or is refused with a `UserError`, within seconds and without reading elsewhere.
 
 Valid files with bytes changed, cut out or repeated, and files whose structure is whole but whose values are not. A few
-in every run of the tests, the same each time; `python -m pytest --campaign tests/faults/test_bad_files.py -s` tries 300
+in every run of the tests, the same each time; `python -m pytest --campaign tests/faults/test_fuzz.py -s` tries 300
 of each, or as many as `FUZZ` says, others each time, and prints what came of them.
 """
 
@@ -24,13 +24,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import blobs
+from fuzz_targets import READERS, read_data, read_figures, read_run, write_valid_files, write_valid_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from readers import READERS, read_data, read_figures, read_run, write_valid_files, write_valid_weights
 
 import flaxresnet as fr
-from flaxresnet import cli
+from flaxresnet.cli import parser
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
@@ -452,13 +452,13 @@ def test_numbers_for_options_are_built_or_refused():
 def test_any_number_for_any_option_can_be_built_or_is_refused(field, value):
     values = [value, "32"] if field == "image_size" else [value]
     argv = ["--model", "resnet14", flag_for(field), *values]
-    attempt("a number for an option", lambda: build_checked(cli.parse(TrainConfig, argv, prog="python train.py")))
+    attempt("a number for an option", lambda: build_checked(parser.parse(TrainConfig, argv, prog="python train.py")))
 
 
 def check_flags(argv):
     def read():
         try:
-            config = cli.parse(TrainConfig, argv, prog="python train.py")
+            config = parser.parse(TrainConfig, argv, prog="python train.py")
         except SystemExit as stop:  # --help and its like
             if stop.code:
                 raise

@@ -1,7 +1,7 @@
 """Killed while it writes a report, a run is as it was, and the next report is whole.
 
 Once from inside; a campaign kills processes at ten random moments, or as many as `KILLS` says, and takes minutes:
-`python -m pytest --campaign tests/faults/test_reports.py -s`.
+`python -m pytest --campaign tests/faults/test_report_crash.py -s`.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def test_a_report_that_is_killed_again_and_again_leaves_the_run_as_it_was(data_f
     # Of the network as these tests have it, the command would not know.
     program = (
         "import sys\nfrom flaxresnet.models.resnet import SIZES\n"
-        "SIZES['resnet14'] = {'stage_sizes': (1,), 'bottleneck': False}\nfrom flaxresnet.__main__ import entry_point\n"
+        "SIZES['resnet14'] = {'stage_sizes': (1,), 'bottleneck': False}\nfrom flaxresnet.cli.main import entry_point\n"
         f"sys.argv = ['flaxresnet', 'report', {str(workdir)!r}]\nsys.exit(entry_point())\n"
     )
     for _ in range(KILLS):

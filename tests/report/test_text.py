@@ -19,7 +19,7 @@ from conftest import SMALL, blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
+from flaxresnet.cli import main as commands
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.calibration import fit_temperature
@@ -83,7 +83,7 @@ def undrawn(monkeypatch):
 
 @pytest.fixture
 def report(monkeypatch, undrawn):
-    """Runs `python -m flaxresnet report …`, without charts."""
+    """Runs `flaxresnet report …`, without charts."""
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", *map(str, words)])
@@ -141,7 +141,7 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
     said = capsys.readouterr().out.replace("\n", "")
-    assert f"there is no report: RuntimeError: out of memory; `python -m flaxresnet report {run}` tries again" in said
+    assert f"there is no report: RuntimeError: out of memory; `flaxresnet report {run}` tries again" in said
     assert "--profile: no trace, for too few steps were left" in said.replace("\n", "")
     assert not (run / "profile").exists()
 
@@ -196,7 +196,7 @@ def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, cap
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
     said = capsys.readouterr().out.replace("\n", "")
-    expected = f"there is no report: {run}/report cannot be written: File exists; `python -m flaxresnet report {run}`"
+    expected = f"there is no report: {run}/report cannot be written: File exists; `flaxresnet report {run}`"
     assert expected in said
     assert len(list((run / "profile").rglob("*.xplane.pb"))) == 1
 
@@ -315,7 +315,7 @@ def test_other_data_leave_the_runs_own_calibration(finished_run, report, tmp_pat
 def test_the_page_says_how_to_learn_from_ones_own_photos(odd_run, page):
     text = html.unescape(page.read_text())
     assert f"python train.py --data mine/ --init '{odd_run}' --recipe finetune --batch-size 10 --epochs 90" in text
-    assert f"python -m flaxresnet adapt '{odd_run}' '{odd_run}-here' photos/" in text
+    assert f"flaxresnet adapt '{odd_run}' '{odd_run}-here' photos/" in text
 
 
 def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, noisy_splits, page, undrawn):

@@ -12,7 +12,7 @@ from conftest import SMALL
 
 import flaxresnet as fr
 import train
-from flaxresnet import cli
+from flaxresnet.cli import exit_status
 from flaxresnet.runs import lock
 from flaxresnet.runs.lock import NAME, WorkdirLock
 from flaxresnet.runs.run_dir import RunFolder
@@ -44,7 +44,7 @@ def test_the_second_process_is_refused_at_once_with_a_sentence(holder, data_fold
     flags = ["--data", str(data_folder), "--workdir", str(tmp_path / "run"), "--no-report"]
     for more in ([], ["--no-resume"]):  # neither goes on nor puts aside what another one writes
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *more])
-        assert cli.run(train.main) == 2
+        assert exit_status.run(train.main) == 2
         assert capsys.readouterr().err.splitlines() == [
             f"error: --workdir {tmp_path / 'run'} is in use by another training (process {holder.pid} on "
             f"{os.uname().nodename}); wait for it, or give another --workdir"

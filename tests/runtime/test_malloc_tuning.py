@@ -76,7 +76,7 @@ def test_freed_memory_stays_until_returned():
 
 def test_training_and_the_commands_keep_freed_memory(monkeypatch, tmp_path, capsys):
     asked = []
-    fit, main = import_module("flaxresnet.fitting"), import_module("flaxresnet.__main__")
+    fit, main = import_module("flaxresnet.fitting"), import_module("flaxresnet.cli.main")
     monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append("fit"))
     with pytest.raises(UserError):
         fr.fit(fr.TrainConfig(data=str(tmp_path / "nowhere"), workdir=str(tmp_path / "run")))

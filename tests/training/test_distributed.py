@@ -26,7 +26,7 @@ ROOT = str(Path(__file__).parents[2])
 PROGRAM = """
 import sys
 sys.path.append(sys.argv[1])
-from flaxresnet import cli
+from flaxresnet.cli import parser
 from flaxresnet.models.resnet import SIZES
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
 if "--endless" in sys.argv:  # an evaluation without end

@@ -16,8 +16,8 @@ from conftest import SMALL, blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
-from flaxresnet import cli
+from flaxresnet.cli import main as commands
+from flaxresnet.cli import parser
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.run_dir import RunFolder
@@ -116,12 +116,12 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
     monkeypatch.chdir(tmp_path)
 
     def accuracy(line):
-        monkeypatch.setattr(sys, "argv", ["flaxresnet", *shlex.split(line)[3:], "--json"])
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", *shlex.split(line)[1:], "--json"])
         assert commands.main() == 0
         return json.loads(capsys.readouterr().out)["accuracy"]
 
     before = accuracy(first)
-    config = cli.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
+    config = parser.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
     # The network has hardly learned, so it learns faster here than the README's. Augmentation is slow to compile.
     fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, augment=0.0, report=False), verbose=False)
     after = accuracy(second)

@@ -10,7 +10,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
+from flaxresnet.cli import main as commands
 from flaxresnet.visualize import diagram
 from flaxresnet.visualize.layer_table import inspect
 

@@ -13,7 +13,7 @@ from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
+from flaxresnet.cli import main as commands
 from flaxresnet.visualize.grad_cam import grad_cam, usual_stage
 from flaxresnet.visualize.heatmap import overlay
 

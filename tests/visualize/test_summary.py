@@ -1,4 +1,4 @@
-"""`python -m flaxresnet summary`: what it prints, and how far it folds."""
+"""`flaxresnet summary`: what it prints, and how far it folds."""
 
 import sys
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 import flaxresnet as fr
-from flaxresnet import __main__ as commands
+from flaxresnet.cli import main as commands
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.visualize import layer_table
 
@@ -21,7 +21,7 @@ def inspect():
 
 @pytest.fixture
 def summary(monkeypatch, capsys, inspect):
-    monkeypatch.setattr("flaxresnet.commands.summary.inspect", inspect)
+    monkeypatch.setattr("flaxresnet.cli.summary.inspect", inspect)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", *map(str, words)])
@@ -71,7 +71,7 @@ def test_a_run_is_shown_as_it_was_trained(summary, finished_run):
 
 
 def test_a_run_has_its_own_shape(finished_run):
-    module = commands.import_module("flaxresnet.commands.network")
+    module = commands.import_module("flaxresnet.cli.model_args")
     wrong = {
         "--width is for a network that is given by its name": module.NetworkArguments(str(finished_run), width=8),
         "--num-classes must be at least 2, not 1": module.NetworkArguments("resnet18", num_classes=1),

@@ -23,7 +23,7 @@ from rich.table import Table
 from flaxresnet.models.conv import lies_features_first
 from flaxresnet.models.cpu.conv_algorithms import ROWS, Window, features_first
 from flaxresnet.models.cpu.conv_heuristics import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
-from flaxresnet.runtime.malloc_tuning import keep_freed_memory
+from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
 WIDTH = 110  # columns of the table
 FIRST = ", features first"  # how the kernel lies
@@ -172,7 +172,7 @@ def seconds_in_turns(programs: dict[str, Callable[[], Any]], calls: int) -> dict
 
 
 def main(arguments: Arguments) -> None:
-    keep_freed_memory()  # as training and the commands do
+    disable_malloc_trim()  # as training and the commands do
     console, rows = Console(width=WIDTH), []
     cases = inference_cases if arguments.inference else training_cases
     for size in arguments.image_sizes:

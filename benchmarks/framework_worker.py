@@ -35,10 +35,10 @@ def check_size(parameters: int, size: int) -> None:
 
 
 def jax_step(kind: str, count: int, size: int, conv: str = "ours", precision: str = "float32") -> Step:
-    from step_time import STEPS, keep_freed_memory
+    from step_time import STEPS, disable_malloc_trim
 
     if conv == "ours":
-        keep_freed_memory()  # as our training and commands do; plain Flax has to do without
+        disable_malloc_trim()  # as our training and commands do; plain Flax has to do without
     build, _ = STEPS[kind]
     return build(count, size, conv, precision).call
 

@@ -65,7 +65,7 @@ def child(asked: float) -> None:
     from flaxresnet import fitting
     from flaxresnet.cli import parser
     from flaxresnet.config.train_config import TrainConfig
-    from flaxresnet.runtime.malloc_tuning import keep_freed_memory
+    from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
     from flaxresnet.training import trainer
 
     mark("imported")
@@ -88,7 +88,7 @@ def child(asked: float) -> None:
         return train(trainer, *arguments)
 
     fitting.check_splits, trainer.Trainer._train = checked, first_step
-    keep_freed_memory()
+    disable_malloc_trim()
     fitting.fit(parser.parse(TrainConfig, sys.argv[1:], prog="python train.py"), verbose=False, keep_programs=True)
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from step_time import STEPS, WIDTH, forward_gigaflops, network, peak_gigaflops, timed, training
 
 from flaxresnet.config.recipes import Model
-from flaxresnet.runtime.malloc_tuning import keep_freed_memory
+from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(.*?op_name="([^"]*)"', re.MULTILINE)
 CONTAINERS = ("call", "while", "conditional")  # whose events hold those of others
@@ -79,7 +79,7 @@ def seconds_by_kind(trace: Path, text: str) -> Counter[str]:
 
 
 def main(arguments: Arguments) -> None:
-    keep_freed_memory()  # as training and the commands do
+    disable_malloc_trim()  # as training and the commands do
     size, batch_size = arguments.image_size, arguments.batch_size
     program = training(batch_size, size, "ours", model=arguments.model)
     for _ in range(2):

@@ -33,7 +33,7 @@ from flaxresnet.data.loader import Batch, DeviceSource
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
-from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
+from flaxresnet.runtime.malloc_tuning import disable_malloc_trim, malloc_trim
 from flaxresnet.training.compiled_steps import compile_sparingly
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
@@ -144,7 +144,7 @@ def compiled(
     start = time.perf_counter()
     program = by(jax.jit(function, **options).lower(*arguments))
     seconds, memory = time.perf_counter() - start, program.memory_analysis()
-    return_freed_memory()  # what the question took XLA, which no training asks
+    malloc_trim()  # what the question took XLA, which no training asks
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return program, seconds, (sum(sizes) - memory.alias_size_in_bytes) / 2**20
 
@@ -251,7 +251,7 @@ def peak_gigaflops(precision: str = "float32", calls: int = 5) -> float:
 
 
 def main(arguments: Arguments) -> None:
-    keep_freed_memory()  # as training and the commands do
+    disable_malloc_trim()  # as training and the commands do
     rows: list[dict[str, Any]] = []
     console = Console(width=WIDTH)
     device = jax.devices()[0].device_kind

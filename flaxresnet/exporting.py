@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flaxresnet.classifier import Classifier
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.conv import FoldedConv
-from flaxresnet.runtime.atomic_io import replacing
+from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.logging import errors_alone
+from flaxresnet.runtime.logging import log_errors_only
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, METADATA = "program.stablehlo", "metadata.json"  # what is in the StableHLO archive
@@ -57,7 +57,7 @@ def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bo
     images = _images(classifier, preprocessing, count)
     exported = jax.export.export(jax.jit(_program(classifier, preprocessing, FoldedConv)), platforms=PLATFORMS)(images)
     about = json.dumps(metadata(classifier, preprocessing), indent=2)
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(PROGRAM, exported.serialize())
         archive.writestr(METADATA, about)
 
@@ -71,7 +71,7 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(f"writing ONNX needs {error.name}; install it with: pip install 'flaxresnet[onnx]'") from None
-    with errors_alone("onnx_ir"):  # shapes that it leaves out are those of any number of images
+    with log_errors_only("onnx_ir"):  # shapes that it leaves out are those of any number of images
         model = to_onnx(
             _program(classifier, preprocessing, nn.Conv),
             [_images(classifier, preprocessing, "n")],
@@ -81,7 +81,7 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
         )
     for key, value in metadata(classifier, preprocessing).items():
         model.metadata_props.add(key=key, value=json.dumps(value))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 
 

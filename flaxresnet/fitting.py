@@ -13,7 +13,7 @@ from flaxresnet.runtime import distributed
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.malloc_tuning import keep_freed_memory
+from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 from flaxresnet.training.input_pipeline import Feed
 from flaxresnet.training.oom import naming_what_to_lower
 from flaxresnet.training.preemption import Interruption
@@ -49,13 +49,13 @@ def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = Fals
       UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
     """
     config.check()
-    keep_freed_memory()
+    disable_malloc_trim()
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config.distributed, config.coordinator_address, config.num_processes, config.process_id)
     warn_of_fallback()
-    reporter = Reporter(verbose and distributed.is_first(), config.epochs, config.batch_size)
-    with distributed.leaving_in_time(), WorkdirLock(reporter.note) as lock:
-        distributed.by_the_first(lambda: _lock_early(config, lock))
+    reporter = Reporter(verbose and distributed.is_process_zero(), config.epochs, config.batch_size)
+    with distributed.exit_watchdog(), WorkdirLock(reporter.note) as lock:
+        distributed.run_on_process_zero(lambda: _lock_early(config, lock))
         return _fit(config, lock, reporter, keep_programs)
 
 
@@ -70,7 +70,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
     begun = stored_start(config)
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
-    size, everyone = image_size_for(config, like), distributed.all_processes()
+    size, everyone = image_size_for(config, like), distributed.process_group()
     splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.settings.centre)
     for line in splits.describe():
         reporter.note(line)
@@ -89,12 +89,14 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
     info = describe_run(config, splits, train, test, like)
     data = [info.data[name] for name in ("train_fingerprint", "test_fingerprint", "streamed")]
     options = {name: value for name, value in config.to_json().items() if name not in OF_A_PROCESS}
-    distributed.check_same(data=data, **options)
-    workdir, first = Path(config.workdir), distributed.is_first()
+    distributed.require_equal_across_processes(data=data, **options)
+    workdir, first = Path(config.workdir), distributed.is_process_zero()
     events = EventFile(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
     profile = Profile(workdir / "profile" if config.profile and first else None)
     with events:
-        folder = distributed.by_the_first(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(workdir)
+        folder = distributed.run_on_process_zero(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(
+            workdir
+        )
         with Saved(folder, reporter.note) as saved, profile, Interruption() as interruption:
             with naming_what_to_lower(config):
                 feed = Feed(config, train, test)
@@ -102,7 +104,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
                     info, feed, folder, saved, reporter, events, profile, interruption, weights, keep_programs
                 )
             del weights  # their memory is for the first step
-            with trainer.programs, distributed.ending_together(), naming_what_to_lower(config):
+            with trainer.programs, distributed.exit_on_peer_failure(), naming_what_to_lower(config):
                 run, trained = trainer.run(), trainer.trains
         del trainer, feed  # and their arrays
         if config.profile and first and trained and not profile.written:
@@ -110,9 +112,9 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
         if config.report:
             reporter.note("looking back on the run, for its report")
         if config.report or config.tensorboard:
-            distributed.by_the_first(lambda: _look_back(run, config, splits, reporter, events))
+            distributed.run_on_process_zero(lambda: _look_back(run, config, splits, reporter, events))
         elif run.test_accuracy < 0.5:  # where more is right, labels cannot be wrong in one way
-            distributed.by_the_first(lambda: _doubt(run, test, reporter))
+            distributed.run_on_process_zero(lambda: _doubt(run, test, reporter))
     return run
 
 

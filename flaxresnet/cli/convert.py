@@ -8,7 +8,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import Which
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
 from flaxresnet.models.resnet import SMALLEST_IMAGE
-from flaxresnet.runtime.atomic_io import saying_why_not
+from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.io import WRITERS, write_weights
 from flaxresnet.weights.key_maps import WORLDS
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> int:
         )
     if not to_file and arguments.world:
         raise UserError(f"--world {arguments.world} is for .safetensors and .pth; {target} is a run's folder")
-    with saying_why_not(target):  # a name may be too long to look for
+    with oserror_as_user_error(target):  # a name may be too long to look for
         exists = target.exists()
     if to_file and exists and not arguments.overwrite:
         raise UserError(f"{target} exists; give --overwrite to replace it")

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from flaxresnet.runtime.errors import Interrupted, UserError
+from flaxresnet.runtime.errors import TrainingInterrupted, UserError
 
-MISTAKE = 2
+EXIT_USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
@@ -23,11 +23,11 @@ def run(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a name in a file may break lines
-        return MISTAKE
+        return EXIT_USAGE
     except BrokenPipeError:  # `predict … | head`: nobody reads on, which is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
-    except Interrupted as stop:
+    except TrainingInterrupted as stop:
         print(stop, file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
@@ -36,7 +36,7 @@ def run(main: Callable[[], int]) -> int:
     except Exception:
         if sentence := _why_no_device():
             print(f"error: {sentence}", file=sys.stderr)
-            return MISTAKE
+            return EXIT_USAGE
         raise
 
 

@@ -17,7 +17,7 @@ from flaxresnet.cli.image_args import (
     most_probable,
 )
 from flaxresnet.data.decode import decode
-from flaxresnet.runtime.atomic_io import saying_why_not
+from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError, listed
 
@@ -77,7 +77,7 @@ def main(arguments: Arguments) -> int:
             lines = ["   ".join(words[start : start + IN_A_LINE]) for start in range(0, len(words), IN_A_LINE)]
             figure = explanation(photo, heat, title, lines)
             target = _unused(folder, Path(name).stem, written)
-            with saying_why_not(folder):
+            with oserror_as_user_error(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(figure, target)
             print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *sign, target, sep="  ", flush=True)

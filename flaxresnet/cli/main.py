@@ -7,7 +7,7 @@ from importlib import import_module
 from flaxresnet import __version__
 from flaxresnet.cli import exit_status, parser
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.malloc_tuning import keep_freed_memory
+from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
 COMMANDS = {
     "train": "train a network on labeled images",
@@ -55,7 +55,7 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
     command = import_module(f"flaxresnet.cli.{name.replace('-', '_')}")
     arguments = parser.parse(command.Arguments, argv, prog, getattr(command, "LAYOUT", None))
     if name != "train":  # `fit` does so itself
-        keep_freed_memory()
+        disable_malloc_trim()
     return command.main(arguments)
 
 

@@ -13,7 +13,7 @@ from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, drawn_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
 from flaxresnet.models.resnet import SMALLEST_IMAGE
-from flaxresnet.runtime.atomic_io import saying_why_not
+from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.errors import UserError
 
 CHECKS = {
@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> int:
         if (folder / name).exists():
             raise UserError(f"{folder / name} exists and is not overwritten; move it away, or name another folder")
     splits = _splits(arguments)
-    with saying_why_not(folder):
+    with oserror_as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for line in write(folder, splits, arguments.shards):
             print(line)

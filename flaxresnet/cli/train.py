@@ -62,10 +62,10 @@ LAYOUT = HelpLayout(GROUPS, COMMON, recipe_defaults())
 
 def main(config: TrainConfig) -> int:
     from flaxresnet.fitting import fit
-    from flaxresnet.runtime.distributed import is_first
+    from flaxresnet.runtime.distributed import is_process_zero
 
     run = fit(config, keep_programs=True)
-    if is_first():  # of the processes that trained together
+    if is_process_zero():  # of the processes that trained together
         print(f"Loss = {run.test_loss:.4f}")
         print(f"Test Accuracy = {run.test_accuracy:.4f}")
     return 0

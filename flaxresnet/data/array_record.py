@@ -21,7 +21,7 @@ from flaxresnet.data.integrity_scan import readable
 from flaxresnet.data.lazy_images import Encoded, StoredImages
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 INDEX = "index.json"
 FORMAT = 1
@@ -95,7 +95,7 @@ def read_records(
     image_size: tuple[int, int],
     skip_bad: float = 0.0,
     input: Input = "auto",
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     centre: float = 1.0,
     anew: bool = False,
     judged: bool = False,

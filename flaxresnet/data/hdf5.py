@@ -23,7 +23,7 @@ from flaxresnet.data.integrity_scan import readable
 from flaxresnet.data.lazy_images import StoredImages
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MOST_CLASSES = 100_000  # where list_classes does not say how many there are
@@ -95,7 +95,7 @@ def read_hdf5(
     source: str,
     skip_bad: float = 0.0,
     input: Input = "memory",
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     anew: bool = False,
 ) -> Splits:
     """Reads the training and the test split from one or more files.

@@ -19,7 +19,7 @@ from flaxresnet.data.integrity_scan import readable
 from flaxresnet.data.lazy_images import Encoded
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Part, Preprocessing, is_input_size
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 # Paths are text here and not `Path`, of which a million take a while to make and a GiB to keep.
 ENDINGS = {
@@ -96,7 +96,7 @@ def read_folder(
     image_size: tuple[int, int],
     skip_bad: float = 0.0,
     input: Input = "auto",
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     centre: float = 1.0,
     anew: bool = False,
     judged: bool = False,

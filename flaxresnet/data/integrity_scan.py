@@ -18,7 +18,7 @@ from flaxresnet.data.dataset import Dataset, Input
 from flaxresnet.data.lazy_images import Contents, Encoded, StoredImages
 from flaxresnet.data.should_stream import is_to_be_streamed
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 MOST_NAMED = 5  # unreadable pictures in a sentence
 
@@ -28,7 +28,7 @@ def readable(
     parts: Sequence[Dataset],
     skip_bad: float,
     input: Input,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     anew: bool = False,
 ) -> tuple[list[Dataset | None], str]:
     """The data without what cannot be read, in memory or on disk.
@@ -58,7 +58,7 @@ def readable(
     return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MOST_NAMED)}" if bad else ""
 
 
-def _readable(part: Dataset, streamed: bool, processes: Processes, anew: bool) -> tuple[Dataset | None, list[str]]:
+def _readable(part: Dataset, streamed: bool, processes: ProcessGroup, anew: bool) -> tuple[Dataset | None, list[str]]:
     stored = part.images
     if not isinstance(stored, StoredImages):
         raise TypeError("only stored images can be looked through")
@@ -88,7 +88,7 @@ class Looked:
     contents: int = 0
 
 
-def _load(images: StoredImages, processes: Processes) -> tuple[np.ndarray, Looked]:
+def _load(images: StoredImages, processes: ProcessGroup) -> tuple[np.ndarray, Looked]:
     """All images in memory, and what all processes found, of which each reads all."""
     contents = Contents()
     loaded, mine = images.counted(contents).load()
@@ -99,7 +99,9 @@ def _load(images: StoredImages, processes: Processes) -> tuple[np.ndarray, Looke
     return loaded, Looked(bad, contents.total)
 
 
-def look_through(images: StoredImages, identity: str, processes: Processes = ALONE, anew: bool = False) -> Looked:
+def look_through(
+    images: StoredImages, identity: str, processes: ProcessGroup = SINGLE_PROCESS, anew: bool = False
+) -> Looked:
     """What all processes find together, kept in the user's cache folder for the next time.
 
     Args:
@@ -123,7 +125,7 @@ def look_through(images: StoredImages, identity: str, processes: Processes = ALO
     return found
 
 
-def _of_all(mine: dict[int, str], processes: Processes) -> dict[int, str]:
+def _of_all(mine: dict[int, str], processes: ProcessGroup) -> dict[int, str]:
     """Place → what is wrong, as any of the processes found it."""
     return dict(sorted((place, wrong) for some in processes.gather(list(mine.items())) for place, wrong in some))
 

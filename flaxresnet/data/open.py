@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxresnet.data.dataset import USUAL_SIZE, Input, Splits
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 DEFAULT_FOLDER = Path("datasets")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -16,7 +16,7 @@ def open_dataset(
     image_size: tuple[int, int] = USUAL_SIZE,
     skip_bad: float = 0.0,
     input: Input = "auto",
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     centre: float = 1.0,
     anew: bool = False,
     judged: bool = False,

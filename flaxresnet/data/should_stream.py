@@ -5,12 +5,12 @@ from pathlib import Path
 
 from flaxresnet.data.dataset import Input
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import ALONE, Processes
+from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 MEMORY_SHARE = 0.25  # of this machine's memory, that images may take before they are streamed from disk
 
 
-def is_to_be_streamed(source: str | Path, nbytes: int, input: Input, processes: Processes = ALONE) -> bool:
+def is_to_be_streamed(source: str | Path, nbytes: int, input: Input, processes: ProcessGroup = SINGLE_PROCESS) -> bool:
     """Whether images stay on disk, the same for all processes: the machine with the least memory decides.
 
     Raises UserError, in all of them, where memory was asked for that a machine has not.

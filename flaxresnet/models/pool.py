@@ -42,12 +42,12 @@ def _backward(window: int, stride: int, padding: int, x: jax.Array, gradient: ja
     def native(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: _native(x, window, stride, padding), x)[1](gradient)[0]
 
-    def gathered(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    def all_gather_json(x: jax.Array, gradient: jax.Array) -> jax.Array:
         sides = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
         around = _gather_gradient(jnp.pad(x, sides, constant_values=-jnp.inf), gradient, window, stride)
         return around[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
 
-    return (lax.platform_dependent(x, gradient, cpu=gathered, default=native),)
+    return (lax.platform_dependent(x, gradient, cpu=all_gather_json, default=native),)
 
 
 _pooled.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from flaxresnet.reliability.ood import strangeness
-from flaxresnet.runtime.atomic_io import replacing
+from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 
 FILE = "calibration.safetensors"
@@ -46,7 +46,7 @@ class Trust:
     def write(self, run: str | Path) -> None:
         """Into the run's folder; raises UserError where that cannot be done."""
         about = {"weights": self.weights, "temperature": self.temperature, "threshold": self.threshold}
-        with replacing(Path(run) / FILE) as temporary:
+        with atomic_write(Path(run) / FILE) as temporary:
             temporary.write_bytes(save({"references": self.references}, {"trust": json.dumps(about)}))
 
     @classmethod

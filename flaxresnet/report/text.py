@@ -23,7 +23,7 @@ from flaxresnet.reliability.robustness import Row
 from flaxresnet.report import html
 from flaxresnet.report.collect import Findings
 from flaxresnet.report.plots import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
-from flaxresnet.runtime.atomic_io import replacing, saying_why_not
+from flaxresnet.runtime.atomic_io import atomic_write, oserror_as_user_error
 from flaxresnet.visualize.plot_style import save
 
 MOST_CLASSES = 200  # rows of the table; the worst, where there are more
@@ -45,11 +45,11 @@ def write_report(run: str | Path, found: Findings) -> Path:
       UserError: the folder cannot be written.
     """
     folder = Path(run) / "-".join(["report", *found.differs])
-    with saying_why_not(folder):
+    with oserror_as_user_error(folder):
         folder.mkdir(exist_ok=True)
     name = Path(run).absolute().resolve().name
     content = html.page(f"{name}: report", parts_of(found, name, folder, str(run)))
-    with replacing(folder / "index.html") as temporary:
+    with atomic_write(folder / "index.html") as temporary:
         temporary.write_text(content, encoding="utf-8")
     return folder / "index.html"
 

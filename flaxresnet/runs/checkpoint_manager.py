@@ -22,7 +22,7 @@ from flaxresnet.config.train_config import Which
 from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.logging import errors_alone
+from flaxresnet.runtime.logging import log_errors_only
 
 Items = dict[str, Any]  # pytrees by the name of the checkpoint's item: "params" and "training"
 # What is wrong with a disk, not with what is on it.
@@ -54,7 +54,7 @@ class _Folder:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self._folder = folder
-        with reading(folder), errors_alone("absl"):  # a reader is warned that it only reads
+        with reading(folder), log_errors_only("absl"):  # a reader is warned that it only reads
             self._manager = _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
 
     def __enter__(self) -> Self:

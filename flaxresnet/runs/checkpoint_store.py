@@ -14,7 +14,7 @@ from flaxresnet.runs.checkpoint_manager import (
     steps_without_row,
 )
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.runtime.distributed import by_the_first, gathered, is_first
+from flaxresnet.runtime.distributed import all_gather_json, is_process_zero, run_on_process_zero
 from flaxresnet.runtime.errors import UserError
 
 NOTHING_LEFT = "no other checkpoint is left to go on from: --no-resume begins anew, and keeps what is there"
@@ -28,7 +28,7 @@ class Saved:
         self._folder, self._note = folder, note
 
     def __enter__(self) -> Self:
-        by_the_first(self._open_all_that_can_be)
+        run_on_process_zero(self._open_all_that_can_be)
         with ExitStack() as opened:
             self._epochs = opened.enter_context(Checkpoints(self._folder.checkpoints))
             self._within = opened.enter_context(Unfinished(self._folder.unfinished))
@@ -38,7 +38,7 @@ class Saved:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
-        if is_first():
+        if is_process_zero():
             with suppress(OSError):  # empty at a run's end
                 self._folder.unfinished.rmdir()
 
@@ -54,7 +54,7 @@ class Saved:
         where no step is seen by all and some by one.
         """
         mine = [(step, place) for place, kind in enumerate(self._kinds) for step in kind.steps()]
-        seen = [{(step, place) for step, place in one} for one in gathered(mine)]
+        seen = [{(step, place) for step, place in one} for one in all_gather_json(mine)]
         common = set.intersection(*seen)
         if any(seen) and not common:
             raise UserError(
@@ -78,7 +78,7 @@ class Saved:
                 found = self._found(expected, zero, step, self._kinds[number] is self._within)
             except DamagedError as error:
                 mine = str(error)
-            wrong = next(filter(None, gathered(mine)), "")
+            wrong = next(filter(None, all_gather_json(mine)), "")
             if not wrong and found:
                 self._put_aside(damaged)
                 return found
@@ -109,7 +109,7 @@ class Saved:
     def _put_aside(self, damaged: list[Path]) -> None:
         """Or what is saved on the way back there would count as old, and be left out."""
         if damaged:
-            by_the_first(lambda: [*map(self._folder.put_aside, damaged)])
+            run_on_process_zero(lambda: [*map(self._folder.put_aside, damaged)])
             self._epochs.forget()
             self._within.forget()
 

@@ -10,7 +10,7 @@ from flaxresnet.runtime.errors import UserError
 
 
 @contextlib.contextmanager
-def saying_why_not(path: str | Path) -> Iterator[None]:
+def oserror_as_user_error(path: str | Path) -> Iterator[None]:
     """Turns an OSError into a UserError that names the path."""
     try:
         yield
@@ -19,10 +19,10 @@ def saying_why_not(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place at the end, or is gone where that failed."""
     path = Path(path)
-    with saying_why_not(path):
+    with oserror_as_user_error(path):
         handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
         os.close(handle)
         temporary = Path(name)

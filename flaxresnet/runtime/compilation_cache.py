@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-SHORTEST = 0.5  # seconds; programs that compile faster are not worth a file
+MIN_COMPILE_SECS = 0.5  # seconds; programs that compile faster are not worth a file
 
 
 def use_compilation_cache(use: bool = True) -> None:
@@ -22,4 +22,4 @@ def use_compilation_cache(use: bool = True) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECS)

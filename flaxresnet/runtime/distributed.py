@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import Processes
+from flaxresnet.runtime.process_group import ProcessGroup
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ JOIN_WITHIN = 300  # seconds, for all processes to start
 LOST_AFTER = 30  # seconds without a sign of life from a process, until the others end
 END_TOGETHER = 60  # seconds that a finished process waits for the others
 LEAVE_WITHIN = 20  # seconds for a process that cannot go on, to end as usual
-LOST = 75  # exit status, sysexits.h's "try again"
-MISTAKE = 2  # and that of the user's mistakes
+EXIT_TEMPFAIL = 75  # exit status, sysexits.h's "try again"
+EXIT_USAGE = 2  # and that of the user's mistakes
 
 
 def join_processes(
@@ -37,7 +37,8 @@ def join_processes(
 ) -> None:
     """Makes this process one of a run's many, if any argument says so. The arguments are options of `TrainConfig`.
 
-    If the others do not come in time, ends the process with status `LOST` and a sentence, before JAX would abort it.
+    If the others do not come in time, ends the process with status `EXIT_TEMPFAIL` and a sentence, before JAX would
+    abort it.
 
     Raises:
       UserError: nothing tells who the others are.
@@ -75,32 +76,32 @@ def _give_up(coordinator_address: str | None) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(LOST)  # what it waits for cannot be interrupted
+    os._exit(EXIT_TEMPFAIL)  # what it waits for cannot be interrupted
 
 
-def is_one_of_many() -> bool:
+def is_multiprocess() -> bool:
     return jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_process_zero() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
-def by_the_first(act: Callable[[], T]) -> T | None:
+def run_on_process_zero(act: Callable[[], T]) -> T | None:
     """Lets the first process act when all have come here, while the others wait: its result there, None elsewhere.
 
     Raises UserError in all of them where it does in the first.
     """
     result, mistake = None, None
-    if is_one_of_many():  # what the others read before, it may be about to change
+    if is_multiprocess():  # what the others read before, it may be about to change
         multihost_utils.sync_global_devices("flaxresnet: the first acts")
-    if is_first():
+    if is_process_zero():
         try:
             result = act()
         except UserError as error:
             mistake = error
-    if is_one_of_many():
+    if is_multiprocess():
         failed = bool(multihost_utils.broadcast_one_to_all(np.array(mistake is not None)))
         mistake = mistake or (UserError("process 0 could not go on; see what it says") if failed else None)
     if mistake:
@@ -108,9 +109,9 @@ def by_the_first(act: Callable[[], T]) -> T | None:
     return result
 
 
-def gathered(mine: Any) -> list[Any]:
+def all_gather_json(mine: Any) -> list[Any]:
     """What each process has, which JSON can say, in their order; all of them have to ask."""
-    if not is_one_of_many():
+    if not is_multiprocess():
         return [mine]
     said = np.frombuffer(json.dumps(mine).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(said)])).ravel()
@@ -118,14 +119,14 @@ def gathered(mine: Any) -> list[Any]:
     return [json.loads(row[:length].tobytes()) for row, length in zip(whole, lengths, strict=True)]
 
 
-def all_processes() -> Processes:
+def process_group() -> ProcessGroup:
     """The processes of the run, for those who read its data."""
-    return Processes(jax.process_index(), jax.process_count(), gathered)
+    return ProcessGroup(jax.process_index(), jax.process_count(), all_gather_json)
 
 
-def check_same(**facts: object) -> None:
+def require_equal_across_processes(**facts: object) -> None:
     """Raises UserError, in every process, where the processes were given different facts, such as other data."""
-    said = gathered({name: repr(fact) for name, fact in facts.items()})
+    said = all_gather_json({name: repr(fact) for name, fact in facts.items()})
     for name, fact in facts.items():
         if len({one.get(name) for one in said}) > 1:
             raise UserError(
@@ -134,7 +135,7 @@ def check_same(**facts: object) -> None:
             )
 
 
-def told_to_stop(asked: int) -> bool:
+def preemption_requested(asked: int) -> bool:
     """Whether some process was told to stop (SIGTERM), at the same time of asking for all.
 
     `asked` is how often this process has asked, now included: JAX finds the first number that none has reached yet.
@@ -143,7 +144,7 @@ def told_to_stop(asked: int) -> bool:
 
 
 @contextmanager
-def leaving_in_time() -> Iterator[None]:
+def exit_watchdog() -> Iterator[None]:
     """Lets a mistake of this process's own, such as a full disk, end all of them soon.
 
     The usual way out waits for the others, who wait for this one: it is given `LEAVE_WITHIN` seconds.
@@ -151,7 +152,7 @@ def leaving_in_time() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if is_one_of_many():
+        if is_multiprocess():
             late = threading.Timer(LEAVE_WITHIN, _leave, [error])
             late.daemon = True
             late.start()
@@ -160,12 +161,12 @@ def leaving_in_time() -> Iterator[None]:
 
 def _leave(error: UserError) -> None:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(MISTAKE)
+    os._exit(EXIT_USAGE)
 
 
 @contextmanager
-def ending_together() -> Iterator[None]:
-    """Ends this process with status `LOST` and a sentence where another one is lost, for no step can be done alone.
+def exit_on_peer_failure() -> Iterator[None]:
+    """Ends this process with status `EXIT_TEMPFAIL` and a sentence if another process is lost.
 
     A lost process shows as a failed exchange at the next step, or by its silence for `LOST_AFTER` seconds, when JAX
     ends the others. What is raised for a failed exchange may be anything.
@@ -173,7 +174,7 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_one_of_many() or isinstance(error, UserError):
+        if not is_multiprocess() or isinstance(error, UserError):
             raise
         traceback.print_exc()
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
@@ -183,4 +184,4 @@ def ending_together() -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LOST)  # the usual way out would wait for the lost one
+        os._exit(EXIT_TEMPFAIL)  # the usual way out would wait for the lost one

@@ -14,7 +14,7 @@ def listed(words: Collection[object], most: int = 20) -> str:
     return ", ".join(map(str, islice(words, most))) + more
 
 
-class Interrupted(KeyboardInterrupt):
+class TrainingInterrupted(KeyboardInterrupt):
     """Training was told to stop, by Ctrl-C or SIGTERM, and has.
 
     Attributes:

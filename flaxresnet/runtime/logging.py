@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def errors_alone(*loggers: str) -> Iterator[None]:
+def log_errors_only(*loggers: str) -> Iterator[None]:
     """Within, the named loggers say nothing that is less than an error."""
     before = [(logger, logger.level) for logger in map(logging.getLogger, loggers)]
     for logger, _ in before:

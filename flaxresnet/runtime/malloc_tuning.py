@@ -10,7 +10,7 @@ KEEP = {
 }
 
 
-def keep_freed_memory() -> bool:
+def disable_malloc_trim() -> bool:
     """Lets this process reuse freed memory instead of returning it to the system; True where that could be set.
 
     XLA on CPU allocates a step's scratch memory, hundreds of MiB, anew for every step. By default glibc maps it in and
@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
     return True
 
 
-def return_freed_memory() -> bool:
+def malloc_trim() -> bool:
     """Gives the system what this process has freed; True where anything was given back, False also where it cannot be.
 
     Compiling a training step takes XLA a gigabyte that no step needs again.

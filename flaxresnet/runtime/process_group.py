@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """All processes that open the same data together; by itself, one that is alone.
 
     Attributes:
@@ -26,4 +26,4 @@ class Processes:
         return np.array_split(np.arange(count), self.count)[self.index]
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()

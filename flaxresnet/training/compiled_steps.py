@@ -16,7 +16,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.run_dir import RunInfo
-from flaxresnet.runtime.malloc_tuning import return_freed_memory
+from flaxresnet.runtime.malloc_tuning import malloc_trim
 from flaxresnet.training.executable_cache import jax_cache_hits, kept_programs, state_taken_by
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -42,7 +42,7 @@ def compile_sparingly(lowered: Lowered, once: bool = False) -> Compiled:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError:  # such as by an XLA that does not know these options
         compiled = lowered.compile()
-    return_freed_memory()
+    malloc_trim()
     return compiled
 
 

@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any, Self
 
 from flaxresnet.runtime import distributed
-from flaxresnet.runtime.errors import Interrupted
+from flaxresnet.runtime.errors import TrainingInterrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +27,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread hear signals
-            heard = [signal.SIGINT] if distributed.is_one_of_many() else SIGNALS
+            heard = [signal.SIGINT] if distributed.is_multiprocess() else SIGNALS
             self._before = {number: signal.signal(number, self._hear) for number in heard}
         return self
 
@@ -44,16 +44,16 @@ class Interruption:
 
         Asked after each training step and before each batch of an evaluation, by every process equally often.
         """
-        if not distributed.is_one_of_many():
+        if not distributed.is_multiprocess():
             return self._heard
         self._asked += 1
-        if not distributed.told_to_stop(self._asked):
+        if not distributed.preemption_requested(self._asked):
             return None
-        return signal.SIGINT if any(distributed.gathered(self._heard is not None)) else signal.SIGTERM
+        return signal.SIGINT if any(distributed.all_gather_json(self._heard is not None)) else signal.SIGTERM
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self._heard or not self._may_wait:
-            raise Interrupted(signal.Signals(number), "stopped; what had been written is kept")
+            raise TrainingInterrupted(signal.Signals(number), "stopped; what had been written is kept")
         self._heard = signal.Signals(number)
-        if distributed.is_one_of_many():
+        if distributed.is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)

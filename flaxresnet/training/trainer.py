@@ -16,8 +16,8 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.runs.checkpoint_store import Saved
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime import distributed
-from flaxresnet.runtime.errors import Interrupted, UserError
-from flaxresnet.runtime.malloc_tuning import return_freed_memory
+from flaxresnet.runtime.errors import TrainingInterrupted, UserError
+from flaxresnet.runtime.malloc_tuning import malloc_trim
 from flaxresnet.training.compiled_steps import Programs
 from flaxresnet.training.input_pipeline import Feed
 from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite
@@ -137,12 +137,12 @@ class Trainer:
                 row, eval_stats = self._epoch(epoch, batches)
                 rows.append(row)
                 self.saved.after_epoch(int(self.state.step), self.state.items, eval_stats, row)
-                if distributed.is_first():
+                if distributed.is_process_zero():
                     self.folder.append_metrics(row)
                 self.reporter.row(row)
                 self.events.row(row)
                 self.metrics = self.zero
-                return_freed_memory()  # what an epoch's end took, a step may not find a use for
+                malloc_trim()  # what an epoch's end took, a step may not find a use for
         self.saved.finish()
         return Run(self.folder.path, rows)
 
@@ -164,7 +164,7 @@ class Trainer:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
         if self.config.settings.keep_statistics:
             self.reporter.note("batch norm's statistics stay as the weights have them")
-        if distributed.is_first() and (kept := self.folder.write_metrics(rows)):
+        if distributed.is_process_zero() and (kept := self.folder.write_metrics(rows)):
             self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")
         return rows
 
@@ -224,7 +224,7 @@ class Trainer:
                 under_way.append((done, self.metrics))
                 if len(under_way) > STEPS_AHEAD:
                     over, oldest = under_way.popleft()
-                    together = distributed.is_one_of_many()
+                    together = distributed.is_multiprocess()
                     # Waits for that step, so not at every one where steps are short.
                     if over % READ_TOGETHER == 0 if together else over >= next_read:
                         update(over, *self._checked(oldest))
@@ -242,13 +242,13 @@ class Trainer:
         except UserError:
             raise
         except Exception:  # a worker process may have got the signal too, and sooner
-            if not distributed.is_one_of_many():  # who all have to ask equally often
+            if not distributed.is_multiprocess():  # who all have to ask equally often
                 time.sleep(SIGNALS_APART)
                 self._stop_if_wanted(step)
             raise
 
     def _stop_if_wanted(self, step: int) -> None:
-        """Saves the state and raises `Interrupted` where a signal said so; `step` is that of the state."""
+        """Saves the state and raises `TrainingInterrupted` where a signal said so; `step` is that of the state."""
         if wanted := self.interruption.wanted():
             self.reporter.note(f"{wanted.name}: saving what is trained so far")
             start = time.perf_counter()
@@ -256,7 +256,7 @@ class Trainer:
             self.saved.wait()
             seconds = time.perf_counter() - start
             saved = f"saved in {self.folder.path} in {seconds:.1f} s; the same command goes on from there"
-            raise Interrupted(wanted, f"stopped by {wanted.name} after step {step}, {saved}")
+            raise TrainingInterrupted(wanted, f"stopped by {wanted.name} after step {step}, {saved}")
 
     def _save(self) -> None:
         """Starts writing the state as it is within an epoch, unless it is beyond saving."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 
-from flaxresnet.runtime.atomic_io import replacing
+from flaxresnet.runtime.atomic_io import atomic_write
 
 DPI = 110  # dots to an inch, at which words are read with ease at full size
 
@@ -18,7 +18,7 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     Raises UserError where it cannot be written.
     """
     kind = path.suffix.removeprefix(".")
-    with replacing(path) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "flaxresnet"}):
+    with atomic_write(path) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "flaxresnet"}):
         figure.savefig(temporary, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flaxresnet.data.cache_dir import require_stored
-from flaxresnet.runtime.atomic_io import replacing
+from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import keras_files, torch_files
 from flaxresnet.weights.key_maps import WORLDS
@@ -82,7 +82,7 @@ def write_weights(weights: Weights, path: str | Path, world: str | None = None) 
     kind = kind_to_write(path)
     world = world or weights.network.variant
     check_writable(weights, kind, world)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         WRITERS[kind][1](weights, world, temporary)
 
 

@@ -13,7 +13,7 @@ from flaxresnet.data.array_record import write_records
 from flaxresnet.data.image_folder import PictureFiles
 from flaxresnet.data.integrity_scan import look_through, readable
 from flaxresnet.data.lazy_images import Contents, StoredImages
-from flaxresnet.runtime.process_group import Processes
+from flaxresnet.runtime.process_group import ProcessGroup
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks,
 
     for index in range(2):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"of machine {index}"))
-        parts.append(look_through(stored, "shares", Processes(index, 2, gather)).contents)
+        parts.append(look_through(stored, "shares", ProcessGroup(index, 2, gather)).contents)
     assert sum(parts) % Contents.MODULUS == whole.contents
     looks.clear()
-    knowing = Processes(0, 2, lambda mine: [mine, None if isinstance(mine, str) else mine])
+    knowing = ProcessGroup(0, 2, lambda mine: [mine, None if isinstance(mine, str) else mine])
     with pytest.raises(TypeError):  # the other has no share of a sum
         look_through(stored, "shares", knowing)
     assert looks == [6]  # for the other does not know
@@ -202,12 +202,12 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
         return [told[0], mine, told[1]]
 
     looks.clear()
-    others = Processes(1, 3, gather)
+    others = ProcessGroup(1, 3, gather)
     for _ in range(2):
         assert look_through(stored, "these", others).bad == {1: "one", 5: "five", 6: "six"}
     assert asked == [[], []]
     assert looks == [3, 2]  # places 4, 5 and 6; then those of them that somebody could not read
-    assert [others.share(10).tolist() for others in (Processes(i, 3) for i in range(3))] == [
+    assert [others.share(10).tolist() for others in (ProcessGroup(i, 3) for i in range(3))] == [
         [0, 1, 2, 3],
         [4, 5, 6],
         [7, 8, 9],
@@ -219,7 +219,7 @@ def test_the_machine_with_the_least_memory_decides_for_all(pictures, memories, s
     def gather(mine):
         return memories if mine is None or isinstance(mine, int) else [mine, mine]
 
-    splits = fr.open_dataset(pictures, skip_bad=0.1, processes=Processes(0, 2, gather))
+    splits = fr.open_dataset(pictures, skip_bad=0.1, processes=ProcessGroup(0, 2, gather))
     assert splits.train.is_streamed == streamed
 
 
@@ -229,7 +229,7 @@ def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
     def gather(mine):
         return [mine, next(of_others)] if isinstance(mine, list) else [mine, mine]
 
-    train = fr.open_dataset(pictures, skip_bad=0.3, input="memory", processes=Processes(0, 2, gather)).train
+    train = fr.open_dataset(pictures, skip_bad=0.3, input="memory", processes=ProcessGroup(0, 2, gather)).train
     assert train.labels.tolist() == [0] * 5 + [1] * 6
     (pictures / "train" / "cat" / "0.png").write_bytes(b"")  # nor this one
     assert fr.open_dataset(pictures, skip_bad=0.3, input="memory").train.contents == train.contents

@@ -346,7 +346,7 @@ def test_the_command_line_trains_the_same():
 class Tags(HTMLParser):
     """The tags of a page with their attributes, and those that were not closed in their order."""
 
-    ALONE = ("meta", "link", "img", "source")
+    SINGLE_PROCESS = ("meta", "link", "img", "source")
 
     def __init__(self, text):
         super().__init__()
@@ -356,7 +356,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, dict(attributes)))
-        if tag not in self.ALONE:
+        if tag not in self.SINGLE_PROCESS:
             self.open.append(tag)
 
     def handle_endtag(self, tag):

@@ -21,15 +21,15 @@ def run(finished_run, tmp_path):
 def test_the_steps_that_all_processes_see_count(run, monkeypatch):
     with Saved(RunFolder(run), print) as kept:
         assert kept.there() == [(10, EPOCHS), (15, EPOCHS)]
-        monkeypatch.setattr(checkpoint_store, "gathered", lambda mine: [mine, [[5, EPOCHS], [10, EPOCHS]]])
+        monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, [[5, EPOCHS], [10, EPOCHS]]])
         assert kept.there() == [(10, EPOCHS)]
-        monkeypatch.setattr(checkpoint_store, "gathered", lambda mine: [[], []])
+        monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [[], []])
         assert kept.there() == []
 
 
 def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
     monkeypatch.setattr(
-        checkpoint_store, "gathered", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine]
+        checkpoint_store, "all_gather_json", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine]
     )
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL)
     before = RunFolder(run).read_metrics()
@@ -42,10 +42,10 @@ def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
 def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_folder, monkeypatch, capsys):
     damage = ["checkpoint 15 cannot be restored: its training are not those that were written"]
 
-    def gathered(mine):  # another process, which cannot read its part of the first that they try
+    def all_gather_json(mine):  # another process, which cannot read its part of the first that they try
         return [mine, (damage.pop() if damage else "") if isinstance(mine, str) else mine]
 
-    monkeypatch.setattr(checkpoint_store, "gathered", gathered)
+    monkeypatch.setattr(checkpoint_store, "all_gather_json", all_gather_json)
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL)
     before = RunFolder(run).read_metrics()
     assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
@@ -56,7 +56,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
 
 
 def test_a_folder_that_only_some_processes_have_is_a_sentence(run, monkeypatch):
-    monkeypatch.setattr(checkpoint_store, "gathered", lambda mine: [mine, []])
+    monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, []])
     with (
         Saved(RunFolder(run), print) as kept,
         pytest.raises(fr.UserError, match=r"the processes see different .* \(th"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 from flaxresnet.runtime import compilation_cache
 
-compilation_cache.SHORTEST = 0.0
+compilation_cache.MIN_COMPILE_SECS = 0.0
 folder = Path(os.environ["XDG_CACHE_HOME"])
 for number, uses in enumerate(%s):
     compilation_cache.use_compilation_cache(*uses)

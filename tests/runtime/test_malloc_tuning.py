@@ -13,9 +13,9 @@ from flaxresnet.runtime.errors import UserError
 # One process, for each imports JAX: what becomes of a block that is freed, and of a training step's scratch memory.
 PROGRAM = """
 import ctypes, json, resource
-from flaxresnet.runtime.malloc_tuning import keep_freed_memory, return_freed_memory
+from flaxresnet.runtime.malloc_tuning import disable_malloc_trim, malloc_trim
 
-if not keep_freed_memory():
+if not disable_malloc_trim():
     raise SystemExit("no mallopt")
 
 def resident():
@@ -25,7 +25,7 @@ block = ctypes.create_string_buffer(b"x" * (200 * 2**20))
 held = resident()
 del block
 kept = resident()
-returned = return_freed_memory()
+returned = malloc_trim()
 left = resident()
 
 import jax, jax.numpy as jnp, optax
@@ -77,10 +77,10 @@ def test_freed_memory_stays_until_returned():
 def test_training_and_the_commands_keep_freed_memory(monkeypatch, tmp_path, capsys):
     asked = []
     fit, main = import_module("flaxresnet.fitting"), import_module("flaxresnet.cli.main")
-    monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append("fit"))
+    monkeypatch.setattr(fit, "disable_malloc_trim", lambda: asked.append("fit"))
     with pytest.raises(UserError):
         fr.fit(fr.TrainConfig(data=str(tmp_path / "nowhere"), workdir=str(tmp_path / "run")))
-    monkeypatch.setattr(main, "keep_freed_memory", lambda: asked.append("command"))
+    monkeypatch.setattr(main, "disable_malloc_trim", lambda: asked.append("command"))
     monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", "resnet14", "--depth", "blocks"])
     assert main.main() == 0
     assert "resnet" in capsys.readouterr().out.lower()

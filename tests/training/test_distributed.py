@@ -187,7 +187,7 @@ def lose_a_process(start, workdir, count, epochs):
     processes[-1].kill()
     lost = time.monotonic()
     for left in processes[:-1]:
-        assert left.wait(PATIENCE) in (distributed.LOST, -signal.SIGABRT)
+        assert left.wait(PATIENCE) in (distributed.EXIT_TEMPFAIL, -signal.SIGABRT)
     assert time.monotonic() - lost < distributed.LOST_AFTER
     said = processes[0].log.read_text()
     assert "start all of them again to go on from the last checkpoint" in said or "another task died" in said
@@ -259,7 +259,7 @@ distributed.join_processes(coordinator_address={address!r}, num_processes=2, pro
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == distributed.LOST
+    assert done.returncode == distributed.EXIT_TEMPFAIL
     expected = (
         rf"error: the processes of the run \(--coordinator-address {address}\) did not all come together within 2 s"
     )
@@ -268,14 +268,14 @@ distributed.join_processes(coordinator_address={address!r}, num_processes=2, pro
 
 
 def test_processes_with_other_data_or_options_are_told_so(monkeypatch):
-    distributed.check_same(data="mine", seed=3)  # alone
+    distributed.require_equal_across_processes(data="mine", seed=3)  # alone
     for other, different in (({}, None), ({"data": "'yours'"}, "data"), ({"seed": "4"}, "seed")):
-        monkeypatch.setattr(distributed, "gathered", lambda mine, other=other: [mine, mine | other])
+        monkeypatch.setattr(distributed, "all_gather_json", lambda mine, other=other: [mine, mine | other])
         if different is None:
-            distributed.check_same(data="mine", seed=3)
+            distributed.require_equal_across_processes(data="mine", seed=3)
             continue
         with pytest.raises(UserError, match=rf"have different {different} \(process 0 has (mine|3)\); start all"):
-            distributed.check_same(data="mine", seed=3)
+            distributed.require_equal_across_processes(data="mine", seed=3)
 
 
 def test_what_the_first_process_cannot_do_none_does():
@@ -283,29 +283,29 @@ def test_what_the_first_process_cannot_do_none_does():
         raise fr.UserError("no room")
 
     with pytest.raises(fr.UserError, match="no room"):
-        distributed.by_the_first(fails)
-    assert distributed.by_the_first(lambda: 3) == 3
+        distributed.run_on_process_zero(fails)
+    assert distributed.run_on_process_zero(lambda: 3) == 3
 
 
 def test_a_mistake_of_the_first_process_ends_the_others(monkeypatch):
-    monkeypatch.setattr(distributed, "is_one_of_many", lambda: True)
-    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed, "is_process_zero", lambda: False)
     monkeypatch.setattr(distributed.multihost_utils, "sync_global_devices", lambda _: None)
     for failed in (False, True):
         monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda _, failed=failed: failed)
         if failed:
             with pytest.raises(fr.UserError, match="process 0 could not go on; see what it says"):
-                distributed.by_the_first(lambda: 1)
+                distributed.run_on_process_zero(lambda: 1)
         else:
-            assert distributed.by_the_first(lambda: 1) is None
+            assert distributed.run_on_process_zero(lambda: 1) is None
 
 
 def test_a_process_that_cannot_go_on_does_not_wait_for_the_others_for_long(monkeypatch, capfd):
     left = threading.Event()
-    monkeypatch.setattr(distributed, "is_one_of_many", lambda: True)
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
     monkeypatch.setattr(distributed, "LEAVE_WITHIN", 0.01)
     monkeypatch.setattr(distributed.os, "_exit", lambda status: status == 2 and left.set())
-    with pytest.raises(UserError, match="the disk is full"), distributed.leaving_in_time():
+    with pytest.raises(UserError, match="the disk is full"), distributed.exit_watchdog():
         raise UserError("the disk is full")
     assert left.wait(10)
     assert "error: the disk is full" in capfd.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, draw_blobs
 
 import flaxresnet as fr
-from flaxresnet.runtime.errors import Interrupted
+from flaxresnet.runtime.errors import TrainingInterrupted
 from flaxresnet.training import preemption, trainer
 from flaxresnet.training.preemption import Interruption
 
@@ -89,7 +89,9 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
 ):
     with monkeypatch.context() as patch:
         told_at(patch, step)
-        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"):
+        with pytest.raises(
+            TrainingInterrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"
+        ):
             train(pictures, tmp_path / "run")
     assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
     options = SMALL | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
@@ -140,7 +142,7 @@ def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "unfinished" / "8")
     told_at(monkeypatch, 7)
-    with pytest.raises(Interrupted):
+    with pytest.raises(TrainingInterrupted):
         train(pictures, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "unfinished").iterdir()] == ["7"]
 
@@ -163,7 +165,7 @@ def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_evaluate", evaluate)
         patch.setattr(Interruption, "wanted", lambda *_: signal.SIGINT if evaluating else None)
-        with pytest.raises(Interrupted) as stop:
+        with pytest.raises(TrainingInterrupted) as stop:
             train(pictures, tmp_path / "run")
     assert stop.value.status == 130
     assert figures(tmp_path / "run") == []
@@ -175,7 +177,7 @@ def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_pa
 def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
     before = signal.getsignal(number)
     with Interruption() as heard:
-        with pytest.raises(Interrupted, match="stopped; what had been written is kept") as stop:
+        with pytest.raises(TrainingInterrupted, match="stopped; what had been written is kept") as stop:
             signal.raise_signal(number)  # nothing to save yet
         assert stop.value.status == status
     with Interruption() as heard:
@@ -183,16 +185,16 @@ def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
         assert heard.wanted() is None
         signal.raise_signal(number)
         assert heard.wanted() == number
-        with pytest.raises(Interrupted):
+        with pytest.raises(TrainingInterrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
 def test_ctrl_c_reaches_all_processes(monkeypatch):
     sent = []
-    monkeypatch.setattr(preemption.distributed, "is_one_of_many", lambda: True)
-    monkeypatch.setattr(preemption.distributed, "told_to_stop", lambda asked: bool(sent))
-    monkeypatch.setattr(preemption.distributed, "gathered", lambda heard: [False, heard])
+    monkeypatch.setattr(preemption.distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(preemption.distributed, "preemption_requested", lambda asked: bool(sent))
+    monkeypatch.setattr(preemption.distributed, "all_gather_json", lambda heard: [False, heard])
     monkeypatch.setattr(preemption.os, "kill", lambda process, number: sent.append((process, number)))
     with Interruption() as heard:
         heard.begin()
@@ -226,5 +228,5 @@ def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path,
     with pytest.raises(RuntimeError, match="the worker is gone"):
         train(pictures, tmp_path / "run")
     monkeypatch.setattr(preemption.Interruption, "wanted", lambda *_: signal.SIGTERM)
-    with pytest.raises(Interrupted, match="after step 0"):
+    with pytest.raises(TrainingInterrupted, match="after step 0"):
         train(pictures, tmp_path / "run")

@@ -186,7 +186,9 @@ def training(
     """A training step of the tutorials' recipe, or with what another does to images, that are on the device already."""
     module, optimizer = network(model, conv, precision), make_optimizer(lambda _: 1e-3)
     config = TrainConfig(recipe=recipe)
-    step = make_train_step(module, optimizer, Preprocessing(size, size), config, lambda _: config.settings.augment)
+    step = make_train_step(
+        module, optimizer, Preprocessing(size, size), config, lambda _: config.resolved_recipe.augment
+    )
     fed = batches(batch_size, size)
     held = [initial_state(module, optimizer, size), Metrics.zero()]
     by = compile_sparingly if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does

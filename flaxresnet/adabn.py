@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from flaxresnet.classifier import Answers, Classifier
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
@@ -27,7 +27,9 @@ AT_ONCE = 32  # photos of a batch at most, which is normalised by its own statis
 ONE_CLASS = 0.8  # of the photos in one class are too many
 
 
-def adapt(run: str | Path, images: np.ndarray, target: str | Path, checkpoint: Which = "latest") -> str | None:
+def adapt(
+    run: str | Path, images: np.ndarray, target: str | Path, checkpoint: CheckpointChoice = "latest"
+) -> str | None:
     """Makes from a run another one, for photos of one place: the same weights, with batch norm's statistics of these.
 
     It answers photos like them better where they all differ from the training images in the same way, as by a lamp, a

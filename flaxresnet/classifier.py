@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxresnet.augment.geometric import sample_bilinear
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.lazy_images import StoredImages
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
@@ -75,14 +75,14 @@ class Classifier:
         class_names: tuple[str, ...],
         preprocessing: Preprocessing,
         trust: Trust | None = None,
-        mirrors: bool = False,
+        uses_hflip: bool = False,
     ) -> None:
         self.model = model
         self.variables = variables
         self.class_names = class_names
         self.preprocessing = preprocessing
         self.trust = trust
-        self.mirrors = mirrors
+        self.uses_hflip = uses_hflip
         folded, self._folded = fold_batch_norm(model, variables)
 
         def seen(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +98,7 @@ class Classifier:
         self._view = jax.jit(view)
 
     @classmethod
-    def load(cls, run: str | Path, checkpoint: Which = "latest", calibrated: bool = True) -> Self:
+    def load(cls, run: str | Path, checkpoint: CheckpointChoice = "latest", calibrated: bool = True) -> Self:
         """Loads a run's latest checkpoint, or the one that was best on the test images.
 
         Args:
@@ -112,7 +112,7 @@ class Classifier:
         warn_of_fallback()
         info, variables = load_run(run, checkpoint)
         trust = Trust.read(run, digest(variables["params"])) if calibrated else None
-        return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.mirrors)
+        return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.uses_hflip)
 
     @property
     def tells_strange(self) -> bool:
@@ -166,7 +166,7 @@ class Classifier:
 
     def _matrices(self) -> list[np.ndarray]:
         """Of the views besides the image as it is; see `sample_bilinear`."""
-        sides = (1, -1) if self.mirrors else (1,)
+        sides = (1, -1) if self.uses_hflip else (1,)
         return [np.diag([zoom, side * zoom]).astype(np.float32) for zoom in ZOOMS for side in sides][1:]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

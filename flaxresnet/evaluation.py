@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, same_data
 from flaxresnet.data.hand_signs.cache import default_signs
 from flaxresnet.data.open import open_dataset
@@ -115,7 +115,7 @@ def evaluate(
     run: str | Path,
     data: str | Path | None = None,
     *,
-    checkpoint: Which = "latest",
+    checkpoint: CheckpointChoice = "latest",
     split: Split | None = None,
     skip_bad: float = 0.0,
 ) -> Evaluation:

@@ -71,13 +71,13 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
     size, everyone = image_size_for(config, like), distributed.process_group()
-    splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.settings.centre)
+    splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.resolved_recipe.centre)
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
     for sentence in suspicions(splits):
         reporter.note(f"warning: {sentence}")
-    if config.init is None and (config.freeze or config.settings.head_epochs):
+    if config.init is None and (config.freeze or config.resolved_recipe.head_epochs):
         reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
     if begun:
         config = adopt(config, begun.config.network)

@@ -140,7 +140,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
     knowing, here = fr.Classifier.load(knowing_run), fr.Classifier.load(tmp_path / "here")
     assert here.temperature == knowing.temperature
     assert here.answers(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)).strange.all()
-    assert here.mirrors == knowing.mirrors
+    assert here.uses_hflip == knowing.uses_hflip
     assert fr.evaluate(tmp_path / "here").source == fr.evaluate(knowing_run).source
     config = replace(load_run(tmp_path / "here")[0].config, epochs=9)
     with pytest.raises(

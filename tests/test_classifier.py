@@ -52,19 +52,19 @@ def test_a_photo_is_answered_as_its_pixels_are(classifier, tmp_path):
 
 def test_views_are_those_that_training_had(finished_run):
     classifier = fr.Classifier.load(finished_run)
-    assert classifier.mirrors is False  # it was trained with --augment 0
+    assert classifier.uses_hflip is False  # it was trained with --augment 0
     images = blobs(3, seed=7).images
     _, embeddings = classifier.see(images)
     apply, seen = jax.jit(classifier.model.apply), {}
-    for mirrors in (False, True):
-        classifier.mirrors = mirrors
+    for uses_hflip in (False, True):
+        classifier.uses_hflip = uses_hflip
         averaged, same = classifier.see(images, views=True)
         np.testing.assert_array_equal(same, embeddings)
-        shapes = [(zoom, side) for zoom in (0.9, 1.0, 1.1) for side in ((1, -1) if mirrors else (1,))]
+        shapes = [(zoom, side) for zoom in (0.9, 1.0, 1.1) for side in ((1, -1) if uses_hflip else (1,))]
         views = [apply(classifier.variables, viewed(images, *shape)) for shape in shapes]
-        assert len(views) == (6 if mirrors else 3)
+        assert len(views) == (6 if uses_hflip else 3)
         np.testing.assert_allclose(averaged, np.mean(views, axis=0), rtol=1e-3, atol=1e-4)
-        seen[mirrors] = averaged
+        seen[uses_hflip] = averaged
     assert np.abs(seen[True] - seen[False]).max() > 1e-4
 
 

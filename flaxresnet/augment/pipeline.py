@@ -34,25 +34,25 @@ def make_inputs(
     them. The labels are the batch's, (batch,); where images are mixed, shares of the classes, (batch, classes).
     `cropped` says that random crops were taken where the images were decoded, from all the pixels that there are.
     """
-    settings = config.settings
-    crop = 1.0 if cropped else settings.crop
+    recipe = config.resolved_recipe
+    crop = 1.0 if cropped else recipe.crop
     seed_key = jax.random.key(config.seed)
 
     def inputs(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
         key = jax.random.fold_in(seed_key, step)
-        if settings.backgrounds:
-            images = replaced(jax.random.fold_in(key, BACKGROUND), images, settings.backgrounds)
-        if settings.augment or crop < 1 or config.mirrors:
-            strength = augmentation(step) if settings.augment else None
+        if recipe.backgrounds:
+            images = replaced(jax.random.fold_in(key, BACKGROUND), images, recipe.backgrounds)
+        if recipe.augment or crop < 1 or config.uses_hflip:
+            strength = augmentation(step) if recipe.augment else None
             images = augment(key, images, strength, config.flip, crop)
-        if settings.policy in POLICIES:
-            images = randomly_changed(jax.random.fold_in(key, POLICY), images, POLICIES[settings.policy])
-        if settings.erase:
-            images = erase(jax.random.fold_in(key, ERASE), images, settings.erase)
-        if settings.mixup or settings.cutmix:
+        if recipe.policy in POLICIES:
+            images = randomly_changed(jax.random.fold_in(key, POLICY), images, POLICIES[recipe.policy])
+        if recipe.erase:
+            images = erase(jax.random.fold_in(key, ERASE), images, recipe.erase)
+        if recipe.mixup or recipe.cutmix:
             shares = jax.nn.one_hot(labels, num_classes)
-            images, labels = mix(jax.random.fold_in(key, MIX), images, shares, settings.mixup, settings.cutmix)
+            images, labels = mix(jax.random.fold_in(key, MIX), images, shares, recipe.mixup, recipe.cutmix)
         return preprocessing.normalized(images), labels
 
     return inputs

@@ -8,7 +8,7 @@ import numpy as np
 from flaxresnet.adabn import adapt, evenly
 from flaxresnet.cli.image_args import Reader
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import data_for, require_size
 from flaxresnet.runs.run_dir import RunFolder
@@ -45,7 +45,7 @@ class Arguments:
     skip_bad: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
 

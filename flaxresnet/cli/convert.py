@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Preprocessing
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.runtime.atomic_io import oserror_as_user_error
@@ -36,7 +36,7 @@ class Arguments:
     world: Literal["torchvision", "huggingface"] | None = None
     """Whose names a .safetensors or .pth file gets. Left out: torchvision's, which timm shares."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """Of a run's folder: the weights after the last epoch, or those that were best on the test images."""
 
     class_names: str | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
@@ -23,7 +23,7 @@ class Arguments:
     run: str = positional("RUN")
     """Folder of the run (train.py's --workdir)."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
     host: str = "127.0.0.1"

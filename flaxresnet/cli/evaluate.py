@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.evaluation import Evaluation, Split, evaluate
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 
@@ -34,7 +34,7 @@ class Arguments:
     skip_bad: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
 
     split: Split | None = None

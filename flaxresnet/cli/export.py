@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runtime.errors import UserError
 
 
@@ -28,7 +28,7 @@ class Arguments:
     preprocessing: bool = True
     """The program takes uint8 RGB images and scales them; otherwise floats, scaled by the caller."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
 

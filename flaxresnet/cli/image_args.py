@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.image_folder import ENDINGS
 from flaxresnet.runtime.errors import UserError
 
@@ -58,7 +58,7 @@ class PhotoArguments:
     photos: tuple[str, ...] = positional("PHOTO…")
     """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """The weights after the last epoch, or those that were best on the test images."""
 
     top_k: int = 1

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from flaxresnet.config.validation import flag, words_for
+from flaxresnet.config.validation import flag, type_name
 from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ def _read_flags(arguments: type, words: Sequence[str]) -> dict[str, Any]:
 
 def _expected(arguments: type, error: argparse.ArgumentError) -> str:
     name = str(error.argument_name).removeprefix("--").replace("-", "_")
-    return words_for(_hint(arguments, name))
+    return type_name(_hint(arguments, name))
 
 
 def _read_positional(arguments: type, words: Sequence[str]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _convert(name: str, text: Any, hint: Any) -> Any:
             return next(choice for choice in typing.get_args(kind) if str(choice) == text)
         return kind(text)
     except (ValueError, StopIteration):
-        raise UserError(f"{name} must be {words_for(kind)}, not {text!r}") from None
+        raise UserError(f"{name} must be {type_name(kind)}, not {text!r}") from None
 
 
 def _unknown(words: Sequence[str], arguments: type) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.evaluation import judging
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 
@@ -30,7 +30,7 @@ class Arguments:
     skip_bad: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
 
-    checkpoint: Which = "latest"
+    checkpoint: CheckpointChoice = "latest"
     """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
 
 

@@ -9,25 +9,34 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 
 from flaxresnet.config.recipes import NETWORKS, RATE_IS_FOR, RECIPES, Model, Network, Optimizer, Policy, Recipe, Variant
-from flaxresnet.config.validation import FRACTION, POSITIVE, SHARE, Check, at_least, at_most, between, check_value
+from flaxresnet.config.validation import (
+    POSITIVE,
+    UNIT_CLOSED_OPEN,
+    UNIT_OPEN_CLOSED,
+    Check,
+    at_least,
+    at_most,
+    between,
+    check_value,
+)
 from flaxresnet.runtime.errors import UserError
 
-Which = Literal["latest", "best"]  # of a run's checkpoints: after the last epoch, or the best on the test images
+CheckpointChoice = Literal["latest", "best"]  # after the last epoch, or the best on the test images
 Defaults = TypeVar("Defaults", Recipe, Network)
-MOST_EPOCHS = 1_000_000
-MOST_STEPS = 2**31 - 1  # that are counted in 32 bits
-PARTS = ("stem", "stage2", "stage3", "stage4", "stage5")
+MAX_EPOCHS = 1_000_000
+MAX_STEPS = 2**31 - 1  # that are counted in 32 bits
+STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
 
 
 IMAGE_SIZE: Check = (lambda value: min(value) >= 32 and max(value) <= 2**16, "two numbers of 32 or more")
 NOT_EMPTY: Check = (lambda value: value != ""), "a name"
-PARTS_LIST: Check = (
-    (lambda value: set(value.replace(" ", "").split(",")) <= {*PARTS, "backbone"}),
-    f"backbone, or some of {','.join(PARTS)}, divided by commas",
+STAGE_LIST: Check = (
+    (lambda value: set(value.replace(" ", "").split(",")) <= {*STAGES, "backbone"}),
+    f"backbone, or some of {','.join(STAGES)}, divided by commas",
 )
 
 
-def option(default: Any, *checks: Check) -> Any:
+def field_with_checks(default: Any, *checks: Check) -> Any:
     return field(default=default, metadata={"checks": checks})
 
 
@@ -44,43 +53,43 @@ class TrainConfig:
     data: str | None = None
     """HDF5 or ArrayRecord files, or a folder of pictures for each class. Left out: datasets/, or drawn hand signs."""
 
-    image_size: tuple[int, int] | None = option(None, IMAGE_SIZE)
+    image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
     """Height and width that pictures in folders are brought to. Left out: those of --init, or 64 64."""
 
-    skip_bad: float = option(0.0, FRACTION)
+    skip_bad: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
     """Largest share of unreadable images that is left out; with more the run does not begin."""
 
-    workdir: str = option("runs/default", NOT_EMPTY)
+    workdir: str = field_with_checks("runs/default", NOT_EMPTY)
     """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
 
     input: Literal["auto", "memory", "stream"] = "auto"
     """Where images are: in memory, on the devices; or on disk, read while training. auto: in memory if they are few."""
 
-    workers: int | None = option(None, at_least(0), at_most(1024))
+    workers: int | None = field_with_checks(None, at_least(0), at_most(1024))
     """Processes that read images; 0: threads of this one. Left out: 0 on two cores, else cores but one, up to 16."""
 
-    epochs: int = option(20, at_least(1), at_most(MOST_EPOCHS))
+    epochs: int = field_with_checks(20, at_least(1), at_most(MAX_EPOCHS))
     """Passes over the training images, counted from the beginning of the run."""
 
-    batch_size: int = option(32, at_least(1), at_most(MOST_STEPS))
+    batch_size: int = field_with_checks(32, at_least(1), at_most(MAX_STEPS))
     """Images in a training step, over all devices together."""
 
-    accumulate: int = option(1, at_least(1), at_most(MOST_STEPS))
+    accumulate: int = field_with_checks(1, at_least(1), at_most(MAX_STEPS))
     """Parts that a batch goes through the network in, to save memory, for one step; batch norm sees each part alone."""
 
-    norm_batch: int | None = option(None, at_least(1), at_most(MOST_STEPS))
+    norm_batch: int | None = field_with_checks(None, at_least(1), at_most(MAX_STEPS))
     """Images that batch norm takes its statistics over in training. Left out: all of the batch, or of its part."""
 
-    seed: int = option(0, between(0, 2**32 - 1))
+    seed: int = field_with_checks(0, between(0, 2**32 - 1))
     """Start of all random numbers: first weights, order of the images, augmentation."""
 
     recipe: Literal["robust", "fast", "tutorial", "finetune", "imagenet"] = "robust"
     """robust: others' photos. fast: few epochs. tutorial: as in Keras. finetune: from --init. imagenet: many images."""
 
-    init: str | None = option(None, NOT_EMPTY)
+    init: str | None = field_with_checks(None, NOT_EMPTY)
     """Weights to start from: a Keras or PyTorch file, a run's folder or a Hugging Face model; the network is theirs."""
 
-    freeze: str | None = option(None, PARTS_LIST)
+    freeze: str | None = field_with_checks(None, STAGE_LIST)
     """Parts that do not learn, batch norm's statistics among them: stem,stage2,…,stage5; backbone is all of them."""
 
     model: Model | None = None
@@ -89,7 +98,7 @@ class TrainConfig:
     variant: Variant | None = None
     """Written as in the tutorials, Keras Applications, or torchvision. Left out: that of --init, or of the recipe."""
 
-    width: int | None = option(None, at_least(1), at_most(4096))
+    width: int | None = field_with_checks(None, at_least(1), at_most(4096))
     """Features of the first convolution, on which all others' depend. Left out: those of --init, or 64."""
 
     stem_relu: bool | None = None
@@ -101,73 +110,73 @@ class TrainConfig:
     optimizer: Optimizer | None = None
     """adam, sgd (Nesterov's momentum of 0.9), adamw (Adam with weight decay), or lamb, for batches of thousands."""
 
-    learning_rate: float | None = option(None, POSITIVE)
+    learning_rate: float | None = field_with_checks(None, POSITIVE)
     """The optimiser's step size; where the schedule changes it, the highest. Left out: the recipe's."""
 
     schedule: Literal["constant", "cosine"] | None = None
     """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""
 
-    warmup_epochs: float | None = option(None, at_least(0), at_most(MOST_EPOCHS))
+    warmup_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
     """Epochs in which the learning rate rises from zero."""
 
-    weight_decay: float | None = option(None, at_least(0))
+    weight_decay: float | None = field_with_checks(None, at_least(0))
     """Pull of kernels towards zero, not of biases and batch norm; for sgd an L2 term in the gradient. Not for adam."""
 
-    clip: float | None = option(None, at_least(0))
+    clip: float | None = field_with_checks(None, at_least(0))
     """Largest norm of the gradient of all parameters together; longer ones are shortened to it. 0: any."""
 
-    ema: float | None = option(None, FRACTION)
+    ema: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Decay of an average of the weights over the steps, which is what is evaluated and predicts. 0: no average."""
 
-    label_smoothing: float | None = option(None, FRACTION)
+    label_smoothing: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Share of the target probability that is spread evenly over all classes."""
 
-    augment: float | None = option(None, between(0, 2))
+    augment: float | None = field_with_checks(None, between(0, 2))
     """Strength of random geometry, light, colour, blur and noise; 0: none of these (see --flip, --backgrounds)."""
 
-    augment_ramp: float | None = option(None, at_least(0), at_most(MOST_EPOCHS))
+    augment_ramp: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
     """Epochs in which the augmentation grows from nothing to its strength."""
 
-    backgrounds: float | None = option(None, between(0, 1))
+    backgrounds: float | None = field_with_checks(None, between(0, 1))
     """Share of the images with a plain background that get another one at random."""
 
-    crop: float | None = option(None, SHARE)
+    crop: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
     """Smallest share of an image's area in a random crop, which is brought to the full size. 1: no crops."""
 
-    centre: float | None = option(None, SHARE)
+    centre: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
     """Share of a test picture's shorter side that evaluation and prediction take, at its middle. 1: whole pictures."""
 
     policy: Policy | None = None
     """trivial: one random change an image, of any strength (TrivialAugment); rand: two strong ones (RandAugment)."""
 
-    erase: float | None = option(None, between(0, 1))
+    erase: float | None = field_with_checks(None, between(0, 1))
     """Share of the images in which a random box is replaced by noise (random erasing)."""
 
-    mixup: float | None = option(None, at_least(0), at_most(1000))
+    mixup: float | None = field_with_checks(None, at_least(0), at_most(1000))
     """Alpha of mixup: images and labels averaged in pairs; with --cutmix too a batch takes one of the two. 0: off."""
 
-    cutmix: float | None = option(None, at_least(0), at_most(1000))
+    cutmix: float | None = field_with_checks(None, at_least(0), at_most(1000))
     """Alpha of CutMix: a box of one image is laid into another, and labels are mixed by its share. 0: off."""
 
     flip: bool = True
     """--augment, --crop and --policy mirror half of the images; turn it off where left and right differ in meaning."""
 
-    momentum: float | None = option(None, FRACTION)
+    momentum: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Momentum of batch norm's running averages."""
 
-    residual_scale: float | None = option(None, between(0, 1))
+    residual_scale: float | None = field_with_checks(None, between(0, 1))
     """Start of the scale of each block's last batch norm; at 0 a block starts as its shortcut alone."""
 
-    head_epochs: float | None = option(None, at_least(0), at_most(MOST_EPOCHS))
+    head_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
     """Epochs at the beginning in which only the last layer learns."""
 
-    layer_decay: float | None = option(None, SHARE)
+    layer_decay: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
     """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
 
     keep_statistics: bool | None = None
     """Batch norm's statistics stay as --init has them while the weights learn; for batches of a few images."""
 
-    recalibrate: int = option(512, at_least(0), at_most(MOST_STEPS))
+    recalibrate: int = field_with_checks(512, at_least(0), at_most(MAX_STEPS))
     """Images, augmented as in training, to measure batch norm's statistics on, unless kept; 0: running averages."""
 
     report: bool = True
@@ -179,7 +188,7 @@ class TrainConfig:
     profile: bool = False
     """Write a trace of five training steps into the folder profile in the workdir, for XProf or TensorBoard."""
 
-    checkpoint_steps: int = option(1000, at_least(1), at_most(MOST_STEPS))
+    checkpoint_steps: int = field_with_checks(1000, at_least(1), at_most(MAX_STEPS))
     """Training steps between checkpoints within an epoch; after an epoch there is one in any case."""
 
     shard_optimizer: bool = False
@@ -188,13 +197,13 @@ class TrainConfig:
     distributed: bool = False
     """Train with the other processes of this job, as Slurm, Open MPI, Kubernetes or a TPU tells of them."""
 
-    coordinator_address: str | None = option(None, NOT_EMPTY)
+    coordinator_address: str | None = field_with_checks(None, NOT_EMPTY)
     """HOST:PORT of process 0, where nothing tells: the same for all processes."""
 
-    num_processes: int | None = option(None, at_least(1), at_most(2**20))
+    num_processes: int | None = field_with_checks(None, at_least(1), at_most(2**20))
     """How many processes train together, where nothing tells."""
 
-    process_id: int | None = option(None, at_least(0), at_most(2**20))
+    process_id: int | None = field_with_checks(None, at_least(0), at_most(2**20))
     """Which of them this is, from 0, where nothing tells."""
 
     resume: bool = True
@@ -219,18 +228,18 @@ class TrainConfig:
                 object.__setattr__(self, f.name, value.item())
 
     @property
-    def settings(self) -> Recipe:
+    def resolved_recipe(self) -> Recipe:
         """The recipe's options, with those given explicitly in place of the recipe's."""
         recipe = RECIPES[self.recipe]
         share = self.batch_size / RATE_IS_FOR.get(self.recipe, self.batch_size)
-        return self._over(dataclasses.replace(recipe, learning_rate=recipe.learning_rate * share))
+        return self._override(dataclasses.replace(recipe, learning_rate=recipe.learning_rate * share))
 
     @property
     def network(self) -> Network:
         """Which network, with what was left out filled in."""
-        return self._over(NETWORKS.get(self.recipe, Network()))
+        return self._override(NETWORKS.get(self.recipe, Network()))
 
-    def _over(self, defaults: Defaults) -> Defaults:
+    def _override(self, defaults: Defaults) -> Defaults:
         """The defaults, with the options that were given in their place."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(defaults)}
         return dataclasses.replace(defaults, **{name: value for name, value in options.items() if value is not None})
@@ -239,22 +248,22 @@ class TrainConfig:
     def frozen(self) -> tuple[str, ...]:
         """The parts of the network that `freeze` names."""
         named = self.freeze.replace(" ", "").split(",") if self.freeze else []
-        return PARTS if "backbone" in named else tuple(part for part in PARTS if part in named)
+        return STAGES if "backbone" in named else tuple(part for part in STAGES if part in named)
 
     @property
     def measures_statistics(self) -> bool:
         """Whether batch norm's statistics are measured for evaluation: not where all of them stay as they are."""
-        return self.recalibrate > 0 and not self.settings.keep_statistics and self.frozen != PARTS
+        return self.recalibrate > 0 and not self.resolved_recipe.keep_statistics and self.frozen != STAGES
 
     @property
-    def mirrors(self) -> bool:
+    def uses_hflip(self) -> bool:
         """Whether half of the images are mirrored: with any of what changes where in an image things are."""
-        settings = self.settings
-        return self.flip and (settings.augment > 0 or settings.crop < 1 or settings.policy != "none")
+        recipe = self.resolved_recipe
+        return self.flip and (recipe.augment > 0 or recipe.crop < 1 or recipe.policy != "none")
 
     def check(self) -> None:
         """Raises UserError where options that are well each by itself do not fit together."""
-        settings, part = self.settings, self.batch_size // self.accumulate
+        recipe, part = self.resolved_recipe, self.batch_size // self.accumulate
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}; give a divisor of it"
@@ -265,30 +274,30 @@ class TrainConfig:
                 f"--norm-batch {self.norm_batch} does not divide --batch-size {self.batch_size}{parts}; "
                 f"give a divisor of {part}"
             )
-        if settings.weight_decay and settings.optimizer == "adam":
+        if recipe.weight_decay and recipe.optimizer == "adam":
             raise UserError(
-                f"--weight-decay {settings.weight_decay} is not for --optimizer adam, whose steps would undo it; "
+                f"--weight-decay {recipe.weight_decay} is not for --optimizer adam, whose steps would undo it; "
                 "give --optimizer adamw, or --weight-decay 0"
             )
-        if settings.keep_statistics and not self.init:
+        if recipe.keep_statistics and not self.init:
             raise UserError(
                 "--keep-statistics needs --init, whose statistics of batch norm it keeps; give --init, or "
                 "--no-keep-statistics"
             )
-        if settings.keep_statistics and self.norm_batch:
+        if recipe.keep_statistics and self.norm_batch:
             raise UserError(
                 f"--norm-batch {self.norm_batch} says what batch norm takes its statistics over, which "
                 "--keep-statistics keeps as they are; leave one of them out"
             )
-        if settings.ema and not self.recalibrate and not settings.keep_statistics and self.frozen != PARTS:
+        if recipe.ema and not self.recalibrate and not recipe.keep_statistics and self.frozen != STAGES:
             raise UserError(
-                f"--ema {settings.ema} needs --recalibrate above 0, for batch norm's running averages are those of "
+                f"--ema {recipe.ema} needs --recalibrate above 0, for batch norm's running averages are those of "
                 "the weights before averaging; leave --recalibrate out, or give --ema 0"
             )
 
     def resolve(self) -> Self:
         """The same configuration with every option filled in that was left to the recipe or to the network."""
-        return dataclasses.replace(self, **dataclasses.asdict(self.settings), **dataclasses.asdict(self.network))
+        return dataclasses.replace(self, **dataclasses.asdict(self.resolved_recipe), **dataclasses.asdict(self.network))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -26,9 +26,9 @@ def between(low: float, high: float) -> Check:
     return (lambda value: low <= value <= high), f"between {low} and {high}"
 
 
-SHARE: Check = (lambda value: 0 < value <= 1), "above 0 and at most 1"
+UNIT_OPEN_CLOSED: Check = (lambda value: 0 < value <= 1), "above 0 and at most 1"
 POSITIVE: Check = (lambda value: 0 < value < math.inf), "above 0"
-FRACTION: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
+UNIT_CLOSED_OPEN: Check = (lambda value: 0 <= value < 1), "at least 0 and below 1"
 
 
 def flag(name: str) -> str:
@@ -42,24 +42,24 @@ def check_value(name: str, value: Any, hint: Any, checks: Sequence[Check] = ()) 
     if value is None and type(None) in kinds:
         return
     if not any(_is_of_type(value, kind) for kind in kinds):
-        raise UserError(f"{flag(name)} must be {words_for(hint)}, not {value!r}")
+        raise UserError(f"{flag(name)} must be {type_name(hint)}, not {value!r}")
     for holds, words in checks:
         if not holds(value):
             raise UserError(f"{flag(name)} must be {words}, not {value!r}")
 
 
-def words_for(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """Describes the values of a type in a user's words: `int | None` → "a whole number"."""
-    return " or ".join(_words_for_kind(kind) for kind in _kinds(hint) if kind is not type(None))
+    return " or ".join(_kind_name(kind) for kind in _kinds(hint) if kind is not type(None))
 
 
-def _words_for_kind(kind: Any) -> str:
+def _kind_name(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     words[tuple[int, int]] = "two whole numbers"
     if kind in words:
         return words[kind]
     if typing.get_origin(kind) is tuple:
-        return f"one or more of: {words_for(typing.get_args(kind)[0])}"
+        return f"one or more of: {type_name(typing.get_args(kind)[0])}"
     return " or ".join(repr(choice) for choice in typing.get_args(kind))
 
 

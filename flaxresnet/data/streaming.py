@@ -19,7 +19,7 @@ from flaxresnet.data.loader import Batch, padded, places_of_step
 from flaxresnet.data.preprocess import RandomCrop
 
 CROP_STREAM = 0xC209  # apart from the order of the images
-MOST_STEPS = 2**40  # of a run; Grain asks for a number
+MAX_STEPS = 2**40  # of a run; Grain asks for a number
 MOST_WORKERS = 16
 FEW_CORES = 2
 AHEAD = 2  # batches that a worker process reads ahead
@@ -53,7 +53,7 @@ class StreamSource:
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
         read = ReadStep(self._dataset, self._batch_size, self._rows, seed, self._crop)
-        return self._batches(read, range(first, MOST_STEPS), self._workers)
+        return self._batches(read, range(first, MAX_STEPS), self._workers)
 
     def at(self, places: list[np.ndarray]) -> Generator[Batch]:
         read = ReadPlaces(self._dataset, self._batch_size, self._rows, places)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import Classifier
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.dataset import Dataset, Splits, same_data
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
 from flaxresnet.reliability.calibration import softmax
@@ -48,7 +48,7 @@ class Findings:
     assessment: Assessment
     robustness: Robustness
     mistakes: list[tuple[np.ndarray, int, int, float]]
-    checkpoint: Which
+    checkpoint: CheckpointChoice
     test_fingerprint: str
     path: str | None = None
 
@@ -83,7 +83,7 @@ class Findings:
             yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
 
 
-def investigate(run: str | Path, splits: Splits, checkpoint: Which = "latest") -> Findings:
+def investigate(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = "latest") -> Findings:
     """Looks at a run.
 
     Args:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError
@@ -183,7 +183,7 @@ class Checkpoints(_Folder):
             require_same(self._checksums(step), {"figures": checksum_of_row(row)})
         return row
 
-    def restore_variables(self, variables: Any, which: Which = "latest") -> Any:
+    def restore_variables(self, variables: Any, which: CheckpointChoice = "latest") -> Any:
         """Parameters and measured statistics for prediction.
 
         Args:
@@ -269,7 +269,7 @@ def _reason(error: Exception) -> str:
     return known[0] if known else text.splitlines()[0]
 
 
-def load_run(run: str | Path, which: Which = "latest") -> tuple[RunInfo, Any]:
+def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunInfo, Any]:
     """A run's description and its variables for prediction, {"params", "batch_stats"}.
 
     Args:

@@ -85,11 +85,11 @@ class RunInfo:
             num_classes=len(self.class_names),
             width=network.width,
             stem_relu=network.stem_relu,
-            momentum=c.settings.momentum,
-            residual_scale=c.settings.residual_scale,
+            momentum=c.resolved_recipe.momentum,
+            residual_scale=c.resolved_recipe.residual_scale,
             dtype=jnp.dtype(c.precision),
             frozen=c.frozen,
-            keep_statistics=c.settings.keep_statistics,
+            keep_statistics=c.resolved_recipe.keep_statistics,
             norm_batch=c.norm_batch,
         )
 
@@ -100,7 +100,7 @@ class RunInfo:
             if name not in MAY_CHANGE and value != theirs[name]:
                 yield f"{flag(name)} {theirs[name]}, not {value}", name in MAY_CHANGE_WHEN_TOLD
         streamed = [bool(run.data.get("streamed")) for run in (self, other)]
-        if self.config.settings.crop < 1 and streamed[0] != streamed[1]:
+        if self.config.resolved_recipe.crop < 1 and streamed[0] != streamed[1]:
             where = {True: "decoded, from whole pictures (--input stream)", False: "trained on (--input memory)"}
             yield f"random crops taken where images are {where[streamed[1]]}", True
         if self.preprocessing != other.preprocessing:

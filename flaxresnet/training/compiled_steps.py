@@ -105,7 +105,9 @@ class Programs:
         self._kept = kept_programs(info, keep, batch, sample)
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
-        first = partial(TrainState.create, self._model, optimizer, key, (height, width), info.config.settings.ema > 0)
+        first = partial(
+            TrainState.create, self._model, optimizer, key, (height, width), info.config.resolved_recipe.ema > 0
+        )
         kept_step = self._kept.load("train_step")
         shapes = state_taken_by(kept_step) if kept_step else jax.eval_shape(first)
         metrics = jax.eval_shape(Metrics.zero)

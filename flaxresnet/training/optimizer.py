@@ -7,7 +7,7 @@ import jax
 import optax
 
 from flaxresnet.config.recipes import Optimizer
-from flaxresnet.config.train_config import PARTS
+from flaxresnet.config.train_config import STAGES
 from flaxresnet.models.resnet import part_of
 
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-7}  # Keras's constants
@@ -60,7 +60,7 @@ def make_optimizer(
 
 
 def _scaled(updates: Any, decay: float) -> Any:
-    factors = {part: decay**distance for distance, part in enumerate(("head", *reversed(PARTS)))}
+    factors = {part: decay**distance for distance, part in enumerate(("head", *reversed(STAGES)))}
     return {layer: jax.tree.map(lambda u: u * factors[part_of(layer)], tree) for layer, tree in updates.items()}  # noqa: B023 - called at once
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from flaxresnet.config.recipes import Network
-from flaxresnet.config.train_config import PARTS, TrainConfig
+from flaxresnet.config.train_config import STAGES, TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import part_of
 from flaxresnet.runs.checkpoint_manager import steps_in
@@ -104,6 +104,6 @@ def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:
     def said(parts: list[str]) -> str:
         return f"{', '.join(parts)} ({sum(counts[part] for part in parts):,} parameters)"
 
-    present = [part for part in (*PARTS, "head") if part in counts]
+    present = [part for part in (*STAGES, "head") if part in counts]
     frozen_ones, learning = ([part for part in present if (part in frozen) is stays] for stays in (True, False))
     return f"frozen: {said(frozen_ones)}; learning: {said(learning)}"

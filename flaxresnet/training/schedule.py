@@ -2,15 +2,15 @@
 
 import optax
 
-from flaxresnet.config.train_config import MOST_STEPS, TrainConfig
+from flaxresnet.config.train_config import MAX_STEPS, TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.runtime.errors import UserError
 
 
 def steps_for(option: str, epochs: float, steps_per_epoch: int) -> int:
     """The steps of as many epochs as an option says; raises UserError where these are more than can be counted."""
-    if epochs * steps_per_epoch > MOST_STEPS:
-        many = f"{epochs * steps_per_epoch:.3g} steps, more than the {MOST_STEPS:,} that can be counted"
+    if epochs * steps_per_epoch > MAX_STEPS:
+        many = f"{epochs * steps_per_epoch:.3g} steps, more than the {MAX_STEPS:,} that can be counted"
         raise UserError(f"{flag(option)} {epochs} is {many}; give fewer epochs")
     return round(epochs * steps_per_epoch)
 
@@ -21,13 +21,13 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     The cosine ends with the last step of `config.epochs`
     (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts). Raises as `steps_for` does.
     """
-    settings = config.settings
-    peak, warmup = settings.learning_rate, steps_for("warmup_epochs", settings.warmup_epochs, steps_per_epoch)
+    recipe = config.resolved_recipe
+    peak, warmup = recipe.learning_rate, steps_for("warmup_epochs", recipe.warmup_epochs, steps_per_epoch)
     total = steps_for("epochs", config.epochs, steps_per_epoch)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, max(1, total - warmup)),
-    }[settings.schedule]()
+    }[recipe.schedule]()
     if warmup == 0:
         return after
     # Step 0 takes the first rung, not a rate of zero, which would waste it.
@@ -41,6 +41,6 @@ def make_augmentation(config: TrainConfig, steps_per_epoch: int) -> optax.Schedu
     A network that is given distorted images from the first step on takes epochs to learn anything at all. Raises as
     `steps_for` does.
     """
-    settings = config.settings
-    ramp = steps_for("augment_ramp", settings.augment_ramp, steps_per_epoch)
-    return optax.linear_schedule(0.0, settings.augment, ramp) if ramp else optax.constant_schedule(settings.augment)
+    recipe = config.resolved_recipe
+    ramp = steps_for("augment_ramp", recipe.augment_ramp, steps_per_epoch)
+    return optax.linear_schedule(0.0, recipe.augment, ramp) if ramp else optax.constant_schedule(recipe.augment)

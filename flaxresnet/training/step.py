@@ -40,13 +40,13 @@ def make_train_step(
     another, and the step follows the mean of their gradients: the same step in less memory, but for batch norm, which
     normalises each part with the part's own statistics and moves its running averages at every part.
     """
-    settings = config.settings
+    recipe = config.resolved_recipe
     inputs = make_inputs(preprocessing, config, augmentation, model.num_classes, cropped)
 
     def objective(trained: Any, rest: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Any:
         variables = {"params": rest | trained, "batch_stats": batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        targets = optax.smooth_labels(as_shares(labels, model.num_classes), settings.label_smoothing)
+        targets = optax.smooth_labels(as_shares(labels, model.num_classes), recipe.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
 
     slope = jax.value_and_grad(objective, has_aux=True)
@@ -68,7 +68,7 @@ def make_train_step(
             params=state.params | trained,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            averaged=moved_average(state.averaged, trained if state.averaged else {}, state.step, settings.ema),
+            averaged=moved_average(state.averaged, trained if state.averaged else {}, state.step, recipe.ema),
         )
         return new_state, metrics.mark(value, state.step + 1).add(losses, hits, jnp.ones(len(images)))
 

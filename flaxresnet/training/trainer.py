@@ -123,10 +123,10 @@ class Trainer:
         return programs
 
     def _optimizer(self) -> optax.GradientTransformation:
-        settings = self.config.settings
-        head_steps = steps_for("head_epochs", settings.head_epochs, self.train.steps_per_epoch)
-        kind = settings.optimizer, settings.weight_decay, settings.clip
-        return make_optimizer(self.schedule, settings.layer_decay, head_steps, *kind)
+        recipe = self.config.resolved_recipe
+        head_steps = steps_for("head_epochs", recipe.head_epochs, self.train.steps_per_epoch)
+        kind = recipe.optimizer, recipe.weight_decay, recipe.clip
+        return make_optimizer(self.schedule, recipe.layer_decay, head_steps, *kind)
 
     def run(self) -> Run:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
@@ -162,7 +162,7 @@ class Trainer:
             self.reporter.note(self._where_it_goes_on(step, rows[-1]["epoch"] if rows else 0))
         if self.config.frozen:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
-        if self.config.settings.keep_statistics:
+        if self.config.resolved_recipe.keep_statistics:
             self.reporter.note("batch norm's statistics stay as the weights have them")
         if distributed.is_process_zero() and (kept := self.folder.write_metrics(rows)):
             self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")

@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from flaxresnet.config.train_config import Which
+from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.io import SUFFIXES, read_weights
 from flaxresnet.weights.pretrained import Weights
@@ -14,7 +14,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_weights(source: str, checkpoint: Which = "latest") -> Weights:
+def open_weights(source: str, checkpoint: CheckpointChoice = "latest") -> Weights:
     """The weights of a run's folder, a file, or a model on the hub, such as `"microsoft/resnet-50"`.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxresnet.config.train_config import TrainConfig, Which
+from flaxresnet.config.train_config import CheckpointChoice, TrainConfig
 from flaxresnet.reliability.calibration_file import Trust
 from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
@@ -16,7 +16,7 @@ from flaxresnet.weights import flat_params
 from flaxresnet.weights.pretrained import Weights
 
 
-def read_run(run: str | Path, checkpoint: Which = "latest") -> Weights:
+def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> Weights:
     """A run's weights, with the statistics that it was evaluated with. Raises UserError as `Classifier.load` does."""
     info, variables = load_run(run, checkpoint)
     return Weights(

@@ -17,7 +17,7 @@ from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import SIZES, VARIANTS
 from flaxresnet.runtime.errors import UserError
 
-PARTS_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
+STAGE_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
 MODELS = " or ".join(map(repr, SIZES))
 
 NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
@@ -261,10 +261,10 @@ def test_the_recipe_and_the_network_fill_in_what_was_left_to_them_and_nothing_el
 @pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.1), (1024, 0.4), (32, 0.0125)])
 def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_size, rate):
     given = TrainConfig(recipe="imagenet", batch_size=batch_size)
-    assert given.settings.learning_rate == pytest.approx(rate)
+    assert given.resolved_recipe.learning_rate == pytest.approx(rate)
     assert given.resolve().resolve().learning_rate == pytest.approx(rate)
-    assert dataclasses.replace(given, learning_rate=0.3).settings.learning_rate == 0.3
-    assert TrainConfig(recipe="fast", batch_size=batch_size).settings.learning_rate == 2e-3
+    assert dataclasses.replace(given, learning_rate=0.3).resolved_recipe.learning_rate == 0.3
+    assert TrainConfig(recipe="fast", batch_size=batch_size).resolved_recipe.learning_rate == 2e-3
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,8 @@ def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_s
         ({"augment": 0, "mixup": 0.2, "erase": 0.25}, False),
     ],
 )
-def test_images_are_mirrored_with_whatever_changes_positions(options, mirrors):
-    assert TrainConfig(**options).mirrors is mirrors
+def test_images_are_mirrored_with_whatever_changes_positions(options, uses_hflip):
+    assert TrainConfig(**options).uses_hflip is uses_hflip
 
 
 CONTRADICTIONS = [
@@ -411,8 +411,8 @@ MISTAKES = [
     ("recipe", "fancy", f"--recipe must be {RECIPE_WORDS}, not 'fancy'"),
     ("init", "", "--init must be a name, not ''"),
     ("init", 3, "--init must be text, not 3"),
-    ("freeze", "stage9", f"--freeze must be {PARTS_WORDS}, not 'stage9'"),
-    ("freeze", "", f"--freeze must be {PARTS_WORDS}, not ''"),
+    ("freeze", "stage9", f"--freeze must be {STAGE_WORDS}, not 'stage9'"),
+    ("freeze", "", f"--freeze must be {STAGE_WORDS}, not ''"),
     ("head_epochs", -1, "--head-epochs must be at least 0, not -1"),
     ("layer_decay", 0, "--layer-decay must be above 0 and at most 1, not 0"),
     ("layer_decay", 1.5, "--layer-decay must be above 0 and at most 1, not 1.5"),

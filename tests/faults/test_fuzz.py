@@ -414,7 +414,7 @@ def build(config):
     schedule = make_schedule(config, STEPS)
     for step in (0, 1, STEPS):
         float(schedule(step)), float(make_augmentation(config, STEPS)(step))
-    chosen = config.settings
+    chosen = config.resolved_recipe
     head = steps_for("head_epochs", chosen.head_epochs, STEPS)
     kind = chosen.optimizer, chosen.weight_decay, chosen.clip
     optimizer = make_optimizer(schedule, chosen.layer_decay, head, *kind)

@@ -38,14 +38,16 @@ def state():
 @functools.cache  # a program takes seconds to compile
 def train_step(**options):
     config = fr.TrainConfig(recipe="tutorial", **options)
-    return jax.jit(make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.settings.augment))
+    return jax.jit(
+        make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.augment)
+    )
 
 
 @functools.cache
 def inputs(**options):
     """Returns the compiled part of a training step before the network: (step, batch) → (images, labels)."""
     config = fr.TrainConfig(recipe="tutorial", **options)
-    return jax.jit(make_inputs(PREPROCESSING, config, lambda _: config.settings.augment, 3))
+    return jax.jit(make_inputs(PREPROCESSING, config, lambda _: config.resolved_recipe.augment, 3))
 
 
 def test_scores_are_stable_for_logits_of_any_size():
@@ -114,7 +116,7 @@ def close(a, b):
 
 def one_step(model, state, batch=None, **options):
     config = fr.TrainConfig(recipe="tutorial", **options)
-    step = make_train_step(model, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.settings.augment)
+    step = make_train_step(model, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.augment)
     return jax.jit(step)(state, Metrics.zero(), some_batch() if batch is None else batch)
 
 

@@ -38,11 +38,11 @@ def saved_bytes(workdir) -> list[bytes]:
     from flaxresnet.training.optimizer import make_optimizer
     from flaxresnet.training.schedule import make_schedule
 
-    settings = info.config.settings
-    kind = settings.optimizer, settings.weight_decay, settings.clip
-    optimizer = make_optimizer(make_schedule(info.config, 5), settings.layer_decay, 0, *kind)
+    recipe = info.config.resolved_recipe
+    kind = recipe.optimizer, recipe.weight_decay, recipe.clip
+    optimizer = make_optimizer(make_schedule(info.config, 5), recipe.layer_decay, 0, *kind)
     size = (info.preprocessing.height, info.preprocessing.width)
-    averaging = info.config.settings.ema > 0
+    averaging = info.config.resolved_recipe.ema > 0
     shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size, averaging))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         items, _ = checkpoints.restore(shapes.items)

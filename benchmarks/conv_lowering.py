@@ -20,8 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.models.conv import lies_features_first
-from flaxresnet.models.cpu.conv_algorithms import ROWS, Window, features_first
+from flaxresnet.models.conv import use_ohwi_layout
+from flaxresnet.models.cpu.conv_algorithms import ROWS, ConvParams, features_first
 from flaxresnet.models.cpu.conv_heuristics import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
@@ -71,7 +71,7 @@ class Layer:
     channels: int
     kernel: int
     features: int
-    window: Window
+    window: ConvParams
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -86,8 +86,8 @@ class Layer:
 def layers(image_size: int, pointwise: bool, strided: bool) -> list[Layer]:
     """The stem and one 3×3 convolution of each stage of the tutorials' network; one 1×1, and basic blocks' 3×3/2."""
 
-    def square(stride: int, pad: int) -> Window:
-        return Window((stride, stride), ((pad, pad), (pad, pad)))
+    def square(stride: int, pad: int) -> ConvParams:
+        return ConvParams((stride, stride), ((pad, pad), (pad, pad)))
 
     found = [Layer("conv1 7×7/2", image_size, 3, 7, 64, square(2, 3))]
     side = (found[0].result_side - 3) // 2 + 1
@@ -105,7 +105,7 @@ def layers(image_size: int, pointwise: bool, strided: bool) -> list[Layer]:
 
 def fits(form: str, layer: Layer) -> bool:
     steps_of_one, size = layer.window.strides == (1, 1), layer.kernel
-    known = {"pointwise": size == 1, "winograd": size == 3 and steps_of_one}
+    known = {"conv1x1_gemm": size == 1, "winograd": size == 3 and steps_of_one}
     return known.get(form, size > 1 or form == "native")
 
 
@@ -154,8 +154,8 @@ def chosen(layer: Layer, batch: int) -> dict[str, str]:
     """The form that the networks take, for each of what is asked."""
     case = (batch, layer.side, layer.side, layer.channels), layer.shape, layer.window
     answer = choose_for_inference(*case).forward
-    if lies_features_first(layer.shape):
-        answer = "patches" if answer == "taps" else answer
+    if use_ohwi_layout(layer.shape):
+        answer = "im2col" if answer == "per_offset_gemm" else answer
         answer += FIRST if answer in ROWS else ""
     return dict(zip((VALUES, BY_INPUT, BY_KERNEL), choose(*case), strict=True)) | {ANSWER: answer}
 

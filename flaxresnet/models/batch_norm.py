@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.sharding import summed_as
+from flaxresnet.models.sharding import psum_to_match
 
 IMAGES = (0, 1, 2)  # the axes that are averaged over: batch, height and width
 
@@ -84,7 +84,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 def _backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array, ...]:
     x, scale, bias, mean, var = residuals
     found = _gradients(x, scale, mean, var, gradients[0], epsilon)
-    return tuple(summed_as(primal, gradient) for primal, gradient in zip((x, scale, bias), found, strict=True))
+    return tuple(psum_to_match(primal, gradient) for primal, gradient in zip((x, scale, bias), found, strict=True))
 
 
 normalize_batch.defvjp(_forward, _backward)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxresnet.models.blocks import LayerDef
-from flaxresnet.models.conv import FoldedConv, lies_features_first
+from flaxresnet.models.conv import FoldedConv, use_ohwi_layout
 from flaxresnet.models.resnet import ResNet
 
 
-def no_norm(**_: Any) -> Any:
+def identity_norm(**_: Any) -> Any:
     """A normalisation layer that leaves its input alone; it takes whatever `nn.BatchNorm` takes."""
     return lambda x, **_: x
 
@@ -31,7 +31,7 @@ def fold_batch_norm(model: ResNet, variables: Any, conv: LayerDef = FoldedConv) 
       A model and its variables {"params": …}: the same logits, to rounding, for `train=False`.
     """
     params = _fold(variables["params"], variables["batch_stats"], model.epsilon, conv is FoldedConv)
-    return model.clone(norm=no_norm, conv=conv, conv_bias=True), {"params": params}
+    return model.clone(norm=identity_norm, conv=conv, conv_bias=True), {"params": params}
 
 
 def _fold(params: Any, stats: Any, epsilon: float, turn: bool) -> Any:
@@ -46,7 +46,7 @@ def _fold(params: Any, stats: Any, epsilon: float, turn: bool) -> Any:
             gain = params[norm]["scale"] * lax.rsqrt(stats[norm]["var"] + epsilon)  # (features,)
             bias = (layer.get("bias", 0.0) - stats[norm]["mean"]) * gain + params[norm]["bias"]
             kernel = layer["kernel"] * gain
-            turned = jnp.moveaxis(kernel, -1, 0) if turn and lies_features_first(kernel.shape) else kernel
+            turned = jnp.moveaxis(kernel, -1, 0) if turn and use_ohwi_layout(kernel.shape) else kernel
             folded[name] = {"kernel": turned, "bias": bias}
         elif name not in stats:
             folded[name] = layer

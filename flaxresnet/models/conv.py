@@ -16,20 +16,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxresnet.models.cpu import conv_algorithms as forms
-from flaxresnet.models.cpu.conv_algorithms import LAYOUT, ROWS, Window, native, result_size
+from flaxresnet.models.cpu.conv_algorithms import LAYOUT, ROWS, ConvParams, native, result_size
 from flaxresnet.models.cpu.conv_heuristics import (
     FORWARD,
     INPUT_GRADIENT,
     KERNEL_GRADIENT,
     NATIVE,
-    Choice,
+    ConvAlgorithms,
     choose,
     choose_for_inference,
 )
-from flaxresnet.models.sharding import is_explicit, summed_as
+from flaxresnet.models.sharding import is_explicit, psum_to_match
 
-# Options of `lax.conv_general_dilated` that `_is_plain` looks at or the forms honour; with others it is left to XLA.
-PLAIN_OPTIONS = {
+# Options of `lax.conv_general_dilated` that `_is_supported` looks at or the forms honour; with others it is left to
+# XLA.
+SUPPORTED_OPTIONS = {
     "lhs_dilation",
     "rhs_dilation",
     "dimension_numbers",
@@ -43,7 +44,7 @@ LARGE_KERNEL = 200_000  # numbers in a kernel from which its order in memory dec
 
 # Compiled functions in themselves, so that layers of the same shape are traced once.
 @functools.partial(jax.jit, static_argnames=("window", "choice"))
-def _values(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> jax.Array:
+def _values(x: jax.Array, kernel: jax.Array, window: ConvParams, choice: ConvAlgorithms) -> jax.Array:
     chosen = FORWARD[choice.forward]
     return lax.platform_dependent(
         x, kernel, cpu=lambda x, k: chosen(x, k, window), default=lambda x, k: native(x, k, window)
@@ -52,27 +53,27 @@ def _values(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> 
 
 @functools.partial(jax.jit, static_argnames=("window", "choice"))
 def _gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window, choice: Choice
+    x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams, choice: ConvAlgorithms
 ) -> tuple[jax.Array, jax.Array]:
-    def both(forms: Choice) -> Any:
+    def both(forms: ConvAlgorithms) -> Any:
         return lambda x, kernel, g: (
-            summed_as(x, INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window)),
-            summed_as(kernel, KERNEL_GRADIENT[forms.kernel_gradient](x, kernel, g, window)),
+            psum_to_match(x, INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window)),
+            psum_to_match(kernel, KERNEL_GRADIENT[forms.kernel_gradient](x, kernel, g, window)),
         )
 
     return lax.platform_dependent(x, kernel, g, cpu=both(choice), default=both(NATIVE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, window: ConvParams, choice: ConvAlgorithms) -> jax.Array:
     return _values(x, kernel, window, choice)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: Window, choice: Choice) -> tuple[jax.Array, Any]:
+def _forward(x: jax.Array, kernel: jax.Array, window: ConvParams, choice: ConvAlgorithms) -> tuple[jax.Array, Any]:
     return _values(x, kernel, window, choice), (x, kernel)
 
 
-def _backward(window: Window, choice: Choice, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(window: ConvParams, choice: ConvAlgorithms, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _gradients(*residuals, g, window, choice)
 
 
@@ -106,20 +107,20 @@ def conv_general_dilated(
 
 
 def _chosen_by(
-    choose: Callable[..., Choice],
+    choose: Callable[..., ConvAlgorithms],
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    lhs, padding = _padded_first(lhs, rhs, padding, options)
-    if not _is_plain(lhs, rhs, options):
+    lhs, padding = _pre_pad(lhs, rhs, padding, options)
+    if not _is_supported(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     down, right = window_strides
     pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     precision = options.get("precision")
-    window = Window((down, right), pads, tuple(precision) if isinstance(precision, list) else precision)
+    window = ConvParams((down, right), pads, tuple(precision) if isinstance(precision, list) else precision)
     if min(result_size(lhs.shape, rhs.shape, window)) <= 0:
         return native(lhs, rhs, window)
     choice = choose(lhs.shape, rhs.shape, window, bits=8 * lhs.dtype.itemsize)
@@ -136,7 +137,7 @@ class Conv(nn.Conv):
     conv_general_dilated: Any = conv_general_dilated
 
 
-def lies_features_first(shape: Sequence[int]) -> bool:
+def use_ohwi_layout(shape: Sequence[int]) -> bool:
     """Whether a kernel of this shape, (h, w, channels, features), had better lie (features, h, w, channels).
 
     It had where the matrix product is over before the kernel has been read twice: one photo at a time.
@@ -145,7 +146,7 @@ def lies_features_first(shape: Sequence[int]) -> bool:
 
 
 class FoldedConv(nn.Module):
-    """`Conv` for inference, whose large kernels (`lies_features_first`) lie (features, h, w, channels).
+    """`Conv` for inference, whose large kernels (`use_ohwi_layout`) lie (features, h, w, channels).
 
     Fields as in `nn.Conv`, as far as `ResNet` gives them.
     """
@@ -161,11 +162,11 @@ class FoldedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1] // self.feature_group_count, self.features)
-        turned = lies_features_first(shape)
+        turned = use_ohwi_layout(shape)
         kernel = self.param("kernel", nn.initializers.zeros, (shape[3], *shape[:3]) if turned else shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        window = Window(self.strides, _explicit_padding(x.shape[1:3], shape[:2], self.strides, self.padding))
+        window = ConvParams(self.strides, _explicit_padding(x.shape[1:3], shape[:2], self.strides, self.padding))
         if not turned or self.feature_group_count > 1:
             kernel = jnp.moveaxis(kernel, 0, -1) if turned else kernel
             options = {"feature_group_count": self.feature_group_count, "dimension_numbers": LAYOUT}
@@ -174,17 +175,19 @@ class FoldedConv(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames="window")
-def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     shape = (*kernel.shape[1:], kernel.shape[0])
-    down, right, cut = forms.on_pixels(x.shape, shape, window)  # one of nine places, for images of one pixel
+    down, right, cut = forms.crop_kernel_to_support(
+        x.shape, shape, window
+    )  # one of nine places, for images of one pixel
     met = (down.stop - down.start, right.stop - right.start, *shape[2:])
     form = choose_for_inference(x.shape, met, cut, bits=8 * x.dtype.itemsize).forward
-    form = "patches" if form == "taps" else form  # which reads the kernel in one piece, not a tap at a time
+    form = "im2col" if form == "per_offset_gemm" else form  # which reads the kernel in one piece, not a tap at a time
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel = kernel[:, down, right]
         if form in ROWS:
-            return forms.features_first(form, x, kernel, cut)
+            return forms.ohwi_gemm(form, x, kernel, cut)
         return FORWARD[form](x, jnp.moveaxis(kernel, 0, -1), cut)
 
     def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -194,7 +197,7 @@ def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: Window) ->
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
-def _padded_first(
+def _pre_pad(
     lhs: jax.Array, rhs: jax.Array, padding: str | Sequence[tuple[int, int]], options: dict[str, Any]
 ) -> tuple[jax.Array, str | Sequence[tuple[int, int]]]:
     """The images with the axes padded that are cropped, or padded by more than the kernel reaches; what is left to pad.
@@ -216,13 +219,13 @@ def _padded_first(
     return (lax.pad(lhs, jnp.zeros((), lhs.dtype), first) if any(map(any, first)) else lhs), left
 
 
-def _is_plain(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
+def _is_supported(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
     """Whether this is the case worth rewriting, on which the forms agree with XLA's convolution.
 
     That is: two dimensions, laid out as Flax lays them out, no groups, dilation or other type of result, and
     no mesh with explicit axes, for which each form would have to say how what it makes is divided.
     """
-    if is_explicit(lhs) or is_explicit(rhs) or options.keys() - PLAIN_OPTIONS:
+    if is_explicit(lhs) or is_explicit(rhs) or options.keys() - SUPPORTED_OPTIONS:
         return False
     if lhs.ndim != 4 or not jnp.issubdtype(lhs.dtype, jnp.floating) or 0 in lhs.shape:
         return False

@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     block: str = ""
 
 
-class Names(NamedTuple):
+class LayerNaming(NamedTuple):
     """How layers are called; without arguments, as in the parameters.
 
     Attributes:
@@ -44,10 +44,10 @@ class Names(NamedTuple):
     shortcut_first: bool = False
 
 
-AS_IN_THE_PARAMETERS = Names()
+AS_IN_THE_PARAMETERS = LayerNaming()
 
 
-def graph(model: ResNet, image_size: tuple[int, int], names: Names = AS_IN_THE_PARAMETERS) -> list[Layer]:
+def graph(model: ResNet, image_size: tuple[int, int], names: LayerNaming = AS_IN_THE_PARAMETERS) -> list[Layer]:
     """The network's layers, inputs before what takes them.
 
     Args:
@@ -72,7 +72,7 @@ def graph(model: ResNet, image_size: tuple[int, int], names: Names = AS_IN_THE_P
     if model.head == "average":
         x = built.add("avg_pool", "GlobalAveragePooling2D", {}, x)
     else:
-        window = [min(2, last_side(model, side)) for side in image_size]  # small images have shrunk to one pixel
+        window = [min(2, feature_map_size(model, side)) for side in image_size]  # small images have shrunk to one pixel
         x = built.add("avg_pool", "AveragePooling2D", {"pool_size": window, "strides": window}, x)
         x = built.add("flatten", "Flatten", {}, x)
     options = {"units": model.num_classes, "activation": "softmax", "use_bias": True}
@@ -81,7 +81,7 @@ def graph(model: ResNet, image_size: tuple[int, int], names: Names = AS_IN_THE_P
 
 
 class _Builder:
-    def __init__(self, model: ResNet, names: Names) -> None:
+    def __init__(self, model: ResNet, names: LayerNaming) -> None:
         self.model, self.names = model, names
         self.layers: list[Layer] = []
         self.label = ""  # of the block that is being built
@@ -134,7 +134,7 @@ class _Builder:
         return out
 
 
-def last_side(model: ResNet, side: int) -> int:
+def feature_map_size(model: ResNet, side: int) -> int:
     """Height that the last stage gives for images of a height; widths likewise."""
     side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # the stem's convolution and pooling
     for _ in model.stage_sizes[1:]:
@@ -142,9 +142,9 @@ def last_side(model: ResNet, side: int) -> int:
     return side
 
 
-def pooled_side(model: ResNet, side: int) -> int:
+def head_size(model: ResNet, side: int) -> int:
     """Height of what the tutorials' last layer weights."""
-    return last_side(model, side) // min(2, last_side(model, side))
+    return feature_map_size(model, side) // min(2, feature_map_size(model, side))
 
 
 def count_convolutions(model: ResNet) -> int:

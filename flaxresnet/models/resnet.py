@@ -73,7 +73,7 @@ class ResNet(nn.Module):
         float32 in any case.
       residual_scale: where the scale of each block's last batch norm starts; see the blocks.
       norm_batch: images that batch norm takes its statistics over with `train=True`, as `BatchNorm.group`; None: all.
-      frozen: parts (`"stem"`, `"stage2"`, …, as `part_of` names them) whose batch norm is not in training with
+      frozen: parts (`"stem"`, `"stage2"`, …, as `stage_of` names them) whose batch norm is not in training with
         `train=True`: it uses its running statistics and leaves them as they are.
       keep_statistics: the same of all parts' batch norm, while the parameters learn.
     """
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, **grouped)
 
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
-        x = norm(name="bn_conv1")(x, use_running_average=not (train and self.normalises_anew("stem")))
+        x = norm(name="bn_conv1")(x, use_running_average=not (train and self.updates_bn("stem")))
         x = self.act(x) if self.stem_relu else x
         x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, width) for 64×64 images, 16 with padding
 
@@ -124,17 +124,17 @@ class ResNet(nn.Module):
             planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
             for index, name in enumerate(block_names(blocks)):
                 block = self.block(planes, 1 if index else first, x.shape[-1])
-                anew = train and self.normalises_anew(f"stage{stage}")
-                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=anew)
+                updates_stats = train and self.updates_bn(f"stage{stage}")
+                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=updates_stats)
             seen[f"stage{stage}"] = x
 
         x = x.astype(jnp.float32)
-        x = x.mean((1, 2)) if self.head == "average" else flat_average(x)
+        x = x.mean((1, 2)) if self.head == "average" else avg_pool_flatten(x)
         dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
         logits = dense(x)
         return seen | {"embedding": x, "logits": logits} if features else logits
 
-    def normalises_anew(self, part: str) -> bool:
+    def updates_bn(self, part: str) -> bool:
         """Whether a part's batch norm takes the batch's own statistics in training."""
         return not self.keep_statistics and part not in self.frozen
 
@@ -179,7 +179,7 @@ def width_step(size: str) -> int:
     return groups // math.gcd(groups, widen)
 
 
-def part_of(layer: str) -> str:
+def stage_of(layer: str) -> str:
     """The part of the network that a layer or block at the top of the parameters belongs to: stem, stage2, …, head."""
     if layer in ("conv1", "bn_conv1"):
         return "stem"
@@ -191,7 +191,7 @@ def block_names(count: int) -> list[str]:
     return list(ascii_lowercase[:count]) if count <= 26 else ["a", *(f"b{index}" for index in range(1, count))]
 
 
-def flat_average(x: jax.Array) -> jax.Array:
+def avg_pool_flatten(x: jax.Array) -> jax.Array:
     """2×2 average pooling, then one row an image: rows, columns, channels, as Keras flattens."""
     window = (min(2, x.shape[1]), min(2, x.shape[2]))  # a 32×32 image has shrunk to 1×1 here
     return nn.avg_pool(x, window_shape=window, strides=window).reshape(x.shape[0], -1)

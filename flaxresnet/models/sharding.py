@@ -7,7 +7,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 
-def summed_as(primal: jax.Array, gradient: jax.Array) -> jax.Array:
+def psum_to_match(primal: jax.Array, gradient: jax.Array) -> jax.Array:
     """A gradient summed over the mesh axes of `jax.shard_map` along which it differs and its value does not.
 
     JAX does that for its own operations: a kernel that all devices share has one gradient, the sum of theirs.

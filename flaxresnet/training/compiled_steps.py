@@ -14,7 +14,7 @@ from jax.stages import Compiled, Lowered
 from flaxresnet.augment.pipeline import make_inputs
 from flaxresnet.data.loader import Batch
 from flaxresnet.models.precise_bn import measure_batch_stats
-from flaxresnet.models.resnet import part_of
+from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.run_dir import RunInfo
 from flaxresnet.runtime.malloc_tuning import malloc_trim
 from flaxresnet.training.executable_cache import jax_cache_hits, kept_programs, state_taken_by
@@ -196,7 +196,7 @@ class Programs:
 
         batches = step + jnp.arange(len(images)), images
         measured = measure_batch_stats(self._model, variables["params"], batches, running, prepare)
-        return measured | {layer: stats for layer, stats in running.items() if part_of(layer) in frozen}
+        return measured | {layer: stats for layer, stats in running.items() if stage_of(layer) in frozen}
 
     def _start(self, name: str, lower: Callable[[], Lowered]) -> Future[Compiled]:
         return self._thread.submit(lambda: self._compiled(name, self._kept_or_lowered(name, lower)))

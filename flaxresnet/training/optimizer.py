@@ -8,7 +8,7 @@ import optax
 
 from flaxresnet.config.recipes import Optimizer
 from flaxresnet.config.train_config import STAGES
-from flaxresnet.models.resnet import part_of
+from flaxresnet.models.resnet import stage_of
 
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-7}  # Keras's constants
 
@@ -61,8 +61,8 @@ def make_optimizer(
 
 def _scaled(updates: Any, decay: float) -> Any:
     factors = {part: decay**distance for distance, part in enumerate(("head", *reversed(STAGES)))}
-    return {layer: jax.tree.map(lambda u: u * factors[part_of(layer)], tree) for layer, tree in updates.items()}  # noqa: B023 - called at once
+    return {layer: jax.tree.map(lambda u: u * factors[stage_of(layer)], tree) for layer, tree in updates.items()}  # noqa: B023 - called at once
 
 
 def _not_of_head(params: Any) -> Any:
-    return {layer: jax.tree.map(lambda _: part_of(layer) != "head", tree) for layer, tree in params.items()}  # noqa: B023
+    return {layer: jax.tree.map(lambda _: stage_of(layer) != "head", tree) for layer, tree in params.items()}  # noqa: B023

@@ -9,7 +9,7 @@ import jax
 from flaxresnet.config.recipes import Network
 from flaxresnet.config.train_config import STAGES, TrainConfig
 from flaxresnet.config.validation import flag
-from flaxresnet.models.resnet import part_of
+from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.checkpoint_manager import steps_in
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
 from flaxresnet.runtime.errors import UserError, listed
@@ -99,7 +99,7 @@ def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:
     """How many parameters of which parts stay and learn, as a line for people."""
     counts: dict[str, int] = {}
     for layer, tree in params.items():
-        counts[part_of(layer)] = counts.get(part_of(layer), 0) + sum(leaf.size for leaf in jax.tree.leaves(tree))
+        counts[stage_of(layer)] = counts.get(stage_of(layer), 0) + sum(leaf.size for leaf in jax.tree.leaves(tree))
 
     def said(parts: list[str]) -> str:
         return f"{', '.join(parts)} ({sum(counts[part] for part in parts):,} parameters)"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxresnet.models.resnet import ResNet, part_of
+from flaxresnet.models.resnet import ResNet, stage_of
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -89,5 +89,5 @@ def moved_average(averaged: Any, new: Any, step: jax.Array, decay: float) -> Any
 
 
 def learning(params: Any, frozen: tuple[str, ...]) -> Any:
-    """Those of a network's parameters that are in no frozen part (`part_of`)."""
-    return {layer: tree for layer, tree in params.items() if part_of(layer) not in frozen}
+    """Those of a network's parameters that are in no frozen part (`stage_of`)."""
+    return {layer: tree for layer, tree in params.items() if stage_of(layer) not in frozen}

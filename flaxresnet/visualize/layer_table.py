@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.models.layer_graph import Layer, Names, graph
-from flaxresnet.models.resnet import ResNet, part_of
+from flaxresnet.models.layer_graph import Layer, LayerNaming, graph
+from flaxresnet.models.resnet import ResNet, stage_of
 
 # FLOPs for each number that a layer gives, where it looks at no window; batch norm is a factor and a summand.
 WORK = {"BatchNormalization": 2, "Activation": 1, "Add": 1}
@@ -48,11 +48,11 @@ def inspect(model: ResNet, image_size: tuple[int, int]) -> list[Inspected]:
     variables, given = _trace(model, image_size)
     shapes: dict[str, tuple[int, ...]] = {}
     part, found = "stem", []
-    for layer in graph(model, image_size, Names(lambda name: f"fc{model.num_classes}" if name == "fc" else name)):
+    for layer in graph(model, image_size, LayerNaming(lambda name: f"fc{model.num_classes}" if name == "fc" else name)):
         taken = shapes[layer.inputs[0]] if layer.inputs else ()
         shape = shapes[layer.name] = given[layer.name] if layer.table else _shape(layer, taken)
         parameters, statistics = (_size(_at(variables[kind], layer)) for kind in ("params", "batch_stats"))
-        part = part_of(f"res{layer.block}") if layer.block else "stem" if part == "stem" else "head"
+        part = stage_of(f"res{layer.block}") if layer.block else "stem" if part == "stem" else "head"
         work, learns = _flops(layer, shape, taken), part not in model.frozen
         found.append(Inspected(layer, shape, parameters, statistics, work, part, learns))
     return found

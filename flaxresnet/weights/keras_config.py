@@ -6,7 +6,7 @@ to open need both. `tests/weights` holds them against the real Keras.
 
 from typing import Any
 
-from flaxresnet.models.layer_graph import Layer, Names, graph
+from flaxresnet.models.layer_graph import Layer, LayerNaming, graph
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.weights.key_maps import World
 
@@ -27,7 +27,7 @@ def keras_layers(model: ResNet, image_size: tuple[int, int], world: World) -> li
         return name_of(f"res{label}_branch2a").rsplit("_", 2)[0]
 
     applications = world.variant == "keras"
-    return graph(model, image_size, Names(name_of, name_of_block, True) if applications else Names(name_of))
+    return graph(model, image_size, LayerNaming(name_of, name_of_block, True) if applications else LayerNaming(name_of))
 
 
 def in_keras_order(layers: list[Layer]) -> list[Layer]:

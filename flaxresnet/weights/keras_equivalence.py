@@ -22,17 +22,17 @@ KINDS = IDLE | {
 Form = tuple[Any, ...]
 
 
-def require_alike(config: dict[str, Any], ours: list[Layer], last_side: tuple[int, int], title: str) -> None:
+def require_alike(config: dict[str, Any], ours: list[Layer], feature_map_size: tuple[int, int], title: str) -> None:
     """Raises UserError where a model computes something else than our network.
 
     Args:
       config: the model's description, as Keras writes it.
       ours: our network's layers, by the names that they have in the model.
-      last_side: height and width of what the last stage gives; an average over as much is one over all.
+      feature_map_size: height and width of what the last stage gives; an average over as much is one over all.
       title: what our network is called.
     """
-    theirs = Meaning(config, last_side)
-    expected = Meaning(keras_config(ours, "ours"), last_side, theirs.numbers)
+    theirs = Meaning(config, feature_map_size)
+    expected = Meaning(keras_config(ours, "ours"), feature_map_size, theirs.numbers)
     for layer in ours:
         if layer.table is None or layer.name not in theirs.forms:
             continue  # what is missing has been named by its weights
@@ -48,10 +48,12 @@ class Meaning:
       numbers: of forms; equal ones have one number, by which forms name what they take.
     """
 
-    def __init__(self, config: dict[str, Any], last_side: tuple[int, int], numbers: dict[Form, int] | None = None):
+    def __init__(
+        self, config: dict[str, Any], feature_map_size: tuple[int, int], numbers: dict[Form, int] | None = None
+    ):
         self.numbers = {} if numbers is None else numbers
         self.forms: dict[str, Form] = {}
-        self.last_side = list(last_side)
+        self.feature_map_size = list(feature_map_size)
         layers = {layer["config"]["name"]: layer for layer in config["config"]["layers"]}
         sources = {name: inputs_of(layer) for name, layer in layers.items()}
         for name in _sources_first(sources):
@@ -84,7 +86,7 @@ class Meaning:
             return ("conv", name, window, options.get("groups", 1), dilation, _function(options))
         if kind in ("MaxPooling2D", "AveragePooling2D"):
             strides = options.get("strides") or options["pool_size"]
-            if kind == "AveragePooling2D" and list(options["pool_size"]) == self.last_side:
+            if kind == "AveragePooling2D" and list(options["pool_size"]) == self.feature_map_size:
                 return ("mean", self._number(x))
             return (kind, self._window(options["pool_size"], strides, options.get("padding", "valid"), x))
         if kind == "GlobalAveragePooling2D":

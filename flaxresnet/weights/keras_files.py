@@ -16,7 +16,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from flaxresnet.models.layer_graph import Layer, last_side
+from flaxresnet.models.layer_graph import Layer, feature_map_size
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.flat_params import Entries, Entry, Table
 from flaxresnet.weights.keras_config import in_keras_order, keras_config, keras_layers
@@ -186,7 +186,7 @@ def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
     ours = _layers(weights)
     ours = [*ours[:-1], ours[-1]._replace(name=dense[0] if len(dense) == 1 else ours[-1].name)]
     height, width = (
-        last_side(weights.model, side) for side in (weights.preprocessing.height, weights.preprocessing.width)
+        feature_map_size(weights.model, side) for side in (weights.preprocessing.height, weights.preprocessing.width)
     )
     title = f"a {weights.network.model} of {WORLDS[weights.network.variant].title}"
     require_alike(config, ours, (height, width), title)
@@ -233,7 +233,7 @@ def _texts(values: Any) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _is_plain(item: h5py.Dataset) -> bool:
+def _is_supported(item: h5py.Dataset) -> bool:
     try:
         return not item.external and not item.is_virtual and item.dtype.kind in "fiu"
     except TypeError:  # of a type that NumPy has not, such as times
@@ -257,7 +257,7 @@ def _check_plain(h5: h5py.File, nbytes: int) -> None:
             if isinstance(item, h5py.Group):
                 check(item, f"{path}{name}/")
                 continue
-            if not _is_plain(item):
+            if not _is_supported(item):
                 raise UserError(f"{path}{name} in it is not a plain array of numbers")
             if item.id.get_create_plist().get_nfilters():  # of which a small one may unpack to any number of bytes
                 raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing, is_input_size
-from flaxresnet.models.layer_graph import count_convolutions, pooled_side
+from flaxresnet.models.layer_graph import count_convolutions, head_size
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.weights import flat_params
@@ -237,5 +237,5 @@ def _usual_image(model: ResNet, rows: int | None) -> tuple[int, int]:
     if model.head == "average":
         return USUAL_SIDE, USUAL_SIDE
     outside = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
-    sides = (side for side in USUAL_SIDES if pooled_side(model, side) ** 2 * outside == rows)
+    sides = (side for side in USUAL_SIDES if head_size(model, side) ** 2 * outside == rows)
     return (next(sides, USUAL_SIDES[0]),) * 2

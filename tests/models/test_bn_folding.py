@@ -85,7 +85,7 @@ def test_a_folded_convolution_may_have_no_bias(monkeypatch, features):
     x, kernel = rng.random((2, 5, 5, 8), np.float32), rng.random((3, 3, 8, features), np.float32)
     expected = conv.Conv(features, (3, 3), use_bias=False).apply({"params": {"kernel": kernel}}, x)
     layer = conv.FoldedConv(features, (3, 3), use_bias=False)
-    turned = np.moveaxis(kernel, -1, 0) if conv.lies_features_first(kernel.shape) else kernel
+    turned = np.moveaxis(kernel, -1, 0) if conv.use_ohwi_layout(kernel.shape) else kernel
     assert layer.init(jax.random.key(0), x)["params"].keys() == {"kernel"}
     np.testing.assert_allclose(layer.apply({"params": {"kernel": turned}}, x), expected, rtol=1e-5)
 

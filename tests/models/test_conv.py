@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from jax import lax
 
 from flaxresnet.models.conv import Conv, conv_general_dilated
-from flaxresnet.models.cpu.conv_algorithms import Window
+from flaxresnet.models.cpu.conv_algorithms import ConvParams
 from flaxresnet.models.cpu.conv_heuristics import (
+    CONV1X1_GEMM,
     FORWARD,
+    IM2COL,
     INPUT_GRADIENT,
     KERNEL_GRADIENT,
     NATIVE,
-    PATCHES,
-    POINTWISE,
-    TAPS,
+    PER_OFFSET_GEMM,
     WINOGRAD,
     choose,
     choose_for_inference,
@@ -130,23 +130,23 @@ def test_values_and_gradients_match_numpy(case):
 # Images, kernel and window: rectangular, odd, tiny and with padding on one side only.
 FORM_CASES = {
     "winograd": [
-        ((2, 1, 1, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
-        ((1, 2, 5, 2), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
-        ((3, 7, 4, 2), (3, 3), Window((1, 1), ((0, 2), (1, 0)))),
-        ((2, 6, 3, 1), (3, 3), Window((1, 1), ((0, 0), (0, 0)))),
-        ((1, 9, 12, 2), (3, 3), Window((1, 1), ((2, 2), (2, 1)))),
+        ((2, 1, 1, 3), (3, 3), ConvParams((1, 1), ((1, 1), (1, 1)))),
+        ((1, 2, 5, 2), (3, 3), ConvParams((1, 1), ((1, 1), (1, 1)))),
+        ((3, 7, 4, 2), (3, 3), ConvParams((1, 1), ((0, 2), (1, 0)))),
+        ((2, 6, 3, 1), (3, 3), ConvParams((1, 1), ((0, 0), (0, 0)))),
+        ((1, 9, 12, 2), (3, 3), ConvParams((1, 1), ((2, 2), (2, 1)))),
     ],
-    "taps": [
-        ((2, 1, 1, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
-        ((2, 2, 3, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
-        ((2, 3, 2, 2), (2, 4), Window((2, 1), ((1, 0), (3, 2)))),
-        ((1, 4, 3, 2), (5, 5), Window((2, 3), ((2, 2), (2, 1)))),
-        ((1, 2, 1, 2), (5, 2), Window((1, 1), ((4, 4), (2, 0)))),
+    "per_offset_gemm": [
+        ((2, 1, 1, 3), (3, 3), ConvParams((1, 1), ((1, 1), (1, 1)))),
+        ((2, 2, 3, 3), (3, 3), ConvParams((1, 1), ((1, 1), (1, 1)))),
+        ((2, 3, 2, 2), (2, 4), ConvParams((2, 1), ((1, 0), (3, 2)))),
+        ((1, 4, 3, 2), (5, 5), ConvParams((2, 3), ((2, 2), (2, 1)))),
+        ((1, 2, 1, 2), (5, 2), ConvParams((1, 1), ((4, 4), (2, 0)))),
     ],
     "rows": [
-        ((2, 1, 1, 3), (3, 3), Window((1, 1), ((1, 1), (1, 1)))),
-        ((2, 13, 10, 3), (7, 7), Window((2, 2), ((3, 3), (3, 3)))),
-        ((1, 5, 8, 2), (2, 3), Window((3, 1), ((0, 1), (2, 0)))),
+        ((2, 1, 1, 3), (3, 3), ConvParams((1, 1), ((1, 1), (1, 1)))),
+        ((2, 13, 10, 3), (7, 7), ConvParams((2, 2), ((3, 3), (3, 3)))),
+        ((1, 5, 8, 2), (2, 3), ConvParams((3, 1), ((0, 1), (2, 0)))),
     ],
 }
 
@@ -197,7 +197,7 @@ def test_a_form_is_the_convolution_and_its_gradients_in_float64(form):
     ],
 )
 def test_winograd_loses_less_than_3e_5_in_float32_at_the_networks_widths(side, width, features):
-    rng, window = np.random.default_rng(0), Window((1, 1), ((1, 1), (1, 1)))
+    rng, window = np.random.default_rng(0), ConvParams((1, 1), ((1, 1), (1, 1)))
     x, kernel, g = (
         rng.normal(size=shape).astype(np.float32)
         for shape in ((4, side, side, width), (3, 3, width, features), (4, side, side, features))
@@ -218,18 +218,18 @@ def test_tiles_are_those_with_the_fewest_products(size, step):
 @pytest.mark.parametrize(
     ("image", "kernel", "window", "expected"),
     [
-        ((32, 15, 15, 256), (1, 1, 256, 64), Window((1, 1), ((0, 0), (0, 0))), POINTWISE),
-        ((32, 2, 2, 512), (3, 3, 512, 512), Window((1, 1), ((1, 1), (1, 1))), TAPS),
-        ((2, 1, 1, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), TAPS),
-        ((2, 4, 4, 256), (3, 3, 256, 256), Window((1, 1), ((1, 1), (1, 1))), PATCHES),
-        ((2, 4, 4, 8), (15, 15, 8, 8), Window((1, 1), ((7, 7), (7, 7))), NATIVE),
-        ((32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), WINOGRAD),
-        ((1, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "patches")),
-        ((32, 15, 15, 8), (3, 3, 8, 8), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "rows")),
-        ((32, 15, 15, 16), (3, 3, 16, 8), Window((1, 1), ((1, 1), (1, 1))), ("native", "native", "patches")),
-        ((32, 64, 64, 3), (7, 7, 3, 64), Window((2, 2), ((3, 3), (3, 3))), ("native", "native", "rows")),
-        ((32, 112, 112, 64), (3, 3, 64, 64), Window((2, 2), ((1, 1), (1, 1))), NATIVE),
-        ((32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((3, 0), (1, 1))), ("native", "native", "patches")),
+        ((32, 15, 15, 256), (1, 1, 256, 64), ConvParams((1, 1), ((0, 0), (0, 0))), CONV1X1_GEMM),
+        ((32, 2, 2, 512), (3, 3, 512, 512), ConvParams((1, 1), ((1, 1), (1, 1))), PER_OFFSET_GEMM),
+        ((2, 1, 1, 64), (3, 3, 64, 64), ConvParams((1, 1), ((1, 1), (1, 1))), PER_OFFSET_GEMM),
+        ((2, 4, 4, 256), (3, 3, 256, 256), ConvParams((1, 1), ((1, 1), (1, 1))), IM2COL),
+        ((2, 4, 4, 8), (15, 15, 8, 8), ConvParams((1, 1), ((7, 7), (7, 7))), NATIVE),
+        ((32, 15, 15, 64), (3, 3, 64, 64), ConvParams((1, 1), ((1, 1), (1, 1))), WINOGRAD),
+        ((1, 15, 15, 64), (3, 3, 64, 64), ConvParams((1, 1), ((1, 1), (1, 1))), ("native", "native", "im2col")),
+        ((32, 15, 15, 8), (3, 3, 8, 8), ConvParams((1, 1), ((1, 1), (1, 1))), ("native", "native", "rows")),
+        ((32, 15, 15, 16), (3, 3, 16, 8), ConvParams((1, 1), ((1, 1), (1, 1))), ("native", "native", "im2col")),
+        ((32, 64, 64, 3), (7, 7, 3, 64), ConvParams((2, 2), ((3, 3), (3, 3))), ("native", "native", "rows")),
+        ((32, 112, 112, 64), (3, 3, 64, 64), ConvParams((2, 2), ((1, 1), (1, 1))), NATIVE),
+        ((32, 15, 15, 64), (3, 3, 64, 64), ConvParams((1, 1), ((3, 0), (1, 1))), ("native", "native", "im2col")),
     ],
 )
 def test_the_rule_of_forms(image, kernel, window, expected):
@@ -241,36 +241,36 @@ def test_the_rule_of_forms(image, kernel, window, expected):
     [
         (32, 15, 64, WINOGRAD),
         (32, 8, 128, WINOGRAD),
-        (32, 4, 256, TAPS),  # 65,536 numbers in each of the nine places, for 512 results
+        (32, 4, 256, PER_OFFSET_GEMM),  # 65,536 numbers in each of the nine places, for 512 results
         (128, 4, 256, WINOGRAD),
-        (2, 4, 256, PATCHES),
-        (32, 2, 512, TAPS),
+        (2, 4, 256, IM2COL),
+        (32, 2, 512, PER_OFFSET_GEMM),
     ],
 )
 def test_in_inference_a_large_kernel_is_not_transformed_for_few_results(images, size, width, expected):
-    window = Window((1, 1), ((1, 1), (1, 1)))
+    window = ConvParams((1, 1), ((1, 1), (1, 1)))
     assert choose_for_inference((images, size, size, width), (3, 3, width, width), window) == expected
 
 
 @pytest.mark.parametrize(
     ("image", "kernel", "expected"),
     [
-        ((1, 14, 14, 256), (3, 3, 256, 256), "patches"),  # 196 results
-        ((1, 7, 7, 512), (3, 3, 512, 512), "patches"),
+        ((1, 14, 14, 256), (3, 3, 256, 256), "im2col"),  # 196 results
+        ((1, 7, 7, 512), (3, 3, 512, 512), "im2col"),
         ((1, 30, 30, 16), (3, 3, 16, 16), "native"),  # 900
         ((2, 10, 10, 8), (9, 9, 8, 8), "native"),  # a kernel of too many places
-        ((1, 2, 2, 512), (3, 3, 512, 512), "taps"),
-        ((1, 14, 14, 256), (1, 1, 256, 64), "pointwise"),
+        ((1, 2, 2, 512), (3, 3, 512, 512), "per_offset_gemm"),
+        ((1, 14, 14, 256), (1, 1, 256, 64), "conv1x1_gemm"),
     ],
 )
 def test_in_inference_few_results_are_a_product_that_reads_the_kernel_once(image, kernel, expected):
     pads = ((kernel[0] // 2, kernel[0] // 2),) * 2
-    assert choose_for_inference(image, kernel, Window((1, 1), pads)).forward == expected
+    assert choose_for_inference(image, kernel, ConvParams((1, 1), pads)).forward == expected
 
 
 def test_half_precision_leaves_winograd_out():
-    case = (32, 15, 15, 64), (3, 3, 64, 64), Window((1, 1), ((1, 1), (1, 1)))
-    assert choose(*case, bits=16) == ("native", "native", "patches")
+    case = (32, 15, 15, 64), (3, 3, 64, 64), ConvParams((1, 1), ((1, 1), (1, 1)))
+    assert choose(*case, bits=16) == ("native", "native", "im2col")
 
 
 LAYER_OPTIONS = [
@@ -410,11 +410,11 @@ def test_whole_numbers_are_convolved_as_xla_does_it():
 LARGE_CASES = [
     ((1, 224, 224, 3), (7, 7, 3, 4), (2, 2), ((3, 3), (3, 3)), ("native", "native", "rows")),
     ((1, 57, 61, 16), (3, 3, 16, 8), (1, 1), "SAME", NATIVE),  # more patches than pay
-    ((1, 15, 13, 24), (3, 3, 24, 8), (2, 2), ((1, 1), (1, 1)), ("native", "native", "patches")),
+    ((1, 15, 13, 24), (3, 3, 24, 8), (2, 2), ((1, 1), (1, 1)), ("native", "native", "im2col")),
     ((3, 30, 13, 32), (3, 3, 32, 40), (1, 1), ((2, 0), (0, 1)), WINOGRAD),
-    ((2, 2, 2, 40), (3, 3, 40, 30), (1, 1), "SAME", TAPS),
-    ((2, 5, 4, 40), (3, 3, 40, 30), (1, 1), "SAME", PATCHES),
-    ((2, 14, 9, 40), (1, 1, 40, 30), (2, 3), "VALID", POINTWISE),
+    ((2, 2, 2, 40), (3, 3, 40, 30), (1, 1), "SAME", PER_OFFSET_GEMM),
+    ((2, 5, 4, 40), (3, 3, 40, 30), (1, 1), "SAME", IM2COL),
+    ((2, 14, 9, 40), (1, 1, 40, 30), (2, 3), "VALID", CONV1X1_GEMM),
 ]
 
 
@@ -422,7 +422,7 @@ LARGE_CASES = [
 def test_each_choice_matches_numpy_in_float64(images, kernel, strides, padding, expected):
     """Values, gradients, second derivatives and the gradients of each image, of the sum of the values' sines."""
     pads = lax.padtype_to_pads(images[1:3], kernel[:2], strides, padding) if isinstance(padding, str) else padding
-    assert choose(images, kernel, Window(strides, tuple(pads)), bits=64) == expected
+    assert choose(images, kernel, ConvParams(strides, tuple(pads)), bits=64) == expected
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=images), rng.normal(size=kernel)
     twice_differentiated = (images, kernel, strides, padding, expected) in LARGE_CASES[2:]
@@ -463,8 +463,8 @@ def test_half_precision_loses_a_percent_at_most_in_every_form():
     rng = np.random.default_rng(0)
     inputs, windows = {}, {}
     for form in sorted(KERNEL_GRADIENT.keys() - {"winograd"}):  # which is not taken for it
-        size = 1 if form == "pointwise" else 3
-        windows[form] = Window((1, 1), ((size // 2, size // 2),) * 2)
+        size = 1 if form == "conv1x1_gemm" else 3
+        windows[form] = ConvParams((1, 1), ((size // 2, size // 2),) * 2)
         shapes = ((3, 2, 2, 40), (size, size, 40, 30), (3, 2, 2, 30))
         inputs[form] = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
 

@@ -21,7 +21,7 @@ def test_the_last_side_is_that_of_the_last_features(variant):
         images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
         init = partial(model.init_with_output, features=True)
         features, _ = jax.eval_shape(init, jax.random.key(0), images)
-        assert layer_graph.last_side(model, side) == features["stage4"].shape[1], side
+        assert layer_graph.feature_map_size(model, side) == features["stage4"].shape[1], side
 
 
 @pytest.mark.parametrize(("variant", "bottleneck"), VARIANT_AND_BLOCKS)

@@ -19,7 +19,7 @@ import flaxresnet as fr
 from flaxresnet.cli import main as commands
 from flaxresnet.cli import parser
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.models.resnet import part_of
+from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training.train_state import TrainState, learning
 from flaxresnet.weights import run_io
@@ -243,4 +243,4 @@ def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, fin
     [("conv1", "stem"), ("bn_conv1", "stem"), ("res2a", "stage2"), ("res4b12", "stage4"), ("fc6", "head")],
 )
 def test_every_layer_is_of_a_part(layer, part):
-    assert part_of(layer) == part
+    assert stage_of(layer) == part

@@ -17,7 +17,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 FEW_ROWS = 16  # of a product in inference, up to which sums are ahead of XLA's matrix product
 
 
-class Window(NamedTuple):
+class ConvParams(NamedTuple):
     """How the kernel moves over the images: steps, zeros around (low, high) and the products' precision."""
 
     strides: tuple[int, int]
@@ -25,7 +25,7 @@ class Window(NamedTuple):
     precision: lax.PrecisionLike = None
 
 
-def result_size(image: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[int, int]:
+def result_size(image: Sequence[int], kernel: Sequence[int], window: ConvParams) -> tuple[int, int]:
     """h' and w', from the shapes of images and kernel."""
     height, width = (
         (side + sum(pad) - size) // step + 1
@@ -34,33 +34,35 @@ def result_size(image: Sequence[int], kernel: Sequence[int], window: Window) -> 
     return height, width
 
 
-Forward = Callable[[jax.Array, jax.Array, Window], jax.Array]  # (x, kernel, window) → result
-Gradient = Callable[[jax.Array, jax.Array, jax.Array, Window], jax.Array]  # (x, kernel, g, window) → like x or kernel
+Forward = Callable[[jax.Array, jax.Array, ConvParams], jax.Array]  # (x, kernel, window) → result
+Gradient = Callable[
+    [jax.Array, jax.Array, jax.Array, ConvParams], jax.Array
+]  # (x, kernel, g, window) → like x or kernel
 
 
-def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def native(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """XLA's own convolution."""
     return lax.conv_general_dilated(
         x, kernel, window.strides, window.pads, dimension_numbers=LAYOUT, precision=window.precision
     )
 
 
-def pointwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def conv1x1_gemm(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """A 1×1 convolution without padding as one matrix product: (batch·h·w, channels) × (channels, features)."""
     return _product(pixel_rows(x, kernel.shape, window), kernel[0, 0], window)
 
 
-def pixel_rows(x: jax.Array, kernel: Sequence[int], window: Window) -> jax.Array:
+def pixel_rows(x: jax.Array, kernel: Sequence[int], window: ConvParams) -> jax.Array:
     """What a 1×1 convolution weights: (batch, h', w', channels)."""
     return x[:, :: window.strides[0], :: window.strides[1]]
 
 
-def patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def im2col(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """Every window laid out as one row, then one matrix product (im2col)."""
     return _product(patch_rows(x, kernel.shape, window), kernel.reshape(-1, kernel.shape[3]), window)
 
 
-def patch_rows(x: jax.Array, kernel: Sequence[int], window: Window) -> jax.Array:
+def patch_rows(x: jax.Array, kernel: Sequence[int], window: ConvParams) -> jax.Array:
     """Every window as one row, for a kernel of that shape: (batch, h', w', kh · kw · channels)."""
     height, width = result_size(x.shape, kernel, window)
     x = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
@@ -73,29 +75,29 @@ def patch_rows(x: jax.Array, kernel: Sequence[int], window: Window) -> jax.Array
     return jnp.concatenate(windows, axis=-1)
 
 
-def _product(rows: jax.Array, matrix: jax.Array, window: Window) -> jax.Array:
+def _product(rows: jax.Array, matrix: jax.Array, window: ConvParams) -> jax.Array:
     """(batch, h', w', k) × (k, features)."""
     out = jnp.dot(rows.reshape(-1, rows.shape[-1]), matrix, precision=window.precision)
     return out.reshape(*rows.shape[:-1], -1)
 
 
 # The forms that are one matrix product: what they make rows of.
-ROWS: dict[str, Callable[[jax.Array, Sequence[int], Window], jax.Array]] = {
-    "pointwise": pixel_rows,
-    "patches": patch_rows,
+ROWS: dict[str, Callable[[jax.Array, Sequence[int], ConvParams], jax.Array]] = {
+    "conv1x1_gemm": pixel_rows,
+    "im2col": patch_rows,
 }
 
 
-def features_first(form: str, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def ohwi_gemm(form: str, x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """A form of `ROWS` with a kernel (features, kh, kw, channels), which is read in the order in which it lies."""
     features, *sizes = kernel.shape
     rows, matrix = ROWS[form](x, (*sizes, features), window), kernel.reshape(features, -1)
-    if few(math.prod(rows.shape[:-1]), FEW_ROWS):
+    if is_at_most(math.prod(rows.shape[:-1]), FEW_ROWS):
         return _sums(rows, matrix)
     return _product(rows, matrix.T, window)
 
 
-def few(count: Any, most: int) -> bool:
+def is_at_most(count: Any, most: int) -> bool:
     """Whether there are so many at most; of an exported program's images, whose number is a symbol, there are not."""
     return isinstance(count, int) and count <= most
 
@@ -113,7 +115,7 @@ def _sums(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     return out.astype(rows.dtype).reshape(*rows.shape[:-1], -1)
 
 
-class Tap(NamedTuple):
+class KernelOffset(NamedTuple):
     """A place in the kernel, and what it meets: the results that it adds to and the pixels that it weights."""
 
     place: tuple[int, int]
@@ -121,7 +123,7 @@ class Tap(NamedTuple):
     pixels: tuple[slice, slice]
 
 
-def taps_on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) -> Iterator[Tap]:
+def taps_on_pixels(image: Sequence[int], kernel: Sequence[int], window: ConvParams) -> Iterator[KernelOffset]:
     """The taps that meet pixels; for the others there is padding alone."""
     rows, columns = (
         list(_taps_along(side, size, step, low, count))
@@ -131,7 +133,7 @@ def taps_on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) 
     )
     for i, down, y in rows:
         for j, right, x in columns:
-            yield Tap((i, j), (down, right), (y, x))
+            yield KernelOffset((i, j), (down, right), (y, x))
 
 
 def _taps_along(side: int, size: int, step: int, low: int, count: int) -> Iterator[tuple[int, slice, slice]]:
@@ -143,7 +145,9 @@ def _taps_along(side: int, size: int, step: int, low: int, count: int) -> Iterat
             yield place, slice(first, end), slice(first * step + offset, (end - 1) * step + offset + 1, step)
 
 
-def on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) -> tuple[slice, slice, Window]:
+def crop_kernel_to_support(
+    image: Sequence[int], kernel: Sequence[int], window: ConvParams
+) -> tuple[slice, slice, ConvParams]:
     """The kernel's rows and columns that meet pixels (all, if none does), and the window of the kernel cut to them."""
     places = [tap.place for tap in taps_on_pixels(image, kernel, window)] or [(0, 0), (kernel[0] - 1, kernel[1] - 1)]
     down, right = (slice(min(along), max(along) + 1) for along in zip(*places, strict=True))
@@ -155,7 +159,7 @@ def on_pixels(image: Sequence[int], kernel: Sequence[int], window: Window) -> tu
     return down, right, window._replace(pads=pads)
 
 
-def share_of_taps(image: Sequence[int], kernel: Sequence[int], window: Window) -> float:
+def valid_fraction(image: Sequence[int], kernel: Sequence[int], window: ConvParams) -> float:
     """The share of all products of kernel and pixels whose pixel is in the image, not in its padding."""
     met = sum(
         (down.stop - down.start) * (right.stop - right.start)
@@ -164,7 +168,7 @@ def share_of_taps(image: Sequence[int], kernel: Sequence[int], window: Window) -
     return met / (math.prod(result_size(image, kernel, window)) * kernel[0] * kernel[1])
 
 
-def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def per_offset_gemm(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """One matrix product for each place in the kernel, of the pixels that it meets, none of padding."""
     height, width = result_size(x.shape, kernel.shape, window)
     # Half precision is added up in single, as within a product.
@@ -176,12 +180,12 @@ def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return result.astype(x.dtype)
 
 
-def taps_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
-    """The derivative of `taps`, which takes the kernel apart anew."""
-    return by_input(taps)(x, anew(kernel), g, window)
+def per_offset_gemm_input_grad(x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams) -> jax.Array:
+    """The derivative of `per_offset_gemm`, which takes the kernel apart anew."""
+    return vjp_input(per_offset_gemm)(x, block_cse(kernel), g, window)
 
 
-def taps_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+def per_offset_gemm_kernel_grad(x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams) -> jax.Array:
     """One matrix product for each place in the kernel; zero where it meets padding alone."""
     gradient = jnp.zeros(kernel.shape, kernel.dtype)
     for place, results, pixels in taps_on_pixels(x.shape, kernel.shape, window):
@@ -190,7 +194,7 @@ def taps_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: 
     return gradient
 
 
-def rows_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+def row_gemm_kernel_grad(x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams) -> jax.Array:
     """One matrix product for each row of the kernel: fewer copies than patches where there are few channels."""
     (height, width), (down, right) = g.shape[1:3], window.strides
     x = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
@@ -200,22 +204,22 @@ def rows_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: 
     return jnp.stack([jnp.dot(row.T, g, precision=window.precision) for row in rows]).reshape(kernel.shape)
 
 
-def patches_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
-    """The derivative of `patches`."""
-    return by_kernel(patches)(anew(x), kernel, g, window)
+def im2col_kernel_grad(x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams) -> jax.Array:
+    """The derivative of `im2col`."""
+    return vjp_kernel(im2col)(block_cse(x), kernel, g, window)
 
 
-def anew(x: jax.Array) -> jax.Array:
+def block_cse(x: jax.Array) -> jax.Array:
     """x, but not to XLA, which would keep from the forward pass on whatever is computed from the very same array."""
     kept = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, kept.nexp, kept.nmant)
 
 
-def by_input(form: Forward) -> Gradient:
+def vjp_input(form: Forward) -> Gradient:
     """The input's gradient as the derivative of a form."""
     return lambda x, kernel, g, window: jax.vjp(lambda x: form(x, kernel, window), x)[1](g)[0]
 
 
-def by_kernel(form: Forward) -> Gradient:
+def vjp_kernel(form: Forward) -> Gradient:
     """The kernel's gradient as the derivative of a form."""
     return lambda x, kernel, g, window: jax.vjp(lambda kernel: form(x, kernel, window), kernel)[1](g)[0]

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.cpu.conv_algorithms import Window, anew, result_size
+from flaxresnet.models.cpu.conv_algorithms import ConvParams, block_cse, result_size
 
 Matrix = tuple[tuple[float, ...], ...]
 
 
-class Tiling(NamedTuple):
+class WinogradTransform(NamedTuple):
     """The transforms along one dimension, of m + 2 values, 3 places of the kernel, and to m results."""
 
     values: Matrix
@@ -24,12 +24,12 @@ class Tiling(NamedTuple):
     result: Matrix
 
 
-BY_TWO = Tiling(
+BY_TWO = WinogradTransform(
     values=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
     kernel=((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     result=((1, 1, 1, 0), (0, 1, -1, -1)),
 )
-BY_FOUR = Tiling(
+BY_FOUR = WinogradTransform(
     values=(
         (4, 0, -5, 0, 1, 0),
         (0, -4, -4, 1, 1, 0),
@@ -50,28 +50,28 @@ BY_FOUR = Tiling(
 )
 
 
-def tiling_for(size: Sequence[int]) -> Tiling:
+def tiling_for(size: Sequence[int]) -> WinogradTransform:
     """The tiles that take the fewest products for a result of this size (h', w'); if as many, the more exact."""
 
-    def products(tiling: Tiling) -> int:
+    def products(tiling: WinogradTransform) -> int:
         down, right = (len(tiling.values) * count for count in _counts(size, tiling))
         return down * right
 
     return min(BY_TWO, BY_FOUR, key=products)
 
 
-def winograd(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def winograd(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """F(2×2, 3×3) or F(4×4, 3×3), for 3×3 kernels in steps of 1."""
     return _filtered("npc,ncf->npf", x, kernel, window)
 
 
-def winograd_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+def winograd_input_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams) -> jax.Array:
     """The input's gradient is the convolution of g with the kernel turned round, channels and features exchanged."""
     rows, columns = ((2 - low, 2 - high) for low, high in window.pads)
     return _filtered("npf,ncf->npc", g, kernel[::-1, ::-1], window._replace(pads=(rows, columns)))
 
 
-def _filtered(products: str, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def _filtered(products: str, x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
     """The convolution by (m + 2)² matrix products, which sum over the kernel's channels or over its features."""
     height, width = result_size(x.shape, kernel.shape, window)
     tiling = tiling_for((height, width))
@@ -86,7 +86,7 @@ def _filtered(products: str, x: jax.Array, kernel: jax.Array, window: Window) ->
     return both.reshape(tiles[0], step * tiles[1], step * tiles[2], -1)[:, :height, :width]
 
 
-def winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Window) -> jax.Array:
+def winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams) -> jax.Array:
     """The transposes of `winograd`'s transforms, in reverse order."""
     tiling = tiling_for(g.shape[1:3])
     step, places = len(tiling.result), len(tiling.values)
@@ -95,13 +95,13 @@ def winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, wind
     across = _stack(_transposed(tiling.result), [g[:, :, j::step] for j in range(step)])
     slopes = _stack(_transposed(tiling.result), [across[:, :, i::step] for i in range(step)])
     slopes = slopes.reshape(places**2, -1, g.shape[-1])
-    products = _products("npc,npf->ncf", _values(anew(x), kernel, window, tiling), slopes, window)
+    products = _products("npc,npf->ncf", _values(block_cse(x), kernel, window, tiling), slopes, window)
     grid = products.reshape(places, places, *kernel.shape[2:])
     down = _stack(_transposed(tiling.kernel), list(grid))  # (3, m + 2, channels, features)
     return _stack(_transposed(tiling.kernel), [down[:, j] for j in range(places)], axis=1)
 
 
-def _values(x: jax.Array, kernel: jax.Array, window: Window, tiling: Tiling) -> jax.Array:
+def _values(x: jax.Array, kernel: jax.Array, window: ConvParams, tiling: WinogradTransform) -> jax.Array:
     """Every tile transformed: ((m + 2)², batch·tiles, channels).
 
     First along rows of the whole image and then along columns, which adds less than tile by tile. Between the two XLA
@@ -123,7 +123,7 @@ def _values(x: jax.Array, kernel: jax.Array, window: Window, tiling: Tiling) -> 
     return both.reshape(len(tiling.values) ** 2, -1, x.shape[-1])
 
 
-def _counts(size: Sequence[int], tiling: Tiling) -> list[int]:
+def _counts(size: Sequence[int], tiling: WinogradTransform) -> list[int]:
     """Tiles down and across that cover a result of this size."""
     return [-(-side // len(tiling.result)) for side in size]
 
@@ -145,5 +145,5 @@ def _transposed(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
 
 
-def _products(subscripts: str, a: jax.Array, b: jax.Array, window: Window) -> jax.Array:
+def _products(subscripts: str, a: jax.Array, b: jax.Array, window: ConvParams) -> jax.Array:
     return jnp.einsum(subscripts, a, b, precision=window.precision)

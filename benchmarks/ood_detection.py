@@ -16,7 +16,7 @@ from rich.table import Table
 from flaxresnet.augment.geometric import augment
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
-from flaxresnet.data.hand_signs.render import drawn_signs
+from flaxresnet.data.hand_signs.render import hand_signs
 from flaxresnet.evaluation import data_of_run
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
@@ -37,7 +37,7 @@ def pictures(test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "negative", 255 - test
     yield "tiles shuffled", _shuffled(test, rng)
     if test.shape[1:3] == (64, 64):
-        yield "drawn hand signs", drawn_signs(seed=1, train=12, test=102).test.images
+        yield "drawn hand signs", hand_signs(seed=1, train=12, test=102).test.images
     yield "noise", rng.integers(0, 256, test.shape, dtype=np.uint8)
     yield "one grey each", np.broadcast_to(rng.integers(0, 256, (len(test), 1, 1, 1), dtype=np.uint8), test.shape)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flaxresnet.data.hand_signs.render import drawn_signs
+from flaxresnet.data.hand_signs.render import hand_signs
 
 GALLERY = Path(__file__).parent / "gallery"
 WIDEST = 900  # pixels
@@ -39,7 +39,7 @@ def pages(run: str, photo: Path) -> None:
     from flaxresnet.classifier import Classifier
     from flaxresnet.demo.page import make_page, serve
 
-    address = serve(make_page(Classifier.load(run), "Hand signs", drawn_signs().test), "127.0.0.1", 0, wait=False)
+    address = serve(make_page(Classifier.load(run), "Hand signs", hand_signs().test), "127.0.0.1", 0, wait=False)
     browser_path = next(path for name in BROWSERS if (path := shutil.which(name)))
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
@@ -66,7 +66,7 @@ def main(run: str) -> None:
         command("diagram", "resnet50", "--to-file", folder / "resnet.png")
         keep(folder / "resnet-overview.png", "overview.png")
         photo = folder / "sign.png"
-        Image.fromarray(drawn_signs().test.images[3]).resize((256, 256), Image.Resampling.BICUBIC).save(photo)
+        Image.fromarray(hand_signs().test.images[3]).resize((256, 256), Image.Resampling.BICUBIC).save(photo)
         command("explain", run, photo, "--to-folder", folder)
         keep(folder / "sign.explained.png", "explain.png", shaded=True)
         pages(run, photo)

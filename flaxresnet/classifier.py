@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxresnet.augment.geometric import sample_bilinear
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.data.lazy_images import StoredImages
+from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
@@ -124,14 +124,14 @@ class Classifier:
         """Of the softmax that makes probabilities of logits."""
         return self.trust.temperature if self.trust else 1.0
 
-    def logits(self, images: np.ndarray | StoredImages) -> np.ndarray:
+    def logits(self, images: np.ndarray | LazyImages) -> np.ndarray:
         """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.
 
         Raises UserError for another shape or dtype.
         """
         return self.see(images)[0]
 
-    def see(self, images: np.ndarray | StoredImages, views: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def see(self, images: np.ndarray | LazyImages, views: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Logits and embeddings.
 
         Args:

@@ -11,8 +11,8 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, same_data
-from flaxresnet.data.hand_signs.cache import default_signs
+from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, is_same_data
+from flaxresnet.data.hand_signs.cache import load_default_signs
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.reliability.confusion_matrix import confusion_matrix
@@ -156,7 +156,7 @@ def judging(run: str | Path, data: str | Path | None, skip_bad: float = 0.0) -> 
     splits = data_for(run, data, "test", skip_bad)
     converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
     if usual_split(run, data, splits) == "all" and not converted:
-        return splits.all_to_test()
+        return splits.merge_into_test()
     if splits.test is None:
         raise UserError(f"{splits.source} has no test split; give other --data")
     return splits
@@ -165,9 +165,9 @@ def judging(run: str | Path, data: str | Path | None, skip_bad: float = 0.0) -> 
 def usual_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
     """The split to judge a run by: all of given data that only names divide, unless it was trained with them."""
     known = RunFolder(run).read_info().data
-    own = splits.train is not None and same_data(splits.train.fingerprint(), known["train_fingerprint"])
+    own = splits.train is not None and is_same_data(splits.train.fingerprint(), known["train_fingerprint"])
     own |= splits.path is not None and splits.path == known["path"]  # with more pictures by now, or fewer
-    return "all" if data and splits.by_name and not own else "test"
+    return "all" if data and splits.hash_split and not own else "test"
 
 
 def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
@@ -197,7 +197,7 @@ def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: flo
         return data_of_run(run, split)
     preprocessing = RunFolder(run).read_info().preprocessing
     size = preprocessing.height, preprocessing.width
-    return open_dataset(data, size, skip_bad, centre=preprocessing.centre, judged=True)
+    return open_dataset(data, size, skip_bad, centre=preprocessing.centre, eval_preprocessing=True)
 
 
 def data_of_run(run: str | Path, split: str) -> Splits:
@@ -213,13 +213,13 @@ def data_of_run(run: str | Path, split: str) -> Splits:
     if path is not None and not os.path.exists(path):  # noqa: PTH110 - never raises, be the name too long
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
     splits = (
-        default_signs()
+        load_default_signs()
         if path is None
-        else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre, judged=True)
+        else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre, eval_preprocessing=True)
     )
     for name in SPLITS[split]:
         dataset = getattr(splits, name)
-        if dataset is None or not same_data(dataset.fingerprint(), stored[f"{name}_fingerprint"]):
+        if dataset is None or not is_same_data(dataset.fingerprint(), stored[f"{name}_fingerprint"]):
             what = path or "the hand signs that this version draws"
             raise UserError(f"{run} was trained with other {name} images than {what} has now; give --data")
     return splits

@@ -24,7 +24,7 @@ from flaxresnet.cli import exit_status
 from flaxresnet.cli import main as commands
 from flaxresnet.cli.evaluate import show
 from flaxresnet.cli.image_args import Reader
-from flaxresnet.data.hand_signs.render import drawn_signs
+from flaxresnet.data.hand_signs.render import hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
 from flaxresnet.runs.run_dir import RunFolder
@@ -71,7 +71,7 @@ def test_more_pictures_than_memory_holds_are_a_sentence(shell, monkeypatch, tmp_
     def too_many(*_):
         raise MemoryError
 
-    monkeypatch.setattr("flaxresnet.cli.make_data.drawn_signs", too_many)
+    monkeypatch.setattr("flaxresnet.cli.make_data.hand_signs", too_many)
     status, _, err = shell("make-data", tmp_path / "out", "--train", 1_000_000, "--image-size", 4096)
     assert status == 2
     assert "1,000,120 images of 4096×4096 take 46,880.6 GiB of memory, more than there is; give fewer by --train" in err
@@ -446,7 +446,7 @@ def test_make_data_writes_files_that_training_reads_and_overwrites_none(shell, t
     status, _, _ = shell("make-data", folder, "--train", 12, "--test", 6, "--seed", 4, "--variety", 1)
     assert status == 0
     before = (folder / "train_signs.h5").read_bytes()
-    drawn = drawn_signs(seed=4, train=12, test=6, variety=1.0).test
+    drawn = hand_signs(seed=4, train=12, test=6, variety=1.0).test
     np.testing.assert_array_equal(open_dataset(folder).test.images, drawn.images)
     status, out, _ = shell("check-data", folder)
     assert status == 0

@@ -44,7 +44,7 @@ def beginning(tmp_path, monkeypatch, data_folder, finished_run):
     export_stablehlo(fr.Classifier.load(finished_run), "signs.zip")
     drawn = replace(fr.open_dataset(data_folder), path=None)
     for module in ("flaxresnet.data.hand_signs.cache", "flaxresnet.evaluation"):
-        monkeypatch.setattr(f"{module}.default_signs", lambda: drawn)
+        monkeypatch.setattr(f"{module}.load_default_signs", lambda: drawn)
     monkeypatch.setattr(fr, "ResNet50", partial(fr.ResNet, stage_sizes=(1,)))
     monkeypatch.setattr(fr.ResNet, "init", compiled(fr.ResNet.init))
     monkeypatch.setattr(fr.ResNet, "apply", compiled(fr.ResNet.apply))

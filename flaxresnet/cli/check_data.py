@@ -30,7 +30,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     # From disk, because the files' names are known there.
-    splits = open_dataset(arguments.data, arguments.image_size, arguments.skip_bad, "stream", anew=True)
+    splits = open_dataset(arguments.data, arguments.image_size, arguments.skip_bad, "stream", rescan=True)
     for line in splits.describe():
         print(line)
     if splits.train is None or splits.test is None:

@@ -60,7 +60,7 @@ def main(arguments: Arguments) -> int:
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         photo = decode(name)
-        return shown(classifier.preprocessing.seen(photo)), classifier.preprocessing.load(photo)
+        return shown(classifier.preprocessing.crop_pixels(photo)), classifier.preprocessing.load(photo)
 
     reader = Reader(arguments.photos, load, BATCH)
     for batch in reader.batches:

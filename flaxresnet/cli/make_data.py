@@ -9,7 +9,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.validation import at_least, at_most, between, check_value
 from flaxresnet.data.array_record import INDEX, write_records
 from flaxresnet.data.dataset import Splits
-from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, drawn_signs
+from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
 from flaxresnet.models.resnet import SMALLEST_IMAGE
@@ -87,7 +87,7 @@ def _splits(arguments: Arguments) -> Splits:
     side = arguments.image_size
     if arguments.source is None:
         try:
-            return drawn_signs(arguments.seed, arguments.train, arguments.test, side, arguments.variety)
+            return hand_signs(arguments.seed, arguments.train, arguments.test, side, arguments.variety)
         except MemoryError as error:
             count = arguments.train + arguments.test
             taken = f"{count:,} images of {side}×{side} take {count * side**2 * 3 / 2**30:,.1f} GiB of memory"

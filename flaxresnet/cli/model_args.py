@@ -7,7 +7,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.recipes import Variant
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import at_least, at_most, check_value, flag
-from flaxresnet.data.preprocess import LARGEST_SIDE
+from flaxresnet.data.preprocess import MAX_SIDE
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
 from flaxresnet.runs.run_dir import RunFolder, check_network
 from flaxresnet.runtime.errors import UserError
@@ -72,7 +72,7 @@ def subject_of(arguments: NetworkArguments) -> Subject:
     network = config.network
     image_size = arguments.image_size or IMAGE_SIZES[network.variant]
     for side in image_size:
-        check_value("image_size", side, int, (at_least(SMALLEST_IMAGE), at_most(LARGEST_SIDE)))
+        check_value("image_size", side, int, (at_least(SMALLEST_IMAGE), at_most(MAX_SIDE)))
     classes = 6 if arguments.num_classes is None else arguments.num_classes
     check_value("num_classes", classes, int, (at_least(2), at_most(MOST_CLASSES)))
     model = resnet(network.model, network.variant, num_classes=classes, width=network.width)

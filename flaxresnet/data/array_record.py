@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_stored
+from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.data.dataset import Dataset, Input, Splits
-from flaxresnet.data.integrity_scan import readable
-from flaxresnet.data.lazy_images import Encoded, StoredImages
+from flaxresnet.data.integrity_scan import drop_unreadable
+from flaxresnet.data.lazy_images import EncodedImages, LazyImages
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
@@ -30,7 +30,7 @@ OPTIONS = "group_size:1,uncompressed"  # one record at a time is asked for, and 
 NO_LABELS = np.zeros(0, np.int32)
 
 
-class Records(Encoded):
+class ArrayRecordImages(EncodedImages):
     """Pictures in shards, decoded and brought to one size when they are asked for."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Records(Encoded):
     def _names(self) -> list[Any]:
         path = Path(self.location) / f"{self._split}-names.json"
         try:  # read where a name is asked for, which is seldom
-            require_stored(path)
+            require_regular_file(path)
             names = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError):  # there is none in folders of before, nor of drawn pictures
             return []
@@ -85,7 +85,7 @@ class Records(Encoded):
         return f"record {place} of the {self._split} split of {self.location} ({self._name(place)})"
 
 
-def holds_records(folder: Path) -> bool:
+def is_array_record_dir(folder: Path) -> bool:
     """Whether a folder is what `write_records` makes."""
     return (folder / INDEX).is_file() and next(folder.glob("*.array_record"), None) is not None
 
@@ -97,8 +97,8 @@ def read_records(
     input: Input = "auto",
     processes: ProcessGroup = SINGLE_PROCESS,
     centre: float = 1.0,
-    anew: bool = False,
-    judged: bool = False,
+    rescan: bool = False,
+    eval_preprocessing: bool = False,
 ) -> Splits:
     """Opens a folder of ArrayRecord files.
 
@@ -106,7 +106,7 @@ def read_records(
       folder: see above.
       image_size: height and width that pictures are brought to, where they were not all of one size when written.
       skip_bad: the largest share of records that may be unreadable and are then left out, in [0, 1).
-      input, processes, centre, anew, judged: as for `open_dataset`.
+      input, processes, centre, rescan, eval_preprocessing: as for `open_dataset`.
 
     Raises:
       UserError: the folder is damaged, records cannot be read, or memory was asked for that the machine has not.
@@ -120,14 +120,14 @@ def read_records(
         if not is_input_size(size):
             raise ValueError(f"image_size is {size}")
         middle = 1.0 if index["image_size"] else centre
-        shares = {"train": middle if judged else 1.0, "test": middle}
+        shares = {"train": middle if eval_preprocessing else 1.0, "test": middle}
         found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"{folder} is damaged ({reason}); make it again") from error
-    splits, left_out = readable(folder, found, skip_bad, input, processes, anew)
+    splits, left_out = drop_unreadable(folder, found, skip_bad, input, processes, rescan)
     return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}", centre=shares["test"])
 
 
@@ -140,14 +140,14 @@ def _split(
     if labels.ndim != 1 or labels.dtype != np.int32 or not np.all((labels >= 0) & (labels < len(names))):
         raise ValueError(f"{name}-labels.npy holds {labels.dtype} {labels.shape}, not a class for each picture")
     digest = hashlib.sha256(repr([(shard, (folder / shard).stat().st_size) for shard in shards]).encode())
-    images = Records(folder, shards, len(labels), image_size, centre)
+    images = ArrayRecordImages(folder, shards, len(labels), image_size, centre)
     if shards and len(images._records) != len(labels):
         raise ValueError(f"{len(images._records)} {name} pictures, but {len(labels)} labels")
     return Dataset(images, labels, names, identity=digest.hexdigest())
 
 
 def _labels(path: Path) -> np.ndarray:
-    require_stored(path)
+    require_regular_file(path)
     try:
         return np.load(path, allow_pickle=False)
     except Exception as error:  # whatever a damaged file makes the library raise, if only for memory that it declares
@@ -180,19 +180,19 @@ def write_records(folder: Path, splits: Splits, shards: int) -> Iterator[str]:
                 writer.write(encoded(split.images, place))
             writer.close()
         np.save(folder / f"{name}-labels.npy", split.labels.astype(np.int32))
-        if isinstance(split.images, Encoded):
+        if isinstance(split.images, EncodedImages):
             called = [split.images.name(place) for place in range(len(split))]
             (folder / f"{name}-names.json").write_text(json.dumps(called, indent=0))
         yield f"{folder}: {len(split)} {name} pictures in {shards} shards"
     some = next(iter(present.values()))
-    size = None if isinstance(some.images, Encoded) else some.image_size
+    size = None if isinstance(some.images, EncodedImages) else some.image_size
     index = {"format": FORMAT, "class_names": list(some.class_names), "image_size": size, "shards": names}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")  # last, for it says that the rest is whole
 
 
-def encoded(images: np.ndarray | StoredImages, place: int) -> bytes:
+def encoded(images: np.ndarray | LazyImages, place: int) -> bytes:
     """The bytes of the picture at a place, as a file has them."""
-    if isinstance(images, Encoded):
+    if isinstance(images, EncodedImages):
         return images.encoded(place)
     from PIL import Image
 

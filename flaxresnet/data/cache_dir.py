@@ -9,7 +9,7 @@ from pathlib import Path
 from flaxresnet.runtime.errors import UserError
 
 
-def require_stored(path: str | Path) -> None:
+def require_regular_file(path: str | Path) -> None:
     """Raises UserError where a pipe, a socket or a device is at the path: reading one may never end.
 
     Folders and what is missing pass; who opens them says what is wrong, each in its words.
@@ -28,7 +28,7 @@ def cache_folder(name: str) -> Path:
     return Path(home) / "flaxresnet" / name
 
 
-def keep(path: Path, content: bytes) -> None:
+def cache_write(path: Path, content: bytes) -> None:
     """Writes a file of a `cache_folder`, whole or not at all; where that cannot be, the next start takes as long."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from flaxresnet.data.lazy_images import StoredImages
+from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.runtime.errors import listed
 
 USUAL_SIZE = (64, 64)  # the tutorials' images
-MOST_COUNTS = 20  # classes whose numbers of images are said one by one
-LOOKED_AT_WHOLE = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
-LOOKED_AT = 512  # of those
+MAX_CLASS_COUNTS = 20  # classes whose numbers of images are said one by one
+MAX_HASHED_BYTES = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
+HASH_SAMPLE = 512  # of those
 ALL_TOGETHER = ", all of them together"  # in words, where splits do not count
 Input = Literal["auto", "memory", "stream"]
 
@@ -31,7 +31,7 @@ class Dataset:
       contents: what tells their files' bytes from others, where `identity` does not.
     """
 
-    images: np.ndarray | StoredImages
+    images: np.ndarray | LazyImages
     labels: np.ndarray
     class_names: tuple[str, ...]
     names_given: bool = True
@@ -43,7 +43,7 @@ class Dataset:
 
     @property
     def is_streamed(self) -> bool:
-        return isinstance(self.images, StoredImages)
+        return isinstance(self.images, LazyImages)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -54,28 +54,28 @@ class Dataset:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def fingerprint(self) -> str:
-        """SHA-256 of shapes, pixels, labels and class names, to be compared by `same_data`.
+        """SHA-256 of shapes, pixels, labels and class names, to be compared by `is_same_data`.
 
         In place of pictures' pixels, their `identity` and, behind a dash, their `contents`: other bytes are other data,
         whether they are streamed or not. Of more than 2 GiB of pixels without those, as HDF5 files may have them, 512
         images are looked at, and a change to any other goes unnoticed.
         """
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        for pixels in self._fingers():
+        for pixels in self._hash_blocks():
             digest.update(np.ascontiguousarray(pixels).data)
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         return "-".join(filter(None, (digest.hexdigest(), self.contents)))
 
-    def _fingers(self) -> Iterator[np.ndarray]:
+    def _hash_blocks(self) -> Iterator[np.ndarray]:
         if self.identity is not None:
             yield np.frombuffer(self.identity.encode(), np.uint8)
-        elif self.images.nbytes > LOOKED_AT_WHOLE:
-            yield self.images[np.linspace(0, len(self) - 1, LOOKED_AT, dtype=int)]
+        elif self.images.nbytes > MAX_HASHED_BYTES:
+            yield self.images[np.linspace(0, len(self) - 1, HASH_SAMPLE, dtype=int)]
         else:
-            yield from (self.images[start : start + LOOKED_AT] for start in range(0, len(self), LOOKED_AT))
+            yield from (self.images[start : start + HASH_SAMPLE] for start in range(0, len(self), HASH_SAMPLE))
 
 
-def same_data(one: str | None, other: str | None) -> bool:
+def is_same_data(one: str | None, other: str | None) -> bool:
     """Whether two fingerprints are of the same data, as far as both tell: older ones say nothing of files' contents."""
     if one is None or other is None:
         return one is other
@@ -90,7 +90,7 @@ class Splits:
       source: where they come from, as words.
       path: the absolute path of the file or folder; None where the images were drawn.
       centre: the share of test pictures that was taken, as `Preprocessing` has it.
-      by_name: whether it is their names that divide the images into training and test, for want of anything said of it.
+      hash_split: whether hashes of their names divide the images into training and test, for want of anything else.
     """
 
     train: Dataset | None
@@ -98,10 +98,10 @@ class Splits:
     source: str
     path: str | None = None
     centre: float = 1.0
-    by_name: bool = False
+    hash_split: bool = False
 
-    def all_to_test(self) -> "Splits":
-        """All images as the test split, read into memory; of pictures, opened as those by which a run is `judged`."""
+    def merge_into_test(self) -> "Splits":
+        """All images as the test split, read into memory; of pictures, opened with `eval_preprocessing`."""
         parts = [part for part in (self.train, self.test) if part is not None]
         images, labels = (np.concatenate([getattr(part, name)[:] for part in parts]) for name in ("images", "labels"))
         whole = Dataset(images, labels, parts[0].class_names, parts[0].names_given)
@@ -123,6 +123,6 @@ class Splits:
 
 
 def _balance(counts: np.ndarray) -> str:
-    if len(counts) <= MOST_COUNTS:
+    if len(counts) <= MAX_CLASS_COUNTS:
         return ", ".join(map(str, counts))
     return f"{counts.min():,} to {counts.max():,}, median {int(np.median(counts)):,}"

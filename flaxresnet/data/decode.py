@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_stored
+from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Pillow's names of what cameras, telephones, scanners and browsers make. It knows many more, some of which it hands to
 # other programs by what is in the file, such as EPS to Ghostscript. HEIF is there where pillow-heif is installed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
-MOST_PIXELS = 10**8  # of a picture that is decoded; telephones' have 12 to 50 million, cameras' up to 100
+MAX_PIXELS = 10**8  # of a picture that is decoded; telephones' have 12 to 50 million, cameras' up to 100
 BYTES_A_PIXEL = 25  # at most, while a picture is decoded: JPEG 2000 takes so much, JPEG and PNG a third of it
 PIXELS_A_CORE = 2**24  # of pictures that are decoded at one time, on average
 STRIP = 2**20  # pixels that are converted together
@@ -29,7 +29,7 @@ HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 SAME_COLOUR = 2  # of 255: a profile that moves no colour further says that the picture is in sRGB
 
 
-class Room:
+class PixelBudget:
     """Lets so many pixels in at one time; who brings more waits."""
 
     def __init__(self, pixels: int) -> None:
@@ -48,7 +48,7 @@ class Room:
                 self._changed.notify_all()
 
 
-ROOM = Room(max(MOST_PIXELS, PIXELS_A_CORE * (os.cpu_count() or 1)))
+DECODE_BUDGET = PixelBudget(max(MAX_PIXELS, PIXELS_A_CORE * (os.cpu_count() or 1)))
 
 
 def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
@@ -56,11 +56,11 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
 
     EXIF rotation is applied, colours in another profile are brought to sRGB, transparency is laid on white, 16-bit grey
     is brought to 8 bits, its profile ignored; of an animation the first frame is taken. A JPEG of more than
-    `MOST_PIXELS` is decoded at half its size, up to Pillow's own limit of 178 million. It takes `BYTES_A_PIXEL` of
+    `MAX_PIXELS` is decoded at half its size, up to Pillow's own limit of 178 million. It takes `BYTES_A_PIXEL` of
     memory at most, and some MiB.
 
     Raises:
-      UserError: there is no such file, it is no picture that can be decoded, or it has more than `MOST_PIXELS`.
+      UserError: there is no such file, it is no picture that can be decoded, or it has more than `MAX_PIXELS`.
     """
     with decoded(photo) as pixels:
         return pixels
@@ -70,11 +70,11 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
 def decoded(photo: str | Path | IO[bytes]) -> Iterator[np.ndarray]:
     """As `decode`; within, the picture counts among those decoded at one time, of which there may be only so many."""
     if isinstance(photo, str | Path):
-        require_stored(photo)
+        require_regular_file(photo)
     with ExitStack() as stack:
         try:
             with warnings.catch_warnings(action="ignore"), _opened(photo) as file:
-                stack.enter_context(ROOM.taken(file.width * file.height))
+                stack.enter_context(DECODE_BUDGET.taken(file.width * file.height))
                 pixels = _pixels(photo, file)
         except UserError:
             raise
@@ -110,11 +110,11 @@ def _opened(photo: str | Path | IO[bytes]) -> "PIL.Image.Image":
 
     file = Image.open(photo, formats=formats())
     width, height = file.size
-    if width * height > MOST_PIXELS and file.format in ("JPEG", "MPO"):
+    if width * height > MAX_PIXELS and file.format in ("JPEG", "MPO"):
         file.draft(None, (width // 2, height // 2))  # which takes a quarter of the memory
-    if file.width * file.height > MOST_PIXELS:
+    if file.width * file.height > MAX_PIXELS:
         file.close()
-        raise UserError(f"{photo} has {width}×{height} pixels; give a picture of up to {MOST_PIXELS // 10**6} million")
+        raise UserError(f"{photo} has {width}×{height} pixels; give a picture of up to {MAX_PIXELS // 10**6} million")
     return file
 
 
@@ -134,7 +134,7 @@ def _pixels(photo: str | Path | IO[bytes], image: "PIL.Image.Image") -> np.ndarr
     from PIL import ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
-    convert = _wide_grey(photo, image) if image.mode.startswith(("I", "F")) else _colours(image)
+    convert = _gray16_converter(photo, image) if image.mode.startswith(("I", "F")) else _rgb_converter(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in _strips(image):
         pixels[top : top + strip.height] = convert(strip)
@@ -148,7 +148,7 @@ def _strips(image: "PIL.Image.Image") -> Iterator[tuple[int, "PIL.Image.Image"]]
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _colours(image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
+def _rgb_converter(image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
     """How strips of a picture of 8 bits a channel become sRGB."""
     from PIL import Image
 
@@ -191,7 +191,9 @@ def _to_srgb(profile: bytes | None, mode: str) -> Any | None:
     return transform if np.abs(moved).max() > SAME_COLOUR else None
 
 
-def _wide_grey(photo: str | Path | IO[bytes], image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
+def _gray16_converter(
+    photo: str | Path | IO[bytes], image: "PIL.Image.Image"
+) -> Callable[["PIL.Image.Image"], np.ndarray]:
     """How strips of grey of more than 8 bits become RGB: 16 bits are brought to 8, floats in [0, 1] to 0–255.
 
     Pillow gives 16-bit grey as 32-bit integers at times, so the values, not the type, tell 8 bits from 16.

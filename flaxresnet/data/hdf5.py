@@ -15,12 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_stored
+from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.data.dataset import Dataset, Input, Splits
-from flaxresnet.data.decode import MOST_PIXELS
-from flaxresnet.data.hdf5_limits import Suspects, declared, refusal
-from flaxresnet.data.integrity_scan import readable
-from flaxresnet.data.lazy_images import StoredImages
+from flaxresnet.data.decode import MAX_PIXELS
+from flaxresnet.data.hdf5_limits import ChunkSizeGuard, chunk_nbytes, unsupported_reason
+from flaxresnet.data.integrity_scan import drop_unreadable
+from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
@@ -38,10 +38,10 @@ READ_AT_ONCE = 2**26  # bytes of pixels that are looked at together
 ELSEWHERE = "lies in another file, which is not looked into; store the values themselves"
 
 
-class Hdf5Images(StoredImages):
+class Hdf5Images(LazyImages):
     """An array of images in an HDF5 file, which every process opens for itself."""
 
-    def __init__(self, path: Path, key: str, shape: tuple[int, ...], suspects: Suspects) -> None:
+    def __init__(self, path: Path, key: str, shape: tuple[int, ...], suspects: ChunkSizeGuard) -> None:
         super().__init__(str(path.absolute()), shape[0], (shape[1], shape[2]))
         self._key = key
         self._suspects = suspects  # chunks that are looked at before the library unpacks them
@@ -96,7 +96,7 @@ def read_hdf5(
     skip_bad: float = 0.0,
     input: Input = "memory",
     processes: ProcessGroup = SINGLE_PROCESS,
-    anew: bool = False,
+    rescan: bool = False,
 ) -> Splits:
     """Reads the training and the test split from one or more files.
 
@@ -104,7 +104,7 @@ def read_hdf5(
       files: at least one.
       source: where they come from, as words.
       skip_bad: the largest share of images that may be unreadable and are then left out, in [0, 1).
-      input, processes, anew: as for `open_dataset`.
+      input, processes, rescan: as for `open_dataset`.
 
     Raises:
       UserError: a file or images in it cannot be read, a split is there twice, none is there, a split is malformed,
@@ -126,7 +126,7 @@ def read_hdf5(
     splits = {name: split for name, (_, split) in found.items()}
     if len(splits) == 2:
         _check_agreement(source, splits)
-    kept, left_out = readable(source, list(splits.values()), skip_bad, input, processes, anew)
+    kept, left_out = drop_unreadable(source, list(splits.values()), skip_bad, input, processes, rescan)
     whole = dict(zip(splits, kept, strict=True))
     return Splits(train=whole.get("train"), test=whole.get("test"), source=source + left_out)
 
@@ -142,7 +142,7 @@ def write_hdf5(path: Path, name: str, split: Dataset) -> None:
 
 
 def _read_file(path: Path) -> dict[str, Dataset]:
-    require_stored(path)
+    require_regular_file(path)
     try:
         with h5py.File(path, "r") as file:
             return {name: _read_split(path, file, name) for name in ("train", "test") if f"{name}_set_x" in file}
@@ -166,16 +166,16 @@ def _read_split(path: Path, file: h5py.File, name: str) -> Dataset:
         raise UserError(f"{where} has shape {x.shape}, not (images, height, width, 3); store RGB images in that order")
     if x.dtype != np.uint8:
         raise UserError(f"{where} holds {x.dtype}, not uint8; store pixels as whole numbers from 0 to 255")
-    if x.shape[1] * x.shape[2] > MOST_PIXELS:
+    if x.shape[1] * x.shape[2] > MAX_PIXELS:
         size = f"{x.shape[1]}×{x.shape[2]}"
-        raise UserError(f"{where} has images of {size} pixels; store them with {MOST_PIXELS:,} at most")
+        raise UserError(f"{where} has images of {size} pixels; store them with {MAX_PIXELS:,} at most")
     if 0 in x.shape:
         raise UserError(f"{where} is empty (shape {x.shape}); give at least one image")
     _check_stored(path, f"{name}_set_x", x)
     if f"{name}_set_y" not in file:
         raise UserError(f"{path} has {name}_set_x but not {name}_set_y; store the labels there")
     names = _class_names(path, file)
-    images = Hdf5Images(path, f"{name}_set_x", x.shape, Suspects(x))
+    images = Hdf5Images(path, f"{name}_set_x", x.shape, ChunkSizeGuard(x))
     y = _array(path, file, f"{name}_set_y")
     labels = _labels(f"{path}: {name}_set_y", y, len(images), names)
     classes = y.shape[1] if y.ndim == 2 and y.shape[1] > 1 else int(labels.max()) + 1
@@ -194,9 +194,9 @@ def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
         _ = item.dtype
     except TypeError as error:  # a type that NumPy has not, such as times or integers of 16 bytes
         raise UserError(f"{path}: {key} is of a type that cannot be read ({_first_line(error)})") from None
-    if item.chunks and declared(item) > LARGEST_CHUNK:
+    if item.chunks and chunk_nbytes(item) > LARGEST_CHUNK:
         raise UserError(f"{path}: {key} is in chunks of {item.chunks}; store it in chunks of up to 1 GiB")
-    if wrong := refusal(item):
+    if wrong := unsupported_reason(item):
         raise UserError(f"{path}: {key} {wrong}")
     return item
 
@@ -234,7 +234,7 @@ def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
     if item.nbytes > MOST_LABEL_BYTES:
         raise UserError(f"{path}: {key} has shape {item.shape}; give one label an image, one name a class")
     _check_stored(path, key, item)
-    Suspects(item).check(f"{path}: {key}", item, 0, len(item) if item.shape else 0)
+    ChunkSizeGuard(item).check(f"{path}: {key}", item, 0, len(item) if item.shape else 0)
     return np.asarray(item[()])
 
 

@@ -13,7 +13,7 @@ import h5py
 
 from flaxresnet.runtime.errors import UserError
 
-Place = tuple[int, ...]
+ChunkOffset = tuple[int, ...]
 
 DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000  # as HDF5 numbers its filters
 PACKING = (DEFLATE, LZF)
@@ -26,7 +26,7 @@ UNPACKED_SPARE = 2**16  # bytes by which what does not pack may grow
 AT_ONCE = 2**18  # packed bytes that are unpacked, and left, together
 
 
-def refusal(item: h5py.Dataset) -> str | None:
+def unsupported_reason(item: h5py.Dataset) -> str | None:
     """What speaks against unpacking any of it: words that follow the array's name."""
     filters = filters_of(item)
     if unknown := set(filters) - set(KNOWN):
@@ -34,7 +34,7 @@ def refusal(item: h5py.Dataset) -> str | None:
     after = [number for i, number in enumerate(filters) if not {*filters[:i]}.isdisjoint(PACKING)]
     if set(after) - {FLETCHER32}:  # so that what is stored is the packed stream itself
         return "is packed, and changed again after that; `h5repack -f GZIP=4` packs it anew"
-    if LZF in filters and declared(item) > LARGEST_LZF:
+    if LZF in filters and chunk_nbytes(item) > LARGEST_LZF:
         return f"is packed by LZF in chunks of {item.chunks}; `h5repack -f GZIP=4` packs it anew"
     return None
 
@@ -45,26 +45,26 @@ def filters_of(item: h5py.Dataset) -> list[int]:
     return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
 
 
-def declared(item: h5py.Dataset) -> int:
+def chunk_nbytes(item: h5py.Dataset) -> int:
     """Bytes of a chunk, once unpacked."""
     return math.prod(item.chunks) * item.id.get_type().get_size()
 
 
-def most_stored(item: h5py.Dataset) -> int:
+def max_chunk_nbytes(item: h5py.Dataset) -> int:
     """Bytes that a chunk has in the file where packing failed and made it larger."""
-    return declared(item) * 9 // 8 + UNPACKED_SPARE
+    return chunk_nbytes(item) * 9 // 8 + UNPACKED_SPARE
 
 
-class Suspects:
+class ChunkSizeGuard:
     """Chunks of an array that might unpack to much more than they declare, by what is stored of them."""
 
     def __init__(self, item: h5py.Dataset) -> None:
-        self._rows: dict[int, list[Place]] = {}  # where chunks begin, by their first row
-        self._wrong: dict[Place, bool] = {}  # what was found of them
+        self._rows: dict[int, list[ChunkOffset]] = {}  # where chunks begin, by their first row
+        self._wrong: dict[ChunkOffset, bool] = {}  # what was found of them
         self._lock = threading.Lock()
         if not filters_of(item):
             return
-        most = most_stored(item)
+        most = max_chunk_nbytes(item)
 
         def look(chunk: h5py.h5d.StoreInfo) -> None:
             if chunk.size > most or chunk.size * DEFLATED > HARMLESS:
@@ -94,7 +94,7 @@ class Suspects:
                     self._wrong[place] = unpacks_to_more(item, place)
             if self._wrong[place]:
                 raise UserError(
-                    f"{where} has a chunk, at {place}, that unpacks to more than the {declared(item):,} bytes it "
+                    f"{where} has a chunk, at {place}, that unpacks to more than the {chunk_nbytes(item):,} bytes it "
                     "declares; store the values anew"
                 )
 
@@ -108,14 +108,14 @@ def each_chunk(item: h5py.Dataset, look: Callable[[h5py.h5d.StoreInfo], None]) -
             look(item.id.get_chunk_info(i))
 
 
-def unpacks_to_more(item: h5py.Dataset, place: Place) -> bool:
+def unpacks_to_more(item: h5py.Dataset, place: ChunkOffset) -> bool:
     """Whether a chunk has more bytes than it declares; what it unpacks to is counted and not kept."""
-    if item.id.get_chunk_info_by_coord(place).size > most_stored(item):
+    if item.id.get_chunk_info_by_coord(place).size > max_chunk_nbytes(item):
         return True
     if DEFLATE not in filters_of(item):
         return False
     _, packed = item.id.read_direct_chunk(place)
-    left, unpacker = declared(item) + CHECKSUM, zlib.decompressobj()
+    left, unpacker = chunk_nbytes(item) + CHECKSUM, zlib.decompressobj()
     try:
         for start in range(0, len(packed), AT_ONCE):
             piece = packed[start : start + AT_ONCE]

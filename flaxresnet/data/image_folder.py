@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_stored
+from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.data.dataset import Dataset, Input, Splits
-from flaxresnet.data.integrity_scan import readable
-from flaxresnet.data.lazy_images import Encoded
-from flaxresnet.data.preprocess import LARGEST_INPUT, LARGEST_SIDE, Part, Preprocessing, is_input_size
+from flaxresnet.data.integrity_scan import drop_unreadable
+from flaxresnet.data.lazy_images import EncodedImages
+from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Part, Preprocessing, is_input_size
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -32,7 +32,7 @@ BY_NAME = f"split by the hash of each name, {TEST_SHARE:.0%} for test"
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A file that was found: its class, its path below the data's folder, its size in bytes, and when it changed."""
 
     label: str
@@ -41,14 +41,14 @@ class Picture:
     changed: int
 
 
-class PictureFiles(Encoded):
+class ImageFolderImages(EncodedImages):
     """Pictures that are decoded, and brought to one size as photos are in prediction, when they are asked for."""
 
     def __init__(
-        self, folder: Path, pictures: Sequence[Picture], image_size: tuple[int, int], centre: float = 1.0
+        self, folder: Path, pictures: Sequence[ImageFile], image_size: tuple[int, int], centre: float = 1.0
     ) -> None:
         super().__init__(str(folder.absolute()), len(pictures), image_size)
-        self._paths = Names([picture.path for picture in pictures])
+        self._paths = PackedPaths([picture.path for picture in pictures])
         self._preprocessing = Preprocessing(*image_size, centre=centre)
         self._state = hashlib.sha256(
             np.array([picture.changed for picture in pictures], np.int64).tobytes()
@@ -61,7 +61,7 @@ class PictureFiles(Encoded):
         return self._preprocessing.load(self._path(place), part)
 
     def _bytes(self, place: int) -> bytes:
-        require_stored(self._path(place))
+        require_regular_file(self._path(place))
         try:
             return Path(self._path(place)).read_bytes()
         except OSError as error:
@@ -74,7 +74,7 @@ class PictureFiles(Encoded):
         return os.path.join(self.location, self._paths[place])  # noqa: PTH118
 
 
-class Names:
+class PackedPaths:
     """Many names in little memory: one block of bytes, where a list of a million paths would take a hundred MiB."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ class Names:
         return os.fsdecode(self._bytes[self._ends[place] : self._ends[place + 1]])
 
 
-def holds_classes(folder: Path) -> bool:
+def is_image_folder(folder: Path) -> bool:
     """Whether a folder has folders of pictures, or of folders of pictures, one a class."""
     return any(_classes(part) for part in (folder, *(folder / name for name in ("train", *TEST_NAMES))))
 
@@ -98,8 +98,8 @@ def read_folder(
     input: Input = "auto",
     processes: ProcessGroup = SINGLE_PROCESS,
     centre: float = 1.0,
-    anew: bool = False,
-    judged: bool = False,
+    rescan: bool = False,
+    eval_preprocessing: bool = False,
 ) -> Splits:
     """Finds every picture and, in the size given, reads it into memory or sees that it can be read.
 
@@ -107,7 +107,7 @@ def read_folder(
       folder: see above.
       image_size: height and width, in pixels, that pictures are brought to as photos are in prediction.
       skip_bad: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
-      input, processes, centre, anew, judged: as for `open_dataset`.
+      input, processes, centre, rescan, eval_preprocessing: as for `open_dataset`.
 
     Raises:
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
@@ -115,16 +115,16 @@ def read_folder(
     """
     sides = [int(side) if isinstance(side, np.integer) else side for side in image_size]
     if not is_input_size(sides):
-        limits = f"two numbers from 1 to {LARGEST_SIDE}, of {LARGEST_INPUT:,} pixels at most"
+        limits = f"two numbers from 1 to {MAX_SIDE}, of {MAX_INPUT_PIXELS:,} pixels at most"
         raise UserError(f"--image-size must be {limits}, not {image_size}")
     image_size = sides[0], sides[1]
     train, test, how = _splits(folder)
-    by_name = how == BY_NAME
+    hash_split = how == BY_NAME
     names = _class_names(folder, train, test)
-    shares = (train, centre if judged else 1.0), (test, centre)
+    shares = (train, centre if eval_preprocessing else 1.0), (test, centre)
     found = [_labelled(folder, pictures, image_size, names, share) for pictures, share in shares]
-    splits, left_out = readable(folder, found, skip_bad, input, processes, anew)
-    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", centre=centre, by_name=by_name)
+    splits, left_out = drop_unreadable(folder, found, skip_bad, input, processes, rescan)
+    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", centre=centre, hash_split=hash_split)
 
 
 def in_test(label: str, path: str | Path) -> bool:
@@ -133,7 +133,7 @@ def in_test(label: str, path: str | Path) -> bool:
     return int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64
 
 
-def _splits(folder: Path) -> tuple[list[Picture], list[Picture], str]:
+def _splits(folder: Path) -> tuple[list[ImageFile], list[ImageFile], str]:
     """The pictures for training and for test, and in words how they were told apart."""
     parts = [name for name in ("train", *TEST_NAMES) if _classes(folder / name)]
     if not parts:
@@ -155,7 +155,7 @@ def _classes(folder: Path) -> list[Path]:
     return [path for path in inside if path.name not in ("train", *TEST_NAMES) and next(_files(path), None)]
 
 
-def _pictures(split: Path, folder: Path) -> Iterator[Picture]:
+def _pictures(split: Path, folder: Path) -> Iterator[ImageFile]:
     """Every picture of a split, in the order of their names, with paths below the folder."""
     for label in _classes(split):
         for path in _files(label):
@@ -163,7 +163,7 @@ def _pictures(split: Path, folder: Path) -> Iterator[Picture]:
             with suppress(OSError):  # a link to nothing; reading it says so
                 about = os.stat(path)  # noqa: PTH116
                 nbytes, changed = about.st_size, about.st_mtime_ns
-            yield Picture(label.name, os.path.relpath(path, folder), nbytes, changed)
+            yield ImageFile(label.name, os.path.relpath(path, folder), nbytes, changed)
 
 
 def _files(folder: str | Path, above: frozenset[tuple[int, int]] | None = None) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _identity_of(folder: str | Path) -> tuple[int, int]:
     return about.st_dev, about.st_ino
 
 
-def _class_names(folder: Path, train: Sequence[Picture], test: Sequence[Picture]) -> tuple[str, ...]:
+def _class_names(folder: Path, train: Sequence[ImageFile], test: Sequence[ImageFile]) -> tuple[str, ...]:
     ours, theirs = (sorted({picture.label for picture in pictures}) for pictures in (train, test))
     if ours and (strange := sorted(set(theirs) - set(ours))):
         raise UserError(f"{folder} has test pictures of classes that training has not: {listed(strange)}")
@@ -198,15 +198,15 @@ def _class_names(folder: Path, train: Sequence[Picture], test: Sequence[Picture]
 
 
 def _labelled(
-    folder: Path, pictures: Sequence[Picture], image_size: tuple[int, int], names: tuple[str, ...], centre: float
+    folder: Path, pictures: Sequence[ImageFile], image_size: tuple[int, int], names: tuple[str, ...], centre: float
 ) -> Dataset:
     number = {name: index for index, name in enumerate(names)}
-    images = PictureFiles(folder, pictures, image_size, centre)
+    images = ImageFolderImages(folder, pictures, image_size, centre)
     labels = np.array([number[picture.label] for picture in pictures], np.int32)
     return Dataset(images, labels, names, identity=_identity(pictures))
 
 
-def _identity(pictures: Sequence[Picture]) -> str:
+def _identity(pictures: Sequence[ImageFile]) -> str:
     """Tells these from others by classes, names and sizes, before any is read: a copy of the folder has the same."""
     digest = hashlib.sha256()
     for picture in pictures:

@@ -13,31 +13,31 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import cache_folder, keep
+from flaxresnet.data.cache_dir import cache_folder, cache_write
 from flaxresnet.data.dataset import Dataset, Input
-from flaxresnet.data.lazy_images import Contents, Encoded, StoredImages
-from flaxresnet.data.should_stream import is_to_be_streamed
+from flaxresnet.data.lazy_images import ContentHash, EncodedImages, LazyImages
+from flaxresnet.data.should_stream import should_stream
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 MOST_NAMED = 5  # unreadable pictures in a sentence
 
 
-def readable(
+def drop_unreadable(
     source: str | Path,
     parts: Sequence[Dataset],
     skip_bad: float,
     input: Input,
     processes: ProcessGroup = SINGLE_PROCESS,
-    anew: bool = False,
+    rescan: bool = False,
 ) -> tuple[list[Dataset | None], str]:
     """The data without what cannot be read, in memory or on disk.
 
     Args:
       source: where they come from, as words.
-      parts: splits with `StoredImages`; any may be empty.
+      parts: splits with `LazyImages`; any may be empty.
       skip_bad: the largest share of all that may be unreadable and are then left out, in [0, 1).
-      input, processes, anew: as for `open_dataset`. What one process cannot read, none takes.
+      input, processes, rescan: as for `open_dataset`. What one process cannot read, none takes.
 
     Returns:
       The splits, None for those of which nothing is left, and words for what was left out: "" for nothing.
@@ -47,8 +47,8 @@ def readable(
     """
     if not 0 <= skip_bad < 1:
         raise UserError(f"--skip-bad must be at least 0 and below 1, not {skip_bad}")
-    streamed = is_to_be_streamed(source, sum(part.images.nbytes for part in parts), input, processes)
-    found = [_readable(part, streamed, processes, anew) for part in parts]
+    streamed = should_stream(source, sum(part.images.nbytes for part in parts), input, processes)
+    found = [_readable(part, streamed, processes, rescan) for part in parts]
     bad = [wrong for _, wrongs in found for wrong in wrongs]
     if len(bad) > skip_bad * (count := sum(map(len, parts))):
         advice = "mend or remove them, or give --skip-bad with the share that may be left out"
@@ -58,16 +58,16 @@ def readable(
     return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MOST_NAMED)}" if bad else ""
 
 
-def _readable(part: Dataset, streamed: bool, processes: ProcessGroup, anew: bool) -> tuple[Dataset | None, list[str]]:
+def _readable(part: Dataset, streamed: bool, processes: ProcessGroup, rescan: bool) -> tuple[Dataset | None, list[str]]:
     stored = part.images
-    if not isinstance(stored, StoredImages):
+    if not isinstance(stored, LazyImages):
         raise TypeError("only stored images can be looked through")
-    images: np.ndarray | StoredImages = stored
+    images: np.ndarray | LazyImages = stored
     if streamed:
-        looked = look_through(stored, f"{part.identity} {stored.state()}", processes, anew)
+        looked = scan(stored, f"{part.identity} {stored.state()}", processes, rescan)
     else:
         images, looked = _load(stored, processes)
-    if isinstance(stored, Encoded):
+    if isinstance(stored, EncodedImages):
         part = replace(part, contents=f"{looked.contents:064x}")
     if bad := looked.bad:
         good = np.array([place for place in range(len(part)) if place not in bad], int)
@@ -76,52 +76,52 @@ def _readable(part: Dataset, streamed: bool, processes: ProcessGroup, anew: bool
 
 
 @dataclass(frozen=True)
-class Looked:
+class ScanResult:
     """What was found by reading images.
 
     Attributes:
       bad: place → what is wrong with the image there.
-      contents: of all others, as `Contents.total` has it.
+      contents: of all others, as `ContentHash.total` has it.
     """
 
     bad: dict[int, str] = field(default_factory=dict)
     contents: int = 0
 
 
-def _load(images: StoredImages, processes: ProcessGroup) -> tuple[np.ndarray, Looked]:
+def _load(images: LazyImages, processes: ProcessGroup) -> tuple[np.ndarray, ScanResult]:
     """All images in memory, and what all processes found, of which each reads all."""
-    contents = Contents()
-    loaded, mine = images.counted(contents).load()
+    contents = ContentHash()
+    loaded, mine = images.with_hashing(contents).load()
     bad = _of_all(mine, processes)
-    if isinstance(images, Encoded):
+    if isinstance(images, EncodedImages):
         for place in bad.keys() - mine.keys():
             contents.add(place, images.encoded(place), times=-1)
-    return loaded, Looked(bad, contents.total)
+    return loaded, ScanResult(bad, contents.total)
 
 
-def look_through(
-    images: StoredImages, identity: str, processes: ProcessGroup = SINGLE_PROCESS, anew: bool = False
-) -> Looked:
+def scan(
+    images: LazyImages, identity: str, processes: ProcessGroup = SINGLE_PROCESS, rescan: bool = False
+) -> ScanResult:
     """What all processes find together, kept in the user's cache folder for the next time.
 
     Args:
       images: what is read.
       identity: tells them from others; what was found counts as long as it stays the same.
       processes: each reads its share.
-      anew: read all, whatever is known.
+      rescan: read all, whatever is known.
     """
     path, mine = _path(images, identity), processes.share(len(images))
-    known = None if anew else _recall(path)
+    known = None if rescan else _load_cached(path)
     if len({*processes.gather(hex(known.contents) if known else None)}) > 1:
         known = None  # a sum of what some recall and others read would be of some pictures twice
     # What was wrong may have been the network's fault, so that those pictures are read again.
     again = mine if known is None else mine[np.isin(mine, list(known.bad))]
-    contents = Contents()
-    bad = _of_all(images.counted(contents).unreadable(again.tolist()), processes)
+    contents = ContentHash()
+    bad = _of_all(images.with_hashing(contents).unreadable(again.tolist()), processes)
     more = sum(int(one, 16) for one in processes.gather(hex(contents.total)))
-    found = Looked(bad, ((known.contents if known else 0) + more) % Contents.MODULUS)
+    found = ScanResult(bad, ((known.contents if known else 0) + more) % ContentHash.MODULUS)
     if found != known:
-        keep(path, json.dumps({"bad": list(found.bad.items()), "contents": found.contents}).encode())
+        cache_write(path, json.dumps({"bad": list(found.bad.items()), "contents": found.contents}).encode())
     return found
 
 
@@ -130,13 +130,13 @@ def _of_all(mine: dict[int, str], processes: ProcessGroup) -> dict[int, str]:
     return dict(sorted((place, wrong) for some in processes.gather(list(mine.items())) for place, wrong in some))
 
 
-def _path(images: StoredImages, identity: str) -> Path:
+def _path(images: LazyImages, identity: str) -> Path:
     name = hashlib.sha256(f"{images.location}\0{identity}\0{images.shape}".encode("utf-8", "surrogateescape"))
     return cache_folder("checked") / f"{name.hexdigest()}.json"
 
 
-def _recall(path: Path) -> Looked | None:
+def _load_cached(path: Path) -> ScanResult | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # those of before had no contents
         said = json.loads(path.read_text())
-        return Looked({int(place): str(wrong) for place, wrong in said["bad"]}, int(said["contents"]))
+        return ScanResult({int(place): str(wrong) for place, wrong in said["bad"]}, int(said["contents"]))
     return None

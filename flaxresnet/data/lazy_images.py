@@ -17,7 +17,7 @@ from flaxresnet.runtime.errors import UserError
 AT_ONCE = 4096  # reads that wait for a thread
 
 
-class Contents:
+class ContentHash:
     """Tells pictures by the bytes of their files: a sum of digests, the same in whatever order they are read.
 
     Attributes:
@@ -37,12 +37,12 @@ class Contents:
             self.total = (self.total + times * int.from_bytes(digest, "big")) % self.MODULUS
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Cores that this process may use, which under a scheduler are not all that there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class StoredImages(abc.ABC):
+class LazyImages(abc.ABC):
     """Images on disk, to be indexed as an array of (n, height, width, 3) uint8 would be; worker processes get copies.
 
     Attributes:
@@ -105,26 +105,26 @@ class StoredImages(abc.ABC):
         def read(row: int) -> None:
             images[row] = self.read(int(places[row]))
 
-        return images, _troubles(read, len(places))
+        return images, _collect_errors(read, len(places))
 
     def unreadable(self, places: Sequence[int]) -> dict[int, str]:
         """Place → what is wrong with the image there; reads those at the places, and keeps none."""
-        found = _troubles(lambda i: self.read(places[i]), len(places))
+        found = _collect_errors(lambda i: self.read(places[i]), len(places))
         return {places[i]: wrong for i, wrong in found.items()}
 
     def state(self) -> str:
         """What changes when their files do, such as when these were written, without looking at the images."""
         return ""
 
-    def counted(self, contents: Contents) -> Self:
+    def with_hashing(self, contents: ContentHash) -> Self:
         """The same images, of which each that is read is added to the contents, where it has bytes of its own."""
         return self
 
 
-class Encoded(StoredImages):
+class EncodedImages(LazyImages):
     """Images of which each has bytes of its own, as a picture's file has them."""
 
-    _contents: Contents | None = None
+    _contents: ContentHash | None = None
 
     def read(self, place: int, part: Part | None = None) -> np.ndarray:
         image = super().read(place, part)
@@ -132,10 +132,10 @@ class Encoded(StoredImages):
             self._contents.add(self._at(place), self.encoded(place))
         return image
 
-    def counted(self, contents: Contents) -> Self:
-        counted = copy.copy(self)
-        counted._contents = contents
-        return counted
+    def with_hashing(self, contents: ContentHash) -> Self:
+        with_hashing = copy.copy(self)
+        with_hashing._contents = contents
+        return with_hashing
 
     @abc.abstractmethod
     def _bytes(self, place: int) -> bytes: ...
@@ -152,7 +152,7 @@ class Encoded(StoredImages):
         return self._bytes(self._at(place))
 
 
-def _troubles(read: Callable[[int], object], count: int) -> dict[int, str]:
+def _collect_errors(read: Callable[[int], object], count: int) -> dict[int, str]:
     """What is wrong with those of `count` images that `read` raises UserError for, in order."""
 
     def trouble(place: int) -> str | None:
@@ -163,7 +163,7 @@ def _troubles(read: Callable[[int], object], count: int) -> dict[int, str]:
         return None
 
     found = dict[int, str]()
-    with ThreadPoolExecutor(cores()) as pool:  # decoders do not hold Python's lock
+    with ThreadPoolExecutor(available_cpus()) as pool:  # decoders do not hold Python's lock
         for start in range(0, count, AT_ONCE):
             places = range(start, min(start + AT_ONCE, count))
             found |= {place: wrong for place, wrong in zip(places, pool.map(trouble, places), strict=True) if wrong}

@@ -29,7 +29,7 @@ class Batch(flax.struct.PyTreeNode):
     mask: jax.Array
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Gives batches of the images at given places."""
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
@@ -40,15 +40,15 @@ class Source(Protocol):
 
 
 @lru_cache(maxsize=2)
-def order_of_epoch(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """All places of a data set, in the order in which an epoch (from 1) takes them."""
     return np.random.default_rng((ORDER_STREAM, seed, epoch)).permutation(count)
 
 
-def places_of_step(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
+def step_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
     """The places, (batch_size,), of a training step's images; steps count from 0 and go on from epoch to epoch."""
     epoch, within = divmod(step, count // batch_size)
-    return order_of_epoch(seed, epoch + 1, count)[within * batch_size : (within + 1) * batch_size]
+    return epoch_permutation(seed, epoch + 1, count)[within * batch_size : (within + 1) * batch_size]
 
 
 def padded(places: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +61,7 @@ def padded(places: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]
 class Loader:
     """A data set's batches."""
 
-    def __init__(self, source: Source, dataset: Dataset, batch_size: int, split: Any) -> None:
+    def __init__(self, source: BatchSource, dataset: Dataset, batch_size: int, split: Any) -> None:
         """`split` is the sharding of a batch's leading axis."""
         self._source, self._split = source, split
         self._shape = dataset.images.shape
@@ -85,12 +85,12 @@ class Loader:
         """The full batches of training, from step `first` on, epoch after epoch, without end."""
         return self._source.train(seed, first)
 
-    def in_order(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Iterator[Batch]:
         """Every image once, in the order of the data; the last batch is padded and masked."""
         bounds = range(0, self.count, self.batch_size)
         return self._source.at([np.arange(start, min(start + self.batch_size, self.count)) for start in bounds])
 
-    def sample(self, count: int, seed: int) -> jax.Array:
+    def bn_batches(self, count: int, seed: int) -> jax.Array:
         """Images for measuring statistics: (k, batch, height, width, 3) uint8, the same ones at each call.
 
         k · batch is the largest multiple of the batch that is neither above `count` nor above the whole set, but at
@@ -99,7 +99,7 @@ class Loader:
         batches = max(1, min(count, self.count) // self.batch_size)
         order = np.random.default_rng((ORDER_STREAM, seed)).permutation(self.count)[: batches * self.batch_size]
         blocks = [batch.images for batch in self._source.at(list(order.reshape(batches, self.batch_size)))]
-        return jax.jit(lambda *images: jnp.stack(images), out_shardings=_below(self._split))(*blocks)
+        return jax.jit(lambda *images: jnp.stack(images), out_shardings=_stacked_sharding(self._split))(*blocks)
 
 
 def fits_devices(dataset: Dataset) -> bool:
@@ -115,22 +115,22 @@ class DeviceSource:
         """`replicated` and `split` are the shardings of the whole set and of a batch's leading axis."""
         self._count, self._batch_size = len(dataset), batch_size
         self._data = [_on_devices(array, replicated) for array in (dataset.images, dataset.labels)]
-        self._take = jax.jit(_take, out_shardings=split)
+        self._gather = jax.jit(_gather, out_shardings=split)
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
         step = first
         while True:
-            yield self._batch(places_of_step(seed, step, self._count, self._batch_size))
+            yield self._batch(step_indices(seed, step, self._count, self._batch_size))
             step += 1
 
     def at(self, places: list[np.ndarray]) -> Iterator[Batch]:
         return map(self._batch, places)
 
     def _batch(self, places: np.ndarray) -> Batch:
-        return self._take(*self._data, *padded(places, self._batch_size))
+        return self._gather(*self._data, *padded(places, self._batch_size))
 
 
-def _take(images: jax.Array, labels: jax.Array, places: jax.Array, mask: jax.Array) -> Batch:
+def _gather(images: jax.Array, labels: jax.Array, places: jax.Array, mask: jax.Array) -> Batch:
     return Batch(images[places], labels[places], mask)
 
 
@@ -139,6 +139,6 @@ def _on_devices(array: Any, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
-def _below(split: Any) -> Any:
+def _stacked_sharding(split: Any) -> Any:
     """The sharding of batches that are stacked on a new leading axis."""
     return NamedSharding(split.mesh, PartitionSpec(None, *split.spec)) if isinstance(split, NamedSharding) else split

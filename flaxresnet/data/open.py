@@ -18,8 +18,8 @@ def open_dataset(
     input: Input = "auto",
     processes: ProcessGroup = SINGLE_PROCESS,
     centre: float = 1.0,
-    anew: bool = False,
-    judged: bool = False,
+    rescan: bool = False,
+    eval_preprocessing: bool = False,
 ) -> Splits:
     """Opens labelled images, never writing to where they are.
 
@@ -35,8 +35,8 @@ def open_dataset(
       processes: those that open the data together; each looks through a part of what is streamed.
       centre: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their own
         are taken as they are.
-      anew: look through all that is streamed for images that cannot be read, even where it was looked through before.
-      judged: whether a run is judged by the images: training pictures are then taken as test pictures are.
+      rescan: look through all that is streamed for images that cannot be read, even where it was looked through before.
+      eval_preprocessing: whether a run is judged by the images: training pictures are then taken as test pictures are.
 
     Returns:
       The splits found.
@@ -44,27 +44,27 @@ def open_dataset(
     Raises:
       UserError: the path or what it holds is not such a data set; the text says what is wrong with it.
     """
-    from flaxresnet.data.array_record import holds_records, read_records
-    from flaxresnet.data.image_folder import holds_classes, read_folder
+    from flaxresnet.data.array_record import is_array_record_dir, read_records
+    from flaxresnet.data.image_folder import is_image_folder, read_folder
 
     if input not in ("auto", "memory", "stream"):
         raise UserError(f"--input is {input!r}; give 'auto', 'memory' or 'stream'")
     given, path = path, Path(path or DEFAULT_FOLDER)
     try:
         files = hdf5_files(path) if path.is_dir() else [path]
-        exists, records = path.exists(), holds_records(path)
-        pictures = not files and not records and holds_classes(path)
+        exists, records = path.exists(), is_array_record_dir(path)
+        pictures = not files and not records and is_image_folder(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if given is None and not (exists and (files or pictures or records)):
-        from flaxresnet.data.hand_signs.cache import default_signs
+        from flaxresnet.data.hand_signs.cache import load_default_signs
 
-        return default_signs()
+        return load_default_signs()
     if not exists:
         raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
     if pictures or records:
         read = read_folder if pictures else read_records
-        splits = read(path, image_size, skip_bad, input, processes, centre, anew, judged)
+        splits = read(path, image_size, skip_bad, input, processes, centre, rescan, eval_preprocessing)
         return replace(splits, path=str(path.absolute()))
     if not files:
         raise UserError(
@@ -72,7 +72,7 @@ def open_dataset(
         )
     from flaxresnet.data.hdf5 import read_hdf5
 
-    return replace(read_hdf5(files, str(path), skip_bad, input, processes, anew), path=str(path.absolute()))
+    return replace(read_hdf5(files, str(path), skip_bad, input, processes, rescan), path=str(path.absolute()))
 
 
 def hdf5_files(folder: Path) -> list[Path]:

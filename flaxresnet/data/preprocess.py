@@ -10,23 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.data.decode import MOST_PIXELS, decoded
+from flaxresnet.data.decode import MAX_PIXELS, decoded
 from flaxresnet.runtime.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
-LARGEST_SIDE = 2**16  # pixels
-LARGEST_INPUT = 2**24  # pixels that pictures are brought to: 4096 × 4096, of which a batch of 32 is 6 GiB as floats
+MAX_SIDE = 2**16  # pixels
+MAX_INPUT_PIXELS = 2**24  # pixels that pictures are brought to: 4096 × 4096, of which a batch of 32 is 6 GiB as floats
 LARGEST_NUMBER = 1e30  # of a scale or a mean; float32 has room for it
 Box = tuple[float, float, float, float]  # of a part of a picture: left, upper, right, lower, in pixels
 Part = Callable[[int, int], Box]  # what to take of a picture of this height and width
 
 
-def is_input_size(size: Sequence[Any], most: int = LARGEST_INPUT) -> bool:
+def is_input_size(size: Sequence[Any], most: int = MAX_INPUT_PIXELS) -> bool:
     """Whether it is a height and a width that a network's input may have, of so many pixels at most."""
     return (
-        len(size) == 2
-        and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in size)
-        and math.prod(size) <= most
+        len(size) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in size) and math.prod(size) <= most
     )
 
 
@@ -69,7 +67,7 @@ class Preprocessing:
         made = cls(**(values | tuples))
         triples = (made.mean, made.std)
         fits = {
-            "height and width": is_input_size((made.height, made.width), MOST_PIXELS),  # HDF5 has more
+            "height and width": is_input_size((made.height, made.width), MAX_PIXELS),  # HDF5 has more
             "resize": made.resize in FILTERS,
             "scale, mean and std": all(isinstance(triple, tuple) and len(triple) == 3 for triple in triples)
             and all(map(is_number, (made.scale, *made.mean, *made.std)))
@@ -106,7 +104,7 @@ class Preprocessing:
         box = part(*image.shape[:2]) if part else None
         return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample, box))
 
-    def seen(self, photo: np.ndarray) -> np.ndarray:
+    def crop_pixels(self, photo: np.ndarray) -> np.ndarray:
         """What `load` takes of a photo's pixels, (h, w, 3), as they are."""
         if self.centre == 1:
             return photo

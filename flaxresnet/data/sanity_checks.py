@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flaxresnet.data.dataset import LOOKED_AT_WHOLE, Dataset, Splits
-from flaxresnet.data.lazy_images import Encoded, StoredImages
+from flaxresnet.data.dataset import MAX_HASHED_BYTES, Dataset, Splits
+from flaxresnet.data.lazy_images import EncodedImages, LazyImages
 from flaxresnet.runtime.errors import listed
 
-Images = np.ndarray | StoredImages
+Images = np.ndarray | LazyImages
 
 MOST_NAMED = 10  # classes in a sentence
 SAMPLE = 256  # images of a split whose pixels are looked at
@@ -34,12 +34,12 @@ def suspicions(splits: Splits, thorough: bool = False) -> Iterator[str]:
     present = {"training": splits.train, "test": splits.test}
     for name, split in present.items():
         if split is not None:
-            yield from _of_split(name, split, SAMPLE if thorough or not split.is_streamed else STREAMED_SAMPLE)
+            yield from check_split(name, split, SAMPLE if thorough or not split.is_streamed else STREAMED_SAMPLE)
     if splits.train is not None and splits.test is not None:
-        yield from _of_both(splits.train, splits.test) if thorough else _of_equal(splits.train, splits.test)
+        yield from find_leakage(splits.train, splits.test) if thorough else count_duplicates(splits.train, splits.test)
 
 
-def _of_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
+def check_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
     counts, classes = split.class_counts(), split.class_names
     if (there := np.flatnonzero(counts)).size == 1 and len(classes) > 1:
         yield f"all {len(split)} {name} images are of the class {classes[there[0]]}; look at the labels"
@@ -58,9 +58,9 @@ def _of_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
         yield f"{some}; are they black, or were they divided by 255? store 0 to 255"
 
 
-def _of_equal(train: Dataset, test: Dataset) -> Iterator[str]:
+def count_duplicates(train: Dataset, test: Dataset) -> Iterator[str]:
     """Of images in memory, if these are not too many to look at each."""
-    if train.is_streamed or test.is_streamed or train.images.nbytes + test.images.nbytes > LOOKED_AT_WHOLE:
+    if train.is_streamed or test.is_streamed or train.images.nbytes + test.images.nbytes > MAX_HASHED_BYTES:
         return
     same, _ = duplicates(train.images, test.images, nearly=False)
     if same:
@@ -71,7 +71,7 @@ def _of_equal(train: Dataset, test: Dataset) -> Iterator[str]:
         )
 
 
-def _of_both(train: Dataset, test: Dataset) -> Iterator[str]:
+def find_leakage(train: Dataset, test: Dataset) -> Iterator[str]:
     """With a line for each pair."""
     few = len(train) * len(test) <= MOST_PAIRS
     same, near = duplicates(train.images, test.images, nearly=few)
@@ -88,7 +88,7 @@ def _of_both(train: Dataset, test: Dataset) -> Iterator[str]:
 
 
 def _called(split: str, images: Images, place: int) -> str:
-    return images.name(place) if isinstance(images, Encoded) else f"{split} image {place}"
+    return images.name(place) if isinstance(images, EncodedImages) else f"{split} image {place}"
 
 
 def duplicates(train: Images, test: Images, nearly: bool = True) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -98,7 +98,7 @@ def duplicates(train: Images, test: Images, nearly: bool = True) -> tuple[list[t
     downwards have the same signs but for `NEAR` of them ("difference hash", Krawetz 2013). Without `nearly` these are
     not looked for, which takes a comparison of each two.
     """
-    tested = [(_digests(block), _signs(block) if nearly else None) for _, block in _blocks(test)]
+    tested = [(_digests(block), dhash(block) if nearly else None) for _, block in _blocks(test)]
     signs = np.concatenate([some for _, some in tested if some is not None]) if nearly else None
     best, where = np.full(len(test), -np.inf, np.float32), np.zeros(len(test), int)
     place = dict[bytes, int]()
@@ -106,7 +106,7 @@ def duplicates(train: Images, test: Images, nearly: bool = True) -> tuple[list[t
         for row, digest in enumerate(_digests(block)):
             place.setdefault(digest, start + row)
         if signs is not None:
-            alike = signs @ _signs(block).T  # (test, training): signs that agree less those that do not
+            alike = signs @ dhash(block).T  # (test, training): signs that agree less those that do not
             better = alike.max(axis=1) > best
             best = np.where(better, alike.max(axis=1), best)
             where = np.where(better, start + alike.argmax(axis=1), where)
@@ -128,7 +128,7 @@ def _digests(images: np.ndarray) -> list[bytes]:
     return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
 
 
-def _signs(images: np.ndarray) -> np.ndarray:
+def dhash(images: np.ndarray) -> np.ndarray:
     """(n, 2 · SIDE²) float32, 1 or -1, of images (n, height, width, 3); 0 for those that are flat."""
     made = np.zeros((len(images), 2 * SIDE * SIDE), np.float32)
     for row in range(len(images)):

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset
-from flaxresnet.data.lazy_images import StoredImages, cores
-from flaxresnet.data.loader import Batch, padded, places_of_step
+from flaxresnet.data.lazy_images import LazyImages, available_cpus
+from flaxresnet.data.loader import Batch, padded, step_indices
 from flaxresnet.data.preprocess import RandomCrop
 
 CROP_STREAM = 0xC209  # apart from the order of the images
@@ -30,7 +30,7 @@ def usual_workers() -> int:
 
     On few cores none: threads do as well there, start at once and need no memory of their own.
     """
-    mine = cores()
+    mine = available_cpus()
     return 0 if mine <= FEW_CORES else min(MOST_WORKERS, mine - 1)
 
 
@@ -41,36 +41,36 @@ class StreamSource:
         """Sets it up; nothing is read yet.
 
         Args:
-          dataset: with `StoredImages`.
+          dataset: with `LazyImages`.
           batch_size: images a batch, over all processes.
           split: the sharding of a batch's leading axis.
           workers: processes that read training images; 0 for threads of this one, which read all others.
           smallest_crop: the smallest share of a training image's area that a random part of it takes; 1 for the whole.
         """
         self._dataset, self._batch_size, self._split, self._workers = dataset, batch_size, split, workers
-        self._rows = rows_of_process(split, batch_size)
+        self._rows = local_rows(split, batch_size)
         self._crop = RandomCrop(smallest_crop) if smallest_crop < 1 else None
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
-        read = ReadStep(self._dataset, self._batch_size, self._rows, seed, self._crop)
+        read = LoadTrainBatch(self._dataset, self._batch_size, self._rows, seed, self._crop)
         return self._batches(read, range(first, MAX_STEPS), self._workers)
 
     def at(self, places: list[np.ndarray]) -> Generator[Batch]:
-        read = ReadPlaces(self._dataset, self._batch_size, self._rows, places)
+        read = LoadEvalBatch(self._dataset, self._batch_size, self._rows, places)
         return self._batches(read, range(len(places)), workers=0)
 
     def _batches(self, read: Any, steps: range, workers: int) -> Generator[Batch]:
         import grain
         from absl.flags import FLAGS
 
-        threads = 1 if workers else min(MOST_WORKERS, cores())
+        threads = 1 if workers else min(MOST_WORKERS, available_cpus())
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         dataset = grain.MapDataset.range(steps.start, steps.stop).map(read).to_iter_dataset(reading)
         if workers:  # whole batches go to the workers in turn, so that their number changes nothing
             if not FLAGS.is_parsed():  # Grain asks for flags of its own, which `absl.app` would have parsed
                 FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=begin_worker)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=init_worker)
         with closing(iter(dataset)) as batches:
             for arrays in batches:
                 # A worker's lie in shared memory, which a batch must not keep: it may be there at the process's end,
@@ -82,7 +82,7 @@ class StreamSource:
         return jax.make_array_from_process_local_data(self._split, mine, whole)
 
 
-def begin_worker(_: int, __: int) -> None:
+def init_worker(_: int, __: int) -> None:
     """Lets a worker process leave signals to the one that it works for, and end when that one is gone.
 
     A scheduler sends SIGTERM to all processes of a job; the last steps before they stop together need batches.
@@ -98,7 +98,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def rows_of_process(split: Any, batch_size: int) -> np.ndarray:
+def local_rows(split: Any, batch_size: int) -> np.ndarray:
     """The rows of a batch that lie on this process's devices, in order."""
     spans = {
         index[0].indices(batch_size)[:2] for index in split.addressable_devices_indices_map((batch_size,)).values()
@@ -107,7 +107,7 @@ def rows_of_process(split: Any, batch_size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ReadStep:
+class LoadTrainBatch:
     """From the number of a training step to this process's rows of it: images, labels and mask."""
 
     dataset: Dataset
@@ -117,7 +117,7 @@ class ReadStep:
     crop: RandomCrop | None
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        places = places_of_step(self.seed, step, len(self.dataset), self.batch_size)[self.rows]
+        places = step_indices(self.seed, step, len(self.dataset), self.batch_size)[self.rows]
         parts = None
         if self.crop:  # drawn for each image on its own, whichever process reads it
             draws = [np.random.default_rng((CROP_STREAM, self.seed, step, int(row))) for row in self.rows]
@@ -126,7 +126,7 @@ class ReadStep:
 
 
 @dataclass(frozen=True)
-class ReadPlaces:
+class LoadEvalBatch:
     """From the number of a batch to this process's rows of it, padded: images, labels and mask."""
 
     dataset: Dataset
@@ -139,13 +139,11 @@ class ReadPlaces:
         return read_images(self.dataset.images, places), self.dataset.labels[places], mask
 
 
-def read_images(
-    stored: np.ndarray | StoredImages, places: np.ndarray, parts: Sequence[Any] | None = None
-) -> np.ndarray:
+def read_images(stored: np.ndarray | LazyImages, places: np.ndarray, parts: Sequence[Any] | None = None) -> np.ndarray:
     """Images, or parts of them, (n, height, width, 3): read in the order in which they lie, which disks like."""
     images = np.empty((len(places), *stored.shape[1:]), np.uint8)
     for row in np.argsort(places, kind="stable"):
         place = int(places[row])
         part = parts[row] if parts else None
-        images[row] = stored.read(place, part) if isinstance(stored, StoredImages) else stored[place]
+        images[row] = stored.read(place, part) if isinstance(stored, LazyImages) else stored[place]
     return images

@@ -62,7 +62,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         _, maps = explainer.explain(image[None])
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
         strange = answers.strange is not None and bool(answers.strange[0])
-        seen = classifier.preprocessing.seen(photo)
+        seen = classifier.preprocessing.crop_pixels(photo)
         return probabilities, overlay(shown(seen), maps[0]), UNLIKE if strange else ""
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:

@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.data.dataset import Dataset, Splits, same_data
+from flaxresnet.data.dataset import Dataset, Splits, is_same_data
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
 from flaxresnet.reliability.calibration import softmax
 from flaxresnet.reliability.calibration_file import digest
@@ -72,7 +72,7 @@ class Findings:
     def differs(self) -> tuple[str, ...]:
         """What sets this apart from the run's own latest weights and test images, as words for a folder's name."""
         known = self.info.data["test_fingerprint"]
-        own = known is None or same_data(known, self.test_fingerprint)
+        own = known is None or is_same_data(known, self.test_fingerprint)
         other = re.sub(r"[^\w.-]+", "-", Path(self.path).name) if self.path else "other"
         return (*(["best"] if self.checkpoint == "best" else []), *([] if own else [other]))
 
@@ -128,7 +128,7 @@ def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) ->
     known, none = info.data["train_fingerprint"], np.zeros((0, 1), np.float32)
     if train is None or train.image_size != (info.preprocessing.height, info.preprocessing.width):
         return none
-    if info.is_adapted or (known is not None and not same_data(train.fingerprint(), known)):
+    if info.is_adapted or (known is not None and not is_same_data(train.fingerprint(), known)):
         return none
     return classifier.see(train.images[_sample(len(train), REFERENCES, info)])[1]
 

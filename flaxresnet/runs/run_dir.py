@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag
-from flaxresnet.data.dataset import same_data
+from flaxresnet.data.dataset import is_same_data
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 from flaxresnet.runs.fields import DATA, RUN, is_row, require
@@ -109,7 +109,7 @@ class RunInfo:
             yield f"classes {listed(other.class_names)}, not {listed(self.class_names)}", False
         steps = [run.data.get("train_images", 0) // run.config.batch_size for run in (self, other)]
         for split, word, fits in (("train", "training", steps[0] == steps[1]), ("test", "test", True)):
-            if not same_data(*(run.data[f"{split}_fingerprint"] for run in (self, other))):
+            if not is_same_data(*(run.data[f"{split}_fingerprint"] for run in (self, other))):
                 yield f"other {word} data ({other.data['source']})", fits
 
     def to_json(self) -> dict[str, Any]:

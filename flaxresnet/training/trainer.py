@@ -86,7 +86,7 @@ class Trainer:
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
         measures = self.config.measures_statistics
-        self.sample = self.train.sample(self.config.recalibrate, self.config.seed) if measures else None
+        self.sample = self.train.bn_batches(self.config.recalibrate, self.config.seed) if measures else None
         self.state: TrainState
         steps = [step for step, _ in saved.there()]
         self.goes_on = bool(steps)
@@ -283,7 +283,7 @@ class Trainer:
     def _evaluate(self, eval_step: EvalStep, eval_stats: Any) -> tuple[float, float]:
         variables = {"params": self.state.weights, "batch_stats": eval_stats}
         metrics = self.zero
-        for batch in self.test.in_order():
+        for batch in self.test.eval_batches():
             self._stop_if_wanted(int(self.state.step))
             metrics = eval_step(variables, metrics, batch)
         return metrics.means()

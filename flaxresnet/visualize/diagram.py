@@ -182,12 +182,12 @@ def _steps(layers: Sequence[Inspected]) -> list[Step]:
 
 def _examples(layers: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
     """The first block of each kind, under the layer that it takes."""
-    by_name = {one.layer.name: one for one in layers}
+    hash_split = {one.layer.name: one for one in layers}
     found: dict[bool, list[Inspected]] = {}
     for block, group in groupby(layers, lambda one: one.layer.block):
         members = list(group)
         if block:
-            taken = by_name[members[0].layer.inputs[0]]
+            taken = hash_split[members[0].layer.inputs[0]]
             found.setdefault(any(map(is_shortcut, members)), [taken, *members])
     names = {True: "A convolutional block", False: "An identity block"}
     return [

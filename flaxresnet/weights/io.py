@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flaxresnet.data.cache_dir import require_stored
+from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import keras_files, torch_files
@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> Weights:
       UserError: there is no such file, or it is damaged, of no known kind, or holds no ResNet that fits.
     """
     path = Path(path)
-    require_stored(path)
+    require_regular_file(path)
     try:
         kind = _kind(path)
         if kind == ".safetensors":

@@ -32,7 +32,7 @@ def keras_layers(model: ResNet, image_size: tuple[int, int], world: World) -> li
 
 def in_keras_order(layers: list[Layer]) -> list[Layer]:
     """As `keras.Model.layers` has them: by the longest way to the output, then by a walk back from it."""
-    by_name = {layer.name: layer for layer in layers}
+    hash_split = {layer.name: layer for layer in layers}
     depth = {layers[-1].name: 0}
     for layer in reversed(layers):
         for source in layer.inputs:
@@ -43,7 +43,7 @@ def in_keras_order(layers: list[Layer]) -> list[Layer]:
         name = waiting.pop()
         if name not in visited:
             visited[name] = len(visited)
-            waiting.extend(reversed(by_name[name].inputs))
+            waiting.extend(reversed(hash_split[name].inputs))
     return sorted(layers, key=lambda layer: (-depth[layer.name], visited[layer.name]))
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.augment.background import best_threshold, foreground, hats, replaced, walls
-from flaxresnet.data.hand_signs.render import draw_signs
+from flaxresnet.data.hand_signs.render import render_signs
 
 KEY = jax.random.key(7)
 compiled = jax.jit(replaced)
@@ -39,7 +39,7 @@ def test_a_thing_on_a_plain_wall_is_found():
 
 def test_drawn_hands_are_found():
     """Most of them have a plain wall, and a hand takes a tenth to a half of the picture."""
-    images, _ = draw_signs(24, seed=3)
+    images, _ = render_signs(24, seed=3)
     cover, plain = compiled_foreground(images / np.float32(255))
     assert np.asarray(plain).mean() > 0.9
     size = np.asarray(cover).mean(axis=(1, 2))

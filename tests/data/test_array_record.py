@@ -45,8 +45,8 @@ def records(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(32, 32), (48, 36)])
 def test_pictures_come_out_as_from_their_folder(pictures, records, mode, size):
     by_middle, others_by_middle, whole = (
-        fr.open_dataset(path, size, input=mode, centre=0.5, judged=judged).train.images[:]
-        for path, judged in ((records, True), (pictures, True), (records, False))
+        fr.open_dataset(path, size, input=mode, centre=0.5, eval_preprocessing=eval_preprocessing).train.images[:]
+        for path, eval_preprocessing in ((records, True), (pictures, True), (records, False))
     )
     np.testing.assert_array_equal(by_middle, others_by_middle)
     mine, theirs = (fr.open_dataset(path, size, input=mode) for path in (records, pictures))

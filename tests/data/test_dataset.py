@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxresnet.data.dataset import Dataset, Splits, same_data
+from flaxresnet.data.dataset import Dataset, Splits, is_same_data
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import hdf5_files, open_dataset
 from flaxresnet.runtime.errors import UserError
@@ -120,13 +120,13 @@ def test_fingerprint_is_the_same_in_another_process_and_version():
 
 def test_fingerprints_of_before_say_nothing_of_contents_and_fit_any():
     one, other = (dataclasses.replace(TRAIN, contents=contents).fingerprint() for contents in ("a1", "b2"))
-    assert not same_data(one, other)
-    assert same_data(one, one)
-    assert same_data(one, TRAIN.fingerprint())
-    assert same_data(TRAIN.fingerprint(), other)
-    assert not same_data(one, TEST.fingerprint())
-    assert not same_data(None, one)
-    assert same_data(None, None)
+    assert not is_same_data(one, other)
+    assert is_same_data(one, one)
+    assert is_same_data(one, TRAIN.fingerprint())
+    assert is_same_data(TRAIN.fingerprint(), other)
+    assert not is_same_data(one, TEST.fingerprint())
+    assert not is_same_data(None, one)
+    assert is_same_data(None, None)
 
 
 def test_no_path_means_the_datasets_folder_here_if_it_has_hdf5_files(tmp_path, monkeypatch):

@@ -364,7 +364,7 @@ def test_a_picture_of_many_strips_is_put_together_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
 def test_a_picture_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 34)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 34)
     path = save(tmp_path / "a.png", Image.new(mode, (7, 5)))
     with pytest.raises(UserError, match=r"a\.png has 7×5 pixels; give a picture of up to 0 million"):
         decode(path)
@@ -373,9 +373,9 @@ def test_a_picture_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypa
 def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(tmp_path, monkeypatch):
     colours = np.full((64, 96, 3), (200, 30, 60), np.uint8)
     path = save(tmp_path / "a.jpg", colours, quality=100, subsampling=0, exif=exif(6))
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 - 1)
     check(decode(path), colours[:48, :32].reshape(48, 32, 3), tolerance=3)
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 96 // 4 - 1)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 // 4 - 1)
     with pytest.raises(UserError, match=r"a\.jpg has 96×64 pixels; give a picture of up to"):
         decode(path)
 
@@ -418,7 +418,7 @@ def test_decoding_keeps_within_the_memory_that_is_stated(tmp_path):
 
 
 def test_pictures_wait_for_room():
-    room, let_in = decoding.Room(10), threading.Event()
+    room, let_in = decoding.PixelBudget(10), threading.Event()
 
     def wait():
         with room.taken(6):
@@ -439,17 +439,17 @@ def test_pictures_wait_for_room():
 def test_room_is_taken_while_a_picture_is_decoded_and_resized(tmp_path, monkeypatch):
     taken = []
 
-    class Told(decoding.Room):
+    class Told(decoding.PixelBudget):
         def taken(self, pixels):
             taken.append(pixels)
             return super().taken(pixels)
 
-    monkeypatch.setattr(decoding, "ROOM", Told(100))
+    monkeypatch.setattr(decoding, "DECODE_BUDGET", Told(100))
     path = save(tmp_path / "a.png", RGB)
     decode(path)
     Preprocessing(4, 4).load(path)
     with decoding.decoded(path):
-        assert decoding.ROOM._free == 65
+        assert decoding.DECODE_BUDGET._free == 65
     assert taken == [35, 35, 35]
 
 

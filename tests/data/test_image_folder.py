@@ -223,8 +223,8 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
 
     learned = sorted((tmp_path / "data" / "train").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     as_predicted = np.stack([classifier.preprocessing.load(photo) for photo in learned])
-    judged = data_for(run.workdir, tmp_path / "data", "train")
-    np.testing.assert_array_equal(judged.train.images, as_predicted)
+    eval_preprocessing = data_for(run.workdir, tmp_path / "data", "train")
+    np.testing.assert_array_equal(eval_preprocessing.train.images, as_predicted)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

@@ -10,9 +10,9 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.array_record import write_records
-from flaxresnet.data.image_folder import PictureFiles
-from flaxresnet.data.integrity_scan import look_through, readable
-from flaxresnet.data.lazy_images import Contents, StoredImages
+from flaxresnet.data.image_folder import ImageFolderImages
+from flaxresnet.data.integrity_scan import drop_unreadable, scan
+from flaxresnet.data.lazy_images import ContentHash, LazyImages
 from flaxresnet.runtime.process_group import ProcessGroup
 
 
@@ -30,13 +30,13 @@ def pictures(tmp_path, monkeypatch):
 @pytest.fixture
 def looks(monkeypatch):
     """How many pictures each search for unreadable ones reads."""
-    seen, search = [], StoredImages.unreadable
+    seen, search = [], LazyImages.unreadable
 
     def unreadable(self, places=None):
         seen.append(len(self) if places is None else len(places))
         return search(self, places)
 
-    monkeypatch.setattr(StoredImages, "unreadable", unreadable)
+    monkeypatch.setattr(LazyImages, "unreadable", unreadable)
     return seen
 
 
@@ -106,7 +106,7 @@ def test_other_bytes_of_the_same_size_are_other_data(pictures, mode, tmp_path):
 
 def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks, tmp_path, monkeypatch):
     stored = fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.images.only(np.arange(12))
-    whole = look_through(stored, "all of them")
+    whole = scan(stored, "all of them")
     said, parts = [], []
 
     def gather(mine):
@@ -115,18 +115,18 @@ def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks,
 
     for index in range(2):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"of machine {index}"))
-        parts.append(look_through(stored, "shares", ProcessGroup(index, 2, gather)).contents)
-    assert sum(parts) % Contents.MODULUS == whole.contents
+        parts.append(scan(stored, "shares", ProcessGroup(index, 2, gather)).contents)
+    assert sum(parts) % ContentHash.MODULUS == whole.contents
     looks.clear()
     knowing = ProcessGroup(0, 2, lambda mine: [mine, None if isinstance(mine, str) else mine])
     with pytest.raises(TypeError):  # the other has no share of a sum
-        look_through(stored, "shares", knowing)
+        scan(stored, "shares", knowing)
     assert looks == [6]  # for the other does not know
 
 
 def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkeypatch):
     whole = fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.fingerprint()
-    picture, real = pictures / "train" / "dog" / "1.png", PictureFiles._bytes
+    picture, real = pictures / "train" / "dog" / "1.png", ImageFolderImages._bytes
     os.utime(picture, ns=(0, 10**9))
 
     def bytes_of(self, place):
@@ -135,7 +135,7 @@ def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkey
         return real(self, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PictureFiles, "_bytes", bytes_of)
+        patch.setattr(ImageFolderImages, "_bytes", bytes_of)
         assert len(fr.open_dataset(pictures, input="stream", skip_bad=0.2).train) == 11
     assert fr.open_dataset(pictures, input="stream", skip_bad=0.1).train.fingerprint() == whole
 
@@ -162,7 +162,7 @@ def test_all_is_looked_through_again_where_that_is_asked_for(pictures, looks):
     picture.write_bytes(bytes(about.st_size))  # as a disk that loses what is on it, which changes no times
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert "left out 1 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5).source
-    assert "left out 2 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5, anew=True).source
+    assert "left out 2 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5, rescan=True).source
     assert "left out 2 " in fr.open_dataset(pictures, input="stream", skip_bad=0.5).source  # and known from then on
     assert looks == [13, 0, 1, 0, 13, 0, 2, 0]
 
@@ -204,7 +204,7 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
     looks.clear()
     others = ProcessGroup(1, 3, gather)
     for _ in range(2):
-        assert look_through(stored, "these", others).bad == {1: "one", 5: "five", 6: "six"}
+        assert scan(stored, "these", others).bad == {1: "one", 5: "five", 6: "six"}
     assert asked == [[], []]
     assert looks == [3, 2]  # places 4, 5 and 6; then those of them that somebody could not read
     assert [others.share(10).tolist() for others in (ProcessGroup(i, 3) for i in range(3))] == [
@@ -237,4 +237,4 @@ def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
 
 def test_images_in_memory_are_not_looked_through():
     with pytest.raises(TypeError, match="only stored images can be looked through"):
-        readable("here", [blobs(3, 1)], 0.0, "auto")
+        drop_unreadable("here", [blobs(3, 1)], 0.0, "auto")

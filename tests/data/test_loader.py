@@ -58,7 +58,7 @@ def test_an_epoch_has_full_batches_and_no_image_twice():
 
 def test_labels_go_with_their_images():
     loader = make_loader()
-    for batch in [*steps_of(loader, 0, 1), *loader.in_order()]:
+    for batch in [*steps_of(loader, 0, 1), *loader.eval_batches()]:
         np.testing.assert_array_equal(batch.labels, label_of(indices(batch.images)))
 
 
@@ -67,7 +67,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     first = order(loader, seed=5, epoch=2)
     np.random.seed(1)
     steps_of(loader, 5, 3)
-    loader.sample(8, seed=5)
+    loader.bn_batches(8, seed=5)
     assert order(loader, seed=5, epoch=2) == first
     assert order(make_loader(), seed=5, epoch=2) == first
     orders = {tuple(order(loader, seed, epoch)) for seed in (0, 1, 2, 5) for epoch in (1, 2, 3, 6)}
@@ -96,7 +96,7 @@ def test_abandoning_an_epoch_does_not_change_the_next():
     ],
 )
 def test_in_order_gives_every_image_once_and_masks_the_padding(count, batch_size, masks):
-    batches = list(make_loader(count, batch_size).in_order())
+    batches = list(make_loader(count, batch_size).eval_batches())
     assert [np.asarray(batch.mask).tolist() for batch in batches] == masks
     for batch in batches:
         assert batch.images.shape == (batch_size, 2, 5, 3)
@@ -111,7 +111,7 @@ def test_in_order_gives_every_image_once_and_masks_the_padding(count, batch_size
     [(8, 2), (9, 2), (7, 1), (4, 1), (1, 1), (10, 2), (512, 2)],
 )
 def test_a_sample_is_of_whole_batches_near_the_count_without_an_image_twice(count, batches):
-    sample = make_loader().sample(count, seed=0)
+    sample = make_loader().bn_batches(count, seed=0)
     assert sample.shape == (batches, BATCH, 2, 5, 3)
     assert sample.dtype == np.uint8
     seen = indices(sample).ravel()
@@ -120,9 +120,9 @@ def test_a_sample_is_of_whole_batches_near_the_count_without_an_image_twice(coun
 
 def test_a_sample_is_the_same_at_each_call_and_another_for_another_seed():
     loader = make_loader()
-    first = indices(loader.sample(8, seed=3)).ravel().tolist()
+    first = indices(loader.bn_batches(8, seed=3)).ravel().tolist()
     steps_of(loader, 0, 1)
-    assert indices(loader.sample(8, seed=3)).ravel().tolist() == first
-    assert indices(make_loader().sample(8, seed=3)).ravel().tolist() == first
-    assert indices(loader.sample(8, seed=4)).ravel().tolist() != first
+    assert indices(loader.bn_batches(8, seed=3)).ravel().tolist() == first
+    assert indices(make_loader().bn_batches(8, seed=3)).ravel().tolist() == first
+    assert indices(loader.bn_batches(8, seed=4)).ravel().tolist() != first
     assert first != list(range(8))

@@ -144,9 +144,9 @@ def test_a_centre_that_cannot_be_is_refused():
 def test_what_is_shown_of_a_photo_is_what_is_taken_of_it():
     photo = np.random.default_rng(0).integers(0, 256, (64, 128, 3)).astype(np.uint8)
     middle = Preprocessing(48, 48, centre=0.75)
-    np.testing.assert_array_equal(middle.seen(photo), photo[8:56, 40:88])
+    np.testing.assert_array_equal(middle.crop_pixels(photo), photo[8:56, 40:88])
     np.testing.assert_array_equal(middle.load(photo), photo[8:56, 40:88])
-    assert Preprocessing(48, 48).seen(photo) is photo
+    assert Preprocessing(48, 48).crop_pixels(photo) is photo
 
 
 def test_a_size_of_more_pixels_than_any_image_has_is_refused():

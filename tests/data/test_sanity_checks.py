@@ -7,7 +7,7 @@ import pytest
 from conftest import blobs
 
 from flaxresnet.data.dataset import Dataset, Splits
-from flaxresnet.data.lazy_images import StoredImages
+from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.data.sanity_checks import duplicates, suspicions
 
 
@@ -61,7 +61,7 @@ def test_each_image_is_judged_where_some_are_from_0_to_1():
     )
 
 
-class Stored(StoredImages):
+class Stored(LazyImages):
     """Black images, said to be on disk, that remember which were read."""
 
     def __init__(self, count):
@@ -107,7 +107,7 @@ def test_training_does_not_look_for_equal_images_where_that_takes_long(monkeypat
     assert len(said(train, train)) == 1
     assert not any("are training images too" in sentence for sentence in said(train, streamed))
     assert len(streamed.images.reads) == 9  # for their brightness
-    monkeypatch.setattr("flaxresnet.data.sanity_checks.LOOKED_AT_WHOLE", 2 * train.images.nbytes - 1)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.MAX_HASHED_BYTES", 2 * train.images.nbytes - 1)
     assert said(train, train) == []
 
 

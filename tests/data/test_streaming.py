@@ -13,7 +13,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
 from flaxresnet.data.preprocess import Preprocessing, RandomCrop
-from flaxresnet.data.streaming import StreamSource, rows_of_process, usual_workers
+from flaxresnet.data.streaming import StreamSource, local_rows, usual_workers
 
 BATCH, SEED = 4, 7
 SPLIT = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
@@ -75,11 +75,11 @@ def test_reading_begins_at_any_step(stored):
 
 def test_evaluation_and_the_sample_are_those_of_the_device(stored, on_device):
     loader = streamed(stored)
-    mine, theirs = list(loader.in_order()), list(on_device.in_order())
+    mine, theirs = list(loader.eval_batches()), list(on_device.eval_batches())
     assert len(mine) == len(theirs) == 6
     for batch, expected in zip(mine, theirs, strict=True):
         assert_same(batch, expected)
-    np.testing.assert_array_equal(loader.sample(9, SEED), on_device.sample(9, SEED))
+    np.testing.assert_array_equal(loader.bn_batches(9, SEED), on_device.bn_batches(9, SEED))
 
 
 def test_shapes_are_those_of_the_batches(stored):
@@ -96,7 +96,7 @@ def test_crops_are_taken_where_pictures_are_decoded_and_depend_on_the_step_alone
     np.testing.assert_array_equal(first[0].labels, next(plain.train(SEED)).labels)
     epochs = [batch for batch in first if np.array_equal(batch.labels, first[0].labels)]
     assert all(not np.array_equal(batch.images, first[0].images) for batch in epochs[1:])
-    assert_same(next(loader.in_order()), next(plain.in_order()))  # evaluation sees whole pictures
+    assert_same(next(loader.eval_batches()), next(plain.eval_batches()))  # evaluation sees whole pictures
 
 
 @pytest.mark.parametrize("size", [(40, 50), (30, 300), (500, 20)])
@@ -135,12 +135,12 @@ def test_a_picture_that_is_gone_ends_it_with_its_name(stored, workers, monkeypat
 
 
 def test_rows_of_this_process_are_all_rows_where_it_is_the_only_one():
-    assert rows_of_process(SPLIT, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert local_rows(SPLIT, 6).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (3, 2), (8, 7), (96, 16)])
-def test_workers_leave_a_core_to_training(cores, workers, monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.streaming.cores", lambda: cores)
+@pytest.mark.parametrize(("available_cpus", "workers"), [(1, 0), (2, 0), (3, 2), (8, 7), (96, 16)])
+def test_workers_leave_a_core_to_training(available_cpus, workers, monkeypatch):
+    monkeypatch.setattr("flaxresnet.data.streaming.available_cpus", lambda: available_cpus)
     assert usual_workers() == workers
 
 
@@ -154,4 +154,4 @@ def test_images_in_memory_that_a_device_has_no_room_for_go_over_batch_by_batch(p
     monkeypatch.undo()
     loader = Loader(StreamSource(dataset, BATCH, SPLIT, workers=0), dataset, BATCH, SPLIT)
     assert_same(next(loader.train(SEED, 3)), next(on_device.train(SEED, 3)))
-    assert_same(next(loader.in_order()), next(on_device.in_order()))
+    assert_same(next(loader.eval_batches()), next(on_device.eval_batches()))

@@ -54,7 +54,7 @@ def read_run(path: Path) -> None:
     check_same_experiment(info, info, len)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
         patch.setattr("flaxresnet.evaluation.open_dataset", lambda *_, **__: Splits(None, None, "none"))
-        patch.setattr("flaxresnet.evaluation.default_signs", lambda: Splits(None, None, "none"))
+        patch.setattr("flaxresnet.evaluation.load_default_signs", lambda: Splits(None, None, "none"))
         data_of_run(path.parent, "test")
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from flaxresnet.data.hand_signs.render import draw_signs
+from flaxresnet.data.hand_signs.render import render_signs
 from flaxresnet.reliability import corruption_ops as ops
 
 RNG = np.random.default_rng(0)
 
 
 def test_a_quarter_turn_is_one():
-    photo = draw_signs(1, seed=3)[0][0]
+    photo = render_signs(1, seed=3)[0][0]
     turned = ops.rotation(photo, 90, RNG)
     either = [np.rot90(photo, quarter) for quarter in (1, 3)]
     assert min(np.abs(turned.astype(float) - other).max() for other in either) <= 1

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from flaxresnet.data.hand_signs.render import draw_signs
+from flaxresnet.data.hand_signs.render import render_signs
 from flaxresnet.reliability.corruptions import SHIFTS, STRENGTHS, shifted, together
 
-IMAGES = draw_signs(6, seed=3)[0]
+IMAGES = render_signs(6, seed=3)[0]
 
 
 @pytest.mark.parametrize("name", SHIFTS)

@@ -32,14 +32,14 @@ SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the test
 if "--endless" in sys.argv:  # an evaluation without end
     import itertools, time
     from flaxresnet.data.loader import Loader
-    once = Loader.in_order
+    once = Loader.eval_batches
     def endless(self):
         print("evaluating", flush=True)
         for _ in itertools.count():
             for batch in once(self):
                 time.sleep(0.05)
                 yield batch
-    Loader.in_order = endless
+    Loader.eval_batches = endless
     sys.argv.remove("--endless")
 sys.argv = ["train.py", *sys.argv[2:]]
 import train

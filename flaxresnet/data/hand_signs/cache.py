@@ -7,37 +7,37 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import cache_folder, keep
+from flaxresnet.data.cache_dir import cache_folder, cache_write
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hand_signs import hand_model, render
 
 MOST_FILES = 6  # two for each version of the drawing; some 15 MB
 
 
-def default_signs() -> Splits:
-    """`drawn_signs()`, from the user's cache folder where an earlier start left them."""
-    return render.drawn_signs(draw=_kept_or_drawn)
+def load_default_signs() -> Splits:
+    """`hand_signs()`, from the user's cache folder where an earlier start left them."""
+    return render.hand_signs(draw=_kept_or_drawn)
 
 
 def _kept_or_drawn(
     count: int, seed: int | tuple[int, ...], image_size: int, variety: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `draw_signs`."""
+    """As `render_signs`."""
     path = _path(count, seed, image_size, variety)
     if path is None:
-        return render.draw_signs(count, seed, image_size, variety)
-    if (kept := _recall(path)) and len(kept[0]) == count:
+        return render.render_signs(count, seed, image_size, variety)
+    if (kept := _load_cached(path)) and len(kept[0]) == count:
         return kept
-    images, labels = render.draw_signs(count, seed, image_size, variety)
+    images, labels = render.render_signs(count, seed, image_size, variety)
     np.savez(content := io.BytesIO(), images=images, labels=labels)
-    keep(path, content.getvalue())
+    cache_write(path, content.getvalue())
     with contextlib.suppress(OSError):  # another process may forget the same
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-MOST_FILES]:
             old.unlink()
     return images, labels
 
 
-def _recall(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def _load_cached(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:  # a zip archive, whose checksums tell damage
             return file["images"], file["labels"]

@@ -176,7 +176,7 @@ def axes(size: int) -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :], axis[:, None]
 
 
-def wall(size: int, skin: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
+def render_background(size: int, skin: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
     """The background in linear colours, float32 (3, size, size): a wall, its pattern, and some clutter."""
     plain = rng.random() < 1 - 0.25 * variety  # most people choose a light wall
     darkest, lightest, hue = (0.95 - 0.4 * variety, 0.95, 0.02) if plain else (0.1, 0.9, 0.14)
@@ -204,7 +204,7 @@ def wall(size: int, skin: np.ndarray, variety: float, rng: np.random.Generator) 
     return np.square(np.clip(picture, 0, 1))
 
 
-def photograph(picture: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
+def apply_camera(picture: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
     """What a camera makes of linear colours (3, size, size): uint8 sRGB (size, size, 3) with its faults."""
     size = picture.shape[-1]
     x, y = axes(size)
@@ -225,7 +225,7 @@ def shrink(field: np.ndarray) -> np.ndarray:
     return np.sum([field[..., i::n, j::n] for i in range(n) for j in range(n)], axis=0) / n**2
 
 
-def draw_sign(sign: int, size: int, variety: float, rng: np.random.Generator) -> np.ndarray:
+def render_sign(sign: int, size: int, variety: float, rng: np.random.Generator) -> np.ndarray:
     """One picture, uint8 (size, size, 3), of a hand showing the sign 0..5."""
     ways = GESTURES[sign]
     gesture = ways[rng.choice(len(ways), p=[way.share for way in ways])]
@@ -245,11 +245,11 @@ def draw_sign(sign: int, size: int, variety: float, rng: np.random.Generator) ->
     hand, cover = shrink(albedo * matte + gloss * solid), shrink(solid.astype(np.float32))
     distance = rng.uniform(0.02, 0.15) * size
     dark = blur(shifted(cover, *(-distance * light[:2])), int(rng.integers(1, size // 8)))
-    ground = wall(size, skin, variety, rng) * (1 - rng.uniform(0, 0.6) * dark)
-    return photograph(hand + ground * (1 - cover), variety, rng)
+    ground = render_background(size, skin, variety, rng) * (1 - rng.uniform(0, 0.6) * dark)
+    return apply_camera(hand + ground * (1 - cover), variety, rng)
 
 
-def draw_signs(
+def render_signs(
     count: int, seed: int | tuple[int, ...], image_size: int = 64, variety: float = DEFAULT_VARIETY
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws pictures of the six signs in equal shares and random order; the seed decides everything.
@@ -268,21 +268,21 @@ def draw_signs(
     labels = np.random.default_rng(order).permutation(np.arange(count) % len(GESTURES)).astype(np.int32)
     images = np.empty((count, image_size, image_size, 3), np.uint8)
     for image, sign, own in zip(images, labels, seeds, strict=True):
-        image[...] = draw_sign(int(sign), image_size, variety, np.random.default_rng(own))
+        image[...] = render_sign(int(sign), image_size, variety, np.random.default_rng(own))
     return images, labels
 
 
-def drawn_signs(
+def hand_signs(
     seed: int = DEFAULT_SEED,
     train: int = 1080,
     test: int = 120,
     image_size: int = 64,
     variety: float = DEFAULT_VARIETY,
-    draw: Callable[..., tuple[np.ndarray, np.ndarray]] = draw_signs,
+    draw: Callable[..., tuple[np.ndarray, np.ndarray]] = render_signs,
 ) -> Splits:
     """The drawn data set: as many pictures, as large, as the tutorials' SIGNS data have, with classes "0" to "5".
 
-    `draw` may be a function of the same arguments and results as `draw_signs`.
+    `draw` may be a function of the same arguments and results as `render_signs`.
     """
     names = tuple(str(sign) for sign in range(len(GESTURES)))
     first, second = (

@@ -14,7 +14,7 @@ def drawn(monkeypatch, tmp_path):
     """How often pictures were drawn, with a cache folder of one's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(render, "draw_signs", lambda *a, real=render.draw_signs: (calls.append(a), real(*a))[1])
+    monkeypatch.setattr(render, "render_signs", lambda *a, real=render.render_signs: (calls.append(a), real(*a))[1])
     return calls
 
 
@@ -34,9 +34,9 @@ def test_they_are_drawn_once(drawn, tmp_path):
 
 def test_those_of_no_data_are_kept(drawn, monkeypatch):
     small = {"train": 12, "test": 6, "image_size": 32}
-    real = render.drawn_signs
-    monkeypatch.setattr(render, "drawn_signs", lambda **options: real(**small, **options))
-    first, again = cache.default_signs(), cache.default_signs()
+    real = render.hand_signs
+    monkeypatch.setattr(render, "hand_signs", lambda **options: real(**small, **options))
+    first, again = cache.load_default_signs(), cache.load_default_signs()
     assert len(drawn) == 2
     assert [again.train.fingerprint(), again.test.fingerprint()] == [
         first.train.fingerprint(),

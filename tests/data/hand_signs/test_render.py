@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from flaxresnet.data.hand_signs.render import draw_signs, drawn_signs
+from flaxresnet.data.hand_signs.render import hand_signs, render_signs
 
 
 @pytest.fixture(scope="module")
 def splits():
     """A set a fourth as large as the default one, and half as large on each side of a picture."""
-    return drawn_signs(train=270, test=120, image_size=32)
+    return hand_signs(train=270, test=120, image_size=32)
 
 
 def test_the_default_set_has_the_size_of_the_tutorials():
@@ -19,14 +19,14 @@ def test_the_default_set_has_the_size_of_the_tutorials():
         asked.append((seed, variety))
         return np.zeros((count, image_size, image_size, 3), np.uint8), np.arange(count, dtype=np.int32) % 6
 
-    splits = drawn_signs(draw=draw)
+    splits = hand_signs(draw=draw)
     assert asked == [((0, 0), 0.1), ((0, 1), 0.1)]
     check_default(splits)
 
 
 @pytest.mark.campaign
 def test_default_set_is_drawn_whole():
-    splits = drawn_signs()
+    splits = hand_signs()
     check_default(splits)
     check_that_all_differ(splits)
     check_a_linear_classifier(splits)
@@ -42,9 +42,9 @@ def check_default(splits):
 
 
 def test_the_seed_decides_everything():
-    images, labels = draw_signs(7, seed=3)
-    again, same = draw_signs(7, seed=3)
-    other, _ = draw_signs(7, seed=4)
+    images, labels = render_signs(7, seed=3)
+    again, same = render_signs(7, seed=3)
+    other, _ = render_signs(7, seed=4)
     np.testing.assert_array_equal(images, again)
     np.testing.assert_array_equal(labels, same)
     assert not np.array_equal(images, other)
@@ -63,7 +63,7 @@ def check_that_all_differ(splits):
 
 def test_without_variety_every_wall_is_bright_and_plain():
     def corners(variety):
-        images, _ = draw_signs(60, seed=0, variety=variety)
+        images, _ = render_signs(60, seed=0, variety=variety)
         return images[:, :6, [*range(6), *range(-6, 0)]] / 255  # the wrist is below
 
     calm, varied = corners(0.0), corners(1.0)
@@ -74,7 +74,7 @@ def test_without_variety_every_wall_is_bright_and_plain():
 
 @pytest.mark.parametrize("size", [32, 96])
 def test_pictures_come_in_any_size(size):
-    assert draw_signs(2, seed=0, image_size=size)[0].shape == (2, size, size, 3)
+    assert render_signs(2, seed=0, image_size=size)[0].shape == (2, size, size, 3)
 
 
 def test_a_linear_classifier_on_pixels_stays_under_60_percent(splits):

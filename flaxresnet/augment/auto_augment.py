@@ -61,10 +61,10 @@ POSITIONS: dict[str, Callable[[Policy, Levels], tuple[jax.typing.ArrayLike, ...]
 }
 # What changes colours: from images and the strength with a sign, (batch, 1, 1, 1), to images.
 COLOURS: dict[str, Callable[[Policy, jax.Array, Levels], jax.Array]] = {
-    "brightness": lambda policy, images, level: away_from(0.0, images, 1 + level * policy.colour),
-    "colour": lambda policy, images, level: away_from(grey(images), images, 1 + level * policy.colour),
-    "contrast": lambda policy, images, level: away_from(mean_grey(images), images, 1 + level * policy.colour),
-    "sharpness": lambda policy, images, level: away_from(smooth(images), images, 1 + level * policy.colour),
+    "brightness": lambda policy, images, level: blend(0.0, images, 1 + level * policy.colour),
+    "colour": lambda policy, images, level: blend(grey(images), images, 1 + level * policy.colour),
+    "contrast": lambda policy, images, level: blend(mean_grey(images), images, 1 + level * policy.colour),
+    "sharpness": lambda policy, images, level: blend(smooth(images), images, 1 + level * policy.colour),
     "posterize": lambda policy, images, level: posterize(images, 8 - jnp.round(jnp.abs(level) * (8 - policy.bits))),
     "solarize": lambda policy, images, level: jnp.where(images > 1 - jnp.abs(level), 1 - images, images),
     "autocontrast": lambda policy, images, level: autocontrast(images),
@@ -73,7 +73,7 @@ COLOURS: dict[str, Callable[[Policy, jax.Array, Levels], jax.Array]] = {
 OPERATIONS = ("identity", *POSITIONS, *COLOURS)
 
 
-def randomly_changed(key: jax.Array, images: jax.Array, policy: Policy) -> jax.Array:
+def apply_policy(key: jax.Array, images: jax.Array, policy: Policy) -> jax.Array:
     """Images (batch, height, width, 3), float32 in [0, 1], each changed by operations drawn for it; as they came."""
     for by_round in jax.random.split(key, policy.rounds):
         by_kind, by_level, by_sign = jax.random.split(by_round, 3)
@@ -81,11 +81,11 @@ def randomly_changed(key: jax.Array, images: jax.Array, policy: Policy) -> jax.A
         kind = jax.random.randint(by_kind, count, 0, len(OPERATIONS))
         drawn = jax.random.randint(by_level, count, 0, STRENGTHS) / (STRENGTHS - 1)
         strength = drawn if policy.strength is None else policy.strength
-        images = changed(images, kind, strength * jax.random.rademacher(by_sign, count, jnp.float32), policy)
+        images = apply_ops(images, kind, strength * jax.random.rademacher(by_sign, count, jnp.float32), policy)
     return images
 
 
-def changed(images: jax.Array, kind: jax.Array, level: jax.Array, policy: Policy) -> jax.Array:
+def apply_ops(images: jax.Array, kind: jax.Array, level: jax.Array, policy: Policy) -> jax.Array:
     """Each image changed by its operation.
 
     Args:
@@ -94,7 +94,7 @@ def changed(images: jax.Array, kind: jax.Array, level: jax.Array, policy: Policy
       level: (batch,), strength with a sign, from -1 to 1.
       policy: says what the strengths mean.
     """
-    images = sample_bilinear(images, *positions(kind, level, policy))
+    images = sample_bilinear(images, *affine_params(kind, level, policy))
     level = level[:, None, None, None]
     for name, operation in COLOURS.items():
         drawn = (kind == OPERATIONS.index(name))[:, None, None, None]
@@ -102,7 +102,7 @@ def changed(images: jax.Array, kind: jax.Array, level: jax.Array, policy: Policy
     return jnp.clip(images, 0, 1)
 
 
-def positions(kind: jax.Array, level: jax.Array, policy: Policy) -> Map:
+def affine_params(kind: jax.Array, level: jax.Array, policy: Policy) -> Map:
     """The affine map of each image: the identity where its operation is one on colours."""
     numbers = jnp.broadcast_to(jnp.array([1.0, 0, 0, 1, 0, 0]), (len(kind), 6))
     for name, operation in POSITIONS.items():
@@ -116,7 +116,7 @@ def _rotation(angle: jax.Array) -> tuple[jax.typing.ArrayLike, ...]:
     return cos, -sin, sin, cos, 0, 0
 
 
-def away_from(plain: jax.typing.ArrayLike, images: jax.Array, factor: jax.Array) -> jax.Array:
+def blend(plain: jax.typing.ArrayLike, images: jax.Array, factor: jax.Array) -> jax.Array:
     """plain + (images - plain) · factor, within [0, 1]: `PIL.ImageEnhance`, whose kinds differ in what is plain."""
     return jnp.clip(plain + (images - plain) * factor, 0, 1)
 

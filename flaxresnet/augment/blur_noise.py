@@ -5,14 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.rng import in_a_row
+from flaxresnet.data.rng import draw_flat
 
 # Largest values at strength 1; half of the images have none of it.
 BLUR = 1.0  # deviation of a Gaussian, in 64ths of the side
 NOISE = 0.04  # standard deviation, of full scale
 
 
-def photographed(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
+def blur_and_noise(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
     """Blurs images, down and across by different amounts, and adds noise.
 
     A blur that is one matrix product a side costs little whatever its width, and an image of few pixels that was
@@ -30,25 +30,25 @@ def photographed(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLi
     count, height, width = images.shape[:3]
     whether, down, across, grain = jax.random.uniform(by_amount, (4, count))
     widest = jnp.where(whether < 0.5, BLUR * strength, 0) / 64
-    rows, columns = gaussians(height, widest * down * height), gaussians(width, widest * across * width)
+    rows, columns = gaussian_matrices(height, widest * down * height), gaussian_matrices(width, widest * across * width)
     exact = jax.lax.Precision.HIGHEST
     images = jnp.einsum("nih,nhwc->niwc", rows, images, precision=exact)
     images = jnp.einsum("njw,niwc->nijc", columns, images, precision=exact)
     deviation = jnp.maximum(2 * grain - 1, 0)[:, None, None, None] * NOISE * strength
-    return jnp.clip(images + deviation * grains(by_noise, images.shape), 0, 1)
+    return jnp.clip(images + deviation * uniform_noise(by_noise, images.shape), 0, 1)
 
 
-def grains(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def uniform_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Even noise of mean 0 and deviation 1, (batch, height, width, 3), in 256 levels.
 
     A pixel's three channels are bytes of one random word: drawing is what noise costs.
     """
-    words = in_a_row(partial(jax.random.bits, dtype=jnp.uint32), key, shape[:3])
+    words = draw_flat(partial(jax.random.bits, dtype=jnp.uint32), key, shape[:3])
     levels = (words[..., None] >> jnp.array([0, 8, 16], jnp.uint32)) & 255
     return (levels.astype(jnp.float32) - 127.5) / jnp.sqrt((256**2 - 1) / 12)
 
 
-def gaussians(side: int, deviation: jax.Array) -> jax.Array:
+def gaussian_matrices(side: int, deviation: jax.Array) -> jax.Array:
     """Matrices (count, side, side) that blur with deviations (count,), in pixels; near the edge, of what is inside."""
     place = jnp.arange(side)
     away = (place[:, None] - place) / jnp.maximum(deviation, 1e-2)[:, None, None]

@@ -18,7 +18,7 @@ DARKEST = 0.9  # of the light, missing at any strength
 EDGES = (0.05, 1.5)  # widths of the change from light to dark, in half sides: a shadow's edge, a lamp at the side
 
 
-def recolour(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
+def jitter_colors(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
     """Random contrast about the image's mean, brightness, saturation, channels' gains, mid-tones; some are grey.
 
     Mid-tones move along x / (x + c (1 - x)): much like a gamma, and many times cheaper.
@@ -39,7 +39,7 @@ def recolour(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) 
     return images / (images + jnp.exp(draw[..., 6:7] * LOG_MIDTONES) * (1 - images))
 
 
-def uneven(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
+def random_shadow(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
     """Light from one side, or a shadow over a part: in half of the images, in a random direction.
 
     Args:

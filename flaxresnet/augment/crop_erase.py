@@ -12,7 +12,7 @@ ERASED_ASPECTS = (0.3, 1 / 0.3)
 Range = tuple[float, float]
 
 
-def random_sides(key: jax.Array, count: int, shape: float, areas: Range, aspects: Range) -> jax.Array:
+def random_box_sizes(key: jax.Array, count: int, shape: float, areas: Range, aspects: Range) -> jax.Array:
     """Sides of random boxes as shares of the image's, (count, 2), (y, x), at most 1.
 
     Args:
@@ -30,7 +30,7 @@ def random_sides(key: jax.Array, count: int, shape: float, areas: Range, aspects
     return jnp.minimum(sides, 1)  # nothing fits where a large area is asked of a long image
 
 
-def crop_maps(key: jax.Array, images: jax.Array, smallest: float) -> tuple[jax.Array, jax.Array]:
+def random_resized_crop(key: jax.Array, images: jax.Array, smallest: float) -> tuple[jax.Array, jax.Array]:
     """Random crops that are brought to the whole image's size, as maps for `sample_bilinear`.
 
     Args:
@@ -44,11 +44,11 @@ def crop_maps(key: jax.Array, images: jax.Array, smallest: float) -> tuple[jax.A
     """
     by_side, by_place = jax.random.split(key)
     count, height, width = images.shape[:3]
-    sides = random_sides(by_side, count, width / height, (smallest, 1.0), CROP_ASPECTS)
+    sides = random_box_sizes(by_side, count, width / height, (smallest, 1.0), CROP_ASPECTS)
     return sides, jax.random.uniform(by_place, (count, 2), minval=-1.0, maxval=1.0) * (1 - sides)
 
 
-def inside(size: tuple[int, ...], low: jax.Array, high: jax.Array) -> jax.Array:
+def box_mask(size: tuple[int, ...], low: jax.Array, high: jax.Array) -> jax.Array:
     """Masks (…, *size) of the boxes from the pixels `low` to before `high`, both (…, 2), (y, x)."""
     rows, columns = (jnp.arange(side) for side in size)
     low, high = low[..., None, :], high[..., None, :]
@@ -71,9 +71,9 @@ def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
     whether, by_side, by_place, by_noise = jax.random.split(key, 4)
     count, height, width = images.shape[:3]
     size = jnp.array([height, width])
-    sides = random_sides(by_side, count, width / height, ERASED_AREAS, ERASED_ASPECTS)
+    sides = random_box_sizes(by_side, count, width / height, ERASED_AREAS, ERASED_ASPECTS)
     pixels = jnp.clip(jnp.round(sides * size), 1, size)
     low = jnp.floor(jax.random.uniform(by_place, (count, 2)) * (size - pixels + 1))
-    erased = inside((height, width), low, low + pixels)
+    erased = box_mask((height, width), low, low + pixels)
     erased &= jax.random.bernoulli(whether, probability, (count, 1, 1))
     return jnp.where(erased[..., None], jax.random.uniform(by_noise, images.shape, images.dtype), images)

@@ -8,10 +8,10 @@ one inverse projective map with bilinear sampling, where pixels outside the imag
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.augment.blur_noise import photographed
-from flaxresnet.augment.color_jitter import recolour, uneven
-from flaxresnet.augment.crop_erase import crop_maps
-from flaxresnet.data.rng import in_a_row
+from flaxresnet.augment.blur_noise import blur_and_noise
+from flaxresnet.augment.color_jitter import jitter_colors, random_shadow
+from flaxresnet.augment.crop_erase import random_resized_crop
+from flaxresnet.data.rng import draw_flat
 
 # Half-widths of the ranges at strength 1.
 ROTATION = 20.0  # degrees
@@ -39,17 +39,17 @@ def augment(
       strength: multiplies every range and share; 0 leaves only the flip and the crop, and so does None, without the
         cost of the rest.
       flip: whether half of the images are mirrored left to right.
-      crop: the smallest share of the area in a random crop (`crop_maps`); 1 for none. A crop is enlarged from the
-        pixels that there are: those of the network's size.
+      crop: the smallest share of the area in a random crop (`random_resized_crop`); 1 for none. A crop is enlarged from
+        the pixels that there are: those of the network's size.
 
     Returns:
       Images of the same shape and dtype, in [0, 1].
     """
     geometry, colour = jax.random.split(key)
     light, camera = (jax.random.fold_in(geometry, stream) for stream in (UNEVEN, CAMERA))
-    matrix, shift, tilt = random_maps(geometry, images.shape[0], 0.0 if strength is None else strength, flip)
+    matrix, shift, tilt = random_affine_params(geometry, images.shape[0], 0.0 if strength is None else strength, flip)
     if crop < 1:  # what the first map shows of the crop: one sampling for both
-        scale, place = crop_maps(jax.random.fold_in(geometry, CROP), images, crop)
+        scale, place = random_resized_crop(jax.random.fold_in(geometry, CROP), images, crop)
         # (M p + s) / w becomes scale · (M p + s) / w + place, and w is 1 + tilt · p.
         half = jnp.array([images.shape[1] - 1, images.shape[2] - 1]) / 2
         matrix = scale[:, :, None] * matrix + (place * half)[:, :, None] * (tilt / half)[:, None]
@@ -57,17 +57,17 @@ def augment(
     # float32 throughout: half precision would round positions to whole pixels.
     changed = sample_bilinear(images.astype(jnp.float32), matrix, shift, None if strength is None else tilt)
     if strength is not None:
-        changed = recolour(colour, once(uneven(light, changed, strength)), strength)
-        changed = photographed(camera, once(changed), strength)
+        changed = jitter_colors(colour, materialize(random_shadow(light, changed, strength)), strength)
+        changed = blur_and_noise(camera, materialize(changed), strength)
     return changed.astype(images.dtype)
 
 
-def once(images: jax.Array) -> jax.Array:
+def materialize(images: jax.Array) -> jax.Array:
     """Images computed here and kept: fused into what follows, they would be computed again for each use."""
     return jax.lax.optimization_barrier(images)
 
 
-def random_maps(
+def random_affine_params(
     key: jax.Array, count: int, strength: jax.typing.ArrayLike, flip: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Random inverse projective maps, as `sample_bilinear` takes them.
@@ -75,7 +75,7 @@ def random_maps(
     Returns:
       Matrices (count, 2, 2); shifts (count, 2), in units of half a side; tilts (count, 2), for half a side. All (y, x).
     """
-    draw = 2 * in_a_row(jax.random.uniform, key, (count, 9)) - 1
+    draw = 2 * draw_flat(jax.random.uniform, key, (count, 9)) - 1
     flipped, draw = draw[:, 5] < 0, draw * strength
     angle, zoom, aspect, shear = draw[:, 0] * jnp.deg2rad(ROTATION), draw[:, 1], draw[:, 2], draw[:, 6] * SHEAR
     rows, columns = (jnp.exp(zoom * LOG_SCALE + sign * aspect * LOG_ASPECT) for sign in (1, -1))

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.augment.crop_erase import inside
+from flaxresnet.augment.crop_erase import box_mask
 
 
 def mix(
@@ -22,7 +22,7 @@ def mix(
     Returns:
       Images and targets of the same shapes.
     """
-    ways = [partial(way, alpha=alpha) for way, alpha in ((blended, mixup), (pasted, cutmix)) if alpha]
+    ways = [partial(way, alpha=alpha) for way, alpha in ((apply_mixup, mixup), (apply_cutmix, cutmix)) if alpha]
     if not ways:
         return images, targets
     by_order, by_way, by_share = jax.random.split(key, 3)
@@ -32,7 +32,7 @@ def mix(
     return mixed, share * targets + (1 - share) * targets[order]
 
 
-def blended(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def apply_mixup(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """mixup (Zhang et al. 2018, arXiv:1710.09412): share · image + (1 - share) · other, one share ~ Beta(α, α) a batch.
 
     Returns:
@@ -42,7 +42,7 @@ def blended(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) 
     return share * images + (1 - share) * others, share
 
 
-def pasted(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def apply_cutmix(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """CutMix (Yun et al. 2019, arXiv:1905.04899, algorithm A1): one box of the others, in the image's proportions.
 
     The box has the area 1 - λ, λ ~ Beta(α, α), about a centre anywhere in the image, and ends at the image's edge.
@@ -54,6 +54,6 @@ def pasted(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -
     size = jnp.array(images.shape[1:3])
     side = jnp.sqrt(1 - jax.random.beta(by_share, alpha, alpha))
     centre, half = jnp.floor(jax.random.uniform(by_place, (2,)) * size), jnp.floor(side * size / 2)
-    box = inside(images.shape[1:3], centre - half, centre + half)
+    box = box_mask(images.shape[1:3], centre - half, centre + half)
     share = (~box).sum().astype(images.dtype) / box.size
     return jnp.where(box[:, :, None], others, images), share

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxresnet.augment.auto_augment import POLICIES, randomly_changed
-from flaxresnet.augment.background import replaced
+from flaxresnet.augment.auto_augment import POLICIES, apply_policy
+from flaxresnet.augment.background import replace_background
 from flaxresnet.augment.crop_erase import erase
 from flaxresnet.augment.geometric import augment
 from flaxresnet.augment.mixup_cutmix import mix
@@ -42,12 +42,12 @@ def make_inputs(
         images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
         key = jax.random.fold_in(seed_key, step)
         if recipe.backgrounds:
-            images = replaced(jax.random.fold_in(key, BACKGROUND), images, recipe.backgrounds)
+            images = replace_background(jax.random.fold_in(key, BACKGROUND), images, recipe.backgrounds)
         if recipe.augment or crop < 1 or config.uses_hflip:
             strength = augmentation(step) if recipe.augment else None
             images = augment(key, images, strength, config.flip, crop)
         if recipe.policy in POLICIES:
-            images = randomly_changed(jax.random.fold_in(key, POLICY), images, POLICIES[recipe.policy])
+            images = apply_policy(jax.random.fold_in(key, POLICY), images, POLICIES[recipe.policy])
         if recipe.erase:
             images = erase(jax.random.fold_in(key, ERASE), images, recipe.erase)
         if recipe.mixup or recipe.cutmix:

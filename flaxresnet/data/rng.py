@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 
-def in_a_row(
+def draw_flat(
     draw: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
     """`draw(key, shape)`, the same numbers, drawn as one row and cut.

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from flaxresnet.augment.auto_augment import OPERATIONS, POLICIES, POSITIONS, changed, positions, randomly_changed
+from flaxresnet.augment.auto_augment import OPERATIONS, POLICIES, POSITIONS, affine_params, apply_ops, apply_policy
 
 KEY = jax.random.key(3)
 WIDE = POLICIES["trivial"]
-compiled = jax.jit(changed, static_argnames="policy")
-compiled_positions = jax.jit(positions, static_argnames="policy")
-draw = jax.jit(randomly_changed, static_argnames="policy")
+compiled = jax.jit(apply_ops, static_argnames="policy")
+compiled_positions = jax.jit(affine_params, static_argnames="policy")
+draw = jax.jit(apply_policy, static_argnames="policy")
 
 
 def photos(count=3, size=(24, 20)):

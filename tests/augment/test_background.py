@@ -4,12 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from flaxresnet.augment.background import best_threshold, foreground, hats, replaced, walls
+from flaxresnet.augment.background import (
+    foreground_mask,
+    linear_weights,
+    otsu_threshold,
+    random_backgrounds,
+    replace_background,
+)
 from flaxresnet.data.hand_signs.render import render_signs
 
 KEY = jax.random.key(7)
-compiled = jax.jit(replaced)
-compiled_foreground = jax.jit(foreground)
+compiled = jax.jit(replace_background)
+compiled_foreground_mask = jax.jit(foreground_mask)
 
 
 def disc(size=40, thing=(0.7, 0.45, 0.3), wall=(0.8, 0.8, 0.8)):
@@ -30,7 +36,7 @@ THINGS = {
 
 def test_a_thing_on_a_plain_wall_is_found():
     images, inside = zip(*(disc(thing=thing, wall=wall) for thing, wall in THINGS.values()), strict=True)
-    covers, plain = compiled_foreground(np.stack(images))
+    covers, plain = compiled_foreground_mask(np.stack(images))
     for name, cover, is_plain, thing in zip(THINGS, covers, plain, inside, strict=True):
         assert is_plain, name
         found = np.asarray(cover) > 0.5
@@ -40,7 +46,7 @@ def test_a_thing_on_a_plain_wall_is_found():
 def test_drawn_hands_are_found():
     """Most of them have a plain wall, and a hand takes a tenth to a half of the picture."""
     images, _ = render_signs(24, seed=3)
-    cover, plain = compiled_foreground(images / np.float32(255))
+    cover, plain = compiled_foreground_mask(images / np.float32(255))
     assert np.asarray(plain).mean() > 0.9
     size = np.asarray(cover).mean(axis=(1, 2))
     assert 0.1 < np.median(size) < 0.5
@@ -84,18 +90,18 @@ def test_the_threshold_is_the_one_with_the_most_variance_between_the_sides():
         for t in tried
         if 0 < (seen > t).mean() < 1
     ]
-    assert float(jax.jit(best_threshold)(values)[0]) == pytest.approx(tried[np.argmax(between)])
+    assert float(jax.jit(otsu_threshold)(values)[0]) == pytest.approx(tried[np.argmax(between)])
 
 
 @pytest.mark.parametrize(("side", "count"), [(9, 5), (64, 17), (12, 5)])
 def test_values_between_are_interpolated_linearly(side, count):
     values = np.random.default_rng(0).random(count)
     expected = np.interp(np.linspace(0, count - 1, side), np.arange(count), values)
-    np.testing.assert_allclose(np.asarray(jax.jit(lambda: hats(side, count))()) @ values, expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(jax.jit(lambda: linear_weights(side, count))()) @ values, expected, atol=1e-5)
 
 
 def test_walls_differ_and_stay_in_range():
-    drawn = np.asarray(jax.jit(walls, static_argnums=1)(KEY, (50, 12, 15, 3)))
+    drawn = np.asarray(jax.jit(random_backgrounds, static_argnums=1)(KEY, (50, 12, 15, 3)))
     assert drawn.shape == (50, 12, 15, 3)
     assert drawn.min() >= 0
     assert drawn.max() <= 1

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from flaxresnet.augment.blur_noise import BLUR, NOISE, gaussians, grains, photographed
+from flaxresnet.augment.blur_noise import BLUR, NOISE, blur_and_noise, gaussian_matrices, uniform_noise
 
 KEY = jax.random.key(7)
-compiled = jax.jit(photographed)
+compiled = jax.jit(blur_and_noise)
 
 
 def traced_anew(*arguments):
-    """`photographed`, compiled with the module's constants as a test has set them."""
-    return jax.jit(lambda *given: photographed(*given))(*arguments)
+    """`blur_and_noise`, compiled with the module's constants as a test has set them."""
+    return jax.jit(lambda *given: blur_and_noise(*given))(*arguments)
 
 
 def random_images(*shape, seed=0):
@@ -23,7 +23,7 @@ def random_images(*shape, seed=0):
 def test_a_blur_agrees_with_scipy():
     row = random_images(40).astype(np.float64)
     deviations = (0.5, 1.3, 3.0)
-    blurs = jax.jit(gaussians, static_argnums=0)(40, jnp.array(deviations, jnp.float32))
+    blurs = jax.jit(gaussian_matrices, static_argnums=0)(40, jnp.array(deviations, jnp.float32))
     for deviation, blur in zip(deviations, blurs, strict=True):
         weight = gaussian_filter1d(np.ones(40), deviation, mode="constant", truncate=12)
         expected = gaussian_filter1d(row, deviation, mode="constant", truncate=12) / weight
@@ -31,7 +31,7 @@ def test_a_blur_agrees_with_scipy():
 
 
 def test_no_deviation_is_no_blur():
-    np.testing.assert_array_equal(jax.jit(gaussians, static_argnums=0)(9, jnp.zeros(1))[0], np.eye(9))
+    np.testing.assert_array_equal(jax.jit(gaussian_matrices, static_argnums=0)(9, jnp.zeros(1))[0], np.eye(9))
 
 
 def test_strength_0_changes_nothing():
@@ -55,7 +55,7 @@ def test_half_of_the_images_are_blurred_up_to_the_widest(monkeypatch):
 
 
 def test_noise_is_even_and_independent_in_every_value():
-    noise = np.asarray(jax.jit(grains, static_argnums=1)(KEY, (8, 50, 50, 3)), np.float64)
+    noise = np.asarray(jax.jit(uniform_noise, static_argnums=1)(KEY, (8, 50, 50, 3)), np.float64)
     assert abs(noise.mean()) < 0.01
     np.testing.assert_allclose(noise.std(), 1, atol=0.01)
     np.testing.assert_allclose(np.abs(noise).max(), np.sqrt(3), atol=0.02)

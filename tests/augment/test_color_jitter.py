@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from flaxresnet.augment import color_jitter
-from flaxresnet.augment.color_jitter import recolour, uneven
+from flaxresnet.augment.color_jitter import jitter_colors, random_shadow
 
 KEY = jax.random.key(7)
 # Compiled whole: an operation at a time, each shape takes seconds.
-compiled_recolour = jax.jit(recolour)
-compiled_uneven = jax.jit(uneven)
+compiled_jitter_colors = jax.jit(jitter_colors)
+compiled_random_shadow = jax.jit(random_shadow)
 
 
 def random_images(*shape, seed=0):
@@ -19,8 +19,8 @@ def random_images(*shape, seed=0):
 
 
 def recoloured(*arguments):
-    """`recolour`, compiled with the module's constants as a test has set them."""
-    return jax.jit(lambda *given: recolour(*given))(*arguments)
+    """`jitter_colors`, compiled with the module's constants as a test has set them."""
+    return jax.jit(lambda *given: jitter_colors(*given))(*arguments)
 
 
 def only(monkeypatch, *kept):
@@ -29,13 +29,13 @@ def only(monkeypatch, *kept):
         monkeypatch.setattr(color_jitter, name, 0.0)
 
 
-@pytest.mark.parametrize("change", [compiled_recolour, compiled_uneven])
+@pytest.mark.parametrize("change", [compiled_jitter_colors, compiled_random_shadow])
 def test_strength_0_changes_nothing(change):
     images = random_images(64, 6, 9, 3)
     np.testing.assert_allclose(change(KEY, images, 0.0), images, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("change", [compiled_recolour, compiled_uneven])
+@pytest.mark.parametrize("change", [compiled_jitter_colors, compiled_random_shadow])
 def test_black_and_white_stay_in_range(change):
     changed = np.asarray(change(KEY, np.round(random_images(64, 6, 9, 3)), 2.0))
     assert np.isfinite(changed).all()
@@ -91,7 +91,7 @@ def test_one_image_in_twenty_is_grey(monkeypatch):
 
 
 def test_half_of_the_images_are_darker_on_one_side_and_the_others_as_they_were():
-    images = np.asarray(compiled_uneven(KEY, jnp.full((2000, 12, 12, 3), 0.8), 1.0), np.float64) / 0.8
+    images = np.asarray(compiled_random_shadow(KEY, jnp.full((2000, 12, 12, 3), 0.8), 1.0), np.float64) / 0.8
     changed = images.min(axis=(1, 2, 3)) < 1 - 1e-6
     assert 0.45 < changed.mean() < 0.55
     assert 0.6 - 1e-6 <= images.min() < 0.63
@@ -102,7 +102,7 @@ def test_half_of_the_images_are_darker_on_one_side_and_the_others_as_they_were()
 def test_light_falls_in_one_direction(monkeypatch):
     """All slopes of the image are multiples of one vector, which differs from image to image."""
     monkeypatch.setattr(color_jitter, "EDGES", (1.5, 1.5))
-    anew = jax.jit(lambda *given: uneven(*given))  # with the constant set above
+    anew = jax.jit(lambda *given: random_shadow(*given))  # with the constant set above
     images = np.asarray(anew(KEY, np.full((200, 24, 24, 3), 0.8, np.float32), 2.0), np.float64)[..., 0]
     changed = images[np.ptp(images, axis=(1, 2)) > 0.1]
     slopes = np.stack(np.gradient(changed, axis=(1, 2)), axis=-1)[:, 1:-1, 1:-1].reshape(len(changed), -1, 2)

@@ -9,16 +9,16 @@ from flaxresnet.augment.crop_erase import (
     CROP_ASPECTS,
     ERASED_AREAS,
     ERASED_ASPECTS,
-    crop_maps,
+    box_mask,
     erase,
-    inside,
-    random_sides,
+    random_box_sizes,
+    random_resized_crop,
 )
 from flaxresnet.augment.geometric import augment
 
 KEY = jax.random.key(7)
 compiled_erase = jax.jit(erase)
-compiled_sides = jax.jit(random_sides, static_argnames="count")
+compiled_sides = jax.jit(random_box_sizes, static_argnames="count")
 compiled_augment = jax.jit(augment, static_argnames="crop")
 # Crops and mirrors alone.
 cropped = jax.jit(lambda key, images, flip, crop: augment(key, images, None, flip, crop), static_argnames="crop")
@@ -44,7 +44,7 @@ def test_boxes_have_areas_and_aspects_that_fill_their_ranges_and_fit(shape, area
 
 def test_crops_never_leave_the_image_and_reach_its_edges():
     images = jnp.zeros((4000, 8, 8, 3))
-    sides, places = (np.asarray(x, np.float64) for x in jax.jit(crop_maps)(KEY, images, 0.08))
+    sides, places = (np.asarray(x, np.float64) for x in jax.jit(random_resized_crop)(KEY, images, 0.08))
     ends = np.abs(places) + sides
     assert ends.max() <= 1 + 1e-6
     assert ends.max() > 0.999
@@ -85,9 +85,9 @@ def test_a_crop_mirrors_half_of_the_images():
 def test_a_mask_holds_the_pixels_of_its_box():
     expected = np.zeros((5, 7), bool)
     expected[1:3, 2:6] = True
-    compiled_inside = jax.jit(inside, static_argnums=0)
-    np.testing.assert_array_equal(compiled_inside((5, 7), np.array([1, 2]), np.array([3, 6])), expected)
-    np.testing.assert_array_equal(compiled_inside((5, 7), np.array([[1, 2]]), np.array([[3, 6]])), expected[None])
+    compiled_box_mask = jax.jit(box_mask, static_argnums=0)
+    np.testing.assert_array_equal(compiled_box_mask((5, 7), np.array([1, 2]), np.array([3, 6])), expected)
+    np.testing.assert_array_equal(compiled_box_mask((5, 7), np.array([[1, 2]]), np.array([[3, 6]])), expected[None])
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])

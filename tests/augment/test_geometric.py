@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from flaxresnet.augment import geometric as augmentation
-from flaxresnet.augment.geometric import augment, random_maps, sample_bilinear
+from flaxresnet.augment.geometric import augment, random_affine_params, sample_bilinear
 
 KEY = jax.random.key(7)
 COUNT, HEIGHT, WIDTH = SHAPE = 1000, 5, 9
@@ -25,7 +25,7 @@ def augmented(images, strength=1.0, flip=True, key=KEY):
 
 
 def maps(strength=1.0, flip=False):
-    return [np.asarray(array, np.float64) for array in random_maps(KEY, 4000, strength, flip)]
+    return [np.asarray(array, np.float64) for array in random_affine_params(KEY, 4000, strength, flip)]
 
 
 def random_images(*shape, seed=0):
@@ -93,13 +93,13 @@ def test_a_tilted_crop_shows_what_the_crop_of_the_tilted_image_shows(monkeypatch
     images = jnp.asarray(np.stack([y, x, (y + x) / 2], axis=-1)[None].repeat(8, axis=0), jnp.float32)
     for name in ("ROTATION", "LOG_SCALE", "LOG_ASPECT", "SHEAR", "SHIFT"):
         monkeypatch.setattr(augmentation, name, 0.0)
-    for name in ("uneven", "recolour", "photographed"):
+    for name in ("random_shadow", "jitter_colors", "blur_and_noise"):
         monkeypatch.setattr(augmentation, name, lambda key, images, strength: images)
 
     def twice(images):
         geometry = jax.random.split(KEY)[0]
-        scale, place = augmentation.crop_maps(jax.random.fold_in(geometry, augmentation.CROP), images, 0.3)
-        maps = random_maps(geometry, 8, 2.0, flip=True)
+        scale, place = augmentation.random_resized_crop(jax.random.fold_in(geometry, augmentation.CROP), images, 0.3)
+        maps = random_affine_params(geometry, 8, 2.0, flip=True)
         return sample_bilinear(sample_bilinear(images, scale[:, :, None] * jnp.eye(2), place), *maps), maps[2]
 
     expected, tilt = jax.jit(twice)(images)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxresnet.data.rng import in_a_row
+from flaxresnet.data.rng import draw_flat
 
 DRAWS = {
     "uniform": jax.random.uniform,
@@ -22,7 +22,7 @@ SOME = [*(("bits", shape) for shape in SHAPES[1:]), ("uniform", (4, 9)), ("norma
 @pytest.mark.parametrize("cases", [SOME, pytest.param(EVERY, marks=pytest.mark.campaign)], ids=["some", "every"])
 def test_drawn_in_a_row_the_numbers_are_the_same(cases):
     def both(key):
-        return [(in_a_row(DRAWS[name], key, shape), DRAWS[name](key, shape)) for name, shape in cases]
+        return [(draw_flat(DRAWS[name], key, shape), DRAWS[name](key, shape)) for name, shape in cases]
 
     for (name, shape), (drawn, expected) in zip(cases, jax.jit(both)(jax.random.key(3)), strict=True):
         assert drawn.shape == shape, name

@@ -28,7 +28,7 @@ from flaxresnet.adabn import LEAST
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.recipes import Model
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.reliability.corruptions import SHIFTS
+from flaxresnet.reliability.corruptions import CORRUPTIONS
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
@@ -105,7 +105,7 @@ def in_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
     for image in data.images[:]:
         random = np.random.default_rng(room)
         for name in ROOM:
-            image = SHIFTS[name].changed(image, "strong" if name == "background" else strength, random)
+            image = CORRUPTIONS[name].changed(image, "strong" if name == "background" else strength, random)
         images.append(image)
     return fr.Dataset(np.stack(images), data.labels, data.class_names)
 

@@ -73,7 +73,7 @@ def main(arguments: Arguments) -> None:
     run = arguments.run
     use_compilation_cache()
     splits, classifier = data_of_run(run, "test"), Classifier.load(run)
-    if not classifier.tells_strange:
+    if not classifier.detects_ood:
         raise UserError(f"{run} cannot tell which photos are unlike its training images; write its report")
     labels = splits.test.labels
     table = Table("pictures", box=box.SIMPLE)
@@ -82,15 +82,15 @@ def main(arguments: Arguments) -> None:
     for name, images in pictures(splits.test.images):
         if not len(images):
             continue
-        answers = classifier.answers(np.ascontiguousarray(images))
+        answers = classifier.predict_batch(np.ascontiguousarray(images))
         same = len(images) == len(labels) and name not in ("noise", "one grey each", "drawn hand signs")
-        viewed = classifier.answers(np.ascontiguousarray(images), views=True) if same else answers
+        viewed = classifier.predict_batch(np.ascontiguousarray(images), tta=True) if same else answers
         rights = [f"{np.mean(a.probabilities.argmax(1) == labels):.3f}" if same else "–" for a in (answers, viewed)]
-        share, middle = f"{answers.strange.mean():.3f}", f"{np.median(answers.strangeness):.4f}"
+        share, middle = f"{answers.is_ood.mean():.3f}", f"{np.median(answers.ood_score):.4f}"
         confidence = f"{answers.probabilities.max(1).mean():.3f}"
         table.add_row(name, str(len(images)), share, middle, *rights, confidence)
     console = Console(width=110)
-    console.print(f"called strange above {classifier.trust.threshold:.4f}")
+    console.print(f"called strange above {classifier.calibration.threshold:.4f}")
     console.print(table)
 
 

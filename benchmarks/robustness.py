@@ -25,7 +25,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.evaluation import fitted, judging
 from flaxresnet.reliability.calibration import calibration_error, reliability, softmax
-from flaxresnet.reliability.corruptions import STRENGTHS, all_shifts, together
+from flaxresnet.reliability.corruptions import STRENGTHS, compose_corruptions, iter_corruptions
 from flaxresnet.reliability.cross_fit import assess
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runs.run_dir import RunFolder
@@ -91,7 +91,10 @@ def answered(
 ) -> list[Answered]:
     """To the images as they are, first, and to those of each kind and strength of change."""
     clean = Answered("none", "none", logits_of(images))
-    return [clean, *(Answered(name, strength, logits_of(new)) for name, strength, new in all_shifts(images, strengths))]
+    return [
+        clean,
+        *(Answered(name, strength, logits_of(new)) for name, strength, new in iter_corruptions(images, strengths)),
+    ]
 
 
 def answered_together(
@@ -99,7 +102,7 @@ def answered_together(
 ) -> list[Answered]:
     """To the images with several changes at once."""
     return [
-        Answered(f"{count} together", strength, logits_of(together(images, count, strength)))
+        Answered(f"{count} together", strength, logits_of(compose_corruptions(images, count, strength)))
         for count, strength in product(TOGETHER, strengths)
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxresnet.classifier import Answers, Classifier
+from flaxresnet.classifier import BatchPrediction, Classifier
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.precise_bn import measure_batch_stats
@@ -56,12 +56,12 @@ def adapt(
     if len(images) < LEAST:
         raise UserError(f"too few photos to adapt to ({len(images)}); give {LEAST} or more, of all classes")
     images = images[evenly(len(images))]
-    warning = of_one_class(classifier.answers(images), classifier.class_names)
+    warning = of_one_class(classifier.predict_batch(images), classifier.class_names)
     params, info = classifier.variables["params"], RunFolder(run).read_info()
     statistics = statistics_of(classifier.model, params, classifier.preprocessing, images)
     told = {"adapted": f"the weights of {run}, adapted to {len(images)} photos"}
     info = replace(info, config=replace(info.config, workdir=str(target)), data=info.data | told)
-    write_variables(info, {"params": params, "batch_stats": statistics}, target, classifier.trust)
+    write_variables(info, {"params": params, "batch_stats": statistics}, target, classifier.calibration)
     return warning
 
 
@@ -70,11 +70,11 @@ def evenly(count: int, most: int = MOST) -> np.ndarray:
     return np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
 
 
-def of_one_class(answers: Answers, class_names: tuple[str, ...]) -> str | None:
+def of_one_class(answers: BatchPrediction, class_names: tuple[str, ...]) -> str | None:
     """That nearly all images are of one class, in words; None where they are not, or where most are strange."""
-    if answers.strange is None or answers.strange.mean() > 0.5:
+    if answers.is_ood is None or answers.is_ood.mean() > 0.5:
         return None
-    counts = np.bincount(answers.probabilities[~answers.strange].argmax(axis=1), minlength=len(class_names))
+    counts = np.bincount(answers.probabilities[~answers.is_ood].argmax(axis=1), minlength=len(class_names))
     if counts.max() <= ONE_CLASS * counts.sum():
         return None
     most, name = counts.max(), class_names[int(counts.argmax())]

@@ -15,13 +15,13 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.reliability.calibration import softmax
-from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.reliability.calibration_file import Calibration, digest
 from flaxresnet.runs.checkpoint_manager import load_run
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 
 BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
-ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther
+TTA_ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,30 @@ class Prediction:
       label: name of the most probable class.
       probability: its probability, in [0, 1].
       probabilities: of every class, by name, in the order of the classes.
-      strangeness: how unlike the training images the photo is, from 0; None where the run does not know.
-      strange: whether that is more than is usual for photos like them; None where the run does not know.
+      ood_score: distance from the training images, from 0; None if the run is not calibrated.
+      is_ood: whether the score is above the run's OOD threshold; None if the run has none.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
-    strangeness: float | None = None
-    strange: bool | None = None
+    ood_score: float | None = None
+    is_ood: bool | None = None
 
 
 @dataclass(frozen=True)
-class Answers:
+class BatchPrediction:
     """What the network says of some photos.
 
     Attributes:
       probabilities: (n, classes), float32, each row summing to 1.
-      strangeness: (n,), float32; see `reliability/ood.py`. None where the run has nothing to compare with.
-      strange: (n,), bool: above the run's threshold; None likewise, and where the run has none.
+      ood_score: (n,), float32; see `reliability/ood.py`. None if the run is not calibrated.
+      is_ood: (n,), bool: whether the score is above the run's OOD threshold. None if the run has none.
     """
 
     probabilities: np.ndarray
-    strangeness: np.ndarray | None
-    strange: np.ndarray | None
+    ood_score: np.ndarray | None
+    is_ood: np.ndarray | None
 
 
 class Classifier:
@@ -64,7 +64,7 @@ class Classifier:
     Attributes:
       class_names: one a class, in the order of the logits.
       preprocessing: from a photo to the network's input.
-      trust: what the run knows of its own answers; None where it has not been calibrated.
+      calibration: temperature, OOD threshold and reference embeddings; None if the run is not calibrated.
       mirrors: whether an image and its mirror image are of one class, as training had it.
     """
 
@@ -74,14 +74,14 @@ class Classifier:
         variables: Any,
         class_names: tuple[str, ...],
         preprocessing: Preprocessing,
-        trust: Trust | None = None,
+        calibration: Calibration | None = None,
         uses_hflip: bool = False,
     ) -> None:
         self.model = model
         self.variables = variables
         self.class_names = class_names
         self.preprocessing = preprocessing
-        self.trust = trust
+        self.calibration = calibration
         self.uses_hflip = uses_hflip
         folded, self._folded = fold_batch_norm(model, variables)
 
@@ -111,32 +111,32 @@ class Classifier:
         """
         warn_of_fallback()
         info, variables = load_run(run, checkpoint)
-        trust = Trust.read(run, digest(variables["params"])) if calibrated else None
-        return cls(info.model(), variables, info.class_names, info.preprocessing, trust, info.config.uses_hflip)
+        calibration = Calibration.read(run, digest(variables["params"])) if calibrated else None
+        return cls(info.model(), variables, info.class_names, info.preprocessing, calibration, info.config.uses_hflip)
 
     @property
-    def tells_strange(self) -> bool:
+    def detects_ood(self) -> bool:
         """Whether it can tell which photos are unlike the training images."""
-        return self.trust is not None and self.trust.tells_strange
+        return self.calibration is not None and self.calibration.detects_ood
 
     @property
     def temperature(self) -> float:
         """Of the softmax that makes probabilities of logits."""
-        return self.trust.temperature if self.trust else 1.0
+        return self.calibration.temperature if self.calibration else 1.0
 
     def logits(self, images: np.ndarray | LazyImages) -> np.ndarray:
         """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.
 
         Raises UserError for another shape or dtype.
         """
-        return self.see(images)[0]
+        return self.forward(images)[0]
 
-    def see(self, images: np.ndarray | LazyImages, views: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, images: np.ndarray | LazyImages, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Logits and embeddings.
 
         Args:
           images: (n, height, width, 3) uint8, in the network's size.
-          views: average the logits over views of each image: as it is, 10% nearer and farther, and their mirror images
+          tta: average the logits over views of each image: as it is, 10% nearer and farther, and their mirror images
             where training had such. Embeddings are of the image as it is.
 
         Returns:
@@ -153,36 +153,38 @@ class Classifier:
             )
         batch = 1 if len(images) == 1 else BATCH
         chunks = [images[i : i + batch] for i in range(0, max(len(images), 1), batch)]
-        looked = [self._look(padded(chunk, batch), views) for chunk in chunks]
-        logits, embeddings = (np.concatenate(parts)[: len(images)] for parts in zip(*looked, strict=True))
+        outputs = [self._forward(pad_batch(chunk, batch), tta) for chunk in chunks]
+        logits, embeddings = (np.concatenate(parts)[: len(images)] for parts in zip(*outputs, strict=True))
         return logits, embeddings
 
-    def _look(self, images: np.ndarray, views: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _forward(self, images: np.ndarray, tta: bool) -> tuple[np.ndarray, np.ndarray]:
         logits, embeddings = map(np.asarray, self._apply(self._folded, images))
-        if views:
-            others = [self._view(self._folded, images, matrix)[0] for matrix in self._matrices()]
+        if tta:
+            others = [self._view(self._folded, images, matrix)[0] for matrix in self._tta_matrices()]
             logits = np.mean([logits, *map(np.asarray, others)], axis=0)
         return logits, embeddings
 
-    def _matrices(self) -> list[np.ndarray]:
+    def _tta_matrices(self) -> list[np.ndarray]:
         """Of the views besides the image as it is; see `sample_bilinear`."""
         sides = (1, -1) if self.uses_hflip else (1,)
-        return [np.diag([zoom, side * zoom]).astype(np.float32) for zoom in ZOOMS for side in sides][1:]
+        return [np.diag([zoom, side * zoom]).astype(np.float32) for zoom in TTA_ZOOMS for side in sides][1:]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8 → (n, classes) float32, each row summing to 1. Raises as `logits` does.
 
         They are softmax(logits / T), with T the run's `temperature`.
         """
-        return self.answers(images).probabilities
+        return self.predict_batch(images).probabilities
 
-    def answers(self, images: np.ndarray, views: bool = False) -> Answers:
+    def predict_batch(self, images: np.ndarray, tta: bool = False) -> BatchPrediction:
         """All that the network says of (n, height, width, 3) uint8 images. Arguments and errors are those of `see`."""
-        logits, embeddings = self.see(images, views)
-        trust = self.trust
-        scores = trust.strangeness(embeddings) if trust else None
-        strange = scores > trust.threshold if trust and trust.tells_strange and scores is not None else None
-        return Answers(softmax(logits, self.temperature), scores, strange)
+        logits, embeddings = self.forward(images, tta)
+        calibration = self.calibration
+        scores = calibration.ood_score(embeddings) if calibration else None
+        is_ood = (
+            scores > calibration.threshold if calibration and calibration.detects_ood and scores is not None else None
+        )
+        return BatchPrediction(softmax(logits, self.temperature), scores, is_ood)
 
     def predict(self, photo: str | Path | IO[bytes] | np.ndarray) -> Prediction:
         """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
@@ -193,18 +195,18 @@ class Classifier:
         Raises:
           UserError: the photo cannot be read.
         """
-        answers = self.answers(self.preprocessing.load(photo)[None])
+        answers = self.predict_batch(self.preprocessing.load(photo)[None])
         row = answers.probabilities[0]
         best = int(row.argmax())
         return Prediction(
             label=self.class_names[best],
             probability=float(row[best]),
             probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
-            strangeness=None if answers.strangeness is None else float(answers.strangeness[0]),
-            strange=None if answers.strange is None else bool(answers.strange[0]),
+            ood_score=None if answers.ood_score is None else float(answers.ood_score[0]),
+            is_ood=None if answers.is_ood is None else bool(answers.is_ood[0]),
         )
 
 
-def padded(images: np.ndarray, count: int) -> np.ndarray:
+def pad_batch(images: np.ndarray, count: int) -> np.ndarray:
     """The images with black ones behind them: `count` in all, so that one program serves any number up to it."""
     return np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), images.dtype)])

@@ -141,7 +141,7 @@ def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter
         if found.result.warning:
             reporter.note(f"warning: {found.result.warning}")
         if config.report:
-            found.assessment.trust.write(run.workdir)
+            found.assessment.calibration.write(run.workdir)
             reporter.note(f"report: {write_report(run.workdir, found)}")
     except Exception as error:  # whatever it is, what was trained is worth more
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

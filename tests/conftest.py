@@ -33,8 +33,8 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
-from flaxresnet.reliability.calibration_file import Trust, digest
-from flaxresnet.reliability.ood import normalised
+from flaxresnet.reliability.calibration_file import Calibration, digest
+from flaxresnet.reliability.ood import normalized_features
 from flaxresnet.training import compiled_steps, trainer
 from flaxresnet.training.executable_cache import kept_programs, key_of
 
@@ -220,9 +220,11 @@ def knowing_run(tmp_path_factory, finished_run):
     """The run with what it knows of its training images, so that it calls all others strange. Read it only."""
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("knowing") / "run")
     classifier = fr.Classifier.load(run, calibrated=False)
-    embeddings = classifier.see(blobs(40, seed=7).images)[1]
-    trust = Trust(digest(classifier.variables["params"]), 1.0, normalised(embeddings).astype(np.float16), 0.0)
-    replace(trust, threshold=2 * float(trust.strangeness(embeddings).max())).write(run)
+    embeddings = classifier.forward(blobs(40, seed=7).images)[1]
+    calibration = Calibration(
+        digest(classifier.variables["params"]), 1.0, normalized_features(embeddings).astype(np.float16), 0.0
+    )
+    replace(calibration, threshold=2 * float(calibration.ood_score(embeddings).max())).write(run)
     return run
 
 

@@ -139,7 +139,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
     fr.adapt(knowing_run, in_fog(24, seed=6).images, tmp_path / "here")
     knowing, here = fr.Classifier.load(knowing_run), fr.Classifier.load(tmp_path / "here")
     assert here.temperature == knowing.temperature
-    assert here.answers(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)).strange.all()
+    assert here.predict_batch(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)).is_ood.all()
     assert here.uses_hflip == knowing.uses_hflip
     assert fr.evaluate(tmp_path / "here").source == fr.evaluate(knowing_run).source
     config = replace(load_run(tmp_path / "here")[0].config, epochs=9)
@@ -171,7 +171,7 @@ def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finish
     data = blobs(72, seed=5)
     green = data.images[data.labels == 1]
     warning = fr.adapt(knowing_run, green, tmp_path / "green")
-    known = len(green) - int(fr.Classifier.load(knowing_run).answers(green).strange.sum())
+    known = len(green) - int(fr.Classifier.load(knowing_run).predict_batch(green).is_ood.sum())
     assert warning == (
         f"{known} of {known} photos that are like the training images are taken for 'green'; "
         "adapt to photos of all classes instead"
@@ -181,7 +181,7 @@ def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finish
     assert fr.adapt(knowing_run, data.images[:24], tmp_path / "all") is None
     assert fr.adapt(finished_run, green, tmp_path / "unknown") is None
     foggy = in_fog(72, seed=5).images[data.labels == 1]
-    assert fr.Classifier.load(knowing_run).answers(foggy).strange.all()
+    assert fr.Classifier.load(knowing_run).predict_batch(foggy).is_ood.all()
     assert fr.adapt(knowing_run, foggy, tmp_path / "foggy") is None
 
 

@@ -77,14 +77,14 @@ def test_calibration_is_told_of_all_changed_images_of_a_strength_together():
 def test_each_figure_of_the_comparison_stands_below_its_head(strengths, several):
     from robustness import comparison
 
-    together = [
+    compose_corruptions = [
         {"shift": f"{count} together", "strength": strength, "accuracy": accuracy}
         for strength, accuracies in (("mild", (0.9, 0.8)), ("middle", (0.4, 0.3)))
         for count, accuracy in zip((3, 5), accuracies, strict=True)
         if strength in strengths
     ]
     summary = {"clean": 1.0} | {strength: {"mean": 0.5} for strength in strengths}
-    found = {"run": {"recipe": "r", "summary": summary, "together": together, "other": {"mine": 0.2}}}
+    found = {"run": {"recipe": "r", "summary": summary, "together": compose_corruptions, "other": {"mine": 0.2}}}
     table = comparison(found, strengths, ("mine",))
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells == ["run", "1.000", *["0.500"] * len(strengths), *several, "0.200"]

@@ -11,7 +11,7 @@ from conftest import blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.reliability.calibration_file import Calibration, digest
 from flaxresnet.reliability.ood import normalised
 
 
@@ -54,11 +54,11 @@ def test_views_are_those_that_training_had(finished_run):
     classifier = fr.Classifier.load(finished_run)
     assert classifier.uses_hflip is False  # it was trained with --augment 0
     images = blobs(3, seed=7).images
-    _, embeddings = classifier.see(images)
+    _, embeddings = classifier.forward(images)
     apply, seen = jax.jit(classifier.model.apply), {}
     for uses_hflip in (False, True):
         classifier.uses_hflip = uses_hflip
-        averaged, same = classifier.see(images, views=True)
+        averaged, same = classifier.forward(images, tta=True)
         np.testing.assert_array_equal(same, embeddings)
         shapes = [(zoom, side) for zoom in (0.9, 1.0, 1.1) for side in ((1, -1) if uses_hflip else (1,))]
         views = [apply(classifier.variables, viewed(images, *shape)) for shape in shapes]
@@ -84,36 +84,36 @@ def test_a_calibrated_run_answers_with_its_temperature_and_knows_strange_photos(
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = fr.Classifier.load(run)
     images = blobs(40, seed=7).images
-    logits, embeddings = before.see(images)
-    assert before.answers(images).strange is None
-    assert before.predict(images[0]).strangeness is None
+    logits, embeddings = before.forward(images)
+    assert before.predict_batch(images).is_ood is None
+    assert before.predict(images[0]).ood_score is None
     noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-    trust = Trust(digest(before.variables["params"]), 2.0, normalised(embeddings).astype(np.float16), 0.0)
-    usual, odd = (np.median(trust.strangeness(before.see(some)[1])) for some in (images, noise))
+    calibration = Calibration(digest(before.variables["params"]), 2.0, normalised(embeddings).astype(np.float16), 0.0)
+    usual, odd = (np.median(calibration.ood_score(before.forward(some)[1])) for some in (images, noise))
     assert usual < odd
-    replace(trust, threshold=float(usual)).write(run)
+    replace(calibration, threshold=float(usual)).write(run)
     after = fr.Classifier.load(run)
     expected = np.exp(logits.astype(np.float64) / 2)
     expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(after.probabilities(images), expected, rtol=1e-4, atol=1e-7)
-    assert after.answers(images).strange.mean() == pytest.approx(0.5, abs=0.05)
-    answers = after.answers(noise)
-    np.testing.assert_array_equal(answers.strange, answers.strangeness > np.float32(usual))
-    strangest = int(answers.strangeness.argmax())
+    assert after.predict_batch(images).is_ood.mean() == pytest.approx(0.5, abs=0.05)
+    answers = after.predict_batch(noise)
+    np.testing.assert_array_equal(answers.is_ood, answers.ood_score > np.float32(usual))
+    strangest = int(answers.ood_score.argmax())
     answer = after.predict(noise[strangest])
-    assert answer.strange is True
-    assert answer.strangeness == pytest.approx(float(answers.strangeness[strangest]), rel=1e-3)
+    assert answer.is_ood is True
+    assert answer.ood_score == pytest.approx(float(answers.ood_score[strangest]), rel=1e-3)
 
 
 def test_with_too_few_test_images_to_tell_no_photo_is_called_strange_or_not(knowing_run, tmp_path):
     run = shutil.copytree(knowing_run, tmp_path / "run")
-    replace(fr.Classifier.load(run).trust, threshold=float("inf")).write(run)
+    replace(fr.Classifier.load(run).calibration, threshold=float("inf")).write(run)
     classifier, noise = fr.Classifier.load(run), np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     answer = classifier.predict(noise)
-    assert answer.strangeness > 0
-    assert answer.strange is None
-    assert not classifier.tells_strange
-    assert fr.Classifier.load(knowing_run).predict(noise).strange is True
+    assert answer.ood_score > 0
+    assert answer.is_ood is None
+    assert not classifier.detects_ood
+    assert fr.Classifier.load(knowing_run).predict(noise).is_ood is True
 
 
 def test_a_photo_of_any_size_is_answered(classifier):

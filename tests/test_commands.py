@@ -206,8 +206,8 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
         "probability",
         "label 2",
         "probability 2",
-        "strangeness",
-        "strange",
+        "ood_score",
+        "is_ood",
         "p(red)",
         "p(green)",
         "p(blue)",
@@ -215,7 +215,7 @@ def test_predict_takes_folders_and_patterns_and_names_more_classes(shell, finish
     for row, answer in zip(table, answers, strict=True):
         assert row["label"] == answer.label
         assert float(row["p(green)"]) == pytest.approx(answer.probabilities["green"], abs=1e-6)
-        assert row["strangeness"] == row["strange"] == ""
+        assert row["ood_score"] == row["is_ood"] == ""
 
 
 def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, finished_run, tmp_path, monkeypatch):
@@ -227,26 +227,26 @@ def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, fi
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save("unlike.png")
     classifier = fr.Classifier.load(run)
     odd = classifier.predict("unlike.png")
-    assert odd.strange
-    assert not classifier.predict("like.png").strange
+    assert odd.is_ood
+    assert not classifier.predict("like.png").is_ood
     like, unlike = shell("predict", run, "like.png", "unlike.png")[1].splitlines()
     assert not like.endswith("unlike the training images")
     assert unlike == f"unlike.png  {odd.label}  {odd.probability:.4f}  unlike the training images"
     row = json.loads(shell("predict", run, "unlike.png", "--json")[1])
-    assert row["strange"] is True
-    assert row["strangeness"] == pytest.approx(odd.strangeness, rel=1e-4)
+    assert row["is_ood"] is True
+    assert row["ood_score"] == pytest.approx(odd.ood_score, rel=1e-4)
     (table,) = csv.DictReader(io.StringIO(shell("predict", run, "unlike.png", "--csv")[1]))
-    assert (table["strange"], float(table["strangeness"])) == ("true", pytest.approx(odd.strangeness, abs=1e-5))
+    assert (table["is_ood"], float(table["ood_score"])) == ("true", pytest.approx(odd.ood_score, abs=1e-5))
 
 
 def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = shutil.copytree(knowing_run, tmp_path / "run")
-    replace(fr.Classifier.load(run).trust, threshold=float("inf")).write(run)
+    replace(fr.Classifier.load(run).calibration, threshold=float("inf")).write(run)
     Image.fromarray(small_in_a_corner(1)).save("far.png")
-    assert json.loads(shell("predict", "run", "far.png", "--json")[1])["strange"] is None
+    assert json.loads(shell("predict", "run", "far.png", "--json")[1])["is_ood"] is None
     (table,) = csv.DictReader(io.StringIO(shell("predict", "run", "far.png", "--csv")[1]))
-    assert table["strange"] == ""
+    assert table["is_ood"] == ""
 
 
 def test_explain_says_which_photos_are_unlike_the_training_images(shell, knowing_run, tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_views_are_averaged_where_asked_for(shell, finished_run, tmp_path, monke
     alone, viewed = (
         shell("predict", finished_run, "0.png", "1.png", "--json", *words)[1].splitlines() for words in ([], ["--tta"])
     )
-    expected = fr.Classifier.load(finished_run).answers(images, views=True).probabilities
+    expected = fr.Classifier.load(finished_run).predict_batch(images, tta=True).probabilities
     assert len(alone) == len(viewed) == len(expected) == 2
     for before, after, row in zip(alone, viewed, expected, strict=True):
         assert json.loads(after)["probability"] == pytest.approx(float(row.max()), rel=1e-4)

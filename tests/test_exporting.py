@@ -15,7 +15,7 @@ import flaxresnet as fr
 from flaxresnet.cli import main as commands
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.exporting import export_stablehlo
-from flaxresnet.reliability.calibration_file import Trust, digest
+from flaxresnet.reliability.calibration_file import Calibration, digest
 
 IMAGES = blobs(5, seed=3).images
 # What README shows: nothing of flaxresnet, and a number of images that the program has not seen before.
@@ -62,9 +62,9 @@ def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier):
 
 
 def test_a_calibrated_run_keeps_its_temperature(tmp_path, classifier):
-    trust = Trust(digest(classifier.variables["params"]), 2.5, np.zeros((0, 1), np.float16), float("inf"))
+    calibration = Calibration(digest(classifier.variables["params"]), 2.5, np.zeros((0, 1), np.float16), float("inf"))
     sure = fr.Classifier(
-        classifier.model, classifier.variables, classifier.class_names, classifier.preprocessing, trust
+        classifier.model, classifier.variables, classifier.class_names, classifier.preprocessing, calibration
     )
     export_stablehlo(sure, tmp_path / "signs.zip")
     with zipfile.ZipFile(tmp_path / "signs.zip") as archive:

@@ -10,7 +10,7 @@ import numpy as np
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.image_args import (
     EXPLAINED,
-    UNLIKE,
+    OOD_MESSAGE,
     PhotoArguments,
     Reader,
     check,
@@ -66,8 +66,8 @@ def main(arguments: Arguments) -> int:
     for batch in reader.batches:
         images = np.stack([image for _, (_, image) in batch])
         probabilities, maps = explainer.explain(images, chosen)
-        strange = classifier.answers(images).strange if classifier.tells_strange else None
-        signs = [[UNLIKE] if strange is not None and strange[place] else [] for place in range(len(batch))]
+        is_ood = classifier.predict_batch(images).is_ood if classifier.detects_ood else None
+        signs = [[OOD_MESSAGE] if is_ood is not None and is_ood[place] else [] for place in range(len(batch))]
         for (name, (photo, _)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]

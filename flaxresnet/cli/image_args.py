@@ -18,7 +18,7 @@ from flaxresnet.runtime.errors import UserError
 T = TypeVar("T")
 U = TypeVar("U")
 EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
-UNLIKE = "unlike the training images"  # what is said of a strange photo
+OOD_MESSAGE = "unlike the training images"  # printed for a photo that is out-of-distribution
 
 
 def files_of(word: str) -> list[str]:

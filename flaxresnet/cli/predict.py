@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.cli.image_args import UNLIKE, PhotoArguments, Reader, check, most_probable
+from flaxresnet.cli.image_args import OOD_MESSAGE, PhotoArguments, Reader, check, most_probable
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
 
@@ -48,9 +48,9 @@ def main(arguments: Arguments) -> int:
     reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
         files, images = zip(*batch, strict=True)
-        answers = classifier.answers(np.stack(images), views=arguments.tta)
+        answers = classifier.predict_batch(np.stack(images), tta=arguments.tta)
         scores, signs = (
-            [None] * len(batch) if known is None else known.tolist() for known in (answers.strangeness, answers.strange)
+            [None] * len(batch) if known is None else known.tolist() for known in (answers.ood_score, answers.is_ood)
         )
         for answer in zip(files, answers.probabilities, scores, signs, strict=True):
             write(*answer)
@@ -58,27 +58,27 @@ def main(arguments: Arguments) -> int:
     return reader.status()
 
 
-# Each makes a function that prints a photo's answer: its file, the probabilities, (classes,), its strangeness and
-# whether that is high, or None for both where the run does not know.
+# Each makes a function that prints a photo's answer: its file, the probabilities, (classes,), its OOD score and
+# whether that is above the threshold, or None for both if the run is not calibrated.
 Writer = Callable[[str, np.ndarray, float | None, bool | None], Any]
 
 
 def as_words(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, is_ood: bool | None) -> None:
         best = most_probable(row, top_k)
-        sign = [UNLIKE] if strange else []
+        sign = [OOD_MESSAGE] if is_ood else []
         print(file, *(f"{names[index]}  {row[index]:.4f}" for index in best), *sign, sep="  ")
 
     return write
 
 
 def as_json(names: tuple[str, ...], top_k: int) -> Writer:
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, is_ood: bool | None) -> None:
         probabilities = dict(zip(names, row.tolist(), strict=True))
         best = [names[index] for index in most_probable(row, top_k)]
         answer = {"file": file, "label": best[0], "probability": probabilities[best[0]]}
         more = {"top": [{"label": name, "probability": probabilities[name]} for name in best]} if top_k > 1 else {}
-        odd = {"strangeness": score, "strange": strange}
+        odd = {"ood_score": score, "is_ood": is_ood}
         print(json.dumps(answer | more | odd | {"probabilities": probabilities}))
 
     return write
@@ -88,12 +88,12 @@ def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
     table = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
     ranks = ranks[: 2 * (len(names) - 1)]
-    table.writerow(["file", "label", "probability", *ranks, "strangeness", "strange", *(f"p({n})" for n in names)])
+    table.writerow(["file", "label", "probability", *ranks, "ood_score", "is_ood", *(f"p({n})" for n in names)])
 
-    def write(file: str, row: np.ndarray, score: float | None, strange: bool | None) -> None:
+    def write(file: str, row: np.ndarray, score: float | None, is_ood: bool | None) -> None:
         best = most_probable(row, top_k)
         pairs = [cell for index in best for cell in (names[index], f"{row[index]:.6f}")]
-        odd = ["" if score is None else f"{score:.6f}", "" if strange is None else str(strange).lower()]
+        odd = ["" if score is None else f"{score:.6f}", "" if is_ood is None else str(is_ood).lower()]
         table.writerow([file, *pairs, *odd, *(f"{share:.6f}" for share in row)])
 
     return write

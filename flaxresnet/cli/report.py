@@ -42,7 +42,7 @@ def main(arguments: Arguments) -> int:
     splits = judging(arguments.run, arguments.data, arguments.skip_bad)
     found = investigate(arguments.run, splits, arguments.checkpoint)
     if found.is_own:
-        found.assessment.trust.write(arguments.run)
+        found.assessment.calibration.write(arguments.run)
     print(write_report(arguments.run, found))
     if not found.is_own:
         print(f"the run's own calibration stays as it is: {found.why_not_kept}")

@@ -192,8 +192,8 @@ def _identity_of(folder: str | Path) -> tuple[int, int]:
 
 def _class_names(folder: Path, train: Sequence[ImageFile], test: Sequence[ImageFile]) -> tuple[str, ...]:
     ours, theirs = (sorted({picture.label for picture in pictures}) for pictures in (train, test))
-    if ours and (strange := sorted(set(theirs) - set(ours))):
-        raise UserError(f"{folder} has test pictures of classes that training has not: {listed(strange)}")
+    if ours and (is_ood := sorted(set(theirs) - set(ours))):
+        raise UserError(f"{folder} has test pictures of classes that training has not: {listed(is_ood)}")
     return tuple(ours or theirs)
 
 

@@ -58,12 +58,12 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         except UserError as error:
             return None, None, str(error)
         image = classifier.preprocessing.load(photo)
-        answers = classifier.answers(image[None])
+        answers = classifier.predict_batch(image[None])
         _, maps = explainer.explain(image[None])
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
-        strange = answers.strange is not None and bool(answers.strange[0])
+        is_ood = answers.is_ood is not None and bool(answers.is_ood[0])
         seen = classifier.preprocessing.crop_pixels(photo)
-        return probabilities, overlay(shown(seen), maps[0]), UNLIKE if strange else ""
+        return probabilities, overlay(shown(seen), maps[0]), UNLIKE if is_ood else ""
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")

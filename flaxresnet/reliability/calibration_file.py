@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from flaxresnet.reliability.ood import strangeness
+from flaxresnet.reliability.ood import knn_distance
 from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 
@@ -18,14 +18,14 @@ FILE = "calibration.safetensors"
 
 
 @dataclass(frozen=True)
-class Trust:
+class Calibration:
     """How far a network's answers can be trusted; for these weights and no others.
 
     Attributes:
       weights: `digest` of the parameters.
       temperature: that makes probabilities of logits; see `calibration.py`.
       references: (m, features) float16, rows of length 1: embeddings of training images; m may be 0.
-      threshold: of `strangeness`, above which a photo is called unlike those of training; infinite where too few test
+      threshold: of `ood_score`, above which a photo is called unlike those of training; infinite where too few test
         images were there to tell.
     """
 
@@ -34,12 +34,12 @@ class Trust:
     references: np.ndarray
     threshold: float
 
-    def strangeness(self, embeddings: np.ndarray) -> np.ndarray | None:
+    def ood_score(self, embeddings: np.ndarray) -> np.ndarray | None:
         """(n, features) → (n,) float32, see `ood.py`; None where there is nothing to compare with."""
-        return strangeness(embeddings, self.references) if len(self.references) else None
+        return knn_distance(embeddings, self.references) if len(self.references) else None
 
     @property
-    def tells_strange(self) -> bool:
+    def detects_ood(self) -> bool:
         """Whether photos can be called unlike the training images, or like them."""
         return len(self.references) > 0 and bool(np.isfinite(self.threshold))
 

@@ -20,7 +20,7 @@ def axes(image: Photo) -> tuple[np.ndarray, np.ndarray]:
     return y[:, None, None], x[None, :, None]
 
 
-def _either(random: Random, factor: float) -> float:
+def random_inverse(random: Random, factor: float) -> float:
     """The factor or its inverse."""
     return factor if random.random() < 0.5 else 1 / factor
 
@@ -33,7 +33,7 @@ def _sign(random: Random) -> int:
 # centre, up to a factor.
 
 
-def _seen_through(image: Photo, matrix: np.ndarray) -> Photo:
+def warp_perspective(image: Photo, matrix: np.ndarray) -> Photo:
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -51,26 +51,26 @@ def rotation(image: Photo, degrees: float, random: Random) -> Photo:
     angle = np.radians(degrees * _sign(random))
     aspect = image.shape[0] / image.shape[1]  # sides are of different lengths: a turn is one in pixels
     cos, sin = np.cos(angle), np.sin(angle)
-    return _seen_through(image, np.array([[cos, -sin * aspect, 0], [sin / aspect, cos, 0], [0, 0, 1]]))
+    return warp_perspective(image, np.array([[cos, -sin * aspect, 0], [sin / aspect, cos, 0], [0, 0, 1]]))
 
 
 def scale(image: Photo, factor: float, random: Random) -> Photo:
     """Nearer or farther."""
-    size = _either(random, factor)
-    return _seen_through(image, np.diag([1 / size, 1 / size, 1]))
+    size = random_inverse(random, factor)
+    return warp_perspective(image, np.diag([1 / size, 1 / size, 1]))
 
 
 def shift(image: Photo, share: float, random: Random) -> Photo:
     """Moved by this share of the side in any direction."""
     angle = random.uniform(0, 2 * np.pi)
-    return _seen_through(image, np.array([[1, 0, share * np.cos(angle)], [0, 1, share * np.sin(angle)], [0, 0, 1]]))
+    return warp_perspective(image, np.array([[1, 0, share * np.cos(angle)], [0, 1, share * np.sin(angle)], [0, 0, 1]]))
 
 
 def shear(image: Photo, share: float, random: Random) -> Photo:
     """Rows, or columns, slide over each other."""
     matrix = np.eye(3)
     matrix[(0, 1) if random.random() < 0.5 else (1, 0)] = share * _sign(random)
-    return _seen_through(image, matrix)
+    return warp_perspective(image, matrix)
 
 
 def perspective(image: Photo, tilt: float, random: Random) -> Photo:
@@ -78,7 +78,7 @@ def perspective(image: Photo, tilt: float, random: Random) -> Photo:
     angle = random.uniform(0, 2 * np.pi)
     matrix = np.eye(3)
     matrix[2, :2] = tilt * np.cos(angle), tilt * np.sin(angle)
-    return _seen_through(image, matrix)
+    return warp_perspective(image, matrix)
 
 
 def mirror(image: Photo, amount: float, random: Random) -> Photo:
@@ -89,21 +89,21 @@ def mirror(image: Photo, amount: float, random: Random) -> Photo:
 
 
 def brightness(image: Photo, factor: float, random: Random) -> np.ndarray:
-    return image * _either(random, factor)
+    return image * random_inverse(random, factor)
 
 
 def contrast(image: Photo, factor: float, random: Random) -> np.ndarray:
     mean = image.mean()
-    return mean + (image - mean) * _either(random, factor)
+    return mean + (image - mean) * random_inverse(random, factor)
 
 
 def gamma(image: Photo, exponent: float, random: Random) -> np.ndarray:
-    return 255 * (image / 255) ** _either(random, exponent)
+    return 255 * (image / 255) ** random_inverse(random, exponent)
 
 
 def colour_temperature(image: Photo, share: float, random: Random) -> np.ndarray:
     """Red up and blue down, or the other way round."""
-    gain = _either(random, 1 + share)
+    gain = random_inverse(random, 1 + share)
     return image * np.array([gain, 1, 1 / gain])
 
 

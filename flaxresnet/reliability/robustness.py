@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxresnet.reliability.calibration import Bin, reliability, softmax
-from flaxresnet.reliability.corruptions import all_shifts
+from flaxresnet.reliability.corruptions import iter_corruptions
 
 STRENGTH = "middle"
 
 
-class Row(NamedTuple):
+class CorruptionResult(NamedTuple):
     """Of one kind of change: its name, images, and how many of them were answered rightly."""
 
     change: str
@@ -47,8 +47,8 @@ class Robustness:
       failures: of each kind that has any among the images that are answered rightly as they are, the surest first.
     """
 
-    rows: list[Row]
-    clean: Row
+    rows: list[CorruptionResult]
+    clean: CorruptionResult
     before: list[Bin]
     after: list[Bin]
     failures: list[Failure]
@@ -77,11 +77,11 @@ def robustness(
     """
     right = logits_of(images).argmax(axis=1) == labels
     rows, failures, everything = [], [], []
-    for change, _, photos in all_shifts(images, (STRENGTH,), without):
+    for change, _, photos in iter_corruptions(images, (STRENGTH,), without):
         logits = logits_of(photos)
         everything.append(logits)
         predicted = logits.argmax(axis=1)
-        rows.append(Row(change, len(labels), int((predicted == labels).sum())))
+        rows.append(CorruptionResult(change, len(labels), int((predicted == labels).sum())))
         if len(broken := np.flatnonzero(right & (predicted != labels))):
             sure = softmax(logits[broken], temperatures[broken]).max(axis=1)
             worst = broken[sure.argmax()]
@@ -91,7 +91,7 @@ def robustness(
     logits, truth = np.concatenate(everything), np.tile(labels, len(rows))
     return Robustness(
         rows=sorted(rows, key=lambda row: row.correct),
-        clean=Row("none", len(labels), int(right.sum())),
+        clean=CorruptionResult("none", len(labels), int(right.sum())),
         before=reliability(softmax(logits), truth),
         after=reliability(softmax(logits, np.tile(temperatures, len(rows))), truth),
         failures=sorted(failures, key=lambda failure: -failure.sure),

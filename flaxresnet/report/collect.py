@@ -15,7 +15,7 @@ from flaxresnet.data.dataset import Dataset, Splits, is_same_data
 from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
 from flaxresnet.reliability.calibration import softmax
 from flaxresnet.reliability.calibration_file import digest
-from flaxresnet.reliability.cross_fit import Assessment, assess
+from flaxresnet.reliability.cross_fit import CalibrationReport, assess
 from flaxresnet.reliability.ood import REFERENCES
 from flaxresnet.reliability.robustness import Robustness, robustness
 from flaxresnet.runs.run_dir import RunFolder, RunInfo
@@ -45,7 +45,7 @@ class Findings:
     info: RunInfo
     rows: list[dict[str, Any]]
     result: Evaluation
-    assessment: Assessment
+    assessment: CalibrationReport
     robustness: Robustness
     mistakes: list[tuple[np.ndarray, int, int, float]]
     checkpoint: CheckpointChoice
@@ -100,7 +100,7 @@ def investigate(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = 
     # Without what the run knew of itself so far, which may be damaged.
     info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
     test = fitted(classifier, test, splits.source)
-    logits, embeddings = classifier.see(test.images)
+    logits, embeddings = classifier.forward(test.images)
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
     result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
@@ -113,7 +113,7 @@ def investigate(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = 
         result=result,
         assessment=assessment,
         robustness=robustness(classifier.logits, *changed, without),
-        mistakes=most_confident_mistakes(test, softmax(logits, assessment.trust.temperature)),
+        mistakes=most_confident_mistakes(test, softmax(logits, assessment.calibration.temperature)),
         checkpoint=checkpoint,
         test_fingerprint=test.fingerprint(),
         path=splits.path,
@@ -130,7 +130,7 @@ def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) ->
         return none
     if info.is_adapted or (known is not None and not is_same_data(train.fingerprint(), known)):
         return none
-    return classifier.see(train.images[_sample(len(train), REFERENCES, info)])[1]
+    return classifier.forward(train.images[_sample(len(train), REFERENCES, info)])[1]
 
 
 def _sample(count: int, most: int, info: RunInfo) -> np.ndarray:

@@ -18,8 +18,8 @@ from flaxresnet.config.validation import flag
 from flaxresnet.evaluation import Evaluation
 from flaxresnet.reliability.calibration import calibration_error
 from flaxresnet.reliability.intervals import wilson_interval
-from flaxresnet.reliability.ood import FALSE_ALARMS
-from flaxresnet.reliability.robustness import Row
+from flaxresnet.reliability.ood import TARGET_FPR
+from flaxresnet.reliability.robustness import CorruptionResult
 from flaxresnet.report import html
 from flaxresnet.report.collect import Findings
 from flaxresnet.report.plots import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
@@ -156,33 +156,33 @@ def _classes(result: Evaluation) -> Iterator[str]:
 
 
 def _calibration(found: Findings) -> Iterator[str]:
-    assessment, trust = found.assessment, found.assessment.trust
+    assessment, calibration = found.assessment, found.assessment.calibration
     before, after = calibration_error(assessment.before), calibration_error(assessment.after)
     kept = "and kept with the run" if found.is_own else f"and not kept: {found.why_not_kept}"
     yield (
-        f"A photo's probability is softmax(logits / T) with the temperature T = {trust.temperature:.3f}, fitted on "
-        f"these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with it, "
-        "where each half of every class was judged by the temperature of the other half."
+        f"A photo's probability is softmax(logits / T) with the temperature T = {calibration.temperature:.3f}, fitted "
+        f"on these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with "
+        "it, where each half of every class was judged by the temperature of the other half."
     )
     if found.info.is_adapted:
         yield "predict goes by the temperature, and by the training images, that the run knew before it was adapted."
         return
-    if not len(trust.references):
+    if not len(calibration.references):
         yield "Without the training images it cannot be told which photos are unlike them."
         return
-    if not np.isfinite(trust.threshold):
+    if not np.isfinite(calibration.threshold):
         yield "There are too few test images to tell how unlike the training images a photo may usually be."
         return
     yield (
         "predict says of a photo that it is unlike the training images where its strangeness (1 - cosine to the fifth "
-        f"nearest of {len(trust.references):,} of them, in the features before the last "
-        f"layer) is above {trust.threshold:.4f}: meant for {FALSE_ALARMS:.0%} of photos like the test's."
+        f"nearest of {len(calibration.references):,} of them, in the features before the last "
+        f"layer) is above {calibration.threshold:.4f}: meant for {TARGET_FPR:.0%} of photos like the test's."
     )
-    if assessment.told:
-        share = assessment.false_alarms / assessment.told
-        low, high = wilson_interval(assessment.false_alarms, assessment.told)
+    if assessment.num_scored:
+        share = assessment.false_alarms / assessment.num_scored
+        low, high = wilson_interval(assessment.false_alarms, assessment.num_scored)
         yield (
-            f"Judged half by half, it was said of {assessment.false_alarms} of {assessment.told} test images "
+            f"Judged half by half, it was said of {assessment.false_alarms} of {assessment.num_scored} test images "
             f"({share:.1%}; 95% interval {low:.1%} to {high:.1%})."
         )
     else:
@@ -245,7 +245,7 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
         )
 
 
-def _row_of_change(row: Row) -> tuple[str, str, str]:
+def _row_of_change(row: CorruptionResult) -> tuple[str, str, str]:
     low, high = wilson_interval(row.correct, row.images)
     return row.change, f"{row.correct:,} of {row.images:,}", f"{row.share:.3f} ({low:.2f}–{high:.2f})"
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.classifier import Classifier, padded
+from flaxresnet.classifier import Classifier, pad_batch
 from flaxresnet.models.resnet import ResNet, block_names
 from flaxresnet.reliability.calibration import softmax
 from flaxresnet.runtime.errors import UserError
@@ -101,6 +101,6 @@ class GradCAM:
           (n, classes) float32, and maps (n, rows, columns) float32, at least 0.
         """
         classes = None if chosen is None else jnp.full(self.batch, chosen)
-        logits, maps = self._explain(self.classifier.variables, padded(images, self.batch), classes)
+        logits, maps = self._explain(self.classifier.variables, pad_batch(images, self.batch), classes)
         count = len(images)
         return softmax(np.asarray(logits)[:count], self.classifier.temperature), np.asarray(maps)[:count]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.config.train_config import CheckpointChoice, TrainConfig
-from flaxresnet.reliability.calibration_file import Trust
+from flaxresnet.reliability.calibration_file import Calibration
 from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
 from flaxresnet.runtime.errors import UserError
@@ -62,7 +62,7 @@ def require_free(run: str | Path) -> None:
         raise UserError(f"{run} exists and is not overwritten; name another folder")
 
 
-def write_variables(info: RunInfo, variables: Any, run: str | Path, trust: Trust | None = None) -> None:
+def write_variables(info: RunInfo, variables: Any, run: str | Path, calibration: Calibration | None = None) -> None:
     """Makes a run's folder, whole or not at all, of {"params", "batch_stats"}, and what it knows of its answers.
 
     Raises UserError where the folder exists or cannot be written.
@@ -75,8 +75,8 @@ def write_variables(info: RunInfo, variables: Any, run: str | Path, trust: Trust
             folder.create(info)
             with Checkpoints(folder.checkpoints) as checkpoints:
                 checkpoints.save_variables(variables)
-            if trust is not None:
-                trust.write(folder.path)
+            if calibration is not None:
+                calibration.write(folder.path)
             folder.path.rename(run)
     except Exception as error:  # Orbax tells a full disk in many ways
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[:1] or [type(error).__name__]

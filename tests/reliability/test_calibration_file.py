@@ -5,28 +5,28 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flaxresnet.reliability.calibration_file import FILE, Trust, digest
+from flaxresnet.reliability.calibration_file import FILE, Calibration, digest
 from flaxresnet.runtime.errors import UserError
 
-TRUST = Trust("0123abcd", 1.25, np.eye(3, dtype=np.float16), 0.0625)
+TRUST = Calibration("0123abcd", 1.25, np.eye(3, dtype=np.float16), 0.0625)
 IMPOSSIBLE = "its numbers cannot be"
 
 
 def test_it_comes_back_as_it_went(tmp_path):
     TRUST.write(tmp_path)
-    back = Trust.read(tmp_path, "0123abcd")
+    back = Calibration.read(tmp_path, "0123abcd")
     np.testing.assert_array_equal(back.references, TRUST.references)
     assert back.references.dtype == np.float16
     assert dataclasses.replace(back, references=None) == dataclasses.replace(TRUST, references=None)
     never = dataclasses.replace(TRUST, threshold=float("inf"))
     never.write(tmp_path)
-    assert Trust.read(tmp_path, "0123abcd").threshold == float("inf")
+    assert Calibration.read(tmp_path, "0123abcd").threshold == float("inf")
 
 
 def test_of_other_weights_it_says_nothing(tmp_path):
-    assert Trust.read(tmp_path, "0123abcd") is None
+    assert Calibration.read(tmp_path, "0123abcd") is None
     TRUST.write(tmp_path)
-    assert Trust.read(tmp_path, "other") is None
+    assert Calibration.read(tmp_path, "other") is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_damaged_file_is_a_sentence(tmp_path, damage, reason):
     with pytest.raises(
         UserError, match=rf"calibration.safetensors is damaged \({reason}\); `flaxresnet report .*` writes it anew"
     ):
-        Trust.read(tmp_path, "0123abcd")
+        Calibration.read(tmp_path, "0123abcd")
 
 
 def test_where_it_cannot_be_written_a_sentence_says_so(tmp_path):

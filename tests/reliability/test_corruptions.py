@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from flaxresnet.data.hand_signs.render import render_signs
-from flaxresnet.reliability.corruptions import SHIFTS, STRENGTHS, shifted, together
+from flaxresnet.reliability.corruptions import CORRUPTIONS, STRENGTHS, compose_corruptions, shifted
 
 IMAGES = render_signs(6, seed=3)[0]
 
 
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_photos_change_more_with_the_strength_and_the_same_way_each_time(name):
     changed = [shifted(IMAGES, name, strength) for strength in STRENGTHS]
     for photos in changed:
@@ -32,11 +32,11 @@ def test_every_photo_has_its_own_change_and_another_seed_another_one():
 
 
 def test_several_changes_together_are_the_same_each_time_and_more_of_them_change_more():
-    three, five = (together(IMAGES, count, "middle") for count in (3, 5))
-    np.testing.assert_array_equal(three, together(IMAGES, 3, "middle"))
+    three, five = (compose_corruptions(IMAGES, count, "middle") for count in (3, 5))
+    np.testing.assert_array_equal(three, compose_corruptions(IMAGES, 3, "middle"))
     assert three.shape == IMAGES.shape
     assert three.dtype == np.uint8
     assert all((new != old).any() for new, old in zip(three, IMAGES, strict=True))
-    away = [np.abs(new.astype(int) - IMAGES).mean() for new in (together(IMAGES, 3, "mild"), three, five)]
+    away = [np.abs(new.astype(int) - IMAGES).mean() for new in (compose_corruptions(IMAGES, 3, "mild"), three, five)]
     assert away == sorted(away)
-    assert len(together(IMAGES[:0], 3, "mild")) == 0
+    assert len(compose_corruptions(IMAGES[:0], 3, "mild")) == 0

@@ -3,12 +3,12 @@
 import numpy as np
 
 from flaxresnet.reliability.calibration import calibration_error, fit_temperature
-from flaxresnet.reliability.cross_fit import assess, first_halves
+from flaxresnet.reliability.cross_fit import assess, split_halves
 
 
 def test_halves_split_every_class_and_keep_neighbours_together():
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2])
-    np.testing.assert_array_equal(np.flatnonzero(first_halves(labels)), [0, 1, 4, 5])
+    np.testing.assert_array_equal(np.flatnonzero(split_halves(labels)), [0, 1, 4, 5])
 
 
 def test_overconfidence_is_found_and_mended_for_images_that_were_not_used_for_it():
@@ -18,14 +18,14 @@ def test_overconfidence_is_found_and_mended_for_images_that_were_not_used_for_it
     found = assess("abc", logits, labels, rng.normal(size=(3000, 8)), rng.normal(size=(200, 8)))
     assert calibration_error(found.before) > 0.13
     assert calibration_error(found.after) < 0.02
-    assert found.trust.weights == "abc"
-    assert found.told == 3000
-    assert 0.03 < found.false_alarms / found.told < 0.07
+    assert found.calibration.weights == "abc"
+    assert found.num_scored == 3000
+    assert 0.03 < found.false_alarms / found.num_scored < 0.07
 
 
 def test_the_halves_do_not_judge_themselves():
     labels = np.array([0, 0, 1, 1] * 20)
-    first = first_halves(labels)
+    first = split_halves(labels)
     logits = 4.0 * np.eye(2)[labels]
     logits[~first] = -logits[~first]  # one half is always right, the other always wrong
     found = assess("", logits, labels, np.zeros((80, 3)), np.zeros((0, 3)))
@@ -33,5 +33,5 @@ def test_the_halves_do_not_judge_themselves():
     np.testing.assert_array_equal(found.temperatures, np.where(first, fitted["2"], fitted["1"]))
     rights = [b for b in found.after if b.correct]
     assert max(b.confidence for b in rights) < 0.6  # judged by the half that errs, it is not sure
-    assert found.told == 0
-    assert found.trust.strangeness(np.zeros((2, 3))) is None
+    assert found.num_scored == 0
+    assert found.calibration.knn_distance(np.zeros((2, 3))) is None

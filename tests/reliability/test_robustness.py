@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxresnet.reliability.calibration import calibration_error
-from flaxresnet.reliability.corruptions import SHIFTS, shifted
+from flaxresnet.reliability.corruptions import CORRUPTIONS, shifted
 from flaxresnet.reliability.robustness import robustness
 
 LABELS = np.arange(6) % 2
@@ -21,7 +21,7 @@ def by_brightness(images):
 
 def test_each_change_is_counted_and_the_worst_comes_first():
     found = robustness(by_brightness, IMAGES, LABELS, ONES)
-    assert {row.change for row in found.rows} == set(SHIFTS)
+    assert {row.change for row in found.rows} == set(CORRUPTIONS)
     assert found.clean.correct == found.clean.images == 6
     shares = [row.share for row in found.rows]
     assert shares == sorted(shares)

@@ -23,9 +23,9 @@ from flaxresnet.cli import main as commands
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.calibration import fit_temperature
-from flaxresnet.reliability.calibration_file import Trust, digest
-from flaxresnet.reliability.corruptions import SHIFTS
-from flaxresnet.reliability.cross_fit import first_halves
+from flaxresnet.reliability.calibration_file import Calibration, digest
+from flaxresnet.reliability.corruptions import CORRUPTIONS
+from flaxresnet.reliability.cross_fit import split_halves
 from flaxresnet.report.collect import investigate, most_confident_mistakes
 from flaxresnet.report.text import command_of, write_report
 from flaxresnet.runs.run_dir import RunFolder
@@ -112,8 +112,8 @@ def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, caps
     assert f"report: {page}" in capsys.readouterr().out.replace("\n", "")
     assert {path.name for path in page.parent.iterdir()} == {"index.html"} | PICTURES
     classifier = fr.Classifier.load(tmp_path / "run")
-    assert classifier.trust is not None
-    assert classifier.predict(blobs(1, seed=0).images[0]).strange is not None
+    assert classifier.calibration is not None
+    assert classifier.predict(blobs(1, seed=0).images[0]).is_ood is not None
 
 
 def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
@@ -122,11 +122,11 @@ def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
     last = RunFolder(run).read_metrics()[-1]["step"]
     shutil.rmtree(run / "checkpoints" / str(last))
     params = fr.Classifier.load(run).variables["params"]
-    Trust(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
-    assert fr.Classifier.load(run).trust is not None
+    Calibration(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
+    assert fr.Classifier.load(run).calibration is not None
     fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL), verbose=False)
     assert RunFolder(run).read_metrics()[-1]["step"] == last
-    assert fr.Classifier.load(run).trust is None
+    assert fr.Classifier.load(run).calibration is None
 
 
 def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, capsys, monkeypatch):
@@ -154,7 +154,7 @@ def test_moved_data_mend_damaged_calibration(finished_run, data_folder, tmp_path
     with pytest.raises(fr.UserError, match="is damaged"):
         fr.Classifier.load(run)
     report(run, "--data", moved)
-    assert len(fr.Classifier.load(run).trust.references) == 44
+    assert len(fr.Classifier.load(run).calibration.references) == 44
     assert "fitted on these test images and kept with the run" in (run / "report" / "index.html").read_text()
 
 
@@ -181,7 +181,7 @@ def test_what_is_said_of_strange_photos_is_what_predict_does(run, undrawn, count
     text = write_report(run, found).read_text()
     assert told in text
     assert not_told not in text
-    assert np.isfinite(found.assessment.trust.threshold) == (count > 18)
+    assert np.isfinite(found.assessment.calibration.threshold) == (count > 18)
 
 
 def test_names_in_letters_that_no_font_has_become_numbers():
@@ -208,7 +208,7 @@ def test_findings_are_those_of_evaluate(odd_run, finished_run, noisy_splits):
     assert found.result.confusion.tolist() == expected.confusion.tolist()
     assert found.result.loss == pytest.approx(expected.loss, rel=1e-5)
     assert [row["epoch"] for row in found.rows] == [1, 2, 3]
-    assert len(found.assessment.trust.references) == 44
+    assert len(found.assessment.calibration.references) == 44
 
 
 def test_the_surest_mistakes_come_first():
@@ -224,7 +224,7 @@ def test_the_surest_mistakes_come_first():
 def test_training_images_that_have_changed_are_no_reference(run, undrawn):
     other = Splits(blobs(44, seed=99), images_of(19, seed=2), "test.h5")
     found = investigate(run, other)
-    assert len(found.assessment.trust.references) == 0
+    assert len(found.assessment.calibration.references) == 0
     page = write_report(run, found).read_text()
     assert "Without the training images it cannot be told which photos are unlike them." in page
 
@@ -247,14 +247,14 @@ def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypa
 def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(odd_run, noisy_splits, monkeypatch):
     monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
     found, test = investigate(odd_run, noisy_splits), noisy_splits.test
-    first, logits = first_halves(test.labels), fr.Classifier.load(odd_run, calibrated=False).logits(test.images)
+    first, logits = split_halves(test.labels), fr.Classifier.load(odd_run, calibrated=False).logits(test.images)
     _, images, _, temperatures, without = found.robustness
     assert without == ()
     np.testing.assert_array_equal(images, test.images)
     for half in (first, ~first):
         other = fit_temperature(logits[~half], test.labels[~half])
         assert temperatures[half] == pytest.approx(other, rel=1e-3)
-        assert abs(other - found.assessment.trust.temperature) > 0.01  # so that this tells them apart
+        assert abs(other - found.assessment.calibration.temperature) > 0.01  # so that this tells them apart
 
 
 def test_words_from_outside_are_no_html(page):
@@ -295,7 +295,7 @@ def test_weights_of_elsewhere_have_a_report_too(run, report, capsys, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     report(run, "--data", tmp_path / "pictures")
-    assert len(fr.Classifier.load(run).trust.references)
+    assert len(fr.Classifier.load(run).calibration.references)
     text = (run / "report" / "index.html").read_text()
     assert "Learning curves" not in text
 
@@ -324,7 +324,7 @@ def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, nois
     config["config"]["flip"] = False
     (run / "config.json").write_text(json.dumps(config))
     found = investigate(run, noisy_splits)
-    assert {row.change for row in found.robustness.rows} == set(SHIFTS) - {"mirror"}
+    assert {row.change for row in found.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
     other = write_report(run, found).read_text()
     for text, ways in ((mirrored, 19), (other, 18)):
         assert f"each changed in {ways} ways" in text

@@ -19,7 +19,7 @@ from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.run_io import require_free, write_variables
+from flaxresnet.weights.run_io import require_absent, write_variables
 
 # Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
 LEAST, MOST = 16, 512
@@ -51,7 +51,7 @@ def adapt(
     Raises:
       UserError: the run cannot be read, images are too few or of another form, or the folder is there already.
     """
-    require_free(target)
+    require_absent(target)
     classifier = Classifier.load(run, checkpoint)
     if len(images) < LEAST:
         raise UserError(f"too few photos to adapt to ({len(images)}); give {LEAST} or more, of all classes")

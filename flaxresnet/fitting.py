@@ -6,7 +6,7 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.sanity_checks import suspicions
-from flaxresnet.runs.checkpoint_store import Saved
+from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.run_dir import RunFolder, check_network
 from flaxresnet.runtime import distributed
@@ -97,7 +97,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
         folder = distributed.run_on_process_zero(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(
             workdir
         )
-        with Saved(folder, reporter.note) as saved, profile, Interruption() as interruption:
+        with CheckpointStore(folder, reporter.note) as saved, profile, Interruption() as interruption:
             with naming_what_to_lower(config):
                 feed = Feed(config, train, test)
                 trainer = Trainer(

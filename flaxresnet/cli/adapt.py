@@ -14,7 +14,7 @@ from flaxresnet.evaluation import data_for, require_size
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.run_io import require_free
+from flaxresnet.weights.run_io import require_absent
 
 BATCH = 32  # photos at a time
 ALL_CLASSES = "(all classes have to be among them: others would be taken for those that are)"
@@ -51,7 +51,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     run, target, photos, data = arguments.run, arguments.target, arguments.photos, arguments.data
-    require_free(target)
+    require_absent(target)
     if photos and data is not None:
         raise UserError(f"{photos[0]} and --data {data} are two things to adapt to; give one of them")
     if not photos and data is None:

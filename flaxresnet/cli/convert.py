@@ -11,8 +11,8 @@ from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.io import WRITERS, write_weights
-from flaxresnet.weights.key_maps import WORLDS
-from flaxresnet.weights.pretrained import SCALING, Weights, check_names, fits_images
+from flaxresnet.weights.key_maps import KEY_FORMATS
+from flaxresnet.weights.pretrained import SCALING, PretrainedWeights, check_names, fits_images
 from flaxresnet.weights.resolve import open_weights
 from flaxresnet.weights.run_io import write_run
 
@@ -76,7 +76,7 @@ def main(arguments: Arguments) -> int:
         write_run(weights, target, f"weights of {arguments.source}")
     classes = "no last layer" if weights.num_classes is None else f"{weights.num_classes} classes"
     numbers = sum(array.size for array in weights.table.values())
-    network = f"{weights.network.model} as in {WORLDS[weights.network.variant].title}"
+    network = f"{weights.network.model} as in {KEY_FORMATS[weights.network.variant].title}"
     print(f"{network}, {classes}, {numbers:,} numbers in {len(weights.table)} arrays: {target}")
     p = weights.preprocessing
     scaling = f"· {p.scale:.4g} - {p.mean} / {p.std}, {p.channels}"
@@ -86,7 +86,7 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def told(weights: Weights, arguments: Arguments) -> Weights:
+def told(weights: PretrainedWeights, arguments: Arguments) -> PretrainedWeights:
     """The weights with what the command line says of them; raises UserError where it says what cannot be."""
     source = arguments.source
     if (names := arguments.class_names) is not None:

@@ -18,7 +18,7 @@ from flaxresnet.reliability.calibration_file import digest
 from flaxresnet.reliability.cross_fit import CalibrationReport, assess
 from flaxresnet.reliability.ood import REFERENCES
 from flaxresnet.reliability.robustness import Robustness, robustness
-from flaxresnet.runs.run_dir import RunFolder, RunInfo
+from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError
 
 MOST_MISTAKES = 24  # pictures
@@ -42,7 +42,7 @@ class Findings:
       path: of the data; None for what this version draws.
     """
 
-    info: RunInfo
+    info: RunMetadata
     rows: list[dict[str, Any]]
     result: Evaluation
     assessment: CalibrationReport
@@ -120,7 +120,7 @@ def investigate(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = 
     )
 
 
-def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) -> np.ndarray:
+def _references(classifier: Classifier, train: Dataset | None, info: RunMetadata) -> np.ndarray:
     """Embeddings of training images, some of them where there are many; of none where there are none, or others.
 
     Of none as well for a run that was adapted: to its statistics these images are the strange ones.
@@ -133,7 +133,7 @@ def _references(classifier: Classifier, train: Dataset | None, info: RunInfo) ->
     return classifier.forward(train.images[_sample(len(train), REFERENCES, info)])[1]
 
 
-def _sample(count: int, most: int, info: RunInfo) -> np.ndarray:
+def _sample(count: int, most: int, info: RunMetadata) -> np.ndarray:
     """Indices of so many at most of `count` images, in order, the same ones always for a run."""
     order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(count)
     return np.sort(order[:most])

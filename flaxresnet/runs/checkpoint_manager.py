@@ -20,21 +20,21 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
-from flaxresnet.runs.run_dir import RunFolder, RunInfo
+from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import log_errors_only
 
 Items = dict[str, Any]  # pytrees by the name of the checkpoint's item: "params" and "training"
 # What is wrong with a disk, not with what is on it.
-PASSING = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+TRANSIENT_ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
-def rank(metrics: dict[str, Any]) -> tuple[float, float]:
+def best_key(metrics: dict[str, Any]) -> tuple[float, float]:
     """What makes a checkpoint the best: test accuracy, then the lower test loss."""
     return metrics["test_accuracy"], -metrics["test_loss"]
 
 
-class DamagedError(UserError):
+class CorruptCheckpointError(UserError):
     """A checkpoint that is not what was written; the one before may be."""
 
 
@@ -74,7 +74,7 @@ class _Folder:
     def path_of(self, step: int) -> Path:
         return self._folder / str(step)
 
-    def forget(self) -> None:
+    def reload(self) -> None:
         """Looks again at which steps there are."""
         self._manager.reload()
 
@@ -109,7 +109,7 @@ class _Folder:
         return self._manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore()))["checksums"]
 
 
-class Unfinished(_Folder):
+class MidEpochCheckpoints(_Folder):
     """The newest state within an epoch."""
 
     def __init__(self, folder: Path) -> None:
@@ -133,15 +133,15 @@ class Unfinished(_Folder):
             self._manager.delete(step)
 
 
-class Checkpoints(_Folder):
+class EpochCheckpoints(_Folder):
     """The checkpoints after each epoch: the latest two, for the last may get damaged, and the best."""
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
-        keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=rank, n=1)]
+        keep = [policies.LatestN(n=2), policies.BestN(get_metric_fn=best_key, n=1)]
         alone = {jax.process_index()} if read_only else None  # readers do not wait for other processes
         super().__init__(
             folder,
-            best_fn=rank,
+            best_fn=best_key,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
@@ -204,9 +204,9 @@ class Checkpoints(_Folder):
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever Orbax raises for a damaged checkpoint, which may be anything, into a sentence: `DamagedError`.
+    """Turns an error of Orbax, which may be of any type, into a `CorruptCheckpointError` with one sentence.
 
-    Where it may be whole, but cannot be read now, that is no damage: for want of memory, or because it may not be.
+    Permission, I/O and out-of-memory errors are not corruption.
     """
     try:
         yield
@@ -215,7 +215,7 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
-        kind = UserError if isinstance(error, OSError) and error.errno in PASSING else DamagedError
+        kind = UserError if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS else CorruptCheckpointError
         raise kind(f"checkpoint {path} cannot be restored: {_reason(error)}") from error
 
 
@@ -231,7 +231,7 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written ({_reason(error)}); {kept}") from error
 
 
-def steps_without_row(folder: Path) -> list[Path]:
+def unreadable_steps(folder: Path) -> list[Path]:
     """Checkpoints of epochs whose figures cannot be read, for which Orbax would not open the folder."""
     return [path for path in steps_in(folder) if _row_of(path) is None]
 
@@ -269,7 +269,7 @@ def _reason(error: Exception) -> str:
     return known[0] if known else text.splitlines()[0]
 
 
-def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunInfo, Any]:
+def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunMetadata, Any]:
     """A run's description and its variables for prediction, {"params", "batch_stats"}.
 
     Args:
@@ -285,7 +285,7 @@ def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunIn
     shapes = jax.eval_shape(info.model().init, jax.random.key(0), images)
     if not folder.checkpoints.is_dir():
         raise UserError(f"{folder.path} holds no checkpoint yet; train for at least one epoch first")
-    with Checkpoints(folder.checkpoints, read_only=True) as checkpoints:
+    with EpochCheckpoints(folder.checkpoints, read_only=True) as checkpoints:
         return info, checkpoints.restore_variables(shapes, which)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from flaxresnet.runs.checkpoint_manager import (
-    Checkpoints,
-    DamagedError,
+    CorruptCheckpointError,
+    EpochCheckpoints,
     Items,
-    Unfinished,
+    MidEpochCheckpoints,
     steps_in,
-    steps_without_row,
+    unreadable_steps,
 )
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.distributed import all_gather_json, is_process_zero, run_on_process_zero
@@ -20,7 +20,7 @@ from flaxresnet.runtime.errors import UserError
 NOTHING_LEFT = "no other checkpoint is left to go on from: --no-resume begins anew, and keeps what is there"
 
 
-class Saved:
+class CheckpointStore:
     """A run's checkpoints of both kinds; a context manager, which waits at its end for what is being written."""
 
     def __init__(self, folder: RunFolder, note: Callable[[str], None]) -> None:
@@ -28,11 +28,11 @@ class Saved:
         self._folder, self._note = folder, note
 
     def __enter__(self) -> Self:
-        run_on_process_zero(self._open_all_that_can_be)
+        run_on_process_zero(self._quarantine_unreadable)
         with ExitStack() as opened:
-            self._epochs = opened.enter_context(Checkpoints(self._folder.checkpoints))
-            self._within = opened.enter_context(Unfinished(self._folder.unfinished))
-            self._kinds: tuple[Unfinished, Checkpoints] = (self._within, self._epochs)
+            self._epochs = opened.enter_context(EpochCheckpoints(self._folder.checkpoints))
+            self._within = opened.enter_context(MidEpochCheckpoints(self._folder.unfinished))
+            self._kinds: tuple[MidEpochCheckpoints, EpochCheckpoints] = (self._within, self._epochs)
             self._opened = opened.pop_all()
         return self
 
@@ -47,7 +47,7 @@ class Saved:
         steps = [kind.latest_step() for kind in (self._epochs, self._within)]
         return max((step for step in steps if step is not None), default=None)
 
-    def there(self) -> list[tuple[int, int]]:
+    def available_steps(self) -> list[tuple[int, int]]:
         """The steps that all processes see, in order, each with the place of its kind in `_kinds`; all have to ask.
 
         What one of them has written, another may see later on a disk that is reached over a network. Raises UserError
@@ -70,17 +70,17 @@ class Saved:
         of their own. Raises UserError where none is intact.
         """
         wrong, damaged = "", list[Path]()
-        for step, number in reversed(self.there()):
+        for step, number in reversed(self.available_steps()):
             if wrong:
                 self._note(f"{wrong}; going back to step {step}")
             mine, found = "", None
             try:
                 found = self._found(expected, zero, step, self._kinds[number] is self._within)
-            except DamagedError as error:
+            except CorruptCheckpointError as error:
                 mine = str(error)
             wrong = next(filter(None, all_gather_json(mine)), "")
             if not wrong and found:
-                self._put_aside(damaged)
+                self._quarantine(damaged)
                 return found
             damaged.append(self._kinds[number].path_of(step))
         raise UserError(f"{wrong}; {NOTHING_LEFT}")
@@ -96,29 +96,29 @@ class Saved:
                 return items, sums, _with_last(rows, self._epochs.row(before))
         return items, sums, rows
 
-    def _open_all_that_can_be(self) -> None:
+    def _quarantine_unreadable(self) -> None:
         """Puts aside checkpoints for which Orbax would not open the folder."""
-        damaged = steps_without_row(self._folder.checkpoints)
+        damaged = unreadable_steps(self._folder.checkpoints)
         left = [path for path in steps_in(self._folder.checkpoints) if path not in damaged]
         if damaged and not (left or steps_in(self._folder.unfinished)):
             raise UserError(f"checkpoint {damaged[-1]} cannot be restored: its figures are damaged; {NOTHING_LEFT}")
         for path in damaged:
             self._note(f"checkpoint {path} cannot be restored: its figures are damaged; going back to one before")
-            self._folder.put_aside(path)
+            self._folder.quarantine(path)
 
-    def _put_aside(self, damaged: list[Path]) -> None:
+    def _quarantine(self, damaged: list[Path]) -> None:
         """Or what is saved on the way back there would count as old, and be left out."""
         if damaged:
-            run_on_process_zero(lambda: [*map(self._folder.put_aside, damaged)])
-            self._epochs.forget()
-            self._within.forget()
+            run_on_process_zero(lambda: [*map(self._folder.quarantine, damaged)])
+            self._epochs.reload()
+            self._within.reload()
 
-    def after_epoch(self, step: int, items: Items, eval_stats: Any, row: dict[str, Any]) -> None:
+    def save_epoch(self, step: int, items: Items, eval_stats: Any, row: dict[str, Any]) -> None:
         """Starts writing the checkpoint of an epoch that is done."""
         self._within.wait()  # Orbax's managers may not write at the same time where there are many processes
         self._epochs.save(step, items, eval_stats, row)
 
-    def within_epoch(self, step: int, items: Items, sums: Any) -> None:
+    def save_mid_epoch(self, step: int, items: Items, sums: Any) -> None:
         """Starts writing the checkpoint of a step, with its epoch's sums so far."""
         self._epochs.wait()
         if step > (self._epochs.latest_step() or 0):

@@ -35,7 +35,7 @@ class WorkdirLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def take(self, folder: Path) -> None:
+    def acquire(self, folder: Path) -> None:
         """Locks a folder that is there.
 
         Raises UserError where another process has it, and OSError where the folder cannot be written.
@@ -62,7 +62,7 @@ class WorkdirLock:
             else:  # the one before deleted the file after this one had opened it
                 os.close(handle)
 
-    def moved(self, folder: Path) -> None:
+    def rename(self, folder: Path) -> None:
         """Says that the locked folder has this name now."""
         if self._held:
             self._held = self._held[0], folder / NAME

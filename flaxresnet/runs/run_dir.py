@@ -34,7 +34,7 @@ MAY_CHANGE = {
     *("distributed", "coordinator_address", "num_processes", "process_id", "resume_changed"),
 }
 # Those that may differ besides when the user says so: weights, the optimiser's state and the count of steps still fit.
-MAY_CHANGE_WHEN_TOLD = {
+RESUMABLE_WITH_FLAG = {
     *("recipe", "seed", "learning_rate", "schedule", "warmup_epochs", "label_smoothing", "momentum", "residual_scale"),
     *("augment", "augment_ramp", "backgrounds", "crop", "policy", "erase", "mixup", "cutmix", "flip", "precision"),
 }
@@ -53,7 +53,7 @@ def _version(package: str) -> str:
 
 
 @dataclass(frozen=True)
-class RunInfo:
+class RunMetadata:
     """What `config.json` holds: everything needed to rebuild the network and to feed it.
 
     Attributes:
@@ -93,12 +93,12 @@ class RunInfo:
             norm_batch=c.norm_batch,
         )
 
-    def differences(self, other: Self) -> Iterator[tuple[str, bool]]:
+    def config_diff(self, other: Self) -> Iterator[tuple[str, bool]]:
         """How `other`, a stored run, differs in what training computes: in words, and whether one could go on so."""
         mine, theirs = self.config.resolve().to_json(), other.config.resolve().to_json()
         for name, value in mine.items():
             if name not in MAY_CHANGE and value != theirs[name]:
-                yield f"{flag(name)} {theirs[name]}, not {value}", name in MAY_CHANGE_WHEN_TOLD
+                yield f"{flag(name)} {theirs[name]}, not {value}", name in RESUMABLE_WITH_FLAG
         streamed = [bool(run.data.get("streamed")) for run in (self, other)]
         if self.config.resolved_recipe.crop < 1 and streamed[0] != streamed[1]:
             where = {True: "decoded, from whole pictures (--input stream)", False: "trained on (--input memory)"}
@@ -185,7 +185,7 @@ class RunFolder:
         """Whether a run left more here than its description, which is written before all is known to be well."""
         return self.has_checkpoints() or any(line.strip() for line in self._lines())
 
-    def read_info(self) -> RunInfo:
+    def read_info(self) -> RunMetadata:
         """Raises UserError where there is no run, or its `config.json` is damaged or of a newer format."""
         if not self.exists():
             raise UserError(f"{self.path} holds no run (no config.json); give the --workdir of a finished training")
@@ -194,14 +194,14 @@ class RunFolder:
             require(values, {"format": RUN["format"]})  # first, for a newer one may have other fields
             if values["format"] > FORMAT:
                 raise UserError(f"has format {values['format']}; this version reads up to {FORMAT}")
-            return RunInfo.from_json(values)
+            return RunMetadata.from_json(values)
         except UserError as error:
             raise UserError(f"{self._config}: {error}") from error
         # A RecursionError is of brackets in brackets in brackets.
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self._config} is damaged ({type(error).__name__}: {error}); restore it") from error
 
-    def create(self, info: RunInfo) -> None:
+    def create(self, info: RunMetadata) -> None:
         """Makes the folder and all that training will write to; raises UserError where that cannot be done."""
         with self._writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ class RunFolder:
         """Makes the folder, if need be, and locks it; raises UserError where it is in use or cannot be written."""
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.take(self.path)
+            lock.acquire(self.path)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of finished epochs, without lines that are none, such as one that was cut off."""
@@ -263,7 +263,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--workdir {self.path} cannot be written: {error.strerror}") from error
 
-    def put_aside(self, checkpoint: Path) -> None:
+    def quarantine(self, checkpoint: Path) -> None:
         """Moves a damaged checkpoint to `damaged/`, out of the way of the ones to come."""
         with self._writing():
             checkpoint.rename(_numbered(self._damaged() / f"{checkpoint.parent.name}-{checkpoint.name}"))
@@ -273,7 +273,7 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def set_aside(self) -> Path:
+    def rename_old_run(self) -> Path:
         """Renames the folder to the first free `NAME.1`, `NAME.2`, … and says which."""
         path = self.path.absolute().resolve()  # "." has no name of its own
         aside = _numbered(path)

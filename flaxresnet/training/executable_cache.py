@@ -29,7 +29,7 @@ import optax
 from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
-from flaxresnet.runs.run_dir import RunInfo
+from flaxresnet.runs.run_dir import RunMetadata
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
@@ -105,7 +105,7 @@ def state_taken_by(train_step: Compiled) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
-def kept_programs(info: RunInfo, keep: bool, *shapes: Any) -> KeptPrograms:
+def kept_programs(info: RunMetadata, keep: bool, *shapes: Any) -> KeptPrograms:
     """Where the programs of a run lie that is trained with arrays of these shapes, in JAX's folder for its own.
 
     Kept are those of one process on CPUs, where `keep` says so and JAX keeps compiled programs at all.
@@ -140,7 +140,7 @@ def jax_cache_hits() -> int:
     return getattr(_hits, "count", 0)
 
 
-def key_of(info: RunInfo, *shapes: Any) -> str:
+def key_of(info: RunMetadata, *shapes: Any) -> str:
     """A digest of all that a run's programs are made from."""
     described = info.to_json()
     settings = {name: value for name, value in described["config"].items() if name not in NOT_COMPILED}

@@ -11,15 +11,15 @@ from flaxresnet.config.train_config import STAGES, TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.checkpoint_manager import steps_in
-from flaxresnet.runs.run_dir import RunFolder, RunInfo
+from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.train_state import TrainState, copied
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.flat_params import HEAD
-from flaxresnet.weights.pretrained import Weights, require_equal
+from flaxresnet.weights.flat_params import HEAD_KEY
+from flaxresnet.weights.pretrained import PretrainedWeights, require_equal
 
 
-def stored_start(config: TrainConfig) -> RunInfo | None:
+def stored_start(config: TrainConfig) -> RunMetadata | None:
     """The run that `config` goes on with, where it began with the same weights and has a checkpoint."""
     folder = RunFolder(config.workdir)
     if not (config.init and config.resume and folder.exists()):
@@ -46,7 +46,7 @@ def adopt(config: TrainConfig, network: Network, assumed: Collection[str] = ()) 
     return replace(config, **theirs)
 
 
-def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]) -> tuple[TrainState, bool]:
+def begin_with(state: TrainState, weights: PretrainedWeights, class_names: tuple[str, ...]) -> tuple[TrainState, bool]:
     """The first state with the weights laid into it, and whether their last layer is among them.
 
     The last layer is taken where it is for these classes, in whatever order, and images of this size; elsewhere it
@@ -70,16 +70,18 @@ def begin_with(state: TrainState, weights: Weights, class_names: tuple[str, ...]
 
 
 def _of_head(name: str) -> bool:
-    return name.startswith(HEAD + "/")
+    return name.startswith(HEAD_KEY + "/")
 
 
-def _head_fits(weights: Weights, held: dict[str, Any], class_names: tuple[str, ...]) -> bool:
-    name = f"{HEAD}/kernel"
+def _head_fits(weights: PretrainedWeights, held: dict[str, Any], class_names: tuple[str, ...]) -> bool:
+    name = f"{HEAD_KEY}/kernel"
     same_shape = name in weights.table and weights.table[name].shape == held[name].shape
     return same_shape and (weights.class_names is None or set(weights.class_names) == set(class_names))
 
 
-def describe_start(config: TrainConfig, weights: Weights, with_head: bool, class_names: tuple[str, ...]) -> str:
+def describe_start(
+    config: TrainConfig, weights: PretrainedWeights, with_head: bool, class_names: tuple[str, ...]
+) -> str:
     """What the run starts from, as a line for people."""
     head = "its last layer too"
     if not with_head:

@@ -13,7 +13,7 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import SMALLEST_IMAGE
 from flaxresnet.runs.checkpoint_manager import epochs_in, steps_in
 from flaxresnet.runs.lock import WorkdirLock
-from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
+from flaxresnet.runs.run_dir import RunFolder, RunMetadata, package_versions
 from flaxresnet.runtime.errors import UserError
 
 ELSEWHERE = "give another --workdir, or --no-resume to start anew"
@@ -65,11 +65,11 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
 
 def describe_run(
     config: TrainConfig, splits: Splits, train: Dataset, test: Dataset, like: Preprocessing | None = None
-) -> RunInfo:
+) -> RunMetadata:
     """The run's description, for `config.json`; photos are resized and scaled `like` those of given weights."""
     height, width = train.image_size
     like = like or Preprocessing(height, width)
-    return RunInfo(
+    return RunMetadata(
         config=config,
         class_names=train.class_names,
         preprocessing=replace(like, height=height, width=width, centre=splits.centre),
@@ -94,26 +94,26 @@ def device_words() -> str:
     return f"{jax.device_count()} × {kind}{host}"
 
 
-def prepare_folder(info: RunInfo, lock: WorkdirLock, note: Callable[[str], None]) -> RunFolder:
+def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], None]) -> RunFolder:
     """The run's folder, locked, its `config.json` written; raises UserError where it is in use or holds another run."""
     folder = RunFolder(info.config.workdir)
     folder.lock(lock)
     if info.config.resume:
         if folder.has_begun():
             info = _going_on(info, folder, note)
-        elif folder.exists() and [*info.differences(folder.read_info())]:  # refuses what describes no run
+        elif folder.exists() and [*info.config_diff(folder.read_info())]:  # refuses what describes no run
             # What a start leaves that was refused or cut off before its first step does not bind the next one.
             note(f"no step was made in {folder.path}; how it was to be is in {folder.keep_description()}")
     elif folder.exists() or folder.has_begun():
-        note(f"the run in {folder.path} is kept as {(aside := folder.set_aside())}")
-        lock.moved(aside)
+        note(f"the run in {folder.path} is kept as {(aside := folder.rename_old_run())}")
+        lock.rename(aside)
         lock.release()
         folder.lock(lock)
     folder.create(info)
     return folder
 
 
-def _going_on(info: RunInfo, folder: RunFolder, note: Callable[[str], None]) -> RunInfo:
+def _going_on(info: RunMetadata, folder: RunFolder, note: Callable[[str], None]) -> RunMetadata:
     """The description of a run that goes on in its folder; raises UserError where it cannot, or would lose rows."""
     if not folder.exists():
         what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
@@ -145,13 +145,13 @@ def _check_figures(folder: RunFolder, note: Callable[[str], None]) -> None:
         note(f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {folder.keep_metrics()}")
 
 
-def check_same_experiment(info: RunInfo, stored: RunInfo, note: Callable[[str], None]) -> None:
+def check_same_experiment(info: RunMetadata, stored: RunMetadata, note: Callable[[str], None]) -> None:
     """Raises UserError where a stored run is another experiment, unless it could go on and `--resume-changed` is given.
 
     What differs then, and versions of packages that do, is told to `note`.
     """
     told = info.config.resume_changed
-    for difference, fits in info.differences(stored):
+    for difference, fits in info.config_diff(stored):
         if not (told and fits):
             way = ", or --resume-changed to go on with it all the same" if fits else ""
             raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {ELSEWHERE}{way}")

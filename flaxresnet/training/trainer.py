@@ -13,8 +13,8 @@ import jax
 import optax
 
 from flaxresnet.data.loader import Batch
-from flaxresnet.runs.checkpoint_store import Saved
-from flaxresnet.runs.run_dir import RunFolder, RunInfo
+from flaxresnet.runs.checkpoint_store import CheckpointStore
+from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import TrainingInterrupted, UserError
 from flaxresnet.runtime.malloc_tuning import malloc_trim
@@ -30,7 +30,7 @@ from flaxresnet.training.schedule import make_augmentation, make_schedule, steps
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import EventFile
 from flaxresnet.training.train_state import TrainState
-from flaxresnet.weights.pretrained import Weights
+from flaxresnet.weights.pretrained import PretrainedWeights
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2
@@ -66,15 +66,15 @@ class Trainer:
 
     def __init__(
         self,
-        info: RunInfo,
+        info: RunMetadata,
         feed: Feed,
         folder: RunFolder,
-        saved: Saved,
+        saved: CheckpointStore,
         reporter: Reporter,
         events: EventFile,
         profile: Profile,
         interruption: Interruption,
-        weights: Weights | None = None,
+        weights: PretrainedWeights | None = None,
         keep_programs: bool = False,
     ) -> None:
         self.config, self.feed, self.folder, self.saved, self.reporter = info.config, feed, folder, saved, reporter
@@ -88,14 +88,14 @@ class Trainer:
         measures = self.config.measures_statistics
         self.sample = self.train.bn_batches(self.config.recalibrate, self.config.seed) if measures else None
         self.state: TrainState
-        steps = [step for step, _ in saved.there()]
+        steps = [step for step, _ in saved.available_steps()]
         self.goes_on = bool(steps)
         self.trains = max(steps, default=0) < self.config.epochs * self.train.steps_per_epoch
         self.zero = jax.device_put(Metrics.zero(), feed.replicated)
         self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
         self.programs = self._compile(info, keep_programs)
 
-    def _compile(self, info: RunInfo, keep: bool) -> Programs:
+    def _compile(self, info: RunMetadata, keep: bool) -> Programs:
         """The functions of the loop; those that the first step needs are compiled."""
         start = time.perf_counter()
         programs = Programs(
@@ -136,7 +136,7 @@ class Trainer:
             for epoch in range(done + 1, self.config.epochs + 1):
                 row, eval_stats = self._epoch(epoch, batches)
                 rows.append(row)
-                self.saved.after_epoch(int(self.state.step), self.state.items, eval_stats, row)
+                self.saved.save_epoch(int(self.state.step), self.state.items, eval_stats, row)
                 if distributed.is_process_zero():
                     self.folder.append_metrics(row)
                 self.reporter.row(row)
@@ -264,7 +264,7 @@ class Trainer:
         # A gradient that is not finite shows in the weights at once, but in the loss only at the step after.
         if not self.all_finite(self.state.params):
             raise self._diverged(int(self.state.step))
-        self.saved.within_epoch(int(self.state.step), self.state.items, vars(self.metrics))
+        self.saved.save_mid_epoch(int(self.state.step), self.state.items, vars(self.metrics))
 
     def _checked(self, metrics: Metrics) -> tuple[float, float]:
         """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""

@@ -17,25 +17,25 @@ from flax.traverse_util import flatten_dict
 
 from flaxresnet.models.resnet import ResNet
 
-Table: TypeAlias = dict[str, np.ndarray]
+FlatParams: TypeAlias = dict[str, np.ndarray]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
-class Entry(NamedTuple):
+class LazyArray(NamedTuple):
     """An array in a file: its shape, and how it is loaded."""
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
 
 
-Entries: TypeAlias = dict[str, Entry]
+Entries: TypeAlias = dict[str, LazyArray]
 
-HEAD = "fc"
+HEAD_KEY = "fc"
 STATISTICS = ("mean", "var")
 _BLOCK_LAYER = re.compile(r"(res|bn)(\d)([a-z])(\d*)_branch(1|2[abc])")
 
 
-class Place(NamedTuple):
+class LayerIndex(NamedTuple):
     """Where a block's layer stands.
 
     Attributes:
@@ -56,14 +56,14 @@ class Place(NamedTuple):
         return 0 if self.branch == "1" else "abc".index(self.branch[1]) + 1
 
 
-def place_of(layer: str) -> Place | None:
+def parse_layer_name(layer: str) -> LayerIndex | None:
     """Where a layer stands by its name; None for those outside of blocks (`conv1`, `bn_conv1`, `fc`)."""
     match = _BLOCK_LAYER.fullmatch(layer)
     if match is None:
         return None
     kind, stage, letter, number, branch = match.groups()
     block = int(number) if number else ascii_lowercase.index(letter)  # b12 is the twelfth after a
-    return Place(kind == "bn", int(stage), block, branch)
+    return LayerIndex(kind == "bn", int(stage), block, branch)
 
 
 def flatten(variables: Any) -> dict[str, Any]:
@@ -81,12 +81,12 @@ def unflatten(table: dict[str, Any], num_classes: int | None) -> dict[str, Any]:
         if _BLOCK_LAYER.fullmatch(layer):
             label = layer.removeprefix("res").removeprefix("bn").split("_")[0]
             tree = tree.setdefault(f"res{label}", {})
-        tree.setdefault(f"fc{num_classes}" if layer == HEAD else layer, {})[what] = leaf
+        tree.setdefault(f"fc{num_classes}" if layer == HEAD_KEY else layer, {})[what] = leaf
     return variables
 
 
 def _generic(layer: str) -> str:
-    return HEAD if layer.startswith("fc") else layer
+    return HEAD_KEY if layer.startswith("fc") else layer
 
 
 @lru_cache(maxsize=32)

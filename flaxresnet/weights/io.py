@@ -8,28 +8,28 @@ from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import keras_files, torch_files
-from flaxresnet.weights.key_maps import WORLDS
-from flaxresnet.weights.pretrained import Weights
+from flaxresnet.weights.key_maps import KEY_FORMATS
+from flaxresnet.weights.pretrained import PretrainedWeights
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # how PyTorch's files are called
 SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors", *PICKLED)  # of files that are read
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"  # what such files begin with
 
 
-def _write_keras_kind(write: Callable[..., None]) -> Callable[[Weights, str, Path], None]:
-    def writer(weights: Weights, world: str, path: Path) -> None:
+def _write_keras_kind(write: Callable[..., None]) -> Callable[[PretrainedWeights, str, Path], None]:
+    def writer(weights: PretrainedWeights, world: str, path: Path) -> None:
         with path.open("r+b") as file:
             write(weights, file)
 
     return writer
 
 
-def _write_safetensors(weights: Weights, world: str, path: Path) -> None:
+def _write_safetensors(weights: PretrainedWeights, world: str, path: Path) -> None:
     path.write_bytes(torch_files.write_safetensors(weights, world))
 
 
 # Kind of file → whose names it can carry, and how it is written. Longer suffixes come first.
-WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Weights, str, Path], None]]] = {
+WRITERS: dict[str, tuple[tuple[str, ...], Callable[[PretrainedWeights, str, Path], None]]] = {
     ".weights.h5": (("tutorial", "keras"), _write_keras_kind(keras_files.write_weights_h5)),
     ".h5": (("tutorial", "keras"), _write_keras_kind(keras_files.write_h5)),
     ".keras": (("tutorial", "keras"), _write_keras_kind(keras_files.write_keras)),
@@ -38,7 +38,7 @@ WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Weights, str, Path], None]]]
 }
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path) -> PretrainedWeights:
     """Reads a file of weights; its first bytes tell its kind, its names the network.
 
     Names and shapes are found to be a network's before any array is loaded, and a file holds no more numbers than it
@@ -67,7 +67,7 @@ def read_weights(path: str | Path) -> Weights:
         raise UserError(f"{path} cannot be read as weights ({reason}); is it whole?") from error
 
 
-def write_weights(weights: Weights, path: str | Path, world: str | None = None) -> None:
+def write_weights(weights: PretrainedWeights, path: str | Path, world: str | None = None) -> None:
     """Writes a file of weights, whole or not at all; its suffix says which kind.
 
     Args:
@@ -94,7 +94,7 @@ def kind_to_write(path: Path) -> str:
     raise UserError(f"{path} does not say what to write; let its name end in {', '.join(WRITERS)}")
 
 
-def check_writable(weights: Weights, kind: str, world: str) -> None:
+def check_writable(weights: PretrainedWeights, kind: str, world: str) -> None:
     """Raises UserError where a kind of file cannot hold these weights under that world's names."""
     network, worlds = weights.network, WRITERS[kind][0]
     fitting = _of_variant(worlds, network.variant)
@@ -109,13 +109,15 @@ def check_writable(weights: Weights, kind: str, world: str) -> None:
             f"Hugging Face's ResNet has neither groups nor wide blocks, so it cannot hold a {network.model}"
         )
     if not network.stem_relu and network.variant != "tutorial":
-        raise UserError(f"{this} without a ReLU in its stem cannot be written for {WORLDS[world].title}, which has one")
+        raise UserError(
+            f"{this} without a ReLU in its stem cannot be written for {KEY_FORMATS[world].title}, which has one"
+        )
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
 
 
 def _of_variant(worlds: Iterable[str], variant: str) -> list[str]:
-    return [name for name in worlds if WORLDS[name].variant == variant]
+    return [name for name in worlds if KEY_FORMATS[name].variant == variant]
 
 
 def _kind(path: Path) -> str:

@@ -8,16 +8,16 @@ from typing import Any
 
 from flaxresnet.models.layer_graph import Layer, LayerNaming, graph
 from flaxresnet.models.resnet import ResNet
-from flaxresnet.weights.key_maps import World
+from flaxresnet.weights.key_maps import KeyFormat
 
 
-def keras_layers(model: ResNet, image_size: tuple[int, int], world: World) -> list[Layer]:
+def keras_layers(model: ResNet, image_size: tuple[int, int], world: KeyFormat) -> list[Layer]:
     """The network's layers as the world of Keras files that it belongs to calls them, inputs before what takes them.
 
     Args:
       model: a network of the variant `"tutorial"` or `"keras"`.
       image_size: height and width of its images.
-      world: names the layers with weights; an entry of `WORLDS`.
+      world: names the layers with weights; an entry of `KEY_FORMATS`.
     """
 
     def name_of(layer: str) -> str:
@@ -30,7 +30,7 @@ def keras_layers(model: ResNet, image_size: tuple[int, int], world: World) -> li
     return graph(model, image_size, LayerNaming(name_of, name_of_block, True) if applications else LayerNaming(name_of))
 
 
-def in_keras_order(layers: list[Layer]) -> list[Layer]:
+def topological_order(layers: list[Layer]) -> list[Layer]:
     """As `keras.Model.layers` has them: by the longest way to the output, then by a walk back from it."""
     hash_split = {layer.name: layer for layer in layers}
     depth = {layers[-1].name: 0}

@@ -19,10 +19,12 @@ KINDS = IDLE | {
     *("InputLayer", "ZeroPadding2D", "Conv2D", "BatchNormalization", "Activation", "ReLU", "MaxPooling2D", "Add"),
     *("AveragePooling2D", "GlobalAveragePooling2D", "Flatten", "Dense"),
 }
-Form = tuple[Any, ...]
+NodeKey = tuple[Any, ...]
 
 
-def require_alike(config: dict[str, Any], ours: list[Layer], feature_map_size: tuple[int, int], title: str) -> None:
+def require_equivalent(
+    config: dict[str, Any], ours: list[Layer], feature_map_size: tuple[int, int], title: str
+) -> None:
     """Raises UserError where a model computes something else than our network.
 
     Args:
@@ -31,8 +33,8 @@ def require_alike(config: dict[str, Any], ours: list[Layer], feature_map_size: t
       feature_map_size: height and width of what the last stage gives; an average over as much is one over all.
       title: what our network is called.
     """
-    theirs = Meaning(config, feature_map_size)
-    expected = Meaning(keras_config(ours, "ours"), feature_map_size, theirs.numbers)
+    theirs = CanonicalGraph(config, feature_map_size)
+    expected = CanonicalGraph(keras_config(ours, "ours"), feature_map_size, theirs.numbers)
     for layer in ours:
         if layer.table is None or layer.name not in theirs.forms:
             continue  # what is missing has been named by its weights
@@ -40,7 +42,7 @@ def require_alike(config: dict[str, Any], ours: list[Layer], feature_map_size: t
             raise UserError(f"its layer {layer.name} computes something else, or from something else, than in {title}")
 
 
-class Meaning:
+class CanonicalGraph:
     """A model's layers in plain form.
 
     Attributes:
@@ -49,10 +51,10 @@ class Meaning:
     """
 
     def __init__(
-        self, config: dict[str, Any], feature_map_size: tuple[int, int], numbers: dict[Form, int] | None = None
+        self, config: dict[str, Any], feature_map_size: tuple[int, int], numbers: dict[NodeKey, int] | None = None
     ):
         self.numbers = {} if numbers is None else numbers
-        self.forms: dict[str, Form] = {}
+        self.forms: dict[str, NodeKey] = {}
         self.feature_map_size = list(feature_map_size)
         layers = {layer["config"]["name"]: layer for layer in config["config"]["layers"]}
         sources = {name: inputs_of(layer) for name, layer in layers.items()}
@@ -61,10 +63,10 @@ class Meaning:
             taken = [self.forms[source] for source in sources[name]]
             self.forms[name] = self._form(name, layer["class_name"], layer["config"], taken)
 
-    def _number(self, form: Form) -> int:
+    def _number(self, form: NodeKey) -> int:
         return self.numbers.setdefault(form, len(self.numbers))
 
-    def _form(self, name: str, kind: str, options: dict[str, Any], taken: list[Form]) -> Form:
+    def _form(self, name: str, kind: str, options: dict[str, Any], taken: list[NodeKey]) -> NodeKey:
         if kind not in KINDS:
             raise UserError(f"its layer {name} is a {kind}, which is no part of a ResNet as known here")
         if options.get("data_format", "channels_last") not in (None, "channels_last"):
@@ -95,7 +97,7 @@ class Meaning:
             return x if x[0] == "mean" else ("flat", self._number(x))
         return (kind, name, self._number(x), _function(options))  # BatchNormalization and Dense
 
-    def _activation(self, kind: str, options: dict[str, Any], x: Form) -> Form:
+    def _activation(self, kind: str, options: dict[str, Any], x: NodeKey) -> NodeKey:
         if kind == "ReLU":
             plain = not any(options.get(name) for name in ("negative_slope", "threshold"))
             function: Any = (
@@ -105,7 +107,7 @@ class Meaning:
             function = _function(options)
         return x if function is None else (function, self._number(x))
 
-    def _window(self, size: Any, strides: Any, padding: str, x: Form) -> Form:
+    def _window(self, size: Any, strides: Any, padding: str, x: NodeKey) -> NodeKey:
         """A window with the zeros around what it is laid on; "same" is a number of zeros only at step one."""
         zeros: Any = ((0, 0), (0, 0))
         if padding != "valid" and set(size) != {1}:
@@ -134,7 +136,7 @@ def _function(options: dict[str, Any]) -> str | None:
     return None if name in ("linear", "softmax") else name
 
 
-def _sides(padding: Any) -> Form:
+def _sides(padding: Any) -> NodeKey:
     """Zeros above, below, left and right, from any of the ways in which Keras writes them."""
     rows, columns = padding if isinstance(padding, list | tuple) else (padding, padding)
     both = [(side, side) if isinstance(side, int) else tuple(side) for side in (rows, columns)]

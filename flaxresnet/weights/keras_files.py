@@ -18,12 +18,12 @@ import numpy as np
 
 from flaxresnet.models.layer_graph import Layer, feature_map_size
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.flat_params import Entries, Entry, Table
-from flaxresnet.weights.keras_config import in_keras_order, keras_config, keras_layers
-from flaxresnet.weights.keras_equivalence import inputs_of, require_alike
-from flaxresnet.weights.key_maps import WORLDS
-from flaxresnet.weights.pretrained import ABOUT, Weights, describe, recognise
-from flaxresnet.weights.zip_limits import require_packed_little
+from flaxresnet.weights.flat_params import Entries, FlatParams, LazyArray
+from flaxresnet.weights.keras_config import keras_config, keras_layers, topological_order
+from flaxresnet.weights.keras_equivalence import inputs_of, require_equivalent
+from flaxresnet.weights.key_maps import KEY_FORMATS
+from flaxresnet.weights.pretrained import METADATA_KEY, PretrainedWeights, describe, identify
+from flaxresnet.weights.zip_limits import check_compression_ratio
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
@@ -38,38 +38,40 @@ LEAVES = {
 TABLE_LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
 
-def read_h5(file: IO[bytes]) -> Weights:
+def read_h5(file: IO[bytes]) -> PretrainedWeights:
     """Reads `.h5` and `.weights.h5`, whichever it is. Raises UserError, KeyError, OSError or ValueError."""
     nbytes = file.seek(0, io.SEEK_END)
     with h5py.File(file, "r") as h5:
         _check_plain(h5, nbytes)
         config = json.loads(h5.attrs["model_config"]) if "model_config" in h5.attrs else {}
-        about = json.loads(h5.attrs[ABOUT]) if ABOUT in h5.attrs else {}
+        about = json.loads(h5.attrs[METADATA_KEY]) if METADATA_KEY in h5.attrs else {}
         is_store = any(name in h5 for name in STORES)
         entries = dict(_store_entries(h5, {}) if is_store else _legacy_entries(h5))
         return _recognised(entries, nbytes, config, about)
 
 
-def read_keras(file: IO[bytes]) -> Weights:
+def read_keras(file: IO[bytes]) -> PretrainedWeights:
     """Reads a `.keras` archive. Raises UserError, KeyError, OSError or ValueError."""
     with zipfile.ZipFile(file) as archive:
         nbytes = file.seek(0, io.SEEK_END)
-        require_packed_little(archive, nbytes)
+        check_compression_ratio(archive, nbytes)
         config = json.loads(_member(archive, "config.json"))
-        about = json.loads(_member(archive, ABOUT + ".json")) if ABOUT + ".json" in archive.namelist() else {}
+        about = (
+            json.loads(_member(archive, METADATA_KEY + ".json")) if METADATA_KEY + ".json" in archive.namelist() else {}
+        )
         store = _member(archive, "model.weights.h5")
     with h5py.File(io.BytesIO(store), "r") as h5:
         _check_plain(h5, len(store))
         return _recognised(dict(_store_entries(h5, config)), nbytes, config, about)
 
 
-def write_h5(weights: Weights, file: IO[bytes]) -> None:
+def write_h5(weights: PretrainedWeights, file: IO[bytes]) -> None:
     """Writes a whole model as `model.save("model.h5")` does; Keras's `load_weights` reads it as well."""
-    layers = in_keras_order(_layers(weights))
+    layers = topological_order(_layers(weights))
     with h5py.File(file, "w") as h5:
         h5.attrs["keras_version"], h5.attrs["backend"] = KERAS_VERSION, "jax"
         h5.attrs["model_config"] = json.dumps(keras_config(layers, weights.network.model))
-        h5.attrs[ABOUT] = json.dumps(describe(weights))
+        h5.attrs[METADATA_KEY] = json.dumps(describe(weights))
         root = h5.create_group("model_weights")
         root.attrs["keras_version"], root.attrs["backend"] = KERAS_VERSION, "jax"
         root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
@@ -82,14 +84,14 @@ def write_h5(weights: Weights, file: IO[bytes]) -> None:
                 group[f"{layer.name}/{leaf}"] = array
 
 
-def write_weights_h5(weights: Weights, file: IO[bytes]) -> None:
+def write_weights_h5(weights: PretrainedWeights, file: IO[bytes]) -> None:
     """Writes weights alone as `model.save_weights("model.weights.h5")` does."""
     with h5py.File(file, "w") as h5:
-        h5.attrs[ABOUT] = json.dumps(describe(weights))
+        h5.attrs[METADATA_KEY] = json.dumps(describe(weights))
         _write_store(h5, weights)
 
 
-def write_keras(weights: Weights, file: IO[bytes]) -> None:
+def write_keras(weights: PretrainedWeights, file: IO[bytes]) -> None:
     """Writes a whole model as `model.save("model.keras")` does."""
     store = io.BytesIO()
     with h5py.File(store, "w") as h5:
@@ -98,11 +100,11 @@ def write_keras(weights: Weights, file: IO[bytes]) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("metadata.json", json.dumps(metadata))
         archive.writestr("config.json", json.dumps(keras_config(_layers(weights), weights.network.model)))
-        archive.writestr(ABOUT + ".json", json.dumps(describe(weights)))
+        archive.writestr(METADATA_KEY + ".json", json.dumps(describe(weights)))
         archive.writestr("model.weights.h5", store.getvalue())
 
 
-def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, Entry]]:
+def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, LazyArray]]:
     """("layer/leaf", entry) of a legacy file: each layer's group lists its arrays."""
     root = h5.get("model_weights", h5)
     for layer in root:
@@ -114,11 +116,11 @@ def _legacy_entries(h5: h5py.File) -> Iterator[tuple[str, Entry]]:
             yield f"{layer}/{leaf}", _entry(root[layer][name])
 
 
-def _entry(item: h5py.Dataset) -> Entry:
-    return Entry(item.shape, lambda: np.asarray(item))
+def _entry(item: h5py.Dataset) -> LazyArray:
+    return LazyArray(item.shape, lambda: np.asarray(item))
 
 
-def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str, Entry]]:
+def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str, LazyArray]]:
     """("layer/leaf", entry) of Keras 3's store, where a layer is a class with a number and its arrays are numbered."""
     names = _names_by_class(config)
     store = h5[next(name for name in STORES if name in h5)]
@@ -137,10 +139,10 @@ def _store_entries(h5: h5py.File, config: dict[str, Any]) -> Iterator[tuple[str,
             yield f"{name}/{leaf}", _entry(variables[str(index)])
 
 
-def _write_store(h5: h5py.File, weights: Weights) -> None:
+def _write_store(h5: h5py.File, weights: PretrainedWeights) -> None:
     h5.create_group("vars").attrs["name"] = weights.network.model
     count: dict[str, int] = {}
-    for layer in in_keras_order(_layers(weights)):
+    for layer in topological_order(_layers(weights)):
         kind = _snake_case(layer.kind)
         number = count[kind] = count.get(kind, -1) + 1
         variables = h5.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
@@ -166,19 +168,19 @@ def _snake_case(kind: str) -> str:
     return words.lower().replace("2_d", "2d")
 
 
-def _recognised(entries: Entries, nbytes: int, config: dict[str, Any], about: dict[str, Any]) -> Weights:
-    facts = _Facts.of(config)
-    weights = recognise(entries, nbytes, facts.image_size, about, facts.stem_relu)
+def _recognised(entries: Entries, nbytes: int, config: dict[str, Any], about: dict[str, Any]) -> PretrainedWeights:
+    facts = _KerasMetadata.of(config)
+    weights = identify(entries, nbytes, facts.image_size, about, facts.stem_relu)
     if config:
         _require_like_ours(config, weights)
     epsilon = weights.model.epsilon
     if other := sorted({e for e in facts.epsilons if abs(e - epsilon) > 1e-3 * epsilon}):
-        title = WORLDS[weights.network.variant].title
+        title = KEY_FORMATS[weights.network.variant].title
         raise UserError(f"its batch norm has epsilon {other[0]:g}, where the network of {title} has {epsilon:g}")
     return weights
 
 
-def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
+def _require_like_ours(config: dict[str, Any], weights: PretrainedWeights) -> None:
     """Raises UserError where a model's layers do something else than the network that its weights fit."""
     described = config["config"]["layers"]
     # The last layer may have any name.
@@ -188,18 +190,18 @@ def _require_like_ours(config: dict[str, Any], weights: Weights) -> None:
     height, width = (
         feature_map_size(weights.model, side) for side in (weights.preprocessing.height, weights.preprocessing.width)
     )
-    title = f"a {weights.network.model} of {WORLDS[weights.network.variant].title}"
-    require_alike(config, ours, (height, width), title)
+    title = f"a {weights.network.model} of {KEY_FORMATS[weights.network.variant].title}"
+    require_equivalent(config, ours, (height, width), title)
 
 
-class _Facts:
+class _KerasMetadata:
     """What a model's configuration tells that weights do not."""
 
     def __init__(self, image_size: tuple[int, int] | None, stem_relu: bool | None, epsilons: list[float]) -> None:
         self.image_size, self.stem_relu, self.epsilons = image_size, stem_relu, epsilons
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "_Facts":
+    def of(cls, config: dict[str, Any]) -> "_KerasMetadata":
         layers = config.get("config", {}).get("layers", [])
         inputs = [of["config"] for of in layers if of["class_name"] == "InputLayer"]
         shape = (inputs[0].get("batch_shape") or inputs[0].get("batch_input_shape")) if inputs else None
@@ -209,12 +211,12 @@ class _Facts:
         return cls(sides, "MaxPooling2D" not in after if after else None, epsilons)
 
 
-def _layers(weights: Weights) -> list[Layer]:
+def _layers(weights: PretrainedWeights) -> list[Layer]:
     image = weights.preprocessing.height, weights.preprocessing.width
-    return keras_layers(weights.model, image, WORLDS[weights.network.variant])
+    return keras_layers(weights.model, image, KEY_FORMATS[weights.network.variant])
 
 
-def _arrays(layer: Layer, table: Table) -> dict[str, np.ndarray]:
+def _arrays(layer: Layer, table: FlatParams) -> dict[str, np.ndarray]:
     """A layer's arrays by Keras's names, in Keras's order."""
     if layer.table is None:
         return {}

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flaxresnet.weights.flat_params import HEAD, Place, place_of
+from flaxresnet.weights.flat_params import HEAD_KEY, LayerIndex, parse_layer_name
 
 KERAS_LEAVES = {"kernel": "kernel", "scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 @dataclass(frozen=True)
-class World:
+class KeyFormat:
     """A family of files that name a network's layers alike.
 
     Attributes:
@@ -26,7 +26,7 @@ class World:
     title: str
     variant: str
     outside: dict[str, str]
-    inside: Callable[[Place], str] | None = field(repr=False)
+    inside: Callable[[LayerIndex], str] | None = field(repr=False)
     torch: bool
 
     @property
@@ -37,7 +37,7 @@ class World:
     def key(self, name: str, num_classes: int | None) -> str:
         """Our table's name → this world's."""
         layer, leaf = name.split("/")
-        place = place_of(layer)
+        place = parse_layer_name(layer)
         theirs = self.inside(place) if place and self.inside else self.outside.get(layer, layer).format(num_classes)
         if self.torch:
             return f"{theirs}.{TORCH_LEAVES[leaf]}"
@@ -50,11 +50,11 @@ class World:
             return shape
         return tuple(shape[axis] for axis in (2, 3, 1, 0)) if len(shape) == 4 else shape[::-1]
 
-    def from_theirs(self, array: np.ndarray) -> np.ndarray:
+    def import_array(self, array: np.ndarray) -> np.ndarray:
         """An array of that world as it lies in ours, float32."""
         return np.ascontiguousarray(_turned(array, (2, 3, 1, 0)) if self.torch else array, np.float32)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+    def export_array(self, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(_turned(array, (3, 2, 0, 1)) if self.torch else array, np.float32)
 
 
@@ -63,42 +63,42 @@ def _turned(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return array.transpose(axes) if array.ndim == 4 else array.T
 
 
-def _torchvision(place: Place) -> str:
+def _torchvision(place: LayerIndex) -> str:
     main = f"{'bn' if place.is_norm else 'conv'}{place.number}"
     return f"layer{place.stage - 1}.{place.block}.{main if place.number else f'downsample.{int(place.is_norm)}'}"
 
 
-def _hugging_face(place: Place) -> str:
+def _hugging_face(place: LayerIndex) -> str:
     part = f"layer.{place.number - 1}" if place.number else "shortcut"
     kind = "normalization" if place.is_norm else "convolution"
     return f"resnet.encoder.stages.{place.stage - 2}.layers.{place.block}.{part}.{kind}"
 
 
-def _keras(place: Place) -> str:
+def _keras(place: LayerIndex) -> str:
     return f"conv{place.stage}_block{place.block + 1}_{place.number}_{'bn' if place.is_norm else 'conv'}"
 
 
 _EMBEDDER = "resnet.embedder.embedder"
-WORLDS = {
-    "tutorial": World("the tutorials", "tutorial", {HEAD: "fc{}"}, None, torch=False),
-    "keras": World(
+KEY_FORMATS = {
+    "tutorial": KeyFormat("the tutorials", "tutorial", {HEAD_KEY: "fc{}"}, None, torch=False),
+    "keras": KeyFormat(
         "Keras Applications",
         "keras",
-        {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", HEAD: "predictions"},
+        {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", HEAD_KEY: "predictions"},
         _keras,
         torch=False,
     ),
-    "torchvision": World(
+    "torchvision": KeyFormat(
         "torchvision and timm",
         "torchvision",
-        {"conv1": "conv1", "bn_conv1": "bn1", HEAD: "fc"},
+        {"conv1": "conv1", "bn_conv1": "bn1", HEAD_KEY: "fc"},
         _torchvision,
         torch=True,
     ),
-    "huggingface": World(
+    "huggingface": KeyFormat(
         "Hugging Face",
         "torchvision",
-        {"conv1": f"{_EMBEDDER}.convolution", "bn_conv1": f"{_EMBEDDER}.normalization", HEAD: "classifier.1"},
+        {"conv1": f"{_EMBEDDER}.convolution", "bn_conv1": f"{_EMBEDDER}.normalization", HEAD_KEY: "classifier.1"},
         _hugging_face,
         torch=True,
     ),

@@ -15,8 +15,8 @@ from flaxresnet.models.layer_graph import count_convolutions, head_size
 from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.flat_params import HEAD, Entries, Shapes, Table
-from flaxresnet.weights.key_maps import WORLDS, World
+from flaxresnet.weights.flat_params import HEAD_KEY, Entries, FlatParams, Shapes
+from flaxresnet.weights.key_maps import KEY_FORMATS, KeyFormat
 
 # What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
 SCALING: dict[str, dict[str, Any]] = {
@@ -29,11 +29,11 @@ SCALING: dict[str, dict[str, Any]] = {
 USUAL_SIDE = 224
 USUAL_SIDES = (64, *range(32, 513, 32))
 FEW_NUMBERS = 2**22  # that a file may declare whatever its size; 16 MiB of float32
-ABOUT = "flaxresnet"  # under which files of every kind keep what `describe` says
+METADATA_KEY = "flaxresnet"  # under which files of every kind keep what `describe` says
 
 
 @dataclass(frozen=True)
-class Weights:
+class PretrainedWeights:
     """A network's variables and what is known of it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Weights:
 
     network: Network
     num_classes: int | None
-    table: Table
+    table: FlatParams
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
     assumed: frozenset[str] = frozenset()
@@ -64,13 +64,13 @@ class Weights:
         return flat_params.unflatten(self.table, self.num_classes)
 
 
-def recognise(
+def identify(
     entries: Entries,
     nbytes: int,
     image_size: tuple[int, int] | None = None,
     about: dict[str, Any] | None = None,
     stem_relu: bool | None = None,
-) -> Weights:
+) -> PretrainedWeights:
     """The network that a file's entries belong to, every one of them in its place; before that none is loaded.
 
     Args:
@@ -87,9 +87,9 @@ def recognise(
     about = about or {}
     stored = Preprocessing.from_json(about["preprocessing"]) if about.get("preprocessing") else None
     image_size = (stored.height, stored.width) if stored else image_size
-    world = next((w for w in WORLDS.values() if w.marker in entries), None)
+    world = next((w for w in KEY_FORMATS.values() if w.marker in entries), None)
     if world is None:
-        markers = ", ".join(f"{w.marker} ({w.title})" for w in WORLDS.values())
+        markers = ", ".join(f"{w.marker} ({w.title})" for w in KEY_FORMATS.values())
         raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
     found = {key: entry for key, entry in entries.items() if not key.endswith("num_batches_tracked")}
     _check_count(found, nbytes)
@@ -101,20 +101,20 @@ def recognise(
     if names:
         check_names(names, num_classes)
     width = world.shape_from_theirs(found[world.marker].shape)[-1]
-    size, shapes, side = _closest(found, world, width, num_classes, image_size)
+    size, shapes, side = match_architecture(found, world, width, num_classes, image_size)
     keys = {name: world.key(name, num_classes) for name in shapes}
     expected = {key: shapes[name] for name, key in keys.items()}
     have = {
         key: world.shape_from_theirs(entry.shape) if key in expected else entry.shape for key, entry in found.items()
     }
     require_equal(expected, have, f"the weights are not those of a {size} of {world.title}")
-    table = {name: world.from_theirs(_loaded(key, found[key].load())) for name, key in keys.items()}
+    table = {name: world.import_array(_loaded(key, found[key].load())) for name, key in keys.items()}
     stem_relu = about.get("stem_relu", stem_relu)
     network = Network(cast(Any, size), cast(Any, world.variant), width, stem_relu is not False)
     assumed = [] if stored else ["preprocessing"]
     if stem_relu is None and world.variant == "tutorial":  # of the two tutorials one has none; all other worlds have it
         assumed.append("stem_relu")
-    return Weights(
+    return PretrainedWeights(
         network=network,
         num_classes=num_classes,
         table=table,
@@ -135,7 +135,7 @@ def check_names(names: Sequence[Any], num_classes: int | None) -> None:
             raise UserError(f"{name!r} among the names of classes is empty, not printable, or there twice")
 
 
-def fits_images(weights: Weights, image_size: tuple[int, int]) -> bool:
+def fits_images(weights: PretrainedWeights, image_size: tuple[int, int]) -> bool:
     """Whether the network takes images of this height and width."""
     return (
         min(image_size) >= SMALLEST_IMAGE
@@ -145,8 +145,8 @@ def fits_images(weights: Weights, image_size: tuple[int, int]) -> bool:
     )
 
 
-def describe(weights: Weights) -> dict[str, Any]:
-    """What a file of weights cannot say by names and shapes, for `recognise` to read back; values are JSON's."""
+def describe(weights: PretrainedWeights) -> dict[str, Any]:
+    """What a file of weights cannot say by names and shapes, for `identify` to read back; values are JSON's."""
     return {
         "stem_relu": weights.network.stem_relu,
         "class_names": list(weights.class_names) if weights.class_names else None,
@@ -189,7 +189,7 @@ def _loaded(key: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _classes_of(found: Entries, world: World) -> int | None:
+def _classes_of(found: Entries, world: KeyFormat) -> int | None:
     """How many classes the last layer tells apart; None where there is no such layer."""
     heads = [entry.shape for entry in found.values() if len(entry.shape) == 2]
     count = world.shape_from_theirs(heads[0])[1] if len(heads) == 1 else None
@@ -198,10 +198,10 @@ def _classes_of(found: Entries, world: World) -> int | None:
     return count
 
 
-def _with_head_as_there(found: Entries, world: World, num_classes: int | None) -> Entries:
+def _with_head_as_there(found: Entries, world: KeyFormat, num_classes: int | None) -> Entries:
     """The entries with the last layer under the name that it has in that world; people name it as they like."""
     kernels = [key for key, entry in found.items() if len(entry.shape) == 2]
-    expected = world.key(f"{HEAD}/kernel", num_classes)
+    expected = world.key(f"{HEAD_KEY}/kernel", num_classes)
     if len(kernels) != 1 or kernels[0] == expected:
         return found
     divider = "." if world.torch else "/"
@@ -209,8 +209,8 @@ def _with_head_as_there(found: Entries, world: World, num_classes: int | None) -
     return {usual + key.removeprefix(theirs) if key.startswith(theirs) else key: e for key, e in found.items()}
 
 
-def _closest(
-    found: Entries, world: World, width: int, num_classes: int | None, image_size: tuple[int, int] | None
+def match_architecture(
+    found: Entries, world: KeyFormat, width: int, num_classes: int | None, image_size: tuple[int, int] | None
 ) -> tuple[str, Shapes, tuple[int, int]]:
     """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
     fitting_groups = [size for size in SIZES if width % width_step(size) == 0]
@@ -224,7 +224,7 @@ def _closest(
         side = image_size or _usual_image(sizes[size], rows)
         shapes = flat_params.shapes_of(sizes[size], side)
         if num_classes is None:
-            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD + "/")}
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD_KEY + "/")}
         keys = {world.key(name, num_classes): shape for name, shape in shapes.items()}
         fits = sum(shape == keys.get(key) for key, shape in have.items())
         return fits, size, shapes, side

@@ -7,14 +7,14 @@ from pathlib import Path
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.io import SUFFIXES, read_weights
-from flaxresnet.weights.pretrained import Weights
+from flaxresnet.weights.pretrained import PretrainedWeights
 from flaxresnet.weights.run_io import read_run
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def open_weights(source: str, checkpoint: CheckpointChoice = "latest") -> Weights:
+def open_weights(source: str, checkpoint: CheckpointChoice = "latest") -> PretrainedWeights:
     """The weights of a run's folder, a file, or a model on the hub, such as `"microsoft/resnet-50"`.
 
     Args:

@@ -9,17 +9,17 @@ import numpy as np
 
 from flaxresnet.config.train_config import CheckpointChoice, TrainConfig
 from flaxresnet.reliability.calibration_file import Calibration
-from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
-from flaxresnet.runs.run_dir import RunFolder, RunInfo, package_versions
+from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
+from flaxresnet.runs.run_dir import RunFolder, RunMetadata, package_versions
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.pretrained import Weights
+from flaxresnet.weights.pretrained import PretrainedWeights
 
 
-def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> Weights:
+def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> PretrainedWeights:
     """A run's weights, with the statistics that it was evaluated with. Raises UserError as `Classifier.load` does."""
     info, variables = load_run(run, checkpoint)
-    return Weights(
+    return PretrainedWeights(
         network=info.config.network,
         num_classes=len(info.class_names),
         table={name: np.asarray(leaf) for name, leaf in flat_params.flatten(variables).items()},
@@ -28,7 +28,7 @@ def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> Weight
     )
 
 
-def write_run(weights: Weights, run: str | Path, source: str) -> None:
+def write_run(weights: PretrainedWeights, run: str | Path, source: str) -> None:
     """Makes a run's folder of weights, for prediction and evaluation; there is nothing in it to go on training with.
 
     Args:
@@ -42,7 +42,7 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
     config = TrainConfig(recipe="tutorial", workdir=str(run), **asdict(weights.network))
-    info = RunInfo(
+    info = RunMetadata(
         config=config.resolve(),
         class_names=weights.class_names or tuple(map(str, range(weights.num_classes))),
         preprocessing=weights.preprocessing,
@@ -52,7 +52,7 @@ def write_run(weights: Weights, run: str | Path, source: str) -> None:
     write_variables(info, weights.variables, run)
 
 
-def require_free(run: str | Path) -> None:
+def require_absent(run: str | Path) -> None:
     """Raises UserError where there is something of this name, or cannot be."""
     try:
         exists = Path(run).exists()
@@ -62,18 +62,18 @@ def require_free(run: str | Path) -> None:
         raise UserError(f"{run} exists and is not overwritten; name another folder")
 
 
-def write_variables(info: RunInfo, variables: Any, run: str | Path, calibration: Calibration | None = None) -> None:
+def write_variables(info: RunMetadata, variables: Any, run: str | Path, calibration: Calibration | None = None) -> None:
     """Makes a run's folder, whole or not at all, of {"params", "batch_stats"}, and what it knows of its answers.
 
     Raises UserError where the folder exists or cannot be written.
     """
-    require_free(run := Path(run))
+    require_absent(run := Path(run))
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=run.name + ".", dir=run.parent) as temporary:
             folder = RunFolder(Path(temporary) / "run")
             folder.create(info)
-            with Checkpoints(folder.checkpoints) as checkpoints:
+            with EpochCheckpoints(folder.checkpoints) as checkpoints:
                 checkpoints.save_variables(variables)
             if calibration is not None:
                 calibration.write(folder.path)

@@ -13,33 +13,33 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.flat_params import Entries, Entry, Table
-from flaxresnet.weights.key_maps import WORLDS
-from flaxresnet.weights.pretrained import ABOUT, Weights, describe, recognise
-from flaxresnet.weights.zip_limits import require_packed_little
+from flaxresnet.weights.flat_params import Entries, FlatParams, LazyArray
+from flaxresnet.weights.key_maps import KEY_FORMATS
+from flaxresnet.weights.pretrained import METADATA_KEY, PretrainedWeights, describe, identify
+from flaxresnet.weights.zip_limits import check_compression_ratio
 
 # Under which training scripts keep the weights in a checkpoint.
 WRAPPERS = ("state_dict", "state_dict_ema", "model_state_dict", "model")
 
 
-def read_safetensors(path: Path) -> Weights:
+def read_safetensors(path: Path) -> PretrainedWeights:
     """Raises UserError or SafetensorError."""
     with safe_open(path, framework="flax") as file:
-        about = (file.metadata() or {}).get(ABOUT)
+        about = (file.metadata() or {}).get(METADATA_KEY)
 
-        def entry(key: str) -> Entry:
-            return Entry(tuple(file.get_slice(key).get_shape()), lambda: np.asarray(file.get_tensor(key)))
+        def entry(key: str) -> LazyArray:
+            return LazyArray(tuple(file.get_slice(key).get_shape()), lambda: np.asarray(file.get_tensor(key)))
 
         entries = {key: entry(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
-        return recognise(_bare(entries), path.stat().st_size, about=json.loads(about) if about else None)
+        return identify(strip_prefix(entries), path.stat().st_size, about=json.loads(about) if about else None)
 
 
-def read_pth(path: Path) -> Weights:
+def read_pth(path: Path) -> PretrainedWeights:
     """Raises UserError, or whatever torch raises for a damaged file or one that holds more than tensors."""
     torch = _torch("read")
     if zipfile.is_zipfile(path):  # else a pickle, as PyTorch wrote before 1.6
         with zipfile.ZipFile(path) as archive:
-            require_packed_little(archive, path.stat().st_size)
+            check_compression_ratio(archive, path.stat().st_size)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -48,48 +48,48 @@ def read_pth(path: Path) -> Weights:
         state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict):
         raise UserError(f"it holds a {type(state).__name__}; in PyTorch: torch.save(model.state_dict(), …)")
-    about = getattr(state, "_metadata", {}).get(ABOUT)
+    about = getattr(state, "_metadata", {}).get(METADATA_KEY)
     tensors = {name: tensor.detach() for name, tensor in state.items() if torch.is_tensor(tensor)}
 
-    def entry(tensor: Any) -> Entry:
-        # NumPy has no bfloat16, and what is no real number is for `recognise` to name.
-        return Entry(
+    def entry(tensor: Any) -> LazyArray:
+        # NumPy has no bfloat16, and what is no real number is for `identify` to name.
+        return LazyArray(
             tuple(tensor.shape),
             lambda: (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).numpy(),
         )
 
     entries = {name: entry(tensor) for name, tensor in tensors.items()}
-    return recognise(_bare(entries), path.stat().st_size, about=about)
+    return identify(strip_prefix(entries), path.stat().st_size, about=about)
 
 
-def write_safetensors(weights: Weights, world: str) -> bytes:
-    return save(state_dict(weights, world), {"format": "pt", ABOUT: json.dumps(describe(weights))})
+def write_safetensors(weights: PretrainedWeights, world: str) -> bytes:
+    return save(state_dict(weights, world), {"format": "pt", METADATA_KEY: json.dumps(describe(weights))})
 
 
-def write_pth(weights: Weights, world: str, path: Path) -> None:
+def write_pth(weights: PretrainedWeights, world: str, path: Path) -> None:
     torch = _torch("write")
     state = OrderedDict((key, torch.from_numpy(array.copy())) for key, array in state_dict(weights, world).items())
     # Where PyTorch keeps its modules' versions; `load_state_dict` looks only for its own entries.
-    state._metadata = {ABOUT: describe(weights)}  # type: ignore[attr-defined]
+    state._metadata = {METADATA_KEY: describe(weights)}  # type: ignore[attr-defined]
     buffer = io.BytesIO()  # of a full disk PyTorch would tell in its own way
     torch.save(state, buffer)
     path.write_bytes(buffer.getbuffer())
 
 
-def state_dict(weights: Weights, world: str) -> Table:
+def state_dict(weights: PretrainedWeights, world: str) -> FlatParams:
     """The arrays by PyTorch's names, with the counters that its batch norm has: all that `strict=True` asks for."""
-    theirs = WORLDS[world]
-    entries = {theirs.key(name, weights.num_classes): theirs.to_theirs(a) for name, a in weights.table.items()}
+    theirs = KEY_FORMATS[world]
+    entries = {theirs.key(name, weights.num_classes): theirs.export_array(a) for name, a in weights.table.items()}
     counted = [key.removesuffix("running_mean") for key in entries if key.endswith("running_mean")]
     return entries | {f"{layer}num_batches_tracked": np.array(0, np.int64) for layer in counted}
 
 
-def _bare(entries: Entries) -> Entries:
+def strip_prefix(entries: Entries) -> Entries:
     """The entries without what wrappers put before their names: DataParallel, torch.compile, Lightning and the like.
 
     Hugging Face's network without its last layer leaves out `resnet.`, which is put back.
     """
-    markers = [world.marker for world in WORLDS.values() if world.torch]
+    markers = [world.marker for world in KEY_FORMATS.values() if world.torch]
     if not any(marker in entries for marker in markers):
         # The first convolution's name is the shortest of those that end alike.
         ends = [(name, marker) for marker in markers for name in entries if name.endswith("." + marker)]

@@ -8,7 +8,7 @@ MOST_PACKED = 4  # bytes that one of the archive may unpack to; Keras and PyTorc
 LEAST_PACKED = 2**24  # bytes that an archive may unpack to whatever its size
 
 
-def require_packed_little(archive: zipfile.ZipFile, nbytes: int) -> None:
+def check_compression_ratio(archive: zipfile.ZipFile, nbytes: int) -> None:
     """Raises UserError where an archive of so many bytes declares to unpack to far more; reading believes that."""
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(LEAST_PACKED, MOST_PACKED * nbytes):

@@ -20,7 +20,7 @@ import pytest
 from conftest import SMALL
 
 import flaxresnet as fr
-from flaxresnet.runs.checkpoint_manager import Checkpoints
+from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import trainer
 
@@ -189,7 +189,7 @@ def test_a_clock_that_goes_back_changes_nothing(begun, whole, data_folder, tmp_p
         train(data_folder, copy)
     assert len(calls) > 3
     assert_same_run(copy, whole)
-    with Checkpoints(copy / "checkpoints", read_only=True) as kept:
+    with EpochCheckpoints(copy / "checkpoints", read_only=True) as kept:
         assert kept.latest_step() == 15
 
 

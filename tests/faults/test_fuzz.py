@@ -36,7 +36,7 @@ from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.runs.run_dir import RunInfo, check_network
+from flaxresnet.runs.run_dir import RunMetadata, check_network
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.schedule import make_augmentation, make_schedule, steps_for
 from flaxresnet.weights.io import read_weights
@@ -418,7 +418,7 @@ def build(config):
     head = steps_for("head_epochs", chosen.head_epochs, STEPS)
     kind = chosen.optimizer, chosen.weight_decay, chosen.clip
     optimizer = make_optimizer(schedule, chosen.layer_decay, head, *kind)
-    info = RunInfo(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})
+    info = RunMetadata(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})
     images = (config.batch_size, info.preprocessing.height, info.preprocessing.width, 3)
     jax.eval_shape(optimizer.init, shapes_of(info.model(), images)["params"])
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.runs.checkpoint_manager import Checkpoints, DamagedError, reading, writing
+from flaxresnet.runs.checkpoint_manager import CorruptCheckpointError, EpochCheckpoints, reading, writing
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.train_state import TrainState
 
@@ -31,7 +31,7 @@ def state_after(step: int) -> TrainState:
 
 def save(folder, scores):
     """Saves steps 1, 2, … with the given (accuracy, loss)."""
-    with Checkpoints(folder) as checkpoints:
+    with EpochCheckpoints(folder) as checkpoints:
         for step, (accuracy, loss) in enumerate(scores, start=1):
             eval_stats = {"bn": {"mean": jnp.full(3, 100.0 + step)}}
             row = {"epoch": step, "test_accuracy": accuracy, "test_loss": loss}
@@ -40,7 +40,7 @@ def save(folder, scores):
 
 def read(folder, which):
     shapes = {"params": state_after(0).params, "batch_stats": state_after(0).batch_stats}
-    with Checkpoints(folder, read_only=True) as checkpoints:
+    with EpochCheckpoints(folder, read_only=True) as checkpoints:
         return checkpoints.restore_variables(shapes, which)
 
 
@@ -65,7 +65,7 @@ def test_the_latest_two_and_the_best_are_kept(scores, best, tmp_path):
 
 def test_training_state_comes_back_with_its_running_averages(tmp_path):
     save(tmp_path / "c", [(0.5, 1.0)])
-    with Checkpoints(tmp_path / "c") as checkpoints:
+    with EpochCheckpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest_step() == 1
         items, row = checkpoints.restore(state_after(0).items)
     assert row == {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0}
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_shape_is_said_so(tmp_path):
     save(tmp_path / "c", [(0.5, 1.0)])
     shapes = {"params": {"fc9": {"kernel": jnp.zeros((3, 9))}}, "batch_stats": state_after(0).batch_stats}
     with (
-        Checkpoints(tmp_path / "c", read_only=True) as checkpoints,
+        EpochCheckpoints(tmp_path / "c", read_only=True) as checkpoints,
         pytest.raises(fr.UserError, match=r"checkpoint .*1 cannot be restored: "),
     ):
         checkpoints.restore_variables(shapes)
@@ -105,7 +105,7 @@ def drawn_state(seed: int) -> TrainState:
 @pytest.mark.parametrize("kind", ["cut off", "overwritten", "flipped"])
 def test_every_damaged_file_of_a_checkpoint_is_a_sentence_or_does_no_harm(kind, tmp_path, capsys):
     rng, flips = random.Random(0), int(os.environ.get("FLIPS", "1"))
-    with Checkpoints(tmp_path / "whole") as checkpoints:
+    with EpochCheckpoints(tmp_path / "whole") as checkpoints:
         row = {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0}
         checkpoints.save(1, drawn_state(1).items, state_after(1).batch_stats, row)
     names = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
@@ -133,7 +133,7 @@ def test_every_damaged_file_of_a_checkpoint_is_a_sentence_or_does_no_harm(kind, 
 def outcome_of_restoring(folder) -> str:
     """Whether the state of `drawn_state(1)` came back, to the last bit."""
     try:
-        with Checkpoints(folder) as checkpoints:
+        with EpochCheckpoints(folder) as checkpoints:
             items, row = checkpoints.restore(drawn_state(2).items)
     except fr.UserError as error:
         return "refused" if "cannot be restored" in str(error) else str(error)
@@ -147,7 +147,7 @@ def test_orbax_does_not_ask_whether_the_job_is_to_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr("orbax.checkpoint.utils.reached_preemption", asked)
     save(tmp_path / "c", [(0.5, 1.0), (0.9, 0.8)])
-    with Checkpoints(tmp_path / "c") as checkpoints:
+    with EpochCheckpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.steps() == [2, 1]
 
 
@@ -158,8 +158,8 @@ def test_orbax_does_not_ask_whether_the_job_is_to_end(tmp_path, monkeypatch):
         (PermissionError(errno.EACCES, "Permission denied"), UserError),
         (MemoryError(), MemoryError),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), RuntimeError),
-        (ValueError("not a zarr"), DamagedError),
-        (FileNotFoundError(errno.ENOENT, "No such file"), DamagedError),
+        (ValueError("not a zarr"), CorruptCheckpointError),
+        (FileNotFoundError(errno.ENOENT, "No such file"), CorruptCheckpointError),
     ],
 )
 def test_what_cannot_be_read_now_is_no_damage(error, raised, tmp_path):

@@ -7,7 +7,7 @@ from conftest import SMALL
 
 import flaxresnet as fr
 from flaxresnet.runs import checkpoint_store
-from flaxresnet.runs.checkpoint_store import Saved
+from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.run_dir import RunFolder
 
 EPOCHS = 1  # the place of epochs' checkpoints among the kinds; each is five steps long
@@ -19,12 +19,12 @@ def run(finished_run, tmp_path):
 
 
 def test_the_steps_that_all_processes_see_count(run, monkeypatch):
-    with Saved(RunFolder(run), print) as kept:
-        assert kept.there() == [(10, EPOCHS), (15, EPOCHS)]
+    with CheckpointStore(RunFolder(run), print) as kept:
+        assert kept.available_steps() == [(10, EPOCHS), (15, EPOCHS)]
         monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, [[5, EPOCHS], [10, EPOCHS]]])
-        assert kept.there() == [(10, EPOCHS)]
+        assert kept.available_steps() == [(10, EPOCHS)]
         monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [[], []])
-        assert kept.there() == []
+        assert kept.available_steps() == []
 
 
 def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
@@ -58,7 +58,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
 def test_a_folder_that_only_some_processes_have_is_a_sentence(run, monkeypatch):
     monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, []])
     with (
-        Saved(RunFolder(run), print) as kept,
+        CheckpointStore(RunFolder(run), print) as kept,
         pytest.raises(fr.UserError, match=r"the processes see different .* \(th"),
     ):
-        kept.there()
+        kept.available_steps()

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from flaxresnet.runs.lock import WorkdirLock
 with WorkdirLock(print) as lock:
-    lock.take(Path(sys.argv[1]))
+    lock.acquire(Path(sys.argv[1]))
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -55,11 +55,11 @@ def test_the_second_process_is_refused_at_once_with_a_sentence(holder, data_fold
 def test_a_dead_owner_keeps_nothing(holder, tmp_path):
     with WorkdirLock(print) as mine:
         with pytest.raises(fr.UserError, match="is in use by another training"):
-            mine.take(tmp_path / "run")
+            mine.acquire(tmp_path / "run")
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
         assert (tmp_path / "run" / NAME).exists()
-        mine.take(tmp_path / "run")
+        mine.acquire(tmp_path / "run")
         assert f"process {os.getpid()} on" in (tmp_path / "run" / NAME).read_text()
     assert not (tmp_path / "run" / NAME).exists()
 
@@ -67,15 +67,15 @@ def test_a_dead_owner_keeps_nothing(holder, tmp_path):
 def test_a_lock_goes_with_its_folder_and_leaves_the_name_free(tmp_path):
     (tmp_path / "a").mkdir()
     with WorkdirLock(print) as first, WorkdirLock(print) as second:
-        first.take(tmp_path / "a")
+        first.acquire(tmp_path / "a")
         (tmp_path / "a").rename(tmp_path / "b")
-        first.moved(tmp_path / "b")
+        first.rename(tmp_path / "b")
         (tmp_path / "a").mkdir()
-        second.take(tmp_path / "a")
+        second.acquire(tmp_path / "a")
         first.release()
         assert not (tmp_path / "b" / NAME).exists()
         with pytest.raises(fr.UserError, match="is in use by another training"):
-            first.take(tmp_path / "a")
+            first.acquire(tmp_path / "a")
 
 
 def test_a_file_that_was_deleted_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
@@ -88,10 +88,10 @@ def test_a_file_that_was_deleted_before_it_was_locked_is_made_again(tmp_path, mo
 
     monkeypatch.setattr(lock.fcntl, "flock", flock)
     with WorkdirLock(print) as mine, WorkdirLock(print) as other:
-        mine.take(tmp_path)
+        mine.acquire(tmp_path)
         assert deleted
         with pytest.raises(fr.UserError, match="is in use by another training"):
-            other.take(tmp_path)
+            other.acquire(tmp_path)
 
 
 def test_a_disk_or_a_system_without_locks_is_used_without(tmp_path, monkeypatch):
@@ -101,18 +101,18 @@ def test_a_disk_or_a_system_without_locks_is_used_without(tmp_path, monkeypatch)
     said = []
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with WorkdirLock(said.append) as mine:
-        mine.take(tmp_path)
+        mine.acquire(tmp_path)
     assert said == [f"{tmp_path} is on a disk without locks (No locks available): let one run at a time use it"]
     monkeypatch.setattr(lock, "fcntl", None)
     with WorkdirLock(said.append) as mine:
-        mine.take(tmp_path)
+        mine.acquire(tmp_path)
     assert len(said) == 1
 
 
 def test_a_run_has_its_folder_to_itself_and_gives_it_back(finished_run, data_folder, tmp_path, monkeypatch):
     def write_metrics(*arguments, real=RunFolder.write_metrics):
         with WorkdirLock(print) as other, pytest.raises(fr.UserError, match="is in use by another training"):
-            other.take(copy)
+            other.acquire(copy)
         asked.append(True)
         real(*arguments)
 

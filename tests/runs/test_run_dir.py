@@ -9,10 +9,10 @@ import pytest
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.runs.run_dir import FORMAT, RunFolder, RunInfo
+from flaxresnet.runs.run_dir import FORMAT, RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError
 
-INFO = RunInfo(
+INFO = RunMetadata(
     config=TrainConfig(model="resnet26", variant="keras", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
     class_names=("Fäuste", "五", "palm"),
     preprocessing=Preprocessing(64, 48, resize="lanczos", scale=0.1),
@@ -111,7 +111,7 @@ def changed(**options):
 
 def difference(info, stored):
     """The first one, in words, if there is one."""
-    return next((words for words, _ in info.differences(stored)), None)
+    return next((words for words, _ in info.config_diff(stored)), None)
 
 
 def test_what_create_writes_read_info_reads(tmp_path):
@@ -223,7 +223,7 @@ def test_other_training_data_are_a_difference_wherever_they_lie():
 
 def test_what_keeps_weights_and_steps_as_they_are_may_go_on_when_told():
     def fits(info):
-        return [fits for _, fits in info.differences(INFO)]
+        return [fits for _, fits in info.config_diff(INFO)]
 
     assert fits(changed(learning_rate=OTHER["learning_rate"], augment=OTHER["augment"])) == [True, True]
     for name in ("model", "width", "optimizer", "batch_size", "accumulate", "ema", "freeze", "weight_decay"):
@@ -461,13 +461,13 @@ def test_set_aside_takes_the_first_free_number(tmp_path):
     for expected in ("signs.1", "signs.2"):
         folder = written(tmp_path)
         folder.append_metrics(ROWS[0])
-        aside = folder.set_aside()
+        aside = folder.rename_old_run()
         assert aside == folder.path.with_name(expected)
         assert not folder.path.exists()
         assert RunFolder(aside).read_info() == INFO
         assert RunFolder(aside).read_metrics() == ROWS[:1]
     (tmp_path / "runs" / "signs.1").rename(tmp_path / "runs" / "kept")
-    assert written(tmp_path).set_aside().name == "signs.1"
+    assert written(tmp_path).rename_old_run().name == "signs.1"
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["kept", "signs.1", "signs.2"]
 
 
@@ -475,7 +475,7 @@ def test_set_aside_keeps_a_name_with_dots_and_a_file_in_the_way(tmp_path):
     folder = RunFolder(tmp_path / "lr.0.1")
     folder.create(INFO)
     (tmp_path / "lr.0.1.1").write_text("a file")
-    assert folder.set_aside() == tmp_path / "lr.0.1.2"
+    assert folder.rename_old_run() == tmp_path / "lr.0.1.2"
     assert (tmp_path / "lr.0.1.1").read_text() == "a file"
 
 
@@ -483,7 +483,7 @@ def test_set_aside_of_the_current_directory_renames_it_or_refuses_in_words(tmp_p
     folder = written(tmp_path)
     monkeypatch.chdir(folder.path)
     with contextlib.suppress(UserError):
-        RunFolder(".").set_aside()
+        RunFolder(".").rename_old_run()
     kept = [path for path in (folder.path, folder.path.with_name("signs.1")) if path.exists()]
     assert len(kept) == 1
     assert RunFolder(kept[0]).read_info() == INFO
@@ -503,7 +503,7 @@ def test_a_folder_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.rename", refuse)
     with pytest.raises(UserError, match=r"--workdir .*signs cannot be renamed: Permission denied"):
-        folder.set_aside()
+        folder.rename_old_run()
 
 
 @pytest.mark.parametrize("count", [None, 8])

@@ -232,7 +232,7 @@ def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, fin
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_io.Checkpoints, "save_variables", full)
+    monkeypatch.setattr(run_io.EpochCheckpoints, "save_variables", full)
     with pytest.raises(fr.UserError, match=r"run cannot be written: No space left on device"):
         write_run(read_run(finished_run), tmp_path / "run", "weights of a test")
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from flaxresnet import fitting
 from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.loader import ORDER_STREAM
-from flaxresnet.runs.checkpoint_manager import Checkpoints, load_run
+from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import compiled_steps, trainer
 from flaxresnet.training.train_state import TrainState
@@ -44,7 +44,7 @@ def saved_bytes(workdir) -> list[bytes]:
     size = (info.preprocessing.height, info.preprocessing.width)
     averaging = info.config.resolved_recipe.ema > 0
     shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size, averaging))
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    with EpochCheckpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         items, _ = checkpoints.restore(shapes.items)
         restored = shapes.restored(items)
         variables = checkpoints.restore_variables({"params": shapes.params, "batch_stats": shapes.batch_stats})

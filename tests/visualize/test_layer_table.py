@@ -7,7 +7,7 @@ import flaxresnet as fr
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.visualize.layer_table import inspect
 from flaxresnet.weights.keras_config import keras_config, keras_layers
-from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.key_maps import KEY_FORMATS
 
 # 10⁹ multiplications and additions of convolutions and dense layers for an image of 224×224, and parameters, as
 # torchvision's page of each network's weights has them ("GFLOPS", "Num params").
@@ -105,7 +105,7 @@ def test_odd_images_have_keras_shapes():
 
 def layers_of_keras(model, image):
     keras = pytest.importorskip("keras", reason="install keras (the `peers` extra)")
-    config = keras_config(keras_layers(model, image, WORLDS["tutorial"]), "theirs")
+    config = keras_config(keras_layers(model, image, KEY_FORMATS["tutorial"]), "theirs")
     return keras.Model.from_config(config["config"]).layers
 
 
@@ -123,7 +123,7 @@ def test_shapes_and_parameters_are_those_of_keras(size, variant, image):
     by_name = {layer.name: layer for layer in layers_of_keras(model, image)}
     layers = inspect(model, image)
     assert len(layers) == len(by_name)
-    for layer, one in zip(keras_layers(model, image, WORLDS["tutorial"]), layers, strict=True):
+    for layer, one in zip(keras_layers(model, image, KEY_FORMATS["tutorial"]), layers, strict=True):
         assert by_name[layer.name].output.shape == (None, *one.shape), layer.name
         assert by_name[layer.name].count_params() == one.parameters + one.statistics, layer.name
 

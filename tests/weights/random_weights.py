@@ -8,12 +8,12 @@ from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import resnet
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.pretrained import SCALING, Weights
+from flaxresnet.weights.pretrained import SCALING, PretrainedWeights
 
 
 def random_weights(
     size: str, variant: str, width: int = 8, image: int | tuple[int, int] = 64, classes: int = 5
-) -> Weights:
+) -> PretrainedWeights:
     """Every array away from its start, and residual branches small, as after training, so that rounding stays small."""
     rng = np.random.default_rng(0)
     image_size = image if isinstance(image, tuple) else (image, image)
@@ -28,7 +28,7 @@ def random_weights(
         return values * np.float32(0.1) + (name.endswith("scale") * np.float32(0.3 if last else 1))
 
     shapes = flat_params.shapes_of(resnet(size, variant, num_classes=classes, width=width), image_size)
-    return Weights(
+    return PretrainedWeights(
         network=Network(size, variant, width),
         num_classes=classes,
         table={name: drawn(name, shape) for name, shape in shapes.items()},
@@ -37,7 +37,7 @@ def random_weights(
     )
 
 
-def without_relu(weights: Weights) -> Weights:
+def without_relu(weights: PretrainedWeights) -> PretrainedWeights:
     return replace(weights, network=replace(weights.network, stem_relu=False))
 
 
@@ -45,12 +45,12 @@ def random_images(image: int = 64) -> np.ndarray:
     return np.random.default_rng(1).random((2, image, image, 3), np.float32)
 
 
-def logits_of(weights: Weights, images: np.ndarray) -> np.ndarray:
+def logits_of(weights: PretrainedWeights, images: np.ndarray) -> np.ndarray:
     """Computed op by op: to compile the whole takes a minute for the deepest, and its ops repeat."""
     return np.asarray(weights.model.apply(weights.variables, images))
 
 
-def after_one_pass(weights: Weights, images: np.ndarray, momentum: float = 0.99) -> dict[str, np.ndarray]:
+def after_one_pass(weights: PretrainedWeights, images: np.ndarray, momentum: float = 0.99) -> dict[str, np.ndarray]:
     """The running statistics after one pass in training mode, as a table."""
     model = weights.model.clone(momentum=momentum)
     _, new = model.apply(weights.variables, images, train=True, mutable=["batch_stats"])
@@ -63,7 +63,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def assert_same(got: Weights, expected: Weights) -> None:
+def assert_same(got: PretrainedWeights, expected: PretrainedWeights) -> None:
     assert got.table.keys() == expected.table.keys()
     for name, array in expected.table.items():
         np.testing.assert_array_equal(got.table[name], array, err_msg=name)

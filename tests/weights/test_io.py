@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import torch_files
-from flaxresnet.weights.flat_params import Entry
+from flaxresnet.weights.flat_params import LazyArray
 from flaxresnet.weights.io import WRITERS, read_weights, write_weights
-from flaxresnet.weights.pretrained import recognise
+from flaxresnet.weights.pretrained import identify
 
 
 def truncated(path, kind):
@@ -188,19 +188,19 @@ def test_no_array_is_loaded_before_names_and_shapes_fit():
     def loads(key):
         return lambda: loaded.append(key) or arrays[key]
 
-    entries = {key: Entry(array.shape, loads(key)) for key, array in arrays.items()}
-    assert recognise(entries, 2**20).network == weights.network
+    entries = {key: LazyArray(array.shape, loads(key)) for key, array in arrays.items()}
+    assert identify(entries, 2**20).network == weights.network
     assert set(loaded) == {key for key in arrays if not key.endswith("num_batches_tracked")}
     loaded.clear()
     with pytest.raises(UserError, match=r"unexpected: x$"):
-        recognise(entries | {"x": Entry((900_000_000,), loads("x"))}, 2**32)
+        identify(entries | {"x": LazyArray((900_000_000,), loads("x"))}, 2**32)
     assert not loaded
 
 
 def test_more_numbers_than_bytes_are_refused():
-    entries = {"conv1.weight": Entry((4, 3, 7, 7), lambda: None), "x": Entry((2**22,), lambda: None)}
+    entries = {"conv1.weight": LazyArray((4, 3, 7, 7), lambda: None), "x": LazyArray((2**22,), lambda: None)}
     with pytest.raises(UserError, match=r"its arrays have 4,194,892 numbers, and it has 1,000 bytes; store every"):
-        recognise(entries, 1000)
+        identify(entries, 1000)
 
 
 def test_a_large_file_with_nothing_in_it_takes_no_memory(tmp_path):

@@ -29,11 +29,11 @@ from flaxresnet.config.recipes import Network
 from flaxresnet.models.resnet import SIZES, resnet
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.flat_params import Entry
+from flaxresnet.weights.flat_params import LazyArray
 from flaxresnet.weights.io import read_weights, write_weights
-from flaxresnet.weights.keras_config import in_keras_order, keras_config, keras_layers
-from flaxresnet.weights.key_maps import WORLDS
-from flaxresnet.weights.pretrained import recognise
+from flaxresnet.weights.keras_config import keras_config, keras_layers, topological_order
+from flaxresnet.weights.key_maps import KEY_FORMATS
+from flaxresnet.weights.pretrained import identify
 from flaxresnet.weights.run_io import read_run, write_run
 
 KINDS = ("keras", "h5", "weights.h5")
@@ -88,7 +88,7 @@ def check_exchange(reference, folder, network, expected_network, kinds):
     stats, moving = after_one_pass(weights, images), np.load(folder / "moving.npz")
     assert len(moving) == len(stats)
     for name, array in stats.items():
-        assert_close(array, moving[WORLDS[variant].key(name, 5)])
+        assert_close(array, moving[KEY_FORMATS[variant].key(name, 5)])
 
     for kind in kinds:
         write_weights(weights, folder / f"ours.{kind}")
@@ -127,7 +127,7 @@ def test_names_and_shapes_equal_keras(reference):
     for network, size in [("tutorial", "resnet50"), *applications]:
         variant = "tutorial" if network == "tutorial" else "keras"
         shapes = flat_params.shapes_of(resnet(size, variant, num_classes=5), (64, 64))
-        ours = {WORLDS[variant].key(name, 5): list(shape) for name, shape in shapes.items()}
+        ours = {KEY_FORMATS[variant].key(name, 5): list(shape) for name, shape in shapes.items()}
         assert reference("shapes", network) == ours, network
 
 
@@ -136,14 +136,14 @@ def described(model, world):
     listed = keras_layers(model, (64, 64), world)
     names = {layer.name for layer in listed}
     assert len(names) == len(listed)
-    assert {layer.name for layer in in_keras_order(listed)} == names
+    assert {layer.name for layer in topological_order(listed)} == names
     return {layer.table for layer in listed if layer.table is not None}
 
 
 def test_every_network_is_recognized_by_names():
     """One size with each kind of block in each world, and one of many blocks; the campaign exchanges all sizes."""
-    pairs = list(itertools.product(("resnet14", "resnet18", "resnext50_32x4d"), WORLDS.items()))
-    pairs.append(("resnet101", ("keras", WORLDS["keras"])))
+    pairs = list(itertools.product(("resnet14", "resnet18", "resnext50_32x4d"), KEY_FORMATS.items()))
+    pairs.append(("resnet101", ("keras", KEY_FORMATS["keras"])))
     for size, (title, world) in pairs:
         case = f"{size} of {title}"
         width = 32 if "next" in size else 4
@@ -152,8 +152,8 @@ def test_every_network_is_recognized_by_names():
         keys = {name: world.key(name, 5) for name in shapes}
         assert len(set(keys.values())) == len(keys), case
         arrays = {key: np.broadcast_to(np.float32(0), theirs(world, shapes[name])) for name, key in keys.items()}
-        entries = {key: Entry(array.shape, partial(np.asarray, array)) for key, array in arrays.items()}
-        found = recognise(entries, 2**32, image_size=(64, 64))
+        entries = {key: LazyArray(array.shape, partial(np.asarray, array)) for key, array in arrays.items()}
+        found = identify(entries, 2**32, image_size=(64, 64))
         assert (found.network, found.num_classes) == (Network(size, world.variant, width), 5), case
         assert {name: array.shape for name, array in found.table.items()} == shapes, case
         assert flat_params.flatten(flat_params.unflatten(found.table, 5)).keys() == shapes.keys(), case
@@ -197,7 +197,7 @@ def check_return(reference, folder, size, variant):
 
     np.save(folder / "images.npy", images)
     reference("learn", folder)
-    arrays = {WORLDS[variant].key(name, 5): array for name, array in weights.table.items()}
+    arrays = {KEY_FORMATS[variant].key(name, 5): array for name, array in weights.table.items()}
     for loaded in ("model_keras", "model_h5", "weights_h5", "weights_weights.h5"):
         held = np.load(folder / f"{loaded}.npz")
         assert set(held) == arrays.keys(), loaded
@@ -475,7 +475,7 @@ def test_weights_without_names_are_refused_and_those_with_a_description_read(tmp
     ):
         read_weights(store)
     # Keras lists the layers in its order; ours are listed in another, so they are put right for an old file.
-    ordered = in_keras_order(keras_layers(weights.model, (64, 64), WORLDS["tutorial"]))
+    ordered = topological_order(keras_layers(weights.model, (64, 64), KEY_FORMATS["tutorial"]))
     assert len(ordered) == len(config["config"]["layers"])
     with zipfile.ZipFile(tmp_path / "old.keras", "w") as archive:
         archive.writestr("config.json", json.dumps(keras_config(ordered, "old")))

@@ -12,7 +12,7 @@ from flaxresnet.models.resnet import SIZES, resnet
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import flat_params, torch_files
 from flaxresnet.weights.io import read_weights, write_weights
-from flaxresnet.weights.key_maps import WORLDS
+from flaxresnet.weights.key_maps import KEY_FORMATS
 from flaxresnet.weights.run_io import read_run, write_run
 
 HUGGING_FACE = [size for size, fields in SIZES.items() if "widen" not in fields]
@@ -92,9 +92,9 @@ def test_names_and_shapes_equal_pytorchs(torch, whole_resnet14):
             state = MAKERS[world](size).state_dict()
         theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("tracked")}
         shapes = flat_params.shapes_of(resnet(size, "torchvision", num_classes=5, width=width_of(size)), (64, 64))
-        ours = {WORLDS[world].key(name, 5): shape for name, shape in shapes.items()}
+        ours = {KEY_FORMATS[world].key(name, 5): shape for name, shape in shapes.items()}
         assert ours.keys() == theirs.keys(), (world, size)
-        turned = {name: WORLDS[world].shape_from_theirs(shape) for name, shape in theirs.items()}
+        turned = {name: KEY_FORMATS[world].shape_from_theirs(shape) for name, shape in theirs.items()}
         assert ours == turned, (world, size)
 
 
@@ -137,7 +137,7 @@ def check_exchange(torch, tmp_path, world, size):
             )
     with torch.no_grad():
         network.train()(x)
-    state, key = network.state_dict(), WORLDS[world].key
+    state, key = network.state_dict(), KEY_FORMATS[world].key
     for name, got in after_one_pass(ours, images, momentum=0.9).items():
         expected = state[key(name, 5)].numpy()
         if name.endswith("var"):

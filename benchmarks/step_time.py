@@ -34,7 +34,7 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet, resnet
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim, malloc_trim
-from flaxresnet.training.compiled_steps import compile_sparingly
+from flaxresnet.training.compiled_steps import compile_low_memory
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.step import make_train_step
@@ -155,7 +155,7 @@ def network(model: str, conv: str, precision: str) -> ResNet:
 
 def initial_state(model: ResNet, optimizer: Any, size: int) -> TrainState:
     create = jax.jit(lambda: TrainState.create(model, optimizer, jax.random.key(0), (size, size)))
-    return compile_sparingly(create.lower(), once=True)()
+    return compile_low_memory(create.lower(), once=True)()
 
 
 def random_images(batch_size: int, size: int) -> jax.Array:
@@ -191,7 +191,7 @@ def training(
     )
     fed = batches(batch_size, size)
     held = [initial_state(module, optimizer, size), Metrics.zero()]
-    by = compile_sparingly if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does
+    by = compile_low_memory if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does
     train, *costs = compiled(step, *held, next(fed), by=by, donate_argnums=0)
 
     def call() -> None:

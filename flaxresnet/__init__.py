@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flaxresnet.models.precise_bn import measure_batch_stats
     from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
     from flaxresnet.runtime.errors import UserError
-    from flaxresnet.training.trainer import Run
+    from flaxresnet.training.trainer import TrainResult
 
 # Each name is imported when it is first asked for, so that `import flaxresnet` costs what is used of it.
 _HOME = {
@@ -33,7 +33,7 @@ _HOME = {
     "ResNet50": "flaxresnet.models.resnet",
     "ResNet101": "flaxresnet.models.resnet",
     "ResNet152": "flaxresnet.models.resnet",
-    "Run": "flaxresnet.training.trainer",
+    "TrainResult": "flaxresnet.training.trainer",
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config.train_config",
     "UserError": "flaxresnet.runtime.errors",

@@ -14,22 +14,22 @@ from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
-from flaxresnet.training.input_pipeline import Feed
-from flaxresnet.training.oom import naming_what_to_lower
-from flaxresnet.training.preemption import Interruption
-from flaxresnet.training.pretrained import adopt, stored_start
-from flaxresnet.training.profiler import Profile
-from flaxresnet.training.progress import Reporter
-from flaxresnet.training.run_setup import check_splits, describe_run, image_size_for, prepare_folder
-from flaxresnet.training.tensorboard import EventFile
-from flaxresnet.training.trainer import Run, Trainer
+from flaxresnet.training.input_pipeline import InputPipeline
+from flaxresnet.training.oom import oom_as_user_error
+from flaxresnet.training.preemption import PreemptionHandler
+from flaxresnet.training.pretrained import merge_pretrained_config, resumable_run
+from flaxresnet.training.profiler import StepProfiler
+from flaxresnet.training.progress import ProgressLogger
+from flaxresnet.training.run_setup import check_splits, describe_run, prepare_folder, resolve_image_size
+from flaxresnet.training.tensorboard import TensorBoardWriter
+from flaxresnet.training.trainer import Trainer, TrainResult
 from flaxresnet.weights.resolve import open_weights
 
 # Options that the processes of a run may have of their own.
 OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")
 
 
-def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = False) -> Run:
+def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = False) -> TrainResult:
     """Trains a network, or goes on with the run found in `config.workdir`.
 
     On Linux the process keeps the memory that it frees from then on (see `runtime/malloc_tuning.py`). That makes steps
@@ -53,7 +53,7 @@ def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = Fals
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config.distributed, config.coordinator_address, config.num_processes, config.process_id)
     warn_of_fallback()
-    reporter = Reporter(verbose and distributed.is_process_zero(), config.epochs, config.batch_size)
+    reporter = ProgressLogger(verbose and distributed.is_process_zero(), config.epochs, config.batch_size)
     with distributed.exit_watchdog(), WorkdirLock(reporter.note) as lock:
         distributed.run_on_process_zero(lambda: _lock_early(config, lock))
         return _fit(config, lock, reporter, keep_programs)
@@ -65,12 +65,12 @@ def _lock_early(config: TrainConfig, lock: WorkdirLock) -> None:
         RunFolder(config.workdir).lock(lock)
 
 
-def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_programs: bool) -> Run:
+def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_programs: bool) -> TrainResult:
     # A run that goes on has its weights; those that it began with need not be there any more.
-    begun = stored_start(config)
+    begun = resumable_run(config)
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
-    size, everyone = image_size_for(config, like), distributed.process_group()
+    size, everyone = resolve_image_size(config, like), distributed.process_group()
     splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.resolved_recipe.centre)
     for line in splits.describe():
         reporter.note(line)
@@ -80,9 +80,9 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
     if config.init is None and (config.freeze or config.resolved_recipe.head_epochs):
         reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
     if begun:
-        config = adopt(config, begun.config.network)
+        config = merge_pretrained_config(config, begun.config.network)
     elif weights:
-        config = adopt(config, weights.network, weights.assumed)
+        config = merge_pretrained_config(config, weights.network, weights.assumed)
     config = config.resolve()
     check_network(config)
 
@@ -91,34 +91,34 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: Reporter, keep_progra
     options = {name: value for name, value in config.to_json().items() if name not in OF_A_PROCESS}
     distributed.require_equal_across_processes(data=data, **options)
     workdir, first = Path(config.workdir), distributed.is_process_zero()
-    events = EventFile(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
-    profile = Profile(workdir / "profile" if config.profile and first else None)
+    events = TensorBoardWriter(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
+    profile = StepProfiler(workdir / "profile" if config.profile and first else None)
     with events:
         folder = distributed.run_on_process_zero(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(
             workdir
         )
-        with CheckpointStore(folder, reporter.note) as saved, profile, Interruption() as interruption:
-            with naming_what_to_lower(config):
-                feed = Feed(config, train, test)
+        with CheckpointStore(folder, reporter.note) as saved, profile, PreemptionHandler() as interruption:
+            with oom_as_user_error(config):
+                feed = InputPipeline(config, train, test)
                 trainer = Trainer(
                     info, feed, folder, saved, reporter, events, profile, interruption, weights, keep_programs
                 )
             del weights  # their memory is for the first step
-            with trainer.programs, distributed.exit_on_peer_failure(), naming_what_to_lower(config):
-                run, trained = trainer.run(), trainer.trains
+            with trainer.programs, distributed.exit_on_peer_failure(), oom_as_user_error(config):
+                run, trained = trainer.run(), trainer.has_steps_left
         del trainer, feed  # and their arrays
         if config.profile and first and trained and not profile.written:
             reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
         if config.report:
             reporter.note("looking back on the run, for its report")
         if config.report or config.tensorboard:
-            distributed.run_on_process_zero(lambda: _look_back(run, config, splits, reporter, events))
+            distributed.run_on_process_zero(lambda: _write_report(run, config, splits, reporter, events))
         elif run.test_accuracy < 0.5:  # where more is right, labels cannot be wrong in one way
-            distributed.run_on_process_zero(lambda: _doubt(run, test, reporter))
+            distributed.run_on_process_zero(lambda: _warn_label_shift(run, test, reporter))
     return run
 
 
-def _doubt(run: Run, test: Dataset, reporter: Reporter) -> None:
+def _warn_label_shift(run: TrainResult, test: Dataset, reporter: ProgressLogger) -> None:
     """Says where the answers tell that the test images' labels are shifted; a report would have said it."""
     from flaxresnet.evaluation import doubt
 
@@ -130,7 +130,9 @@ def _doubt(run: Run, test: Dataset, reporter: Reporter) -> None:
         reporter.note(f"the test images' labels were not looked at: {reason}")
 
 
-def _look_back(run: Run, config: TrainConfig, splits: Splits, reporter: Reporter, events: EventFile) -> None:
+def _write_report(
+    run: TrainResult, config: TrainConfig, splits: Splits, reporter: ProgressLogger, events: TensorBoardWriter
+) -> None:
     """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
     from flaxresnet.report.collect import investigate
     from flaxresnet.report.text import write_report

@@ -36,7 +36,7 @@ from flaxresnet.models.resnet import SIZES
 from flaxresnet.reliability.calibration_file import Calibration, digest
 from flaxresnet.reliability.ood import normalized_features
 from flaxresnet.training import compiled_steps, trainer
-from flaxresnet.training.executable_cache import kept_programs, key_of
+from flaxresnet.training.executable_cache import cache_key, open_executable_cache
 
 PACKAGE = Path(fr.__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
@@ -140,7 +140,7 @@ MAKERS = ("make_train_step", "make_eval_step", "make_inputs", "measure_batch_sta
 
 
 class SharedPrograms:
-    """Keeps compiled programs by name in memory, as `KeptPrograms` does on disk."""
+    """Keeps compiled programs by name in memory, as `ExecutableCache` does on disk."""
 
     def __init__(self):
         self._programs = {}
@@ -148,34 +148,34 @@ class SharedPrograms:
     def load(self, name):
         return self._programs.get(name)
 
-    def keep(self, name, program):
+    def store(self, name, program):
         self._programs[name] = program
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Shares programs between runs of the same options, network and shapes; tracing takes half of a short run."""
-    real, shared = compiled_steps.kept_programs, {}
+    real, shared = compiled_steps.open_executable_cache, {}
 
-    def kept_programs(info, keep, *shapes):
+    def open_executable_cache(info, keep, *shapes):
         if keep or jax.device_count() > 1:
             return real(info, keep, *shapes)
         made_by = tuple(getattr(compiled_steps, name) for name in MAKERS)  # a test may have put others in their place
-        return shared.setdefault((key_of(info, *shapes), repr(info.model()), made_by), SharedPrograms())
+        return shared.setdefault((cache_key(info, *shapes), repr(info.model()), made_by), SharedPrograms())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_steps, "kept_programs", kept_programs)
-        patch.setattr(compiled_steps, "QUICKLY", {})  # as quickly as all other programs here
+        patch.setattr(compiled_steps, "open_executable_cache", open_executable_cache)
+        patch.setattr(compiled_steps, "FAST_COMPILE_FLAGS", {})  # as quickly as all other programs here
         # The tests need little memory, and returning it takes longer than a small step.
         for module in (trainer, compiled_steps):
             patch.setattr(module, "malloc_trim", lambda: True)
-        yield kept_programs
+        yield open_executable_cache
 
 
 @pytest.fixture
 def own_programs(monkeypatch, shared_programs):
     """Has each run trace and compile its own programs."""
-    monkeypatch.setattr(compiled_steps, "kept_programs", kept_programs)
+    monkeypatch.setattr(compiled_steps, "open_executable_cache", open_executable_cache)
 
 
 def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:

@@ -41,7 +41,7 @@ class CorruptCheckpointError(UserError):
 class _Manager(ocp.CheckpointManager):
     """Orbax's, which does not ask whether the job is to end.
 
-    `Interruption` asks that, of the same counter in JAX and by numbers of its own: asked for a training step in
+    `PreemptionHandler` asks that, of the same counter in JAX and by numbers of its own: asked for a training step in
     between, processes would no longer agree on where to stop.
     """
 

@@ -17,7 +17,7 @@ from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.run_dir import RunMetadata
 from flaxresnet.runtime.malloc_tuning import malloc_trim
-from flaxresnet.training.executable_cache import jax_cache_hits, kept_programs, state_taken_by
+from flaxresnet.training.executable_cache import jax_cache_hits, open_executable_cache, state_shapes
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from flaxresnet.training.train_state import TrainState
@@ -26,18 +26,20 @@ Options = dict[str, str | bool]
 
 # For CPUs: operations in an order that keeps few results alive, and parameters updated in place where that can be.
 # Half the scratch memory of a training step, at the same speed (`benchmarks/RESULTS.md`).
-SPARING: Options = {
+LOW_MEMORY_FLAGS: Options = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_copy_insertion_use_region_analysis": True,
 }
 # For CPUs and what runs once: thorough compilation of all the random draws would take longer than the draws themselves.
 # Level 1 compiles 2 s longer than 0 and draws the same bits in 0.2 s instead of 1.5, at every start.
-QUICKLY: Options = {"xla_backend_optimization_level": "1"}
+FAST_COMPILE_FLAGS: Options = {"xla_backend_optimization_level": "1"}
 
 
-def compile_sparingly(lowered: Lowered, once: bool = False) -> Compiled:
+def compile_low_memory(lowered: Lowered, once: bool = False) -> Compiled:
     """`lowered.compile()` that takes less memory, then and at every call; `once` says that there is one call."""
-    options = (SPARING | QUICKLY if once else SPARING) if jax.default_backend() == "cpu" else {}
+    options = (
+        (LOW_MEMORY_FLAGS | FAST_COMPILE_FLAGS if once else LOW_MEMORY_FLAGS) if jax.default_backend() == "cpu" else {}
+    )
     try:
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError:  # such as by an XLA that does not know these options
@@ -46,7 +48,7 @@ def compile_sparingly(lowered: Lowered, once: bool = False) -> Compiled:
     return compiled
 
 
-def placed(shapes: Any, sharding: NamedSharding, divided: bool = False) -> Any:
+def with_sharding(shapes: Any, sharding: NamedSharding, zero1: bool = False) -> Any:
     """Shapes of a pytree's arrays with where they lie: whole on every device, or divided over all of them.
 
     Divided is each array along the first axis whose length is a multiple of the number of devices, as in ZeRO, stage 1
@@ -56,13 +58,13 @@ def placed(shapes: Any, sharding: NamedSharding, divided: bool = False) -> Any:
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
         axes = [axis for axis, length in enumerate(leaf.shape) if length and length % devices == 0]
-        spec = PartitionSpec(*[None] * axes[0], "data") if divided and axes else PartitionSpec()
+        spec = PartitionSpec(*[None] * axes[0], "data") if zero1 and axes else PartitionSpec()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(sharding.mesh, spec))
 
     return jax.tree.map(place, shapes)
 
 
-class Programs:
+class CompiledSteps:
     """Compiles a run's functions in a thread, in the order in which they are needed; a context manager.
 
     Attributes:
@@ -78,8 +80,8 @@ class Programs:
         sample: jax.Array | None,
         sharding: NamedSharding,
         fresh: bool,
-        trains: bool = True,
-        divided: bool = False,
+        has_steps_left: bool = True,
+        zero1: bool = False,
         keep: bool = False,
     ) -> None:
         """Begins with what the first step needs; the first state is drawn as soon as can be, too.
@@ -91,9 +93,9 @@ class Programs:
           sample: images to measure batch norm's statistics on, or None.
           sharding: of everything that the functions return.
           fresh: whether a first state is needed.
-          trains: whether a step is likely to be taken; where not, it is compiled when it is asked for.
-          divided: whether the optimiser's state is divided over the devices instead.
-          keep: whether programs may be those of an earlier start, found without tracing (`kept_programs`).
+          has_steps_left: whether a step is likely to be taken; where not, it is compiled when it is asked for.
+          zero1: whether the optimiser's state is divided over the devices instead.
+          keep: whether programs may be those of an earlier start, found without tracing (`open_executable_cache`).
         """
         self._model, self._preprocessing, self._batch, self._sample = info.model(), info.preprocessing, batch, sample
         # Crops are taken here in any case: the sample's images are whole where training's are cropped when decoded.
@@ -102,32 +104,32 @@ class Programs:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiler")
         self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
         self._rest: tuple[Future[Compiled], Future[Compiled] | None] | None = None
-        self._kept = kept_programs(info, keep, batch, sample)
+        self._kept = open_executable_cache(info, keep, batch, sample)
 
         key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
         first = partial(
             TrainState.create, self._model, optimizer, key, (height, width), info.config.resolved_recipe.ema > 0
         )
         kept_step = self._kept.load("train_step")
-        shapes = state_taken_by(kept_step) if kept_step else jax.eval_shape(first)
+        shapes = state_shapes(kept_step) if kept_step else jax.eval_shape(first)
         metrics = jax.eval_shape(Metrics.zero)
-        self.shapes = placed(shapes, sharding)
-        if divided:
-            self.shapes = self.shapes.replace(opt_state=placed(shapes.opt_state, sharding, divided=True))
-        self._metrics = placed(metrics, sharding)
+        self.shapes = with_sharding(shapes, sharding)
+        if zero1:
+            self.shapes = self.shapes.replace(opt_state=with_sharding(shapes.opt_state, sharding, zero1=True))
+        self._metrics = with_sharding(metrics, sharding)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, (self.shapes, self._metrics))
         # Both are traced here, one after the other, for Python traces one thing at a time; the first one is compiled
         # and run while the second one, which takes longest, is traced.
         create = jax.jit(first, out_shardings=shardings[0])
         self._first: Future[TrainState] | None = None
         if fresh:
-            self._first = self._drawing.submit(self._drawn, self._kept_or_lowered("create", create.lower))
+            self._first = self._drawing.submit(self._init_state, self._cached_or_lowered("create", create.lower))
         cropped = bool(info.data["streamed"])
         step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation, cropped)
         jitted = jax.jit(step, out_shardings=shardings, donate_argnums=0)
         self._step: Future[Compiled] | None = None
         self._lowered_step = lambda: kept_step or jitted.lower(self.shapes, self._metrics, batch)
-        if trains:
+        if has_steps_left:
             self._begin_step()
 
     def __enter__(self) -> Self:
@@ -142,7 +144,7 @@ class Programs:
             self._step = self._thread.submit(self._compiled, "train_step", self._lowered_step())
         return self._step
 
-    def begin_rest(self) -> tuple[Future[Compiled], Future[Compiled] | None]:
+    def compile_eval_async(self) -> tuple[Future[Compiled], Future[Compiled] | None]:
         """Begins, once, with what an epoch's end needs: when the first step is done, which it would only delay."""
         if self._rest is None:
             variables = {"params": self.shapes.params, "batch_stats": self.shapes.batch_stats}
@@ -154,7 +156,7 @@ class Programs:
         return self._rest
 
     @property
-    def are_compiled(self) -> bool:
+    def all_compiled(self) -> bool:
         """Whether all that an epoch needs is compiled, so that steps have the machine to themselves."""
         return self._rest is not None and all(rest is None or rest.done() for rest in self._rest)
 
@@ -173,12 +175,12 @@ class Programs:
     @property
     def eval_step(self) -> EvalStep:
         """({"params", "batch_stats"}, metrics, batch) → metrics."""
-        return self.begin_rest()[0].result()
+        return self.compile_eval_async()[0].result()
 
     @property
     def measure(self) -> Callable[[Any, jax.Array], Any] | None:
         """({"params", "batch_stats"}, step) → batch norm's statistics on the sample; None where there is no sample."""
-        measure = self.begin_rest()[1]
+        measure = self.compile_eval_async()[1]
         return None if measure is None else partial(measure.result(), self._sample)
 
     def _measured(self, images: jax.Array, variables: Any, step: jax.Array) -> Any:
@@ -199,12 +201,12 @@ class Programs:
         return measured | {layer: stats for layer, stats in running.items() if stage_of(layer) in frozen}
 
     def _start(self, name: str, lower: Callable[[], Lowered]) -> Future[Compiled]:
-        return self._thread.submit(lambda: self._compiled(name, self._kept_or_lowered(name, lower)))
+        return self._thread.submit(lambda: self._compiled(name, self._cached_or_lowered(name, lower)))
 
-    def _drawn(self, program: Compiled | Lowered) -> TrainState:
+    def _init_state(self, program: Compiled | Lowered) -> TrainState:
         return jax.block_until_ready(self._compiled("create", program, once=True)())
 
-    def _kept_or_lowered(self, name: str, lower: Callable[[], Lowered]) -> Compiled | Lowered:
+    def _cached_or_lowered(self, name: str, lower: Callable[[], Lowered]) -> Compiled | Lowered:
         return self._kept.load(name) or lower()
 
     def _compiled(self, name: str, program: Compiled | Lowered, once: bool = False) -> Compiled:
@@ -212,7 +214,7 @@ class Programs:
         if isinstance(program, Compiled):
             return program
         before = jax_cache_hits()
-        compiled = compile_sparingly(program, once)
+        compiled = compile_low_memory(program, once)
         if jax_cache_hits() == before:
-            self._kept.keep(name, compiled)
+            self._kept.store(name, compiled)
         return compiled

@@ -34,7 +34,7 @@ from flaxresnet.runs.run_dir import RunMetadata
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
 # Options that no program depends on, or only by what is in the key besides: shapes, and the network.
-NOT_COMPILED = (
+CACHE_KEY_EXCLUDES = (
     "data",
     "image_size",
     "skip_bad",
@@ -56,7 +56,7 @@ MOST_RUNS = 12  # kept; some 4 MB each
 DIGEST = hashlib.sha256().digest_size
 
 
-class KeptPrograms:
+class ExecutableCache:
     """A folder of one run's compiled programs.
 
     Whoever can write there can have this process run any code, as with JAX's own cache.
@@ -80,7 +80,7 @@ class KeptPrograms:
         except Exception:  # not there, or one of JAX's own errors, of many kinds; it is compiled
             return None
 
-    def keep(self, name: str, program: Compiled) -> None:
+    def store(self, name: str, program: Compiled) -> None:
         """Writes a program for the next start, where JAX can write it and the disk takes it.
 
         Before it first runs: XLA (jaxlib 0.10) does not write what has a sort that has run.
@@ -93,19 +93,19 @@ class KeptPrograms:
             self._folder.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(hashlib.sha256(content).digest() + content)
             unfinished.replace(self._folder / name)
-            _forget_oldest(self._folder)
+            _evict_lru(self._folder)
         except Exception:  # what cannot be written, or finds no room, is compiled again by the next start
             with contextlib.suppress(OSError):
                 unfinished.unlink()
 
 
-def state_taken_by(train_step: Compiled) -> Any:
+def state_shapes(train_step: Compiled) -> Any:
     """The pytree of shapes of the state that a training step takes, its first argument."""
     (state, *_), _ = train_step.args_info
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
-def kept_programs(info: RunMetadata, keep: bool, *shapes: Any) -> KeptPrograms:
+def open_executable_cache(info: RunMetadata, keep: bool, *shapes: Any) -> ExecutableCache:
     """Where the programs of a run lie that is trained with arrays of these shapes, in JAX's folder for its own.
 
     Kept are those of one process on CPUs, where `keep` says so and JAX keeps compiled programs at all.
@@ -115,9 +115,9 @@ def kept_programs(info: RunMetadata, keep: bool, *shapes: Any) -> KeptPrograms:
     flags = os.environ.get("XLA_FLAGS", "").strip()
     from_a_file = flags and not flags.startswith("-")  # whose content nobody has looked at
     if not used or from_a_file or not SOURCES or jax.process_count() > 1 or jax.default_backend() != "cpu":
-        return KeptPrograms(None)
+        return ExecutableCache(None)
     _listen()
-    return KeptPrograms(Path(cache) / FOLDER / key_of(info, *shapes))
+    return ExecutableCache(Path(cache) / FOLDER / cache_key(info, *shapes))
 
 
 _hits = threading.local()  # programs that JAX has taken from its cache, in each thread
@@ -140,10 +140,10 @@ def jax_cache_hits() -> int:
     return getattr(_hits, "count", 0)
 
 
-def key_of(info: RunMetadata, *shapes: Any) -> str:
+def cache_key(info: RunMetadata, *shapes: Any) -> str:
     """A digest of all that a run's programs are made from."""
     described = info.to_json()
-    settings = {name: value for name, value in described["config"].items() if name not in NOT_COMPILED}
+    settings = {name: value for name, value in described["config"].items() if name not in CACHE_KEY_EXCLUDES}
     made_from = {
         "config": settings,
         "network": [len(info.class_names), described["preprocessing"], bool(info.data["streamed"])],
@@ -171,7 +171,7 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _forget_oldest(mine: Path) -> None:
+def _evict_lru(mine: Path) -> None:
     """Removes the folders beside this one that were used longest ago, and nothing else that may lie there."""
     others = [path for path in mine.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != mine]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)

@@ -10,7 +10,7 @@ from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
 from flaxresnet.data.streaming import StreamSource, usual_workers
 
 
-class Feed:
+class InputPipeline:
     """The batches of a run, each divided over all devices of all processes.
 
     Attributes:

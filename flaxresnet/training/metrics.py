@@ -16,13 +16,13 @@ class Metrics(flax.struct.PyTreeNode):
       loss: summed cross-entropy, float32 scalar, nats.
       correct: images whose largest logit is their label's, float32 scalar.
       count: images, float32 scalar.
-      bad_step: the first step whose objective was not finite, else `NO_STEP`; int32 scalar.
+      first_non_finite_step: the first step whose objective was not finite, else `NO_STEP`; int32 scalar.
     """
 
     loss: jax.Array
     correct: jax.Array
     count: jax.Array
-    bad_step: jax.Array
+    first_non_finite_step: jax.Array
 
     @classmethod
     def zero(cls) -> Self:
@@ -36,10 +36,10 @@ class Metrics(flax.struct.PyTreeNode):
             count=self.count + jnp.sum(mask),
         )
 
-    def mark(self, objective: jax.Array, step: jax.Array) -> Self:
+    def record_non_finite(self, objective: jax.Array, step: jax.Array) -> Self:
         """Remembers `step` if it is the first whose objective is not finite."""
-        first = (self.bad_step == NO_STEP) & ~jnp.isfinite(objective)
-        return self.replace(bad_step=jnp.where(first, step, self.bad_step))
+        first = (self.first_non_finite_step == NO_STEP) & ~jnp.isfinite(objective)
+        return self.replace(first_non_finite_step=jnp.where(first, step, self.first_non_finite_step))
 
     def means(self) -> tuple[float, float]:
         """Loss and accuracy an image; waits for the device."""

@@ -12,7 +12,7 @@ MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # in what XLA 
 
 
 @contextmanager
-def naming_what_to_lower(config: TrainConfig) -> Iterator[None]:
+def oom_as_user_error(config: TrainConfig) -> Iterator[None]:
     """Turns a lack of memory into a UserError that names the options that need less."""
     try:
         yield

@@ -13,7 +13,7 @@ from flaxresnet.models.resnet import stage_of
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-7}  # Keras's constants
 
 
-def decays(params: Any) -> Any:
+def weight_decay_mask(params: Any) -> Any:
     """Which parameters decay: kernels, not biases and batch norm's scales (He et al. 2019, arXiv:1812.01187)."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
@@ -24,12 +24,14 @@ OPTIMIZERS: dict[Optimizer, Callable[[optax.Schedule, float], optax.GradientTran
     "adam": lambda rate, _: optax.adam(rate, **ADAM),
     # Nesterov's momentum as in Sutskever et al. 2013; the decay is part of the gradient, as published for ResNets.
     "sgd": lambda rate, decay: optax.chain(
-        optax.add_decayed_weights(decay, decays), optax.sgd(rate, momentum=0.9, nesterov=True)
+        optax.add_decayed_weights(decay, weight_decay_mask), optax.sgd(rate, momentum=0.9, nesterov=True)
     ),
     # Loshchilov & Hutter 2019, arXiv:1711.05101: the decay goes past Adam's averages, multiplied by the learning rate.
-    "adamw": lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay, mask=decays),
+    "adamw": lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay, mask=weight_decay_mask),
     # You et al. 2020, arXiv:1904.00962, algorithm 2: AdamW's step, brought to the length of each array it is for.
-    "lamb": lambda rate, decay: optax.lamb(rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=decay, mask=decays),
+    "lamb": lambda rate, decay: optax.lamb(
+        rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=decay, mask=weight_decay_mask
+    ),
 }
 
 
@@ -53,13 +55,13 @@ def make_optimizer(
       clip: a gradient whose norm, over all parameters, is above this is shortened to it; 0 leaves all as they are.
     """
     clipped, optimizer = [optax.clip_by_global_norm(clip)] * (clip > 0), OPTIMIZERS[kind](schedule, weight_decay)
-    by_depth = optax.stateless(lambda updates, _: _scaled(updates, layer_decay))
+    by_depth = optax.stateless(lambda updates, _: _layerwise_lr_scale(updates, layer_decay))
     head_first = optax.masked(optax.scale_by_schedule(lambda done: (done >= head_steps) * 1.0), _not_of_head)
     extras = [by_depth] * (layer_decay != 1) + [head_first] * (head_steps > 0)
     return optax.chain(*clipped, optimizer, *extras) if clipped or extras else optimizer
 
 
-def _scaled(updates: Any, decay: float) -> Any:
+def _layerwise_lr_scale(updates: Any, decay: float) -> Any:
     factors = {part: decay**distance for distance, part in enumerate(("head", *reversed(STAGES)))}
     return {layer: jax.tree.map(lambda u: u * factors[stage_of(layer)], tree) for layer, tree in updates.items()}  # noqa: B023 - called at once
 

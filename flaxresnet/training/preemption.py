@@ -12,7 +12,7 @@ from flaxresnet.runtime.errors import TrainingInterrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interruption:
+class PreemptionHandler:
     """Hears that training is to stop; a context manager, in which signals wait for the end of a step.
 
     Before `begin`, when there is nothing to save, and at the second time a signal ends everything at once. Where there

@@ -13,13 +13,13 @@ from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.checkpoint_manager import steps_in
 from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError, listed
-from flaxresnet.training.train_state import TrainState, copied
+from flaxresnet.training.train_state import TrainState, copy_tree
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.flat_params import HEAD_KEY
 from flaxresnet.weights.pretrained import PretrainedWeights, require_equal
 
 
-def stored_start(config: TrainConfig) -> RunMetadata | None:
+def resumable_run(config: TrainConfig) -> RunMetadata | None:
     """The run that `config` goes on with, where it began with the same weights and has a checkpoint."""
     folder = RunFolder(config.workdir)
     if not (config.init and config.resume and folder.exists()):
@@ -30,7 +30,7 @@ def stored_start(config: TrainConfig) -> RunMetadata | None:
     return info if info.config.init == config.init else None
 
 
-def adopt(config: TrainConfig, network: Network, assumed: Collection[str] = ()) -> TrainConfig:
+def merge_pretrained_config(config: TrainConfig, network: Network, assumed: Collection[str] = ()) -> TrainConfig:
     """The configuration with the network of the weights; raises UserError where it asks for another one.
 
     Fields that are only assumed of the network give way to what the configuration asks for.
@@ -46,14 +46,16 @@ def adopt(config: TrainConfig, network: Network, assumed: Collection[str] = ()) 
     return replace(config, **theirs)
 
 
-def begin_with(state: TrainState, weights: PretrainedWeights, class_names: tuple[str, ...]) -> tuple[TrainState, bool]:
+def load_pretrained(
+    state: TrainState, weights: PretrainedWeights, class_names: tuple[str, ...]
+) -> tuple[TrainState, bool]:
     """The first state with the weights laid into it, and whether their last layer is among them.
 
     The last layer is taken where it is for these classes, in whatever order, and images of this size; elsewhere it
     starts anew.
 
     Raises:
-      UserError: the weights do not fit; not to be expected after `adopt`.
+      UserError: the weights do not fit; not to be expected after `merge_pretrained_config`.
     """
     held = flat_params.flatten({"params": state.params, "batch_stats": state.batch_stats})
     with_head = _head_fits(weights, held, class_names)
@@ -65,8 +67,8 @@ def begin_with(state: TrainState, weights: PretrainedWeights, class_names: tuple
     require_equal(expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network")
     laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
     variables = flat_params.unflatten(laid, len(class_names))
-    averaged = copied({layer: variables["params"][layer] for layer in state.averaged})
-    return state.replace(**variables, averaged=averaged), with_head
+    ema_params = copy_tree({layer: variables["params"][layer] for layer in state.ema_params})
+    return state.replace(**variables, ema_params=ema_params), with_head
 
 
 def _of_head(name: str) -> bool:
@@ -107,5 +109,5 @@ def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:
         return f"{', '.join(parts)} ({sum(counts[part] for part in parts):,} parameters)"
 
     present = [part for part in (*STAGES, "head") if part in counts]
-    frozen_ones, learning = ([part for part in present if (part in frozen) is stays] for stays in (True, False))
-    return f"frozen: {said(frozen_ones)}; learning: {said(learning)}"
+    frozen_ones, trainable_params = ([part for part in present if (part in frozen) is stays] for stays in (True, False))
+    return f"frozen: {said(frozen_ones)}; learning: {said(trainable_params)}"

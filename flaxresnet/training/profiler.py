@@ -9,7 +9,7 @@ BEFORE = 2  # steady steps that are not in it
 STEPS = 5  # that are in it
 
 
-class Profile:
+class StepProfiler:
     """Traces steps BEFORE + 1 to BEFORE + STEPS of those that are steady, or as many of them as an epoch has.
 
     A context manager: leaving it ends a trace that has begun.

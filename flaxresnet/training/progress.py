@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 Update = Callable[[int, float, float], None]  # steps done in this epoch, mean loss, accuracy
 
 
-class Reporter:
+class ProgressLogger:
     """Prints a run's lines; with `verbose=False`, nothing.
 
     Attributes:

@@ -19,7 +19,7 @@ from flaxresnet.runtime.errors import UserError
 ELSEWHERE = "give another --workdir, or --no-resume to start anew"
 
 
-def image_size_for(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
+def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
     """Height and width for pictures of any size: as asked for, as the run that goes on has them, or as weights do."""
     folder = RunFolder(config.workdir)
     if config.image_size is None and config.resume and folder.exists() and folder.has_begun():
@@ -100,7 +100,7 @@ def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], N
     folder.lock(lock)
     if info.config.resume:
         if folder.has_begun():
-            info = _going_on(info, folder, note)
+            info = _resume_run(info, folder, note)
         elif folder.exists() and [*info.config_diff(folder.read_info())]:  # refuses what describes no run
             # What a start leaves that was refused or cut off before its first step does not bind the next one.
             note(f"no step was made in {folder.path}; how it was to be is in {folder.keep_description()}")
@@ -113,7 +113,7 @@ def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], N
     return folder
 
 
-def _going_on(info: RunMetadata, folder: RunFolder, note: Callable[[str], None]) -> RunMetadata:
+def _resume_run(info: RunMetadata, folder: RunFolder, note: Callable[[str], None]) -> RunMetadata:
     """The description of a run that goes on in its folder; raises UserError where it cannot, or would lose rows."""
     if not folder.exists():
         what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"

@@ -35,7 +35,7 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_augmentation(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+def augmentation_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     """Strength of the augmentation as a function of the steps done: up from zero in a line, then constant.
 
     A network that is given distorted images from the first step on takes epochs to learn anything at all. Raises as

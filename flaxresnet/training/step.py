@@ -14,7 +14,7 @@ from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.training.metrics import Metrics
-from flaxresnet.training.train_state import TrainState, learning, moved_average
+from flaxresnet.training.train_state import TrainState, ema_update, trainable_params
 
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Metrics, Batch], Metrics]
@@ -46,18 +46,18 @@ def make_train_step(
     def objective(trained: Any, rest: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Any:
         variables = {"params": rest | trained, "batch_stats": batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        targets = optax.smooth_labels(as_shares(labels, model.num_classes), recipe.label_smoothing)
+        targets = optax.smooth_labels(to_soft_labels(labels, model.num_classes), recipe.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
 
     slope = jax.value_and_grad(objective, has_aux=True)
 
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
         images, labels = inputs(state.step, batch)
-        trained = learning(state.params, model.frozen)
+        trained = trainable_params(state.params, model.frozen)
 
         def follow(batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
             (value, (logits, batch_stats)), gradients = slope(trained, state.params, batch_stats, images, labels)
-            return batch_stats, ((gradients, value), scores(logits, labels))
+            return batch_stats, ((gradients, value), per_example_metrics(logits, labels))
 
         parts = config.accumulate, (jax.tree.map(jnp.zeros_like, trained), jnp.zeros(()))
         batch_stats, ((gradients, value), (losses, hits)) = in_parts(follow, *parts, state.batch_stats, images, labels)
@@ -68,9 +68,9 @@ def make_train_step(
             params=state.params | trained,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            averaged=moved_average(state.averaged, trained if state.averaged else {}, state.step, recipe.ema),
+            ema_params=ema_update(state.ema_params, trained if state.ema_params else {}, state.step, recipe.ema),
         )
-        return new_state, metrics.mark(value, state.step + 1).add(losses, hits, jnp.ones(len(images)))
+        return new_state, metrics.record_non_finite(value, state.step + 1).add(losses, hits, jnp.ones(len(images)))
 
     return train_step
 
@@ -81,7 +81,7 @@ def in_parts(
     """`follow(batch_stats, *batch)`, on `count` equal parts of the batch one after another.
 
     Args:
-      follow: (batch_stats, *arrays) → (batch_stats, (means, scores)); `scores` have an entry an image.
+      follow: (batch_stats, *arrays) → (batch_stats, (means, scores)); `per_example_metrics` have an entry an image.
       count: parts; part i has the images i, i + count, i + 2 · count, …, so that a batch whose neighbours lie on one
         device keeps all devices busy with every part.
       zero: zeros like the means.
@@ -108,17 +108,17 @@ def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:
 
     def eval_step(variables: Any, metrics: Metrics, batch: Batch) -> Metrics:
         logits = model.apply(variables, preprocessing.scaled(batch.images), train=False)
-        return metrics.add(*scores(logits, batch.labels), batch.mask)
+        return metrics.add(*per_example_metrics(logits, batch.labels), batch.mask)
 
     return eval_step
 
 
-def as_shares(labels: jax.Array, num_classes: int) -> jax.Array:
+def to_soft_labels(labels: jax.Array, num_classes: int) -> jax.Array:
     """Labels (batch,) or shares of the classes (batch, classes) as the latter."""
     return labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
 
 
-def scores(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def per_example_metrics(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy in nats and whether the largest logit is the label's, both (batch,) float32.
 
     Labels are (batch,), or shares of the classes (batch, classes), of which the largest is what is to be answered.

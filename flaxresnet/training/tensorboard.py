@@ -9,7 +9,7 @@ import numpy as np
 from flaxresnet.runtime.errors import UserError
 
 
-class EventFile:
+class TensorBoardWriter:
     """Writes TensorBoard's events; does nothing where there is no folder. A context manager: leaving it closes them.
 
     A folder that cannot be written is said once; training goes on without it.

@@ -18,17 +18,17 @@ from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import TrainingInterrupted, UserError
 from flaxresnet.runtime.malloc_tuning import malloc_trim
-from flaxresnet.training.compiled_steps import Programs
-from flaxresnet.training.input_pipeline import Feed
+from flaxresnet.training.compiled_steps import CompiledSteps
+from flaxresnet.training.input_pipeline import InputPipeline
 from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite
 from flaxresnet.training.optimizer import make_optimizer
-from flaxresnet.training.preemption import Interruption
-from flaxresnet.training.pretrained import begin_with, describe_frozen, describe_start
-from flaxresnet.training.profiler import Profile
-from flaxresnet.training.progress import Reporter
-from flaxresnet.training.schedule import make_augmentation, make_schedule, steps_for
+from flaxresnet.training.preemption import PreemptionHandler
+from flaxresnet.training.pretrained import describe_frozen, describe_start, load_pretrained
+from flaxresnet.training.profiler import StepProfiler
+from flaxresnet.training.progress import ProgressLogger
+from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
 from flaxresnet.training.step import EvalStep
-from flaxresnet.training.tensorboard import EventFile
+from flaxresnet.training.tensorboard import TensorBoardWriter
 from flaxresnet.training.train_state import TrainState
 from flaxresnet.weights.pretrained import PretrainedWeights
 
@@ -40,7 +40,7 @@ SIGNALS_APART = 1.0  # seconds in which all processes of a group get a signal
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainResult:
     """A finished training run.
 
     Attributes:
@@ -67,13 +67,13 @@ class Trainer:
     def __init__(
         self,
         info: RunMetadata,
-        feed: Feed,
+        feed: InputPipeline,
         folder: RunFolder,
         saved: CheckpointStore,
-        reporter: Reporter,
-        events: EventFile,
-        profile: Profile,
-        interruption: Interruption,
+        reporter: ProgressLogger,
+        events: TensorBoardWriter,
+        profile: StepProfiler,
+        interruption: PreemptionHandler,
         weights: PretrainedWeights | None = None,
         keep_programs: bool = False,
     ) -> None:
@@ -89,28 +89,28 @@ class Trainer:
         self.sample = self.train.bn_batches(self.config.recalibrate, self.config.seed) if measures else None
         self.state: TrainState
         steps = [step for step, _ in saved.available_steps()]
-        self.goes_on = bool(steps)
-        self.trains = max(steps, default=0) < self.config.epochs * self.train.steps_per_epoch
-        self.zero = jax.device_put(Metrics.zero(), feed.replicated)
+        self.resuming = bool(steps)
+        self.has_steps_left = max(steps, default=0) < self.config.epochs * self.train.steps_per_epoch
+        self.empty_metrics = jax.device_put(Metrics.zero(), feed.replicated)
         self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
         self.programs = self._compile(info, keep_programs)
 
-    def _compile(self, info: RunMetadata, keep: bool) -> Programs:
+    def _compile(self, info: RunMetadata, keep: bool) -> CompiledSteps:
         """The functions of the loop; those that the first step needs are compiled."""
         start = time.perf_counter()
-        programs = Programs(
+        programs = CompiledSteps(
             info,
             self._optimizer(),
-            make_augmentation(self.config, self.train.steps_per_epoch),
+            augmentation_schedule(self.config, self.train.steps_per_epoch),
             self.test.shapes(),
             self.sample,
             self.feed.replicated,
-            fresh=not self.goes_on,
-            trains=self.trains,
-            divided=self.config.shard_optimizer,
+            fresh=not self.resuming,
+            has_steps_left=self.has_steps_left,
+            zero1=self.config.shard_optimizer,
             keep=keep,
         )
-        if not self.trains:
+        if not self.has_steps_left:
             return programs
         _ = programs.train_step  # waits for it
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
@@ -128,9 +128,9 @@ class Trainer:
         kind = recipe.optimizer, recipe.weight_decay, recipe.clip
         return make_optimizer(self.schedule, recipe.layer_decay, head_steps, *kind)
 
-    def run(self) -> Run:
+    def run(self) -> TrainResult:
         """Trains the epochs that are left, with a row and a checkpoint for each."""
-        rows = self._begin()
+        rows = self._init_or_restore()
         done = rows[-1]["epoch"] if rows else 0
         with closing(self.train.train(self.config.seed, int(self.state.step))) as batches:
             for epoch in range(done + 1, self.config.epochs + 1):
@@ -141,25 +141,25 @@ class Trainer:
                     self.folder.append_metrics(row)
                 self.reporter.row(row)
                 self.events.row(row)
-                self.metrics = self.zero
+                self.metrics = self.empty_metrics
                 malloc_trim()  # what an epoch's end took, a step may not find a use for
         self.saved.finish()
-        return Run(self.folder.path, rows)
+        return TrainResult(self.folder.path, rows)
 
-    def _begin(self) -> list[dict[str, Any]]:
+    def _init_or_restore(self) -> list[dict[str, Any]]:
         """Fills the state, from the newest checkpoint or afresh; returns the rows of the epochs that it has seen."""
-        rows, self.metrics = list[dict[str, Any]](), self.zero
-        if self.goes_on:
-            items, sums, rows = self.saved.restore(self.programs.shapes.items, vars(self.zero))
+        rows, self.metrics = list[dict[str, Any]](), self.empty_metrics
+        if self.resuming:
+            items, sums, rows = self.saved.restore(self.programs.shapes.items, vars(self.empty_metrics))
             self.state, self.metrics = self.programs.shapes.restored(items), Metrics(**sums)
         else:
             self.state = self.programs.create()
             if self.weights:
-                self.state, with_head = begin_with(self.state, self.weights, self.class_names)
+                self.state, with_head = load_pretrained(self.state, self.weights, self.class_names)
                 self.reporter.note(describe_start(self.config, self.weights, with_head, self.class_names))
                 self.weights = None  # their memory is for the first step
         if step := int(self.state.step):
-            self.reporter.note(self._where_it_goes_on(step, rows[-1]["epoch"] if rows else 0))
+            self.reporter.note(self._resume_message(step, rows[-1]["epoch"] if rows else 0))
         if self.config.frozen:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
         if self.config.resolved_recipe.keep_statistics:
@@ -168,7 +168,7 @@ class Trainer:
             self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")
         return rows
 
-    def _where_it_goes_on(self, step: int, epochs: int) -> str:
+    def _resume_message(self, step: int, epochs: int) -> str:
         within, where = step - epochs * self.train.steps_per_epoch, self.folder.path
         if within:
             steps = f"{within} of {self.train.steps_per_epoch} steps of epoch {epochs + 1}"
@@ -188,12 +188,12 @@ class Trainer:
         ready = time.perf_counter()
         eval_stats = self.state.batch_stats
         if measure is not None:
-            variables = {"params": self.state.weights, "batch_stats": eval_stats}
+            variables = {"params": self.state.eval_params, "batch_stats": eval_stats}
             eval_stats = jax.block_until_ready(measure(variables, self.state.step))
         measured = time.perf_counter()
         test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
         if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen
-            raise self._diverged(int(self.state.step))
+            raise self._non_finite_error(int(self.state.step))
         row: dict[str, Any] = {
             "epoch": epoch,
             "step": int(self.state.step),
@@ -212,29 +212,29 @@ class Trainer:
     def _train(self, epoch: int, steps: int, batches: Iterator[Batch]) -> tuple[float, float]:
         """Trains the steps that are left of an epoch: loss and accuracy over all of it."""
         train_step = self.programs.train_step
-        under_way, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
+        in_flight, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
         earlier = self.train.steps_per_epoch - steps
         first = (epoch - 1) * self.train.steps_per_epoch
         self.interruption.begin()
         with self.reporter.epoch(epoch, earlier) as update:
             for done in range(earlier + 1, self.train.steps_per_epoch + 1):
                 batch = self._next(batches, first + done - 1)
-                self.profile.before_step(self.metrics, self.programs.are_compiled)
+                self.profile.before_step(self.metrics, self.programs.all_compiled)
                 self.state, self.metrics = train_step(self.state, self.metrics, batch)
-                under_way.append((done, self.metrics))
-                if len(under_way) > STEPS_AHEAD:
-                    over, oldest = under_way.popleft()
+                in_flight.append((done, self.metrics))
+                if len(in_flight) > STEPS_AHEAD:
+                    over, oldest = in_flight.popleft()
                     together = distributed.is_multiprocess()
                     # Waits for that step, so not at every one where steps are short.
                     if over % READ_TOGETHER == 0 if together else over >= next_read:
-                        update(over, *self._checked(oldest))
-                        self.programs.begin_rest()
+                        update(over, *self._read_metrics(oldest))
+                        self.programs.compile_eval_async()
                         next_read = over + READ_EVERY * (over - earlier) / (time.perf_counter() - start)
                 self._stop_if_wanted(first + done)
                 if (first + done) % self.config.checkpoint_steps == 0:
                     self._save()
             self.profile.end(self.metrics)
-            return self._checked(self.metrics)
+            return self._read_metrics(self.metrics)
 
     def _next(self, batches: Iterator[Batch], step: int) -> Batch:
         try:
@@ -260,19 +260,19 @@ class Trainer:
 
     def _save(self) -> None:
         """Starts writing the state as it is within an epoch, unless it is beyond saving."""
-        self._checked(self.metrics)
+        self._read_metrics(self.metrics)
         # A gradient that is not finite shows in the weights at once, but in the loss only at the step after.
         if not self.all_finite(self.state.params):
-            raise self._diverged(int(self.state.step))
+            raise self._non_finite_error(int(self.state.step))
         self.saved.save_mid_epoch(int(self.state.step), self.state.items, vars(self.metrics))
 
-    def _checked(self, metrics: Metrics) -> tuple[float, float]:
+    def _read_metrics(self, metrics: Metrics) -> tuple[float, float]:
         """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""
-        if (step := int(metrics.bad_step)) != NO_STEP:
-            raise self._diverged(step)
+        if (step := int(metrics.first_non_finite_step)) != NO_STEP:
+            raise self._non_finite_error(step)
         return metrics.means()
 
-    def _diverged(self, step: int) -> UserError:
+    def _non_finite_error(self, step: int) -> UserError:
         kept = self.saved.step()
         after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
         return UserError(
@@ -281,8 +281,8 @@ class Trainer:
         )
 
     def _evaluate(self, eval_step: EvalStep, eval_stats: Any) -> tuple[float, float]:
-        variables = {"params": self.state.weights, "batch_stats": eval_stats}
-        metrics = self.zero
+        variables = {"params": self.state.eval_params, "batch_stats": eval_stats}
+        metrics = self.empty_metrics
         for batch in self.test.eval_batches():
             self._stop_if_wanted(int(self.state.step))
             metrics = eval_step(variables, metrics, batch)

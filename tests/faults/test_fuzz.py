@@ -38,7 +38,7 @@ from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runs.run_dir import RunMetadata, check_network
 from flaxresnet.training.optimizer import make_optimizer
-from flaxresnet.training.schedule import make_augmentation, make_schedule, steps_for
+from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
 from flaxresnet.weights.io import read_weights
 
 LONGEST = 10  # seconds for one input
@@ -413,7 +413,7 @@ def build(config):
     check_network(config)
     schedule = make_schedule(config, STEPS)
     for step in (0, 1, STEPS):
-        float(schedule(step)), float(make_augmentation(config, STEPS)(step))
+        float(schedule(step)), float(augmentation_schedule(config, STEPS)(step))
     chosen = config.resolved_recipe
     head = steps_for("head_epochs", chosen.head_epochs, STEPS)
     kind = chosen.optimizer, chosen.weight_decay, chosen.clip

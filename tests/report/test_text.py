@@ -30,7 +30,7 @@ from flaxresnet.report.collect import investigate, most_confident_mistakes
 from flaxresnet.report.text import command_of, write_report
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import tensorboard
-from flaxresnet.training.profiler import Profile
+from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.visualize.plot_style import legible
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
@@ -444,7 +444,7 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
 def test_without_tensorboardx_the_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(fr.UserError, match=r"pip install 'flaxresnet\[tensorboard\]'"):
-        tensorboard.EventFile(tmp_path, print)
+        tensorboard.TensorBoardWriter(tmp_path, print)
 
 
 def test_a_missing_extra_is_said_before_an_old_run_is_set_aside(data_folder, finished_run, tmp_path, monkeypatch):
@@ -460,7 +460,7 @@ def test_a_folder_that_tensorboard_cannot_write_ends_no_training(tmp_path, capsy
     pytest.importorskip("tensorboardX", reason="install tensorboardX (the `test` extra)")
     (tmp_path / "file").write_text("in the way")
     said = []
-    with tensorboard.EventFile(tmp_path / "file" / "tensorboard", said.append) as events:
+    with tensorboard.TensorBoardWriter(tmp_path / "file" / "tensorboard", said.append) as events:
         for step in (1, 2):
             events.row({"epoch": 1, "step": step, "train_loss": 0.5})
     assert said == [f"{tmp_path}/file/tensorboard cannot be written: Not a directory; nothing more goes to TensorBoard"]
@@ -486,7 +486,7 @@ def test_only_steady_steps_are_traced_and_only_once(tmp_path, monkeypatch, stead
 
     monkeypatch.setattr("jax.profiler.start_trace", lambda folder: switch(True))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: switch(False))
-    with Profile(tmp_path) as profile:
+    with StepProfiler(tmp_path) as profile:
         for step, alone in enumerate(steady):
             profile.before_step(None, alone)
             seen += [step] if tracing else []
@@ -503,7 +503,7 @@ def test_a_trace_ends_where_a_step_fails(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append("start"))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))
-    with contextlib.suppress(KeyboardInterrupt), Profile(tmp_path) as profile:
+    with contextlib.suppress(KeyboardInterrupt), StepProfiler(tmp_path) as profile:
         for _ in range(4):
             profile.before_step(None, True)
         raise KeyboardInterrupt

@@ -28,7 +28,7 @@ def gradient():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are those of XLA for CPUs")
 def test_a_program_compiled_sparingly_needs_less_memory_and_answers_the_same(gradient):
     lowered, arguments = gradient
-    sparing, usual = compiled_steps.compile_sparingly(lowered), lowered.compile()
+    sparing, usual = compiled_steps.compile_low_memory(lowered), lowered.compile()
     needs, needed = (program.memory_analysis().temp_size_in_bytes for program in (sparing, usual))
     assert needs < 0.8 * needed
     found, expected = (jax.tree.leaves(program(*arguments)) for program in (sparing, usual))
@@ -40,13 +40,13 @@ def test_a_program_compiled_sparingly_needs_less_memory_and_answers_the_same(gra
 
 def test_an_xla_that_does_not_know_the_options_compiles_all_the_same(gradient, monkeypatch):
     lowered, arguments = gradient
-    monkeypatch.setattr(compiled_steps, "SPARING", {"xla_no_such_option": True})
-    assert jax.tree.leaves(compiled_steps.compile_sparingly(lowered)(*arguments))
+    monkeypatch.setattr(compiled_steps, "LOW_MEMORY_FLAGS", {"xla_no_such_option": True})
+    assert jax.tree.leaves(compiled_steps.compile_low_memory(lowered)(*arguments))
 
 
 def test_no_first_state_is_compiled_for_a_run_that_goes_on(finished_run, data_folder, tmp_path, monkeypatch):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
-    monkeypatch.setattr(trainer.Trainer, "_begin", lambda self: self.programs.create())
+    monkeypatch.setattr(trainer.Trainer, "_init_or_restore", lambda self: self.programs.create())
     config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, **SMALL)
     with pytest.raises(ValueError, match="there is no first state: a run that goes on has its own"):
         fr.fit(config, verbose=False)

@@ -33,12 +33,12 @@ for options in json.loads(sys.argv[2]):
         outcome = str(error)
     print(json.dumps([jax.device_count(), outcome]))
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from flaxresnet.training.compiled_steps import placed
+from flaxresnet.training.compiled_steps import with_sharding
 whole = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
 shapes = {"a": (16, 3), "b": (3, 3, 8), "c": (5,), "d": (), "e": (24,)}
 leaves = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
 for divided in (False, True):
-    print(json.dumps({name: list(leaf.sharding.spec) for name, leaf in placed(leaves, whole, divided).items()}))
+    print(json.dumps({name: list(leaf.sharding.spec) for name, leaf in with_sharding(leaves, whole, divided).items()}))
 """
 ROOT = str(Path(__file__).parents[2])
 LEARNED = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")

@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def all_compiled():
     """Names of the programs that were compiled and not taken from an earlier start."""
-    names, real = [], compiled_steps.Programs._compiled
+    names, real = [], compiled_steps.CompiledSteps._compiled
 
     def spy(self, name, program, once=False):
         if not isinstance(program, Compiled):
@@ -48,7 +48,7 @@ def all_compiled():
         return real(self, name, program, once)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_steps.Programs, "_compiled", spy)
+        patch.setattr(compiled_steps.CompiledSteps, "_compiled", spy)
         yield names
 
 
@@ -110,8 +110,8 @@ def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, first, compiled
     ids=["empty", "cut", "one bit"],
 )
 def test_what_is_damaged_is_not_loaded(tmp_path, damage):
-    store = executable_cache.KeptPrograms(tmp_path)
-    store.keep("create", jax.jit(lambda: 1).lower().compile())
+    store = executable_cache.ExecutableCache(tmp_path)
+    store.store("create", jax.jit(lambda: 1).lower().compile())
     assert store.load("create")() == 1
     (tmp_path / "create").write_bytes(damage((tmp_path / "create").read_bytes()))
     assert store.load("create") is None
@@ -125,14 +125,14 @@ def test_what_jax_took_from_its_own_cache_is_not_kept(data_folder, tmp_path, cac
 
 
 def test_nothing_is_kept_unless_that_was_asked_for(info, tmp_path, cache, monkeypatch):
-    places = [executable_cache.kept_programs(info, keep, BATCH)._folder for keep in (True, False)]
-    assert places == [cache / executable_cache.FOLDER / executable_cache.key_of(info, BATCH), None]
+    places = [executable_cache.open_executable_cache(info, keep, BATCH)._folder for keep in (True, False)]
+    assert places == [cache / executable_cache.FOLDER / executable_cache.cache_key(info, BATCH), None]
     for flags, kept_there in (("/a/file/of/flags", False), ("", True), (" --xla_a=b", True)):
         monkeypatch.setenv("XLA_FLAGS", flags)
-        assert (executable_cache.kept_programs(info, True, BATCH)._folder is not None) == kept_there
+        assert (executable_cache.open_executable_cache(info, True, BATCH)._folder is not None) == kept_there
     try:
         jax.config.update("jax_enable_compilation_cache", False)
-        assert executable_cache.kept_programs(info, True, BATCH)._folder is None
+        assert executable_cache.open_executable_cache(info, True, BATCH)._folder is None
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
 
@@ -142,14 +142,14 @@ def test_a_disk_that_takes_nothing_does_not_stop_training(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(executable_cache.Path, "replace", full)
-    store = executable_cache.KeptPrograms(tmp_path / "kept")
-    store.keep("create", jax.jit(lambda: 1).lower().compile())
+    store = executable_cache.ExecutableCache(tmp_path / "kept")
+    store.store("create", jax.jit(lambda: 1).lower().compile())
     assert [*(tmp_path / "kept").iterdir()] == []  # nor what was begun
 
 
 def test_what_may_only_be_read_is_used(tmp_path, monkeypatch):
-    store = executable_cache.KeptPrograms(tmp_path / "kept")
-    store.keep("create", jax.jit(lambda: 1).lower().compile())
+    store = executable_cache.ExecutableCache(tmp_path / "kept")
+    store.store("create", jax.jit(lambda: 1).lower().compile())
 
     def forbidden(path):
         raise PermissionError(path)
@@ -167,7 +167,7 @@ def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeyp
         (folder / "train_step.1234").write_bytes(b"")  # of a process that was killed
         os.utime(folder, (1000 - age, 1000 - age))
     (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
-    executable_cache._forget_oldest(folders[4])
+    executable_cache._evict_lru(folders[4])
     assert {path.name for path in tmp_path.iterdir()} == {"my run", *(folders[age].name for age in (0, 1, 4))}
 
 
@@ -177,7 +177,7 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     value = getattr(other, field.name)
     object.__setattr__(other, field.name, value + 1 if isinstance(value, int | float) else "another value")
     changed = dataclasses.replace(info, config=other)
-    same = executable_cache.key_of(changed, BATCH) == executable_cache.key_of(info, BATCH)
+    same = executable_cache.cache_key(changed, BATCH) == executable_cache.cache_key(info, BATCH)
     harmless = {
         *("data", "image_size", "skip_bad", "workdir", "input", "workers", "init", "report", "tensorboard", "profile"),
         *("checkpoint_steps", "coordinator_address", "process_id", "resume", "resume_changed", "compilation_cache"),
@@ -196,7 +196,7 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     ids=["classes", "preprocessing", "streamed", "steps an epoch"],
 )
 def test_what_the_run_is_about_is_in_the_key(info, change):
-    assert executable_cache.key_of(dataclasses.replace(info, **change(info)), BATCH) != executable_cache.key_of(
+    assert executable_cache.cache_key(dataclasses.replace(info, **change(info)), BATCH) != executable_cache.cache_key(
         info, BATCH
     )
 
@@ -212,30 +212,30 @@ for name, value in {settings!r}.items():
 from flaxresnet.training import executable_cache
 from flaxresnet.runs.run_dir import RunFolder
 batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
-print(executable_cache.key_of(RunFolder({str(finished_run)!r}).read_info(), batch))
+print(executable_cache.cache_key(RunFolder({str(finished_run)!r}).read_info(), batch))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == executable_cache.key_of(info, BATCH)
+    assert done.stdout.strip() == executable_cache.cache_key(info, BATCH)
 
 
 def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeypatch):
     batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
-    keys = [executable_cache.key_of(info, batch)]
-    assert executable_cache.key_of(info, batch) == keys[0]
-    keys.append(executable_cache.key_of(info, jax.ShapeDtypeStruct((8, 32, 32, 3), np.float32)))
-    keys.append(executable_cache.key_of(info, jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8)))
+    keys = [executable_cache.cache_key(info, batch)]
+    assert executable_cache.cache_key(info, batch) == keys[0]
+    keys.append(executable_cache.cache_key(info, jax.ShapeDtypeStruct((8, 32, 32, 3), np.float32)))
+    keys.append(executable_cache.cache_key(info, jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8)))
     with jax.default_matmul_precision("highest"):
-        keys.append(executable_cache.key_of(info, batch))
+        keys.append(executable_cache.cache_key(info, batch))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    keys.append(executable_cache.key_of(info, batch))
+    keys.append(executable_cache.cache_key(info, batch))
     monkeypatch.setattr(executable_cache, "_instructions", lambda: "of another processor")
-    keys.append(executable_cache.key_of(info, batch))
+    keys.append(executable_cache.cache_key(info, batch))
     shutil.copytree(executable_cache.PACKAGE, tmp_path / "flaxresnet")
     monkeypatch.setattr(executable_cache, "PACKAGE", tmp_path / "flaxresnet")
     assert executable_cache._digest_of_sources() == executable_cache.SOURCES
     (tmp_path / "flaxresnet" / "models" / "resnet.py").write_text("")
     monkeypatch.setattr(executable_cache, "SOURCES", executable_cache._digest_of_sources())
-    keys.append(executable_cache.key_of(info, batch))
+    keys.append(executable_cache.cache_key(info, batch))
     monkeypatch.setattr(executable_cache.optax, "__version__", "0")
-    keys.append(executable_cache.key_of(info, batch))
+    keys.append(executable_cache.cache_key(info, batch))
     assert len(set(keys)) == len(keys)

@@ -13,7 +13,7 @@ from conftest import SMALL, draw_blobs
 import flaxresnet as fr
 from flaxresnet.runtime.errors import TrainingInterrupted
 from flaxresnet.training import preemption, trainer
-from flaxresnet.training.preemption import Interruption
+from flaxresnet.training.preemption import PreemptionHandler
 
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
@@ -62,7 +62,7 @@ def told_at(patch, step):
     """Has runs be told to stop after this step."""
 
     def stop_if_wanted(self, now, real=trainer.Trainer._stop_if_wanted):
-        patch.setattr(Interruption, "wanted", lambda _: signal.SIGTERM if now >= step else None)
+        patch.setattr(PreemptionHandler, "wanted", lambda _: signal.SIGTERM if now >= step else None)
         real(self, now)
 
     patch.setattr(trainer.Trainer, "_stop_if_wanted", stop_if_wanted)
@@ -164,7 +164,7 @@ def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_evaluate", evaluate)
-        patch.setattr(Interruption, "wanted", lambda *_: signal.SIGINT if evaluating else None)
+        patch.setattr(PreemptionHandler, "wanted", lambda *_: signal.SIGINT if evaluating else None)
         with pytest.raises(TrainingInterrupted) as stop:
             train(pictures, tmp_path / "run")
     assert stop.value.status == 130
@@ -176,11 +176,11 @@ def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_pa
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
     before = signal.getsignal(number)
-    with Interruption() as heard:
+    with PreemptionHandler() as heard:
         with pytest.raises(TrainingInterrupted, match="stopped; what had been written is kept") as stop:
             signal.raise_signal(number)  # nothing to save yet
         assert stop.value.status == status
-    with Interruption() as heard:
+    with PreemptionHandler() as heard:
         heard.begin()
         assert heard.wanted() is None
         signal.raise_signal(number)
@@ -196,7 +196,7 @@ def test_ctrl_c_reaches_all_processes(monkeypatch):
     monkeypatch.setattr(preemption.distributed, "preemption_requested", lambda asked: bool(sent))
     monkeypatch.setattr(preemption.distributed, "all_gather_json", lambda heard: [False, heard])
     monkeypatch.setattr(preemption.os, "kill", lambda process, number: sent.append((process, number)))
-    with Interruption() as heard:
+    with PreemptionHandler() as heard:
         heard.begin()
         assert heard.wanted() is None
         signal.raise_signal(signal.SIGINT)
@@ -208,7 +208,7 @@ def test_another_thread_leaves_signals_alone():
     before, found = signal.getsignal(signal.SIGINT), []
 
     def use():
-        with Interruption() as heard:
+        with PreemptionHandler() as heard:
             found.append(signal.getsignal(signal.SIGINT) is before and heard.wanted() is None)
 
     thread = threading.Thread(target=use)
@@ -227,6 +227,6 @@ def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path,
     monkeypatch.setattr("flaxresnet.data.streaming.StreamSource.train", broken)
     with pytest.raises(RuntimeError, match="the worker is gone"):
         train(pictures, tmp_path / "run")
-    monkeypatch.setattr(preemption.Interruption, "wanted", lambda *_: signal.SIGTERM)
+    monkeypatch.setattr(preemption.PreemptionHandler, "wanted", lambda *_: signal.SIGTERM)
     with pytest.raises(TrainingInterrupted, match="after step 0"):
         train(pictures, tmp_path / "run")

@@ -21,7 +21,7 @@ from flaxresnet.cli import parser
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.training.train_state import TrainState, learning
+from flaxresnet.training.train_state import TrainState, trainable_params
 from flaxresnet.weights import run_io
 from flaxresnet.weights.io import write_weights
 from flaxresnet.weights.run_io import read_run, write_run
@@ -172,7 +172,7 @@ def test_what_is_frozen_costs_no_gradient(small_init):
             params = {"params": variables["params"] | some, "batch_stats": variables["batch_stats"]}
             return network.apply(params, images, train=True, mutable=["batch_stats"])[0].sum()
 
-        some = learning(variables["params"], frozen)
+        some = trainable_params(variables["params"], frozen)
         return jax.jit(jax.grad(loss)).lower(some).compile().cost_analysis()["flops"]
 
     everything, half, head = (

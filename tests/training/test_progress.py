@@ -13,11 +13,11 @@ ROW = {
 }  # fmt: skip
 
 
-def reporter(monkeypatch, terminal: bool) -> tuple[progress.Reporter, io.StringIO]:
+def reporter(monkeypatch, terminal: bool) -> tuple[progress.ProgressLogger, io.StringIO]:
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=120, soft_wrap=True, legacy_windows=False)
     monkeypatch.setattr(progress, "Console", lambda **_: console)
-    made = progress.Reporter(verbose=True, epochs=20, batch_size=32)
+    made = progress.ProgressLogger(verbose=True, epochs=20, batch_size=32)
     made.steps_per_epoch = 10
     return made, said
 

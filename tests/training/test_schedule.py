@@ -9,7 +9,7 @@ import pytest
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.training.schedule import make_augmentation, make_schedule, steps_for
+from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
 
 RATE = 2e-3  # of the recipe `robust`
 
@@ -78,13 +78,13 @@ def test_the_rate_can_be_had_inside_jit():
 
 
 def test_augmentation_grows_in_a_line_and_stays():
-    strength = make_augmentation(TrainConfig(augment=0.5, augment_ramp=1.5), steps_per_epoch=4)
+    strength = augmentation_schedule(TrainConfig(augment=0.5, augment_ramp=1.5), steps_per_epoch=4)
     found = [float(strength(step)) for step in range(9)]
     np.testing.assert_allclose(found, [0.5 * min(step / 6, 1) for step in range(9)], rtol=1e-6)
 
 
 def test_augmentation_without_a_ramp_is_constant():
-    strength = make_augmentation(TrainConfig(augment=0.5, augment_ramp=0), steps_per_epoch=4)
+    strength = augmentation_schedule(TrainConfig(augment=0.5, augment_ramp=0), steps_per_epoch=4)
     assert [float(strength(step)) for step in (0, 1, 100)] == [0.5] * 3
 
 
@@ -95,7 +95,7 @@ def test_more_steps_than_can_be_counted_are_refused(option):
         rf"--{option.replace('_', '-')} 1000000 is 5e\+09 steps, more than the 2,147,483,647 that can be counted; "
     )
     with pytest.raises(UserError, match=message + "give fewer epochs"):
-        make_schedule(config, 5000), make_augmentation(config, 5000)
+        make_schedule(config, 5000), augmentation_schedule(config, 5000)
     with pytest.raises(UserError, match="--head-epochs 1000000 is"):
         steps_for("head_epochs", 1_000_000, 5000)
     assert steps_for("head_epochs", 0.5, 5000) == 2500

@@ -14,7 +14,7 @@ from flaxresnet.augment.pipeline import make_inputs
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.training.metrics import NO_STEP, Metrics
-from flaxresnet.training.step import make_eval_step, make_train_step, scores
+from flaxresnet.training.step import make_eval_step, make_train_step, per_example_metrics
 from flaxresnet.training.train_state import TrainState
 
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8)
@@ -52,7 +52,7 @@ def inputs(**options):
 
 def test_scores_are_stable_for_logits_of_any_size():
     logits = np.array([[1000.0, 0.0, -1000.0], [0.0, 0.0, 0.0]])
-    losses, correct = scores(jnp.asarray(logits, jnp.float32), jnp.array([2, 0]))
+    losses, correct = per_example_metrics(jnp.asarray(logits, jnp.float32), jnp.array([2, 0]))
     np.testing.assert_allclose(losses, [2000.0, np.log(3)], rtol=1e-6)
     np.testing.assert_array_equal(correct, [0, 1])
 
@@ -85,7 +85,7 @@ def test_a_step_moves_the_parameters_down_the_gradient_of_the_mean_cross_entropy
         np.testing.assert_allclose(after, before - 0.1 * slope, rtol=1e-3, atol=1e-5)
     assert int(new.step) == 1
     assert metrics.means()[0] == pytest.approx(float(jax.jit(loss)(state.params)), rel=1e-3)
-    assert int(metrics.bad_step) == NO_STEP
+    assert int(metrics.first_non_finite_step) == NO_STEP
 
 
 def test_label_smoothing_changes_the_step_but_not_the_loss_that_is_reported(state):
@@ -157,11 +157,11 @@ def test_groups_of_batch_norm_are_used_in_training(state):
 
 
 def test_the_average_moves_with_each_step(state):
-    start = state.replace(averaged=state.params)
+    start = state.replace(ema_params=state.params)
     new, _ = one_step(MODEL, start, ema=0.5)
     expected = lambda old, now: 0.1 * old + 0.9 * now  # noqa: E731 - (1 + 0) / (10 + 0) is below 0.5
-    jax.tree.map(lambda old, now, mean: close(mean, expected(old, now)), state.params, new.params, new.averaged)
-    assert train_step()(state, Metrics.zero(), some_batch())[0].averaged == {}
+    jax.tree.map(lambda old, now, mean: close(mean, expected(old, now)), state.params, new.params, new.ema_params)
+    assert train_step()(state, Metrics.zero(), some_batch())[0].ema_params == {}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.training.train_state import TrainState, learning, moved_average
+from flaxresnet.training.train_state import TrainState, ema_update, trainable_params
 
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8, frozen=("stem",))
 
@@ -22,7 +22,7 @@ def test_the_average_is_that_of_the_formula(decay):
     weights = np.random.default_rng(0).normal(size=(6, 3))
     average, expected = {"fc": jnp.asarray(weights[0], jnp.float32)}, weights[0]
     for step, new in enumerate(weights[1:]):
-        average = moved_average(average, {"fc": jnp.asarray(new, jnp.float32)}, jnp.int32(step), decay)
+        average = ema_update(average, {"fc": jnp.asarray(new, jnp.float32)}, jnp.int32(step), decay)
         rate = min(decay, (1 + step) / (10 + step))
         expected = rate * expected + (1 - rate) * new
         np.testing.assert_allclose(average["fc"], expected, rtol=1e-5, atol=1e-6)
@@ -30,23 +30,23 @@ def test_the_average_is_that_of_the_formula(decay):
 
 def test_the_average_starts_at_the_first_weights_that_learn_in_memory_of_its_own():
     state = create(averaging=True)
-    assert set(state.averaged) == set(learning(state.params, MODEL.frozen)) < set(state.params)
-    jax.tree.map(np.testing.assert_array_equal, state.weights, state.params)
-    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.averaged))]
+    assert set(state.ema_params) == set(trainable_params(state.params, MODEL.frozen)) < set(state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.eval_params, state.params)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema_params))]
     assert len(set(pointers)) == len(pointers)
 
 
 def test_without_an_average_the_weights_are_the_parameters_and_nothing_else_is_kept():
     state = create(averaging=False)
-    assert state.averaged == {}
-    assert state.weights == state.params
-    assert set(state.training) == {"step", "batch_stats", "opt_state"}
+    assert state.ema_params == {}
+    assert state.eval_params == state.params
+    assert set(state.resume_state) == {"step", "batch_stats", "opt_state"}
 
 
 @pytest.mark.parametrize("averaging", [True, False])
 def test_a_state_comes_back_from_what_a_checkpoint_keeps(averaging):
     state = create(averaging)
-    state = state.replace(averaged=jax.tree.map(lambda leaf: leaf + 1, state.averaged), step=jnp.int32(5))
+    state = state.replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, state.ema_params), step=jnp.int32(5))
     back = create(averaging).restored(state.items)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)

@@ -222,7 +222,7 @@ def test_other_test_images_are_another_run(finished_run, data_folder, tmp_path):
 
 def test_a_finished_run_is_found_finished_at_once(finished_run, data_folder, tmp_path, monkeypatch, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
-    monkeypatch.setattr(compiled_steps, "compile_sparingly", lambda *_: 1 / 0)
+    monkeypatch.setattr(compiled_steps, "compile_low_memory", lambda *_: 1 / 0)
     run = fr.fit(config(data_folder, copy, epochs=3, profile=True))
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     said = capsys.readouterr().out
@@ -339,7 +339,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
 
     for options in ({"width": 8}, {"batch_size": 16}):
         with monkeypatch.context() as patch:
-            patch.setattr(fitting, "Feed", fails)
+            patch.setattr(fitting, "InputPipeline", fails)
             with pytest.raises(RuntimeError, match="out of everything"):
                 fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
@@ -519,7 +519,7 @@ def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_pat
 def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(
-        trainer.Trainer, "_checked", lambda *a, real=trainer.Trainer._checked: (reads.append(1), real(*a))[1]
+        trainer.Trainer, "_read_metrics", lambda *a, real=trainer.Trainer._read_metrics: (reads.append(1), real(*a))[1]
     )
     monkeypatch.setattr(trainer, "READ_EVERY", 1000.0)
     fr.fit(config(data_folder, tmp_path / "run"), verbose=False)
@@ -535,13 +535,13 @@ def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(
     )
     monkeypatch.setattr(
         trainer.Trainer,
-        "_checked",
-        lambda *a, real=trainer.Trainer._checked: (at_update.append(len(compiled)), real(*a))[1],
+        "_read_metrics",
+        lambda *a, real=trainer.Trainer._read_metrics: (at_update.append(len(compiled)), real(*a))[1],
     )
-    make, start = compiled_steps.Programs._compiled, compiled_steps.Programs._start
+    make, start = compiled_steps.CompiledSteps._compiled, compiled_steps.CompiledSteps._start
     noted = lambda self, name, *a, **k: (made.update({name: len(at_update)}), make(self, name, *a, **k))[1]  # noqa: E731
-    monkeypatch.setattr(compiled_steps.Programs, "_compiled", noted)
-    monkeypatch.setattr(compiled_steps.Programs, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "_compiled", noted)
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
     monkeypatch.setattr(trainer, "READ_EVERY", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
     assert made["create"] == made["train_step"] == 0  # at once
@@ -558,7 +558,7 @@ def test_an_error_in_the_first_epoch_does_not_wait_for_what_was_to_be_compiled(d
         "make_eval_step",
         lambda *a, real=compiled_steps.make_eval_step: (begun.append("evaluate"), real(*a))[1],
     )
-    monkeypatch.setattr(trainer.Trainer, "_begin", lambda self: 1 / 0)
+    monkeypatch.setattr(trainer.Trainer, "_init_or_restore", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
     assert not begun

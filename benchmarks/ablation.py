@@ -29,7 +29,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.runtime.errors import UserError
 
 # What differs from the recipe: options of training, or ranges of a module in flaxresnet/augment.
-WAYS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "without rotation": {"geometric.ROTATION": 0.0},
     "without scale and proportions": {"geometric.LOG_SCALE": 0.0, "geometric.LOG_ASPECT": 0.0},
@@ -81,7 +81,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Starts of training."""
 
-    ways: tuple[str, ...] = tuple(WAYS)
+    ways: tuple[str, ...] = tuple(ABLATIONS)
     """Some of the ways; the recipe itself is what the others are compared with."""
 
     model: str = "resnet14"
@@ -118,7 +118,7 @@ def with_ranges(ranges: dict[str, float]) -> Iterator[None]:
 
 def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str, Any]:
     """Accuracies of one training: clean, changed and strongly so (means over kinds), other, the kind that is worst."""
-    differing = {"init": arguments.init} if way == BEGUN else WAYS[way]
+    differing = {"init": arguments.init} if way == BEGUN else ABLATIONS[way]
     ranges = {name: value for name, value in differing.items() if "." in name}
     options = {name: value for name, value in differing.items() if "." not in name}
     options |= {"model": arguments.model, "width": arguments.width}
@@ -159,7 +159,7 @@ def difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]
 
 def main(arguments: Arguments) -> None:
     begun = [BEGUN] * (arguments.init is not None)
-    known, ways = [*WAYS, *begun], dict.fromkeys([*arguments.ways, *begun])
+    known, ways = [*ABLATIONS, *begun], dict.fromkeys([*arguments.ways, *begun])
     if unknown := [way for way in arguments.ways if way not in known]:
         raise UserError(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, known))}")
     rows = []

@@ -63,7 +63,7 @@ class Arguments:
 
 
 @dataclass
-class Contestant:
+class FrameworkProcess:
     """A framework's process and the times that it has reported, by program."""
 
     name: str
@@ -92,14 +92,14 @@ class Contestant:
         time.sleep(REST)
 
 
-def start(name: str, image_size: int) -> Contestant:
+def start(name: str, image_size: int) -> FrameworkProcess:
     command = [sys.executable, str(Path(__file__).with_name("framework_worker.py")), name, str(image_size)]
     complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, open while the process lives
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
-    return Contestant(name, subprocess.Popen(command, text=True, **pipes), complaints)
+    return FrameworkProcess(name, subprocess.Popen(command, text=True, **pipes), complaints)
 
 
-def rows_of(peers: list[Contestant], key: str) -> list[dict[str, Any]]:
+def rows_of(peers: list[FrameworkProcess], key: str) -> list[dict[str, Any]]:
     ours = statistics.median(peers[0].seconds[key]) if key in peers[0].seconds else math.nan
     rows = []
     for peer in peers:

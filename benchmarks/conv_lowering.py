@@ -150,7 +150,7 @@ def inference_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[]
     return {ANSWER: {name: program(*form) for name, form in forms.items() if fits(name.removesuffix(FIRST), layer)}}
 
 
-def chosen(layer: Layer, batch: int) -> dict[str, str]:
+def heuristic_choice(layer: Layer, batch: int) -> dict[str, str]:
     """The form that the networks take, for each of what is asked."""
     case = (batch, layer.side, layer.side, layer.channels), layer.shape, layer.window
     answer = choose_for_inference(*case).forward
@@ -181,7 +181,7 @@ def main(arguments: Arguments) -> None:
                 for what, programs in cases(layer, batch).items():
                     times = seconds_in_turns(programs, arguments.calls)
                     row = {"layer": layer.name, "image": size, "batch": batch, "side": layer.side, "what": what}
-                    rows.append(row | {"chosen": chosen(layer, batch)[what]} | figures(times))
+                    rows.append(row | {"chosen": heuristic_choice(layer, batch)[what]} | figures(times))
     console.print(as_table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -6,8 +6,8 @@ recipe `robust`, for as many epochs. Test accuracy is on all test pictures; the 
 together.
 
 `--rooms 0 1 2 --counts 24` asks instead whether a network that knows the classes can be brought to know a room: the
-test pictures of DATA as each room shows them (`in_room`), some of each class to learn and the others as a test. There
-it may also be adapted to them without their labels.
+test pictures of DATA as each room shows them (`apply_room`), some of each class to learn and the others as a test.
+There it may also be adapted to them without their labels.
 """
 
 import json
@@ -87,7 +87,7 @@ class Arguments:
     """Write the figures to this file."""
 
 
-def some_of(data: fr.Dataset, count: int, seed: int) -> tuple[fr.Dataset, fr.Dataset]:
+def stratified_sample(data: fr.Dataset, count: int, seed: int) -> tuple[fr.Dataset, fr.Dataset]:
     """As many pictures of each class, drawn from a seed, and all others."""
     order = np.random.default_rng(seed).permutation(len(data))
     classes = len(data.class_names)
@@ -99,7 +99,7 @@ def some_of(data: fr.Dataset, count: int, seed: int) -> tuple[fr.Dataset, fr.Dat
     return first, second
 
 
-def in_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
+def apply_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
     """All pictures before the same wall, under the same lamp, from the same distance; which ones the number says."""
     images = []
     for image in data.images[:]:
@@ -117,9 +117,9 @@ def tasks(arguments: Arguments) -> Iterator[tuple[dict[str, Any], fr.Dataset, fr
         for seed in arguments.seeds:
             for room in arguments.rooms:
                 asked = {"pictures": f"{count} of room {room}", "seed": seed}
-                yield asked, *some_of(in_room(test, room, arguments.strength), count, seed)
+                yield asked, *stratified_sample(apply_room(test, room, arguments.strength), count, seed)
             if not arguments.rooms:
-                yield {"pictures": str(count), "seed": seed}, some_of(train, count, seed)[0], test
+                yield {"pictures": str(count), "seed": seed}, stratified_sample(train, count, seed)[0], test
 
 
 def finetuned_with(arguments: Arguments) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def finetuned_with(arguments: Arguments) -> dict[str, Any]:
     return options
 
 
-def right(way: Way, folder: str, seed: int, arguments: Arguments) -> list[float]:
+def train_and_score(way: Way, folder: str, seed: int, arguments: Arguments) -> list[float]:
     """Test accuracy on the data in a folder after each epoch of training in this way, or without training."""
     if way == "as it is":
         return [fr.evaluate(arguments.pretrained, folder, split="test").accuracy]
@@ -164,7 +164,7 @@ def main(arguments: Arguments) -> None:
             for split, part in (("train", train), ("test", test)):
                 write_hdf5(Path(folder) / f"{split}.h5", split, part)
             for way in arguments.ways:
-                history = right(way, folder, asked["seed"], arguments)
+                history = train_and_score(way, folder, asked["seed"], arguments)
                 rows.append(asked | {"way": way, "accuracy": history[-1], "history": history, "images": len(test)})
                 what = ", ".join(f"{name} {value}" for name, value in asked.items())
                 print(f"{what}, {way}: test accuracy {history[-1]:.3f}", flush=True)

@@ -105,7 +105,7 @@ def keras_step(kind: str, count: int, size: int, xla: bool) -> Step:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Framework:
     """How a framework's step is made, the packages that it needs, and Keras's backend."""
 
     make: Callable[..., Step]
@@ -117,19 +117,21 @@ class Peer:
 OURS = "flaxresnet"
 TORCH, TENSORFLOW = ("torch",), ("keras", "tensorflow")
 PEERS = {
-    OURS: Peer(jax_step),
-    "flaxresnet, bfloat16": Peer(jax_step, {"precision": "bfloat16"}),
-    "plain Flax": Peer(jax_step, {"conv": "nn.Conv"}),
-    "PyTorch": Peer(torch_step, {}, TORCH),
-    "PyTorch, channels last": Peer(torch_step, {"channels_last": True}, TORCH),
-    "PyTorch, fused Adam": Peer(torch_step, {"channels_last": True, "fused": True}, TORCH),
-    "PyTorch, compiled": Peer(torch_step, {"channels_last": True, "compiled": True}, TORCH),
-    "PyTorch, bfloat16": Peer(torch_step, {"channels_last": True, "bfloat16": True}, TORCH),
-    "PyTorch, compiled, bfloat16": Peer(torch_step, {"channels_last": True, "bfloat16": True, "compiled": True}, TORCH),
-    "Keras on TensorFlow": Peer(keras_step, {"xla": False}, TENSORFLOW, "tensorflow"),
+    OURS: Framework(jax_step),
+    "flaxresnet, bfloat16": Framework(jax_step, {"precision": "bfloat16"}),
+    "plain Flax": Framework(jax_step, {"conv": "nn.Conv"}),
+    "PyTorch": Framework(torch_step, {}, TORCH),
+    "PyTorch, channels last": Framework(torch_step, {"channels_last": True}, TORCH),
+    "PyTorch, fused Adam": Framework(torch_step, {"channels_last": True, "fused": True}, TORCH),
+    "PyTorch, compiled": Framework(torch_step, {"channels_last": True, "compiled": True}, TORCH),
+    "PyTorch, bfloat16": Framework(torch_step, {"channels_last": True, "bfloat16": True}, TORCH),
+    "PyTorch, compiled, bfloat16": Framework(
+        torch_step, {"channels_last": True, "bfloat16": True, "compiled": True}, TORCH
+    ),
+    "Keras on TensorFlow": Framework(keras_step, {"xla": False}, TENSORFLOW, "tensorflow"),
     # What Keras takes where it is not told.
-    "Keras on TensorFlow, XLA": Peer(keras_step, {"xla": True}, TENSORFLOW, "tensorflow"),
-    "Keras on JAX": Peer(keras_step, {"xla": True}, ("keras",), "jax"),
+    "Keras on TensorFlow, XLA": Framework(keras_step, {"xla": True}, TENSORFLOW, "tensorflow"),
+    "Keras on JAX": Framework(keras_step, {"xla": True}, ("keras",), "jax"),
 }
 
 
@@ -147,7 +149,7 @@ def peak_memory() -> dict[str, float]:
     return {"peak_mebibytes": peak / 1024, "files_mebibytes": int(files[1]) / 1024 if files else 0.0}
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
         cuda.reset_peak_memory_stats()
     if CLEAR_PEAK.exists():
@@ -177,7 +179,7 @@ def main(name: str, size: int) -> None:
             steps[key]()
             answer["first"] = time.perf_counter() - start
             steps[key]()
-            forget_peak()
+            reset_peak_memory()
         answer["seconds"] = []
         for _ in range(int(times)):
             start = time.perf_counter()

@@ -17,7 +17,7 @@ from flaxresnet.augment.geometric import augment
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
 from flaxresnet.data.hand_signs.render import hand_signs
-from flaxresnet.evaluation import data_of_run
+from flaxresnet.evaluation import load_training_data
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
 
@@ -72,7 +72,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     run = arguments.run
     use_compilation_cache()
-    splits, classifier = data_of_run(run, "test"), Classifier.load(run)
+    splits, classifier = load_training_data(run, "test"), Classifier.load(run)
     if not classifier.detects_ood:
         raise UserError(f"{run} cannot tell which photos are unlike its training images; write its report")
     labels = splits.test.labels

@@ -23,7 +23,7 @@ import flaxresnet as fr
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.evaluation import fitted, judging
+from flaxresnet.evaluation import load_test_data, remap_labels
 from flaxresnet.reliability.calibration import calibration_error, reliability, softmax
 from flaxresnet.reliability.corruptions import STRENGTHS, compose_corruptions, iter_corruptions
 from flaxresnet.reliability.cross_fit import assess
@@ -78,7 +78,7 @@ def held_out(train: fr.Dataset) -> tuple[fr.Dataset, fr.Dataset]:
     return first, second
 
 
-class Answered(NamedTuple):
+class CorruptionLogits(NamedTuple):
     """A run's logits, (images, classes), for the test images changed in one way."""
 
     shift: str
@@ -88,26 +88,29 @@ class Answered(NamedTuple):
 
 def answered(
     logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, strengths: tuple[str, ...]
-) -> list[Answered]:
+) -> list[CorruptionLogits]:
     """To the images as they are, first, and to those of each kind and strength of change."""
-    clean = Answered("none", "none", logits_of(images))
+    clean = CorruptionLogits("none", "none", logits_of(images))
     return [
         clean,
-        *(Answered(name, strength, logits_of(new)) for name, strength, new in iter_corruptions(images, strengths)),
+        *(
+            CorruptionLogits(name, strength, logits_of(new))
+            for name, strength, new in iter_corruptions(images, strengths)
+        ),
     ]
 
 
 def answered_together(
     logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, strengths: tuple[str, ...]
-) -> list[Answered]:
+) -> list[CorruptionLogits]:
     """To the images with several changes at once."""
     return [
-        Answered(f"{count} together", strength, logits_of(compose_corruptions(images, count, strength)))
+        CorruptionLogits(f"{count} together", strength, logits_of(compose_corruptions(images, count, strength)))
         for count, strength in product(TOGETHER, strengths)
     ]
 
 
-def measured(answers: list[Answered], labels: np.ndarray) -> list[dict[str, Any]]:
+def measured(answers: list[CorruptionLogits], labels: np.ndarray) -> list[dict[str, Any]]:
     """Rows of shift, strength, images, correct, accuracy and its interval."""
     rows = []
     for shift, strength, logits in answers:
@@ -131,7 +134,9 @@ def summary(rows: list[Any], strengths: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def calibrated(answers: list[Answered], several: list[Answered], labels: np.ndarray) -> list[dict[str, Any]]:
+def calibrated(
+    answers: list[CorruptionLogits], several: list[CorruptionLogits], labels: np.ndarray
+) -> list[dict[str, Any]]:
     """Rows of images, and their expected calibration errors as trained and with the temperature of unchanged ones.
 
     All kinds of change count together; each half of every class is judged by the temperature of the other half, as in
@@ -217,8 +222,8 @@ def main(arguments: Arguments) -> None:
     console, everything = Console(width=100), {}
     for run in arguments.runs:
         classifier = Classifier.load(run)
-        splits = judging(run, arguments.data)
-        test = fitted(classifier, splits.test, splits.source)
+        splits = load_test_data(run, arguments.data)
+        test = remap_labels(classifier, splits.test, splits.source)
         whole = classifier.logits, test.images[:], arguments.strengths
         alone, at_once = answered(*whole), answered_together(*whole)
         rows, several = measured(alone, test.labels), measured(at_once, test.labels)

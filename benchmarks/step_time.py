@@ -85,7 +85,7 @@ class Arguments:
 
 
 @dataclass
-class Timed:
+class TimedStep:
     """One program: what it is, and the seconds of each of its calls."""
 
     what: str
@@ -222,7 +222,7 @@ STEPS = {
 }
 
 
-def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> list[Timed]:
+def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> list[TimedStep]:
     """The steps of one network at one size."""
     module = network(arguments.model, conv, arguments.precision)
     work = forward_gigaflops(module, jnp.zeros((batch_size, size, size, 3)))
@@ -233,7 +233,7 @@ def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> lis
             continue
         program = build(batch_size, size, conv, arguments.precision, arguments.model)
         costs = program.compile_seconds, program.mebibytes
-        cases.append(Timed(what, conv, batch_size, size, passes * work, *costs, program.call))
+        cases.append(TimedStep(what, conv, batch_size, size, passes * work, *costs, program.call))
     return cases
 
 

@@ -67,14 +67,14 @@ def train(data: Path, workdir: Path, *flags: str) -> dict[int, int]:
     process = subprocess.Popen([*command, "--no-report", *flags], stdout=subprocess.DEVNULL)
     highest: dict[int, int] = {}
     while process.poll() is None:
-        highest |= {pid: peak for pid in family(process.pid) if (peak := peak_memory(pid))}
+        highest |= {pid: peak for pid in process_tree(process.pid) if (peak := peak_memory(pid))}
         time.sleep(EVERY)
     if process.returncode:
         sys.exit(f"train.py ended with status {process.returncode}")
     return highest
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     try:

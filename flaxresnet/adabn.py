@@ -24,7 +24,7 @@ from flaxresnet.weights.run_io import require_absent, write_variables
 # Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
 LEAST, MOST = 16, 512
 AT_ONCE = 32  # photos of a batch at most, which is normalised by its own statistics
-ONE_CLASS = 0.8  # of the photos in one class are too many
+MAX_CLASS_FRACTION = 0.8  # of the photos in one class are too many
 
 
 def adapt(
@@ -55,34 +55,34 @@ def adapt(
     classifier = Classifier.load(run, checkpoint)
     if len(images) < LEAST:
         raise UserError(f"too few photos to adapt to ({len(images)}); give {LEAST} or more, of all classes")
-    images = images[evenly(len(images))]
-    warning = of_one_class(classifier.predict_batch(images), classifier.class_names)
+    images = images[subsample_indices(len(images))]
+    warning = single_class_warning(classifier.predict_batch(images), classifier.class_names)
     params, info = classifier.variables["params"], RunFolder(run).read_info()
-    statistics = statistics_of(classifier.model, params, classifier.preprocessing, images)
+    statistics = compute_bn_stats(classifier.model, params, classifier.preprocessing, images)
     told = {"adapted": f"the weights of {run}, adapted to {len(images)} photos"}
     info = replace(info, config=replace(info.config, workdir=str(target)), data=info.data | told)
     write_variables(info, {"params": params, "batch_stats": statistics}, target, classifier.calibration)
     return warning
 
 
-def evenly(count: int, most: int = MOST) -> np.ndarray:
+def subsample_indices(count: int, most: int = MOST) -> np.ndarray:
     """The places of so many among `count` things at most, from the first to the last."""
     return np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
 
 
-def of_one_class(answers: BatchPrediction, class_names: tuple[str, ...]) -> str | None:
+def single_class_warning(answers: BatchPrediction, class_names: tuple[str, ...]) -> str | None:
     """That nearly all images are of one class, in words; None where they are not, or where most are strange."""
     if answers.is_ood is None or answers.is_ood.mean() > 0.5:
         return None
     counts = np.bincount(answers.probabilities[~answers.is_ood].argmax(axis=1), minlength=len(class_names))
-    if counts.max() <= ONE_CLASS * counts.sum():
+    if counts.max() <= MAX_CLASS_FRACTION * counts.sum():
         return None
     most, name = counts.max(), class_names[int(counts.argmax())]
     known = f"{counts.sum()} photos that are like the training images"
     return f"{most} of {known} are taken for {name!r}; adapt to photos of all classes instead"
 
 
-def statistics_of(model: ResNet, params: Any, preprocessing: Preprocessing, images: np.ndarray) -> Any:
+def compute_bn_stats(model: ResNet, params: Any, preprocessing: Preprocessing, images: np.ndarray) -> Any:
     """Batch norm's statistics over images (n, height, width, 3) uint8; see `measure_batch_stats`.
 
     They are taken over batches of a random order, for neighbours are often of one class.

@@ -22,8 +22,8 @@ from flaxresnet.runtime.errors import UserError, listed
 
 Split = Literal["test", "train", "all"]
 SPLITS: dict[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
-DOUBTED = 256  # images that tell whether labels are shifted
-DOUBTED_BYTES = 2**28  # of their pixels; of large images fewer are taken
+LABEL_CHECK_IMAGES = 256  # images that tell whether labels are shifted
+LABEL_CHECK_BYTES = 2**28  # of their pixels; of large images fewer are taken
 
 
 @dataclass(frozen=True)
@@ -134,35 +134,35 @@ def evaluate(
     """
     if split not in (None, *SPLITS):
         raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
-    splits = data_for(run, data, split or "test", skip_bad)
-    split = split or usual_split(run, data, splits)
+    splits = load_data(run, data, split or "test", skip_bad)
+    split = split or default_split(run, data, splits)
     source = f"{splits.source}{ALL_TOGETHER if split == 'all' else ''}"
     present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
     if not present:
         other = "train" if split == "test" else "test"
         raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
     classifier = Classifier.load(run, checkpoint)
-    present = [fitted(classifier, dataset, splits.source) for dataset in present]
+    present = [remap_labels(classifier, dataset, splits.source) for dataset in present]
     logits = np.concatenate([classifier.logits(dataset.images) for dataset in present])
     labels = np.concatenate([dataset.labels for dataset in present])
-    return replace(evaluation_of(logits, labels, classifier.class_names), source=source, split=split)
+    return replace(compute_metrics(logits, labels, classifier.class_names), source=source, split=split)
 
 
-def judging(run: str | Path, data: str | Path | None, skip_bad: float = 0.0) -> Splits:
-    """Data whose test images judge a run: those of `data_for`, or all of them, where `usual_split` says so.
+def load_test_data(run: str | Path, data: str | Path | None, skip_bad: float = 0.0) -> Splits:
+    """Data whose test images judge a run: those of `load_data`, or all of them, where `default_split` says so.
 
     Raises UserError where there are none.
     """
-    splits = data_for(run, data, "test", skip_bad)
+    splits = load_data(run, data, "test", skip_bad)
     converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
-    if usual_split(run, data, splits) == "all" and not converted:
+    if default_split(run, data, splits) == "all" and not converted:
         return splits.merge_into_test()
     if splits.test is None:
         raise UserError(f"{splits.source} has no test split; give other --data")
     return splits
 
 
-def usual_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
+def default_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
     """The split to judge a run by: all of given data that only names divide, unless it was trained with them."""
     known = RunFolder(run).read_info().data
     own = splits.train is not None and is_same_data(splits.train.fingerprint(), known["train_fingerprint"])
@@ -170,37 +170,37 @@ def usual_split(run: str | Path, data: str | Path | None, splits: Splits) -> Spl
     return "all" if data and splits.hash_split and not own else "test"
 
 
-def evaluation_of(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
+def compute_metrics(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
     """The figures of (n, classes) logits of images with (n,) labels."""
     log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels]
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
     return Evaluation(float(-log_likelihoods.mean()), confusion, class_names)
 
 
-def doubt(run: str | Path, test: Dataset) -> str | None:
+def label_shift_warning(run: str | Path, test: Dataset) -> str | None:
     """What a run's answers to some of the images say of their labels, see `Evaluation.warning`.
 
     Raises UserError where the run cannot be read.
     """
     classifier = Classifier.load(run, calibrated=False)
-    count = min(DOUBTED, max(1, DOUBTED_BYTES // int(np.prod(test.images.shape[1:]))))
+    count = min(LABEL_CHECK_IMAGES, max(1, LABEL_CHECK_BYTES // int(np.prod(test.images.shape[1:]))))
     some = np.unique(np.linspace(0, len(test) - 1, count, dtype=int))
-    return evaluation_of(classifier.logits(test.images[some]), test.labels[some], classifier.class_names).warning
+    return compute_metrics(classifier.logits(test.images[some]), test.labels[some], classifier.class_names).warning
 
 
-def data_for(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
-    """Data for a run: what it was trained with where `data` is None (see `data_of_run`), else as `open_dataset` has it.
+def load_data(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
+    """Opens data for a run: its training data if `data` is None (see `load_training_data`), else as `open_dataset` does.
 
     Pictures in folders are brought to the network's size, those of both splits as photos are.
     """
     if data is None:
-        return data_of_run(run, split)
+        return load_training_data(run, split)
     preprocessing = RunFolder(run).read_info().preprocessing
     size = preprocessing.height, preprocessing.width
     return open_dataset(data, size, skip_bad, centre=preprocessing.centre, eval_preprocessing=True)
 
 
-def data_of_run(run: str | Path, split: str) -> Splits:
+def load_training_data(run: str | Path, split: str) -> Splits:
     """What the run was trained with, wherever the current folder is.
 
     Raises UserError where it is not here any more, or has another such split (one of `SPLITS`) now.
@@ -232,7 +232,7 @@ def require_size(preprocessing: Preprocessing, dataset: Dataset, source: str) ->
         raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
 
 
-def fitted(classifier: Classifier, dataset: Dataset, source: str) -> Dataset:
+def remap_labels(classifier: Classifier, dataset: Dataset, source: str) -> Dataset:
     """The data with labels that count as the network's do: classes that have names are told apart by these.
 
     Raises UserError where the images are of another size, or some class is not among the network's.

@@ -120,10 +120,10 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_
 
 def _warn_label_shift(run: TrainResult, test: Dataset, reporter: ProgressLogger) -> None:
     """Says where the answers tell that the test images' labels are shifted; a report would have said it."""
-    from flaxresnet.evaluation import doubt
+    from flaxresnet.evaluation import label_shift_warning
 
     try:
-        if warning := doubt(run.workdir, test):
+        if warning := label_shift_warning(run.workdir, test):
             reporter.note(f"warning: {warning}")
     except Exception as error:  # whatever it is, the run is whole without it
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -134,11 +134,11 @@ def _write_report(
     run: TrainResult, config: TrainConfig, splits: Splits, reporter: ProgressLogger, events: TensorBoardWriter
 ) -> None:
     """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
-    from flaxresnet.report.collect import investigate
+    from flaxresnet.report.collect import collect_report_data
     from flaxresnet.report.text import write_report
 
     try:
-        found = investigate(run.workdir, splits)
+        found = collect_report_data(run.workdir, splits)
         events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
         if found.result.warning:
             reporter.note(f"warning: {found.result.warning}")

@@ -40,10 +40,10 @@ from flaxresnet.training.executable_cache import cache_key, open_executable_cach
 
 PACKAGE = Path(fr.__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-HASTE = os.environ["XLA_FLAGS"]  # for processes that tests start
+XLA_TEST_FLAGS = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
-SMALL = {"model": "resnet14", "width": 16, "batch_size": 8, "residual_scale": 1.0, "report": False}
-SMALL |= {"augment": 0.0, "backgrounds": 0.0}  # which take longer to compile than the network
+TINY_CONFIG = {"model": "resnet14", "width": 16, "batch_size": 8, "residual_scale": 1.0, "report": False}
+TINY_CONFIG |= {"augment": 0.0, "backgrounds": 0.0}  # which take longer to compile than the network
 # In the tests the smallest network has one stage of two convolutions: it is compiled many times, and its depth does not
 # matter.
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}
@@ -211,12 +211,12 @@ def data_folder(tmp_path_factory):
 def finished_run(tmp_path_factory, data_folder):
     """The folder of a small run of three epochs. Read it; do not train in it."""
     workdir = tmp_path_factory.mktemp("runs") / "small"
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, **SMALL), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, **TINY_CONFIG), verbose=False)
     return workdir
 
 
 @pytest.fixture(scope="session")
-def knowing_run(tmp_path_factory, finished_run):
+def calibrated_run(tmp_path_factory, finished_run):
     """The run with what it knows of its training images, so that it calls all others strange. Read it only."""
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("knowing") / "run")
     classifier = fr.Classifier.load(run, calibrated=False)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.adabn import statistics_of
+from flaxresnet.adabn import compute_bn_stats
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.runs.checkpoint_manager import load_run
@@ -93,7 +93,7 @@ def test_all_photos_count_in_batches_of_all_kinds(count, form, finished_run, mon
     monkeypatch.setattr("flaxresnet.adabn.measure_batch_stats", lambda *arguments, **_: seen.append(arguments[2]))
     monkeypatch.setattr("jax.jit", lambda function: function)
     classifier = fr.Classifier.load(finished_run)
-    statistics_of(classifier.model, {}, classifier.preprocessing, np.arange(count).reshape(count, 1, 1, 1))
+    compute_bn_stats(classifier.model, {}, classifier.preprocessing, np.arange(count).reshape(count, 1, 1, 1))
     batches = seen[0][..., 0, 0, 0]
     assert batches.shape == form
     assert len(np.unique(batches)) == count
@@ -106,9 +106,9 @@ def test_of_many_images_512_count(finished_run, tmp_path, monkeypatch):
 
     def measure(model, params, preprocessing, images):
         seen.append(images)
-        return statistics_of(model, params, preprocessing, images[:24])
+        return compute_bn_stats(model, params, preprocessing, images[:24])
 
-    monkeypatch.setattr("flaxresnet.adabn.statistics_of", measure)
+    monkeypatch.setattr("flaxresnet.adabn.compute_bn_stats", measure)
     images = blobs(600, seed=5).images
     fr.adapt(finished_run, images, tmp_path / "here")
     assert len(seen[0]) == 512
@@ -134,14 +134,14 @@ def test_a_run_whose_statistics_were_not_to_change_is_adapted_too(finished_run, 
 
 
 def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leaves_it(
-    shell, knowing_run, tmp_path, monkeypatch
+    shell, calibrated_run, tmp_path, monkeypatch
 ):
-    fr.adapt(knowing_run, in_fog(24, seed=6).images, tmp_path / "here")
-    knowing, here = fr.Classifier.load(knowing_run), fr.Classifier.load(tmp_path / "here")
+    fr.adapt(calibrated_run, in_fog(24, seed=6).images, tmp_path / "here")
+    knowing, here = fr.Classifier.load(calibrated_run), fr.Classifier.load(tmp_path / "here")
     assert here.temperature == knowing.temperature
     assert here.predict_batch(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)).is_ood.all()
     assert here.uses_hflip == knowing.uses_hflip
-    assert fr.evaluate(tmp_path / "here").source == fr.evaluate(knowing_run).source
+    assert fr.evaluate(tmp_path / "here").source == fr.evaluate(calibrated_run).source
     config = replace(load_run(tmp_path / "here")[0].config, epochs=9)
     with pytest.raises(
         fr.UserError, match=r"here holds the weights of .*run, adapted to 24 photos, no run to go on with"
@@ -149,7 +149,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
         fr.fit(config, verbose=False)
     # To the new statistics the run's own images are the strange ones: its report must not learn from them.
     kept = (tmp_path / "here" / "calibration.safetensors").read_bytes()
-    assert kept == (knowing_run / "calibration.safetensors").read_bytes()
+    assert kept == (calibrated_run / "calibration.safetensors").read_bytes()
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
         monkeypatch.setattr(f"flaxresnet.report.text.{chart}", lambda *_: Figure(figsize=(1, 1)))
     status, out, _ = shell("report", tmp_path / "here")
@@ -165,24 +165,24 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
     assert "flaxresnet adapt" not in page
 
 
-def test_photos_of_one_class_are_warned_of_if_they_are_known(knowing_run, finished_run, tmp_path, monkeypatch):
+def test_photos_of_one_class_are_warned_of_if_they_are_known(calibrated_run, finished_run, tmp_path, monkeypatch):
     as_it_was = load_run(finished_run)[1]["batch_stats"]
-    monkeypatch.setattr("flaxresnet.adabn.statistics_of", lambda *_: as_it_was)  # which do not count for it
+    monkeypatch.setattr("flaxresnet.adabn.compute_bn_stats", lambda *_: as_it_was)  # which do not count for it
     data = blobs(72, seed=5)
     green = data.images[data.labels == 1]
-    warning = fr.adapt(knowing_run, green, tmp_path / "green")
-    known = len(green) - int(fr.Classifier.load(knowing_run).predict_batch(green).is_ood.sum())
+    warning = fr.adapt(calibrated_run, green, tmp_path / "green")
+    known = len(green) - int(fr.Classifier.load(calibrated_run).predict_batch(green).is_ood.sum())
     assert warning == (
         f"{known} of {known} photos that are like the training images are taken for 'green'; "
         "adapt to photos of all classes instead"
     )
     mixed = np.concatenate([green, in_fog(24, seed=6).images])
-    assert fr.adapt(knowing_run, mixed, tmp_path / "mixed") == warning
-    assert fr.adapt(knowing_run, data.images[:24], tmp_path / "all") is None
+    assert fr.adapt(calibrated_run, mixed, tmp_path / "mixed") == warning
+    assert fr.adapt(calibrated_run, data.images[:24], tmp_path / "all") is None
     assert fr.adapt(finished_run, green, tmp_path / "unknown") is None
     foggy = in_fog(72, seed=5).images[data.labels == 1]
-    assert fr.Classifier.load(knowing_run).predict_batch(foggy).is_ood.all()
-    assert fr.adapt(knowing_run, foggy, tmp_path / "foggy") is None
+    assert fr.Classifier.load(calibrated_run).predict_batch(foggy).is_ood.all()
+    assert fr.adapt(calibrated_run, foggy, tmp_path / "foggy") is None
 
 
 def test_too_few_photos_and_folders_that_are_there_are_refused(finished_run, tmp_path):
@@ -213,7 +213,7 @@ def test_photos_and_data_are_adapted_to_from_the_command_line(shell, finished_ru
     assert jax.tree.all(same)
     assert shell("evaluate", "here", "--data", data_folder)[0] == 0
     as_it_was = load_run(finished_run)[1]["batch_stats"]
-    monkeypatch.setattr("flaxresnet.adabn.statistics_of", lambda *_: as_it_was)
+    monkeypatch.setattr("flaxresnet.adabn.compute_bn_stats", lambda *_: as_it_was)
     assert "adapted to 63 photos\n" in shell("adapt", finished_run, "of-data", "--data", data_folder)[1]
 
 
@@ -223,7 +223,7 @@ def test_of_data_with_many_images_512_count_from_all_over_it(finished_run, monke
     train, test = (replace(blobs(count, 1), images=np.zeros((count, 32, 32, 3), np.uint8)) for count in (1027, 102))
     for first, some in ((0, train), (1027, test)):
         some.images[:, 0, 0, 0], some.images[:, 0, 0, 1] = np.divmod(np.arange(first, first + len(some)), 256)
-    monkeypatch.setattr(command, "data_for", lambda *_: Splits(train, test, "many"))
+    monkeypatch.setattr(command, "load_data", lambda *_: Splits(train, test, "many"))
     arguments = command.Arguments(str(finished_run), "here", data="many")
     images = command.of_data(arguments, fr.Classifier.load(finished_run).preprocessing)
     places = images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
@@ -264,9 +264,9 @@ def test_the_weights_are_those_of_the_checkpoint_that_is_asked_for(finished_run,
     assert asked == ["best"]
 
 
-def test_of_photos_of_one_class_the_command_line_warns(shell, knowing_run, tmp_path, monkeypatch):
+def test_of_photos_of_one_class_the_command_line_warns(shell, calibrated_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = blobs(48, seed=5)
     for index, image in enumerate(data.images[data.labels == 1]):
         Image.fromarray(image).save(f"{index:02}.png")
-    assert shell("adapt", knowing_run, "here", "*.png")[1].splitlines()[1].startswith("warning: 1")
+    assert shell("adapt", calibrated_run, "here", "*.png")[1].splitlines()[1].startswith("warning: 1")

@@ -40,12 +40,12 @@ def test_the_commands_that_are_shown_are_understood(script):
 
 
 def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on():
-    from compare_frameworks import Contestant
+    from compare_frameworks import FrameworkProcess
 
     process = subprocess.Popen([sys.executable, "-c", ""], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.wait()
     with TemporaryFile("w+") as complaints:
-        peer = Contestant("gone", process, complaints)
+        peer = FrameworkProcess("gone", process, complaints)
         peer.take_turn("train", 32, 1)
     assert peer.failure == "no reason given"
 
@@ -93,13 +93,13 @@ def test_each_figure_of_the_comparison_stands_below_its_head(strengths, several)
 
 def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeypatch):
     import finetuning
-    from finetuning import in_room, some_of
+    from finetuning import apply_room, stratified_sample
 
     images = np.full((4, 32, 32, 3), 200, np.uint8)
     for image, left in zip(images, (13, 14, 15, 16), strict=True):
         image[14:, left : left + 8] = 90, 40, 30  # a thing before a plain wall
     data = fr.Dataset(images, np.array([0, 0, 1, 1]), ("a", "b"))
-    one, other = in_room(data, 1, "middle"), in_room(data, 2, "middle")
+    one, other = apply_room(data, 1, "middle"), apply_room(data, 2, "middle")
     assert one.images.shape == images.shape
     corner = np.s_[:, :8, :8]
     assert np.ptp(one.images[corner], axis=0).max() == 0, "the wall is the same behind all of them"
@@ -107,9 +107,9 @@ def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeyp
     assert np.abs(one.images[corner].astype(int) - other.images[corner]).max() > 20, "each room has its own"
     for name in finetuning.ROOM:
         monkeypatch.setattr(finetuning, "ROOM", (name,))
-        difference = in_room(data, 1, "middle").images.astype(int) - images
+        difference = apply_room(data, 1, "middle").images.astype(int) - images
         assert np.abs(difference).max() > 20, name
-    few, rest = some_of(one, 2, seed=0)
+    few, rest = stratified_sample(one, 2, seed=0)
     assert few.labels.tolist() == rest.labels.tolist() == [0, 1]
     assert not {image.tobytes() for image in few.images} & {image.tobytes() for image in rest.images}
 

@@ -105,15 +105,15 @@ def test_a_calibrated_run_answers_with_its_temperature_and_knows_strange_photos(
     assert answer.ood_score == pytest.approx(float(answers.ood_score[strangest]), rel=1e-3)
 
 
-def test_with_too_few_test_images_to_tell_no_photo_is_called_strange_or_not(knowing_run, tmp_path):
-    run = shutil.copytree(knowing_run, tmp_path / "run")
+def test_with_too_few_test_images_to_tell_no_photo_is_called_strange_or_not(calibrated_run, tmp_path):
+    run = shutil.copytree(calibrated_run, tmp_path / "run")
     replace(fr.Classifier.load(run).calibration, threshold=float("inf")).write(run)
     classifier, noise = fr.Classifier.load(run), np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     answer = classifier.predict(noise)
     assert answer.ood_score > 0
     assert answer.is_ood is None
     assert not classifier.detects_ood
-    assert fr.Classifier.load(knowing_run).predict(noise).is_ood is True
+    assert fr.Classifier.load(calibrated_run).predict(noise).is_ood is True
 
 
 def test_a_photo_of_any_size_is_answered(classifier):

@@ -13,7 +13,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, blobs, small_in_a_corner
+from conftest import TINY_CONFIG, blobs, small_in_a_corner
 from PIL import Image
 from random_weights import random_weights
 from rich.console import Console
@@ -23,7 +23,7 @@ import train
 from flaxresnet.cli import exit_status
 from flaxresnet.cli import main as commands
 from flaxresnet.cli.evaluate import show
-from flaxresnet.cli.image_args import Reader
+from flaxresnet.cli.image_args import ImageReader
 from flaxresnet.data.hand_signs.render import hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
@@ -57,7 +57,7 @@ def shell(monkeypatch, capsys, tmp_path):
 
 def test_training_ends_with_the_tutorials_two_lines(shell, data_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("flaxresnet.fitting.use_compilation_cache", lambda use: None)
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if name != "report"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY_CONFIG.items() if name != "report"]
     flags += ["--epochs=3", "--no-compilation-cache", "--no-report"]
     status, out, _ = shell("train.py", "--data", data_folder, "--workdir", tmp_path / "run", *flags)
     loss, accuracy = out.splitlines()[-2:]
@@ -239,9 +239,9 @@ def test_predict_says_of_a_photo_that_it_is_unlike_the_training_images(shell, fi
     assert (table["is_ood"], float(table["ood_score"])) == ("true", pytest.approx(odd.ood_score, abs=1e-5))
 
 
-def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_path, monkeypatch):
+def test_a_run_with_too_few_test_images_to_tell_says_so(shell, calibrated_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = shutil.copytree(knowing_run, tmp_path / "run")
+    run = shutil.copytree(calibrated_run, tmp_path / "run")
     replace(fr.Classifier.load(run).calibration, threshold=float("inf")).write(run)
     Image.fromarray(small_in_a_corner(1)).save("far.png")
     assert json.loads(shell("predict", "run", "far.png", "--json")[1])["is_ood"] is None
@@ -249,11 +249,11 @@ def test_a_run_with_too_few_test_images_to_tell_says_so(shell, knowing_run, tmp_
     assert table["is_ood"] == ""
 
 
-def test_explain_says_which_photos_are_unlike_the_training_images(shell, knowing_run, tmp_path, monkeypatch):
+def test_explain_says_which_photos_are_unlike_the_training_images(shell, calibrated_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(blobs(40, seed=7).images[0]).save("like.png")
     Image.fromarray(small_in_a_corner(1)).save("unlike.png")
-    lines = shell("explain", knowing_run, "like.png", "unlike.png")[1].splitlines()
+    lines = shell("explain", calibrated_run, "like.png", "unlike.png")[1].splitlines()
     assert ["unlike the training images" in line.split("  ") for line in lines] == [False, True]
 
 
@@ -281,7 +281,7 @@ def test_photos_are_read_a_batch_at_a_time(tmp_path):
         loaded.append(file)
         return file
 
-    reader = Reader([str(tmp_path)], load, batch=4)
+    reader = ImageReader([str(tmp_path)], load, batch=4)
     assert len(next(reader.batches)) == len(loaded) == 4
     assert [len(batch) for batch in reader.batches] == [4, 2]
     assert reader.status() == 0

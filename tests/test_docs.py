@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import SMALL, blobs
+from conftest import TINY_CONFIG, blobs
 from PIL import Image
 
 import flaxresnet as fr
@@ -48,7 +48,7 @@ def beginning(tmp_path, monkeypatch, data_folder, finished_run):
     monkeypatch.setattr(fr, "ResNet50", partial(fr.ResNet, stage_sizes=(1,)))
     monkeypatch.setattr(fr.ResNet, "init", compiled(fr.ResNet.init))
     monkeypatch.setattr(fr.ResNet, "apply", compiled(fr.ResNet.apply))
-    resolve, quick = TrainConfig.resolve, SMALL | {"epochs": 3, "recipe": "robust"}  # those of the finished run
+    resolve, quick = TrainConfig.resolve, TINY_CONFIG | {"epochs": 3, "recipe": "robust"}  # those of the finished run
     monkeypatch.setattr(TrainConfig, "resolve", lambda self: resolve(self.__class__(**(self.to_json() | quick))))
 
 

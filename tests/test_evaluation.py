@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SMALL, blobs
+from conftest import TINY_CONFIG, blobs
 from PIL import Image
 
 import flaxresnet as fr
@@ -145,7 +145,7 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
             Image.fromarray(image).save(path)
     # The run as if it had been trained with the pictures.
     run = shutil.copytree(finished_run, tmp_path / "run")
-    config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=3, image_size=(32, 32), **SMALL).resolve()
+    config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=3, image_size=(32, 32), **TINY_CONFIG).resolve()
     splits = fr.open_dataset(tmp_path / "own", (32, 32))
     info = describe_run(config, splits, splits.train, splits.test)
     (run / "config.json").write_text(json.dumps(info.to_json()))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flaxresnet.adabn import adapt, evenly
-from flaxresnet.cli.image_args import Reader
+from flaxresnet.adabn import adapt, subsample_indices
+from flaxresnet.cli.image_args import ImageReader
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.evaluation import data_for, require_size
+from flaxresnet.evaluation import load_data, require_size
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
@@ -62,34 +62,36 @@ def main(arguments: Arguments) -> int:
         )
     use_compilation_cache()
     preprocessing = RunFolder(run).read_info().preprocessing
-    images, status = of_photos(photos, preprocessing) if data is None else (of_data(arguments, preprocessing), 0)
+    images, status = (
+        load_photos(photos, preprocessing) if data is None else (load_dataset_images(arguments, preprocessing), 0)
+    )
     warning = adapt(run, images, target, arguments.checkpoint)
     print(f"{target}: {run}, adapted to {len(images)} photos")
     print(f"warning: {warning}" if warning else ALL_CLASSES)
     return status
 
 
-def of_data(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
+def load_dataset_images(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
     """Images from all over the data's splits, as if these were one."""
-    splits = data_for(arguments.run, arguments.data, "all", arguments.skip_bad)
+    splits = load_data(arguments.run, arguments.data, "all", arguments.skip_bad)
     parts = [part for part in (splits.train, splits.test) if part is not None]
     for part in parts:
         require_size(preprocessing, part, splits.source)
     sizes = [len(part) for part in parts]
-    ends, chosen = np.cumsum(sizes), evenly(sum(sizes))
+    ends, chosen = np.cumsum(sizes), subsample_indices(sum(sizes))
     some = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     places = [mine - end + size for mine, end, size in zip(some, ends, sizes, strict=True)]
     return np.concatenate([part.images[mine] for part, mine in zip(parts, places, strict=True)])
 
 
-def of_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
+def load_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
     """Some of the photos that are named, evenly taken, and the exit status: what cannot be read is named."""
 
     def some(files: Iterable[str]) -> list[str]:
         named = list(dict.fromkeys(files))
-        return [named[place] for place in evenly(len(named))]
+        return [named[place] for place in subsample_indices(len(named))]
 
-    reader = Reader(words, preprocessing.load, BATCH, some)
+    reader = ImageReader(words, preprocessing.load, BATCH, some)
     photos = [photo for batch in reader.batches for _, photo in batch]
     shape = 0, preprocessing.height, preprocessing.width, 3
     return np.stack(photos) if photos else np.zeros(shape, np.uint8), reader.status()

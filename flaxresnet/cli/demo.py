@@ -49,9 +49,9 @@ def main(arguments: Arguments) -> int:
 
 def examples_of(run: str) -> Dataset | None:
     """The test images that the run was trained beside; None where they are not here any more."""
-    from flaxresnet.evaluation import data_of_run
+    from flaxresnet.evaluation import load_training_data
 
     try:
-        return data_of_run(run, "test").test
+        return load_training_data(run, "test").test
     except UserError:
         return None

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flaxresnet.cli.model_args import NetworkArguments, subject_of
+from flaxresnet.cli.model_args import ModelArguments, model_spec
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.visualize.layer_table import inspect
 
 
 @dataclass(frozen=True)
-class Arguments(NetworkArguments):
+class Arguments(ModelArguments):
     """Draws a network, as the tutorials' plot_model(show_shapes=True, show_layer_names=True) does.
 
     Four files: the whole graph and an overview of one page, each as PNG and as SVG.
@@ -22,15 +22,15 @@ class Arguments(NetworkArguments):
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.visualize.diagram import overview, whole
+    from flaxresnet.visualize.diagram import draw_graph, overview
     from flaxresnet.visualize.plot_style import save
 
-    subject = subject_of(arguments)
+    subject = model_spec(arguments)
     path = Path(arguments.to_file)
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"--to-file {path} does not say what to draw; let its name end in .png or .svg")
     layers = inspect(subject.model, subject.image_size)
-    for name, draw in ((path.stem, whole), (f"{path.stem}-overview", overview)):
+    for name, draw in ((path.stem, draw_graph), (f"{path.stem}-overview", overview)):
         figure = draw(layers, subject.title)
         for ending in (".png", ".svg"):
             target = path.with_name(name + ending)

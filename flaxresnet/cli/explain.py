@@ -11,8 +11,8 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.cli.image_args import (
     EXPLAINED,
     OOD_MESSAGE,
-    PhotoArguments,
-    Reader,
+    ImageArguments,
+    ImageReader,
     check,
     most_probable,
 )
@@ -26,7 +26,7 @@ IN_A_LINE = 3  # classes under the picture, for which there is room
 
 
 @dataclass(frozen=True)
-class Arguments(PhotoArguments):
+class Arguments(ImageArguments):
     """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
 
     Example: flaxresnet explain runs/default photo.jpg --top-k 3
@@ -47,7 +47,7 @@ class Arguments(PhotoArguments):
 
 def main(arguments: Arguments) -> int:
     from flaxresnet.visualize.grad_cam import GradCAM
-    from flaxresnet.visualize.heatmap import explanation, shortened, shown
+    from flaxresnet.visualize.heatmap import display_size, ellipsize, explanation
     from flaxresnet.visualize.plot_style import save
 
     check(arguments)
@@ -60,9 +60,9 @@ def main(arguments: Arguments) -> int:
 
     def load(name: str) -> tuple[np.ndarray, np.ndarray]:
         photo = decode(name)
-        return shown(classifier.preprocessing.crop_pixels(photo)), classifier.preprocessing.load(photo)
+        return display_size(classifier.preprocessing.crop_pixels(photo)), classifier.preprocessing.load(photo)
 
-    reader = Reader(arguments.photos, load, BATCH)
+    reader = ImageReader(arguments.photos, load, BATCH)
     for batch in reader.batches:
         images = np.stack([image for _, (_, image) in batch])
         probabilities, maps = explainer.explain(images, chosen)
@@ -71,12 +71,12 @@ def main(arguments: Arguments) -> int:
         for (name, (photo, _)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
             best = most_probable(row, arguments.top_k)
             explained = names[int(best[0]) if chosen is None else chosen]
-            short = shortened(Path(name).name, 24), shortened(explained, 24)
+            short = ellipsize(Path(name).name, 24), ellipsize(explained, 24)
             title = "{}: what speaks for {} (stage {})".format(*short, explainer.stage)
-            words = [f"{shortened(names[index], 24)}: {row[index]:.4f}" for index in best]
+            words = [f"{ellipsize(names[index], 24)}: {row[index]:.4f}" for index in best]
             lines = ["   ".join(words[start : start + IN_A_LINE]) for start in range(0, len(words), IN_A_LINE)]
             figure = explanation(photo, heat, title, lines)
-            target = _unused(folder, Path(name).stem, written)
+            target = unique_path(folder, Path(name).stem, written)
             with oserror_as_user_error(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(figure, target)
@@ -92,7 +92,7 @@ def _index(class_name: str | None, names: tuple[str, ...]) -> int | None:
     return names.index(class_name)
 
 
-def _unused(folder: Path, stem: str, written: set[Path]) -> Path:
+def unique_path(folder: Path, stem: str, written: set[Path]) -> Path:
     """A file of a name that no photo has by chance, with a number where another photo of this name has been there."""
     numbers = chain([""], (f"-{number}" for number in count(2)))
     numbered = (folder / f"{stem}{number}{EXPLAINED}" for number in numbers)

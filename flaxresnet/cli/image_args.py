@@ -49,7 +49,7 @@ def _pictures_in(folder: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class PhotoArguments:
+class ImageArguments:
     """Which run, which photos."""
 
     run: str = positional("RUN")
@@ -65,7 +65,7 @@ class PhotoArguments:
     """How many classes to name, the most probable first."""
 
 
-def check(arguments: PhotoArguments) -> None:
+def check(arguments: ImageArguments) -> None:
     """Raises UserError where there is nothing to do."""
     if not arguments.photos:
         raise UserError("no photo given; name one or more pictures after the run's folder")
@@ -78,7 +78,7 @@ def most_probable(row: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-row, kind="stable")[:count]
 
 
-class Reader(Generic[T]):
+class ImageReader(Generic[T]):
     """Photos, some at a time; what cannot be read is named on standard error and left out.
 
     Attributes:

@@ -71,7 +71,7 @@ def main(arguments: Arguments) -> int:
     for name, checks in CHECKS.items():
         check_value(name, getattr(arguments, name), hints[name], checks)
     folder = Path(arguments.folder)
-    files, write = WAYS[arguments.to]
+    files, write = WRITERS[arguments.to]
     for name in files:
         if (folder / name).exists():
             raise UserError(f"{folder / name} exists and is not overwritten; move it away, or name another folder")
@@ -103,7 +103,7 @@ def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:
 
 
 # What is written, by which one can see that it is there already, and how.
-WAYS: dict[str, tuple[tuple[str, ...], Callable[[Path, Splits, int], Iterator[str]]]] = {
+WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Path, Splits, int], Iterator[str]]]] = {
     "hdf5": (("train_signs.h5", "test_signs.h5"), _write_hdf5),
     "arrayrecord": ((INDEX,), write_records),
 }

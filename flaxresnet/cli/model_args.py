@@ -17,7 +17,7 @@ IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 2
 
 
 @dataclass(frozen=True)
-class NetworkArguments:
+class ModelArguments:
     """Which network."""
 
     network: str = positional("RUN|NAME", default="resnet50")
@@ -37,7 +37,7 @@ class NetworkArguments:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSpec:
     """A network to look at.
 
     Attributes:
@@ -51,7 +51,7 @@ class Subject:
     image_size: tuple[int, int]
 
 
-def subject_of(arguments: NetworkArguments) -> Subject:
+def model_spec(arguments: ModelArguments) -> ModelSpec:
     """The network that the command line names. Raises UserError where there is none."""
     name = arguments.network
     given = [
@@ -66,7 +66,7 @@ def subject_of(arguments: NetworkArguments) -> Subject:
             )
         info = RunFolder(name).read_info()
         image_size = info.preprocessing.height, info.preprocessing.width
-        return Subject(f"{info.config.network.model} of {name}", info.model(), image_size)
+        return ModelSpec(f"{info.config.network.model} of {name}", info.model(), image_size)
     config = TrainConfig(model=cast(Any, name), variant=arguments.variant, width=arguments.width)
     check_network(config)
     network = config.network
@@ -76,4 +76,4 @@ def subject_of(arguments: NetworkArguments) -> Subject:
     classes = 6 if arguments.num_classes is None else arguments.num_classes
     check_value("num_classes", classes, int, (at_least(2), at_most(MOST_CLASSES)))
     model = resnet(network.model, network.variant, num_classes=classes, width=network.width)
-    return Subject(f"{name}, {network.variant}", model, image_size)
+    return ModelSpec(f"{name}, {network.variant}", model, image_size)

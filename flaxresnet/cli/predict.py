@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.classifier import BATCH, Classifier
-from flaxresnet.cli.image_args import OOD_MESSAGE, PhotoArguments, Reader, check, most_probable
+from flaxresnet.cli.image_args import OOD_MESSAGE, ImageArguments, ImageReader, check, most_probable
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Arguments(PhotoArguments):
+class Arguments(ImageArguments):
     """Classifies photos: a line each with file, label and probability.
 
     The probability is calibrated, and a photo that is unlike the training images is said to be so, where the run has
@@ -43,9 +43,9 @@ def main(arguments: Arguments) -> int:
         raise UserError("--json and --csv are two ways to print; give one of them")
     use_compilation_cache()
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    form = as_json if arguments.json else as_csv if arguments.csv else as_words
+    form = json_writer if arguments.json else csv_writer if arguments.csv else text_writer
     write = form(classifier.class_names, arguments.top_k)
-    reader = Reader(arguments.photos, classifier.preprocessing.load, BATCH)
+    reader = ImageReader(arguments.photos, classifier.preprocessing.load, BATCH)
     for batch in reader.batches:
         files, images = zip(*batch, strict=True)
         answers = classifier.predict_batch(np.stack(images), tta=arguments.tta)
@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> int:
 Writer = Callable[[str, np.ndarray, float | None, bool | None], Any]
 
 
-def as_words(names: tuple[str, ...], top_k: int) -> Writer:
+def text_writer(names: tuple[str, ...], top_k: int) -> Writer:
     def write(file: str, row: np.ndarray, score: float | None, is_ood: bool | None) -> None:
         best = most_probable(row, top_k)
         sign = [OOD_MESSAGE] if is_ood else []
@@ -72,7 +72,7 @@ def as_words(names: tuple[str, ...], top_k: int) -> Writer:
     return write
 
 
-def as_json(names: tuple[str, ...], top_k: int) -> Writer:
+def json_writer(names: tuple[str, ...], top_k: int) -> Writer:
     def write(file: str, row: np.ndarray, score: float | None, is_ood: bool | None) -> None:
         probabilities = dict(zip(names, row.tolist(), strict=True))
         best = [names[index] for index in most_probable(row, top_k)]
@@ -84,7 +84,7 @@ def as_json(names: tuple[str, ...], top_k: int) -> Writer:
     return write
 
 
-def as_csv(names: tuple[str, ...], top_k: int) -> Writer:
+def csv_writer(names: tuple[str, ...], top_k: int) -> Writer:
     table = csv.writer(sys.stdout, lineterminator="\n")
     ranks = [f"{word} {rank}" for rank in range(2, top_k + 1) for word in ("label", "probability")]
     ranks = ranks[: 2 * (len(names) - 1)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.evaluation import judging
+from flaxresnet.evaluation import load_test_data
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 
 
@@ -35,15 +35,15 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.report.collect import investigate
+    from flaxresnet.report.collect import collect_report_data
     from flaxresnet.report.text import write_report
 
     use_compilation_cache()
-    splits = judging(arguments.run, arguments.data, arguments.skip_bad)
-    found = investigate(arguments.run, splits, arguments.checkpoint)
+    splits = load_test_data(arguments.run, arguments.data, arguments.skip_bad)
+    found = collect_report_data(arguments.run, splits, arguments.checkpoint)
     if found.is_own:
         found.assessment.calibration.write(arguments.run)
     print(write_report(arguments.run, found))
     if not found.is_own:
-        print(f"the run's own calibration stays as it is: {found.why_not_kept}")
+        print(f"the run's own calibration stays as it is: {found.skip_reason}")
     return 0

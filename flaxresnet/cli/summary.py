@@ -10,14 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flaxresnet.cli.model_args import NetworkArguments, Subject, subject_of
-from flaxresnet.visualize.layer_table import Inspected, inspect, kind_of
+from flaxresnet.cli.model_args import ModelArguments, ModelSpec, model_spec
+from flaxresnet.visualize.layer_table import LayerInfo, inspect, kind_of
 
 WIDTH = 100  # columns of the table at most; a narrower terminal breaks its lines
 
 
 @dataclass(frozen=True)
-class Arguments(NetworkArguments):
+class Arguments(ModelArguments):
     """Lists a network's layers with their output shapes, parameters and work, as the tutorials' model.summary() does.
 
     Example: flaxresnet summary resnet18 --variant torchvision --depth blocks
@@ -28,7 +28,7 @@ class Arguments(NetworkArguments):
 
 
 def main(arguments: Arguments) -> int:
-    subject = subject_of(arguments)
+    subject = model_spec(arguments)
     layers = inspect(subject.model, subject.image_size)
     console = Console(width=max(WIDTH, Console().width if sys.stdout.isatty() else 0))
     console.print(as_table(subject, rows(layers, arguments.depth)))
@@ -43,22 +43,22 @@ class Row:
 
     name: str
     kind: str
-    layers: tuple[Inspected, ...]
+    layers: tuple[LayerInfo, ...]
 
 
-def rows(layers: Iterable[Inspected], depth: str) -> list[Row]:
+def rows(layers: Iterable[LayerInfo], depth: str) -> list[Row]:
     """The table's lines, as far unfolded as asked for."""
     if depth == "layers":
         return [Row(one.layer.name, kind_of(one), (one,)) for one in layers]
 
-    def name_of(one: Inspected) -> str:
+    def name_of(one: LayerInfo) -> str:
         return f"res{one.layer.block}" if one.layer.block and depth == "blocks" else one.part
 
     grouped = ((name, tuple(group)) for name, group in groupby(layers, name_of))
-    return [Row(name, kind_together(group), group) for name, group in grouped]
+    return [Row(name, group_type(group), group) for name, group in grouped]
 
 
-def kind_together(layers: tuple[Inspected, ...]) -> str:
+def group_type(layers: tuple[LayerInfo, ...]) -> str:
     """What adjacent layers are together; a block as the tutorials call it."""
     blocks = {one.layer.block for one in layers}
     if blocks == {""}:
@@ -69,7 +69,7 @@ def kind_together(layers: tuple[Inspected, ...]) -> str:
     return "convolutional block" if shortcut else "identity block"
 
 
-def as_table(subject: Subject, lines: Iterable[Row]) -> Table:
+def as_table(subject: ModelSpec, lines: Iterable[Row]) -> Table:
     height, width = subject.image_size
     table = Table(
         box=box.SIMPLE,
@@ -92,7 +92,7 @@ def as_table(subject: Subject, lines: Iterable[Row]) -> Table:
     return table
 
 
-def totals(layers: list[Inspected]) -> list[str]:
+def totals(layers: list[LayerInfo]) -> list[str]:
     """The lines under the table: Keras's three, and the work."""
     learning = sum(one.parameters for one in layers if one.learns)
     total = sum(one.parameters + one.statistics for one in layers)

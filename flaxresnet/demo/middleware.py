@@ -19,7 +19,7 @@ TEXTS = (b"text/html", b"application/json", b"text/plain")  # answers that come 
 EVENTS = b"text/event-stream"  # each piece of which is whole events
 
 
-class Unlocated:
+class PathRedactionMiddleware:
     """Calls a folder `NAME` in all answers that are text, and takes that name for the folder in requests."""
 
     NAME = "/demo-files"
@@ -79,7 +79,7 @@ class Unlocated:
         return text
 
 
-class Bounded:
+class UploadLimitMiddleware:
     """Refuses requests that are too large, and deletes the oldest files in a folder where an upload makes it too full.
 
     Files that are there from the beginning stay.

@@ -18,10 +18,10 @@ from PIL import Image
 from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.decode import decode, formats
-from flaxresnet.demo.middleware import Bounded, Unlocated
+from flaxresnet.demo.middleware import PathRedactionMiddleware, UploadLimitMiddleware
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.visualize.grad_cam import GradCAM
-from flaxresnet.visualize.heatmap import overlay, shown
+from flaxresnet.visualize.heatmap import display_size, overlay
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
 LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
@@ -63,7 +63,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         probabilities = dict(zip(classifier.class_names, answers.probabilities[0].tolist(), strict=True))
         is_ood = answers.is_ood is not None and bool(answers.is_ood[0])
         seen = classifier.preprocessing.crop_pixels(photo)
-        return probabilities, overlay(shown(seen), maps[0]), UNLIKE if is_ood else ""
+        return probabilities, overlay(display_size(seen), maps[0]), UNLIKE if is_ood else ""
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as blocks:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")
@@ -72,10 +72,10 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
                 photo = gr.Image(type="filepath", label="Picture", sources=["upload", "webcam", "clipboard"])
                 # Gradio would open the file itself, and name its place on this machine where it cannot.
                 photo.preprocess = lambda payload: None if payload is None else payload.path
-                photo.async_move_resource_to_block_cache = _nothing_from_elsewhere(photo)
+                photo.async_move_resource_to_block_cache = _reject_urls(photo)
                 if examples is not None:
                     with tempfile.TemporaryDirectory() as folder:  # Gradio takes copies
-                        files = [*_written(examples, Path(folder))]
+                        files = [*_save_examples(examples, Path(folder))]
                         gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MOST_EXAMPLES)
             with gr.Column():
                 note = gr.Markdown(HINT, elem_id="note")
@@ -110,7 +110,9 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", host)))
     files = _folder()
-    bounds = Middleware(Bounded, folder=files, largest=LARGEST_REQUEST, most=MOST_KEPT[0], most_files=MOST_KEPT[1])
+    bounds = Middleware(
+        UploadLimitMiddleware, folder=files, largest=LARGEST_REQUEST, most=MOST_KEPT[0], most_files=MOST_KEPT[1]
+    )
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
     try:
         _, address, _ = blocks.launch(
@@ -124,7 +126,7 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
             enable_monitoring=False,
             footer_links=[],
             ssr_mode=False,
-            app_kwargs={"middleware": [bounds, Middleware(Unlocated, folder=files)]},
+            app_kwargs={"middleware": [bounds, Middleware(PathRedactionMiddleware, folder=files)]},
             theme=gr.themes.Default(**fonts),
         )
     except Exception as error:  # what Gradio raises for a port that is taken, a proxy in between, …
@@ -171,7 +173,7 @@ def read_upload(path: Path) -> np.ndarray:
     raise UserError(f"This picture has {width}×{height} pixels; give one of up to {most // 10**6} million.")
 
 
-def _nothing_from_elsewhere(component: Any) -> Any:
+def _reject_urls(component: Any) -> Any:
     """The component's own way to take a file, but that an address in a request is not fetched."""
     take = component.async_move_resource_to_block_cache
 
@@ -183,7 +185,7 @@ def _nothing_from_elsewhere(component: Any) -> Any:
     return checked
 
 
-def _written(examples: Dataset, folder: Path) -> Iterator[str]:
+def _save_examples(examples: Dataset, folder: Path) -> Iterator[str]:
     """Some images of each class as files."""
     classes = len(examples.class_names)
     each = max(1, MOST_EXAMPLES // classes)

@@ -12,7 +12,7 @@ import numpy as np
 from flaxresnet.classifier import Classifier
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.dataset import Dataset, Splits, is_same_data
-from flaxresnet.evaluation import Evaluation, evaluation_of, fitted
+from flaxresnet.evaluation import Evaluation, compute_metrics, remap_labels
 from flaxresnet.reliability.calibration import softmax
 from flaxresnet.reliability.calibration_file import digest
 from flaxresnet.reliability.cross_fit import CalibrationReport, assess
@@ -27,7 +27,7 @@ SAMPLE_STREAM = 0x5E7  # of the random numbers that choose images
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """What a report tells.
 
     Attributes:
@@ -62,7 +62,7 @@ class Findings:
         return not self.differs and not self.info.is_adapted
 
     @property
-    def why_not_kept(self) -> str:
+    def skip_reason(self) -> str:
         """In words."""
         if self.info.is_adapted:
             return "it is that of before the run was adapted to other photos"
@@ -83,7 +83,7 @@ class Findings:
             yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
 
 
-def investigate(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = "latest") -> Findings:
+def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = "latest") -> ReportData:
     """Looks at a run.
 
     Args:
@@ -99,15 +99,15 @@ def investigate(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = 
         raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
     # Without what the run knew of itself so far, which may be damaged.
     info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
-    test = fitted(classifier, test, splits.source)
+    test = remap_labels(classifier, test, splits.source)
     logits, embeddings = classifier.forward(test.images)
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
-    result = dataclasses.replace(evaluation_of(logits, test.labels, info.class_names), source=splits.source)
+    result = dataclasses.replace(compute_metrics(logits, test.labels, info.class_names), source=splits.source)
     some = _sample(len(test), MOST_CHANGED, info)
     changed = test.images[some], test.labels[some], assessment.temperatures[some]
     without = () if info.config.flip else ("mirror",)  # which may be of another class, or of none
-    return Findings(
+    return ReportData(
         info=info,
         rows=folder.read_metrics(),
         result=result,
@@ -142,7 +142,7 @@ def _sample(count: int, most: int, info: RunMetadata) -> np.ndarray:
 def most_confident_mistakes(
     dataset: Dataset, probabilities: np.ndarray, most: int = MOST_MISTAKES
 ) -> list[tuple[np.ndarray, int, int, float]]:
-    """Wrongly classified images, the surest first, as `Findings.mistakes` has them; (n, classes) probabilities."""
+    """Wrongly classified images, the surest first, as `ReportData.mistakes` has them; (n, classes) probabilities."""
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != dataset.labels)
     chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:most]

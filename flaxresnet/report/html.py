@@ -23,7 +23,7 @@ def section(title: str, *parts: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
-def words(text: str, soft: bool = False) -> str:
+def paragraph(text: str, soft: bool = False) -> str:
     return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>"
 
 
@@ -54,13 +54,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
-def facts(pairs: Iterable[tuple[str, str]]) -> str:
+def key_value_table(pairs: Iterable[tuple[str, str]]) -> str:
     """What is known, a line each."""
     lines = (f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in pairs)
     return f"<table class=words><tbody>{''.join(lines)}</tbody></table>"
 
 
-def folded(title: str, text: str) -> str:
+def details(title: str, text: str) -> str:
     """Text as it stands, shown when asked for."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 

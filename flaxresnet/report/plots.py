@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from flaxresnet.reliability.calibration import Bin
-from flaxresnet.visualize.plot_style import families, legible
+from flaxresnet.visualize.plot_style import families, replace_unrenderable
 
 # `on_high` and `on_low` are for words on the matrix's shades.
 THEMES = {
@@ -24,7 +24,7 @@ LARGEST_MATRIX = 40  # classes; more cannot be told apart on a page
 
 
 @contextmanager
-def drawn_in(theme: str) -> Iterator[dict[str, str]]:
+def theme_style(theme: str) -> Iterator[dict[str, str]]:
     """Matplotlib's settings for a theme; yields its colours."""
     colours = THEMES[theme]
     ink, faint = colours["ink"], colours["faint"]
@@ -49,7 +49,7 @@ def learning_curves(rows: Sequence[dict[str, Any]], theme: str) -> Figure:
     """Loss, accuracy and learning rate by epoch, one above the other; `rows` are those of `metrics.jsonl`."""
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 30 else ""
-    with drawn_in(theme) as colours:
+    with theme_style(theme) as colours:
         figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
         loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(3, 3, 1.3))
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -67,7 +67,7 @@ def learning_curves(rows: Sequence[dict[str, Any]], theme: str) -> Figure:
     return figure
 
 
-def readable_on(ground: Sequence[float], inks: Sequence[str]) -> str:
+def contrast_color(ground: Sequence[float], inks: Sequence[str]) -> str:
     """The ink of the highest contrast on a colour (red, green, blue, …) in [0, 1]; by WCAG 2's relative luminance."""
 
     def luminance(colour: Any) -> float:
@@ -88,10 +88,10 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
       theme: "light" or "dark".
     """
     count = len(class_names)
-    names = [name if len(name) <= 18 else name[:17] + "…" for name in legible(class_names)]
+    names = [name if len(name) <= 18 else name[:17] + "…" for name in replace_unrenderable(class_names)]
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 1.4 + 0.5 * count if count <= 7 else min(3.2 + 0.25 * count, 10)  # inches; wider than a phone if need be
-    with drawn_in(theme) as colours:
+    with theme_style(theme) as colours:
         figure = Figure(figsize=(max(side, 3.4), max(side * 0.95, 3.0)), layout="constrained")
         axes = figure.subplots()
         shades = axes.imshow(share, cmap=colours["shades"], vmin=0, vmax=1).get_cmap()
@@ -104,14 +104,14 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
             spine.set_visible(False)
         size = 10 if count <= 12 else 7 if count <= 25 else 5
         for row, column in np.argwhere(confusion):
-            ink = readable_on(shades(share[row, column]), (colours["on_low"], colours["on_high"]))
+            ink = contrast_color(shades(share[row, column]), (colours["on_low"], colours["on_high"]))
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=ink, fontsize=size)
     return figure
 
 
 def reliability_chart(before: Sequence[Bin], after: Sequence[Bin], theme: str) -> Figure:
     """Accuracy by confidence, before and after the temperature, over the number of images at each confidence."""
-    with drawn_in(theme) as colours:
+    with theme_style(theme) as colours:
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         curve, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         curve.plot([0, 1], [0, 1], "--", color=colours["ink"], lw=1, label="as sure as right")

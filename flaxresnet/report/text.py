@@ -21,7 +21,7 @@ from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.reliability.ood import TARGET_FPR
 from flaxresnet.reliability.robustness import CorruptionResult
 from flaxresnet.report import html
-from flaxresnet.report.collect import Findings
+from flaxresnet.report.collect import ReportData
 from flaxresnet.report.plots import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.runtime.atomic_io import atomic_write, oserror_as_user_error
 from flaxresnet.visualize.plot_style import save
@@ -31,7 +31,7 @@ MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw
 DPI = 180  # dots to an inch: figures are sharp where a page shows them large, and on telephones
 
 
-def write_report(run: str | Path, found: Findings) -> Path:
+def write_report(run: str | Path, found: ReportData) -> Path:
     """Writes `report/index.html` and its PNGs into a run's folder; of other weights or images, beside that.
 
     Args:
@@ -54,7 +54,7 @@ def write_report(run: str | Path, found: Findings) -> Path:
     return folder / "index.html"
 
 
-def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str]:
+def parts_of(found: ReportData, name: str, folder: Path, run: str) -> Iterator[str]:
     """The page's parts, in order; figures are written into the folder on the way. `run` is the run's folder."""
 
     def chart(file: str, alt: str, draw: Callable[[str], Figure]) -> str:
@@ -68,20 +68,20 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
     epochs = f", {found.rows[-1]['epoch']} epochs" if found.rows else ""
     if found.checkpoint == "best":
         epochs += ", of which the weights are taken that were best on the test images (a flattering choice)"
-    yield html.words(
+    yield html.paragraph(
         f"{network.model} ({network.variant}), {len(info.class_names)} classes{epochs}; tested on "
         f"{result.count:,} images of {result.source}",
         soft=True,
     )
     yield html.figures(_headline(found))
     if found.info.is_adapted:
-        yield html.words(ADAPTED)
+        yield html.paragraph(ADAPTED)
     if result.warning:
-        yield html.words(f"Warning: {result.warning}")
+        yield html.paragraph(f"Warning: {result.warning}")
     if found.rows:
         alt = f"Loss, accuracy and learning rate of {len(found.rows)} epochs"
         curves = chart("curves", alt, lambda theme: learning_curves(found.rows, theme))
-        yield html.section("Learning curves", curves, html.words(CURVES, soft=True))
+        yield html.section("Learning curves", curves, html.paragraph(CURVES, soft=True))
     if len(info.class_names) <= LARGEST_MATRIX:
         alt = "Images by true and predicted class; the table of classes below has the figures"
         matrix = chart("confusion", alt, lambda theme: confusion_chart(result.confusion, info.class_names, theme))
@@ -91,7 +91,7 @@ def parts_of(found: Findings, name: str, folder: Path, run: str) -> Iterator[str
     yield html.section("Classes", *_classes(result))
     alt = "Accuracy by confidence, before and after the temperature"
     curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
-    yield html.section("Does it know when it is sure?", curve, *map(html.words, _calibration(found)))
+    yield html.section("Does it know when it is sure?", curve, *map(html.paragraph, _calibration(found)))
     yield html.section("The most confident mistakes", *_mistakes(found))
     yield html.section("Photos taken otherwise", *_robustness(found, run))
     yield html.section("Set-up", *_set_up(found))
@@ -112,7 +112,7 @@ CURVES = (
 )
 
 
-def _headline(found: Findings) -> Iterator[tuple[str, str, str]]:
+def _headline(found: ReportData) -> Iterator[tuple[str, str, str]]:
     low, high = found.result.accuracy_interval
     yield "Test accuracy", f"{found.result.accuracy:.4f}", f"95% interval {low:.3f} to {high:.3f}"
     yield "Test loss", f"{found.result.loss:.4f}", "nats"
@@ -143,7 +143,7 @@ def _classes(result: Evaluation) -> Iterator[str]:
     rows = result.per_class
     if len(rows) > MOST_CLASSES:
         rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MOST_CLASSES]
-        yield html.words(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
+        yield html.paragraph(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
 
     def figure(row: dict[str, Any], name: str) -> str:
         low, high = row[f"{name}_interval"]
@@ -152,13 +152,13 @@ def _classes(result: Evaluation) -> Iterator[str]:
     names = ("precision", "recall", "f1")
     cells = ((row["class"], f"{row['images']:,}", *(figure(row, name) for name in names)) for row in rows)
     yield html.table(("class", "images", "precision", "recall", "F1"), cells)
-    yield html.words("In brackets: 95% intervals.", soft=True)
+    yield html.paragraph("In brackets: 95% intervals.", soft=True)
 
 
-def _calibration(found: Findings) -> Iterator[str]:
+def _calibration(found: ReportData) -> Iterator[str]:
     assessment, calibration = found.assessment, found.assessment.calibration
     before, after = calibration_error(assessment.before), calibration_error(assessment.after)
-    kept = "and kept with the run" if found.is_own else f"and not kept: {found.why_not_kept}"
+    kept = "and kept with the run" if found.is_own else f"and not kept: {found.skip_reason}"
     yield (
         f"A photo's probability is softmax(logits / T) with the temperature T = {calibration.temperature:.3f}, fitted "
         f"on these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with "
@@ -189,23 +189,23 @@ def _calibration(found: Findings) -> Iterator[str]:
         yield "How often it is said of such photos cannot be measured with so few test images."
 
 
-def _mistakes(found: Findings) -> Iterator[str]:
+def _mistakes(found: ReportData) -> Iterator[str]:
     names, wrong = found.info.class_names, found.result.count - int(np.trace(found.result.confusion))
     if not wrong:
-        yield html.words("None: every test image was answered rightly.")
+        yield html.paragraph("None: every test image was answered rightly.")
         return
     more = f"; the first {len(found.mistakes)}" if len(found.mistakes) < wrong else ""
-    yield html.words(f"{wrong:,} of {found.result.count:,} test images{more}:")
+    yield html.paragraph(f"{wrong:,} of {found.result.count:,} test images{more}:")
     yield html.photos(
         (image, f"{escape(names[true])}, taken for <b class=wrong>{escape(names[other])}</b> ({sure:.3f})")
         for image, true, other, sure in found.mistakes
     )
 
 
-def _robustness(found: Findings, run: str) -> Iterator[str]:
+def _robustness(found: ReportData, run: str) -> Iterator[str]:
     told, names = found.robustness, found.info.class_names
     low, high = wilson_interval(told.clean.correct, told.clean.images)
-    yield html.words(
+    yield html.paragraph(
         f"{told.clean.images:,} of the test images, each changed in {len(told.rows)} ways to a middling degree: "
         f"{told.mean:.3f} of them are answered rightly on average, and {told.rows[0].share:.3f} in the worst way; "
         f"as they are, {told.clean.share:.3f} ({low:.2f}–{high:.2f})."
@@ -213,28 +213,28 @@ def _robustness(found: Findings, run: str) -> Iterator[str]:
     )
     yield html.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
     before, after = calibration_error(told.before), calibration_error(told.after)
-    yield html.words(
+    yield html.paragraph(
         f"In brackets: 95% intervals. On these photos the expected calibration error is {before:.3f}, and {after:.3f} "
         "with the temperature, where each half of every class was judged by that of the other half.",
         soft=True,
     )
-    yield html.words(
+    yield html.paragraph(
         "Photos of other people differ in more ways than these. If yours are classified badly, let what is to be told "
         "apart fill the picture, as in the training images."
     )
     if not found.info.is_adapted:
-        yield html.words(
+        yield html.paragraph(
             "If all of yours differ in one way, by your lamp, your camera or your distance, adapt the run to some of "
             "them, sixteen at least and of all classes; they need no labels:"
         )
         yield _command(ADAPTING, run, "-here")
-    yield html.words(
+    yield html.paragraph(
         "With labels there is more to gain: let it learn from twenty or more of yours, laid into mine/train/CLASS/, "
         "and lay others into mine/test/CLASS/:"
     )
     yield _command(FINETUNING, run, "-mine")
     if told.failures:
-        yield html.words("The surest mistake of each kind, of images that are answered rightly as they are:")
+        yield html.paragraph("The surest mistake of each kind, of images that are answered rightly as they are:")
         yield html.photos(
             (
                 one.image,
@@ -255,10 +255,10 @@ def _command(lines: str, run: str, ending: str) -> str:
     return f"<pre>{escape(lines.format(run=shlex.quote(run), to=shlex.quote(run.rstrip('/') + ending)))}</pre>"
 
 
-def _set_up(found: Findings) -> Iterator[str]:
+def _set_up(found: ReportData) -> Iterator[str]:
     info, data = found.info, found.info.data
     fingerprint = f", fingerprint {data['train_fingerprint']}" if data["train_fingerprint"] else ""
-    yield html.facts(
+    yield html.key_value_table(
         [
             ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
             *([("made of", data["adapted"])] if info.is_adapted else []),
@@ -271,9 +271,9 @@ def _set_up(found: Findings) -> Iterator[str]:
             ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
         ]
     )
-    yield html.words("The training of its weights again:" if info.is_adapted else "The same run again:")
+    yield html.paragraph("The training of its weights again:" if info.is_adapted else "The same run again:")
     yield f"<pre>{escape(command_of(dataclasses.replace(info.config, data=info.config.data or data['path'])))}</pre>"
-    yield html.folded("All options", json.dumps(info.config.to_json(), indent=2))
+    yield html.details("All options", json.dumps(info.config.to_json(), indent=2))
 
 
 def _count(data: dict[str, Any], split: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from flaxresnet.visualize.layer_table import Inspected, kind_of
+from flaxresnet.visualize.layer_table import LayerInfo, kind_of
 
 ROW, BOX = 0.62, 0.44  # from box to box, and a box's height
 WIDE, SIDE = 3.5, 3.0  # widths of boxes on the main path and beside it
@@ -34,40 +34,40 @@ COLOURS = {
 }
 
 
-class Place(NamedTuple):
+class GridCell(NamedTuple):
     """Where a layer's box is: 0, the main path, or 1, beside it; and in which row."""
 
     column: int
     row: int
 
 
-def lay_out(layers: Sequence[Inspected]) -> dict[str, Place]:
+def compute_layout(layers: Sequence[LayerInfo]) -> dict[str, GridCell]:
     """A place for each layer: the main path one under the other, a block's shortcut beside its first layers."""
-    places: dict[str, Place] = {}
+    places: dict[str, GridCell] = {}
     row = 0
     for _, group in groupby(layers, lambda one: one.layer.block):
         start = row
         beside = start
         for one in group:
             if one.layer.block and is_shortcut(one):
-                places[one.layer.name] = Place(1, beside)
+                places[one.layer.name] = GridCell(1, beside)
                 beside += 1
             else:
-                places[one.layer.name] = Place(0, row)
+                places[one.layer.name] = GridCell(0, row)
                 row += 1
     return places
 
 
-def _height(layers: Sequence[Inspected]) -> float:
+def _height(layers: Sequence[LayerInfo]) -> float:
     """Of the boxes, one under the other."""
-    return ROW * (1 + max(place.row for place in lay_out(layers).values()))
+    return ROW * (1 + max(place.row for place in compute_layout(layers).values()))
 
 
-def is_shortcut(one: Inspected) -> bool:
+def is_shortcut(one: LayerInfo) -> bool:
     return "_branch1" in one.layer.name
 
 
-def whole(layers: Sequence[Inspected], title: str) -> Figure:
+def draw_graph(layers: Sequence[LayerInfo], title: str) -> Figure:
     """Every layer with its name, kind and the shapes of what it takes and gives, as Keras's `plot_model` draws it."""
     figure, axes = _page(2 * MARGIN + WIDE + GAP + SIDE + 0.4, 2 * MARGIN + 0.4 + _height(layers))
     axes.text(MARGIN, MARGIN, title, fontsize=13, weight="bold", va="center", color=INK)
@@ -75,9 +75,9 @@ def whole(layers: Sequence[Inspected], title: str) -> Figure:
     return figure
 
 
-def draw_layers(axes: Axes, layers: Sequence[Inspected], left: float, top: float) -> None:
+def draw_layers(axes: Axes, layers: Sequence[LayerInfo], left: float, top: float) -> None:
     """Boxes and arrows of layers, from a corner down; there is no arrow from layers that are not among them."""
-    places = lay_out(layers)
+    places = compute_layout(layers)
     shapes = {one.layer.name: one.shape for one in layers}
     for one in layers:
         place = places[one.layer.name]
@@ -91,11 +91,11 @@ def draw_layers(axes: Axes, layers: Sequence[Inspected], left: float, top: float
                 _join(axes, places[name], place, left, top)
 
 
-def _corner(place: Place, left: float, top: float) -> tuple[float, float]:
+def _corner(place: GridCell, left: float, top: float) -> tuple[float, float]:
     return left + place.column * (WIDE + GAP), top + place.row * ROW
 
 
-def _join(axes: Axes, source: Place, target: Place, left: float, top: float) -> None:
+def _join(axes: Axes, source: GridCell, target: GridCell, left: float, top: float) -> None:
     """An arrow from box to box; what skips layers runs beside them, in its own colour."""
     (x0, y0), (x1, y1) = _corner(source, left, top), _corner(target, left, top)
     if source.column == target.column and target.row == source.row + 1:
@@ -110,11 +110,11 @@ def _join(axes: Axes, source: Place, target: Place, left: float, top: float) -> 
         _arrow(axes, [(x0 + SIDE / 2, y0 + BOX), (x0 + SIDE / 2, y1 + BOX / 2), (x1 + WIDE, y1 + BOX / 2)])
 
 
-def overview(layers: Sequence[Inspected], title: str) -> Figure:
+def overview(layers: Sequence[LayerInfo], title: str) -> Figure:
     """One page: the parts from images to classes with blocks folded, and beside them what is inside the blocks."""
     steps = _steps(layers)
     kinds = _examples(layers)
-    inside = [lay_out(example) for _, example in kinds]
+    inside = [compute_layout(example) for _, example in kinds]
     height = max(len(steps) * STEP, sum((1 + max(p.row for p in places.values())) * ROW + HEADING for places in inside))
     figure, axes = _page(OVERVIEW_LEFT + WIDE + GAP + SIDE + MARGIN + 0.3, height + 2 * MARGIN + 0.8)
     axes.text(MARGIN, MARGIN, title, fontsize=15, weight="bold", va="center", color=INK)
@@ -135,7 +135,7 @@ def overview(layers: Sequence[Inspected], title: str) -> Figure:
     return figure
 
 
-class Step(NamedTuple):
+class OverviewBox(NamedTuple):
     """A box of the overview: one or several layers or blocks.
 
     Attributes:
@@ -152,16 +152,18 @@ class Step(NamedTuple):
     projects: bool = False
 
 
-def _steps(layers: Sequence[Inspected]) -> list[Step]:
-    steps = [Step("images", _times(layers[0].shape), "#ffffff")]
+def _steps(layers: Sequence[LayerInfo]) -> list[OverviewBox]:
+    steps = [OverviewBox("images", _times(layers[0].shape), "#ffffff")]
     by_block = [(block, list(group)) for block, group in groupby(layers, lambda one: one.layer.block)]
     stem, *blocks, head = by_block
     convolution = next(one for one in stem[1] if one.layer.kind == "Conv2D")
     pooling = stem[1][-1]
     window = convolution.layer.options["kernel_size"][0]
-    steps.append(Step(f"stem: {window}×{window} convolution, max-pooling", _times(pooling.shape), COLOURS["Conv2D"]))
+    steps.append(
+        OverviewBox(f"stem: {window}×{window} convolution, max-pooling", _times(pooling.shape), COLOURS["Conv2D"])
+    )
 
-    def folded(item: tuple[str, list[Inspected]]) -> tuple[str, bool]:
+    def folded(item: tuple[str, list[LayerInfo]]) -> tuple[str, bool]:
         return item[0][0], any(map(is_shortcut, item[1]))
 
     for (stage, projects), group in groupby(blocks, folded):
@@ -172,18 +174,18 @@ def _steps(layers: Sequence[Inspected]) -> list[Step]:
         listed = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
         shape = _times(same[-1][1][-1].shape)
         colour = "#dfeeda" if projects else "#eef6eb"
-        steps.append(Step(f"stage {stage}: {kind}{times}", f"{listed}: {shape}", colour, len(same), projects))
+        steps.append(OverviewBox(f"stage {stage}: {kind}{times}", f"{listed}: {shape}", colour, len(same), projects))
     pooled = head[1][0]
-    steps.append(Step("average pooling", _times(pooled.shape), COLOURS["AveragePooling2D"]))
+    steps.append(OverviewBox("average pooling", _times(pooled.shape), COLOURS["AveragePooling2D"]))
     dense = head[1][-1]
-    steps.append(Step(f"{dense.layer.name}: dense layer", f"{dense.shape[0]} classes", COLOURS["Dense"]))
+    steps.append(OverviewBox(f"{dense.layer.name}: dense layer", f"{dense.shape[0]} classes", COLOURS["Dense"]))
     return steps
 
 
-def _examples(layers: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
+def _examples(layers: Sequence[LayerInfo]) -> list[tuple[str, list[LayerInfo]]]:
     """The first block of each kind, under the layer that it takes."""
     hash_split = {one.layer.name: one for one in layers}
-    found: dict[bool, list[Inspected]] = {}
+    found: dict[bool, list[LayerInfo]] = {}
     for block, group in groupby(layers, lambda one: one.layer.block):
         members = list(group)
         if block:
@@ -195,7 +197,7 @@ def _examples(layers: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
     ]
 
 
-def _skip(axes: Axes, y: float, step: Step) -> None:
+def _skip(axes: Axes, y: float, step: OverviewBox) -> None:
     """The shortcut beside a folded block, from the line above it to a sum on the line below."""
     lane, middle = MARGIN + STEP_WIDE + 0.4, MARGIN + STEP_WIDE / 2
     upper, lower = y - 0.3 * (STEP - STEP_HIGH), y + STEP_HIGH + 0.3 * (STEP - STEP_HIGH)

@@ -61,7 +61,7 @@ def grad_cam(
     return seen["logits"], nn.relu(maps)
 
 
-def usual_stage(model: ResNet, image_size: tuple[int, int]) -> int:
+def default_stage(model: ResNet, image_size: tuple[int, int]) -> int:
     """The last stage whose map has at least 4×4 places; where none has, the first."""
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     seen = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, features=True)[0], images)
@@ -85,7 +85,7 @@ class GradCAM:
         if stage is not None and stage > last:
             raise UserError(f"--stage {stage} is not in this network; its last is {last}")
         self.classifier, self.batch = classifier, batch
-        self.stage = usual_stage(model, (preprocessing.height, preprocessing.width)) if stage is None else stage
+        self.stage = default_stage(model, (preprocessing.height, preprocessing.width)) if stage is None else stage
         self._explain = jax.jit(
             lambda v, images, classes: grad_cam(model, v, preprocessing.scaled(images), self.stage, classes)
         )

@@ -38,7 +38,7 @@ def explanation(photo: np.ndarray, heat: np.ndarray, title: str, lines: Sequence
     """A photo, the same with a map over it, and what the network says of it.
 
     Args:
-      photo: (height, width, 3), uint8, as `shown` gives it.
+      photo: (height, width, 3), uint8, as `display_size` gives it.
       heat: (rows, columns), at least 0.
       title: over the picture.
       lines: under it.
@@ -58,13 +58,13 @@ def explanation(photo: np.ndarray, heat: np.ndarray, title: str, lines: Sequence
     return figure
 
 
-def shown(photo: np.ndarray) -> np.ndarray:
+def display_size(photo: np.ndarray) -> np.ndarray:
     """The photo as the picture has it: with its longer side of 640 pixels."""
     scale = LARGEST / max(photo.shape[:2])
     height, width = (max(1, round(side * scale)) for side in photo.shape[:2])
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def shortened(text: str, most: int) -> str:
+def ellipsize(text: str, most: int) -> str:
     """The text in at most so many letters, the middle left out: "a long na…me.jpg"."""
     return text if len(text) <= most else text[: most // 2] + "…" + text[len(text) - (most - most // 2 - 1) :]

@@ -16,7 +16,7 @@ WORK = {"BatchNormalization": 2, "Activation": 1, "Add": 1}
 
 
 @dataclass(frozen=True)
-class Inspected:
+class LayerInfo:
     """A layer of a network as it is built for images of one size.
 
     Attributes:
@@ -38,7 +38,7 @@ class Inspected:
     learns: bool
 
 
-def inspect(model: ResNet, image_size: tuple[int, int]) -> list[Inspected]:
+def inspect(model: ResNet, image_size: tuple[int, int]) -> list[LayerInfo]:
     """Every layer of a network, inputs before what takes them.
 
     Args:
@@ -54,11 +54,11 @@ def inspect(model: ResNet, image_size: tuple[int, int]) -> list[Inspected]:
         parameters, statistics = (_size(_at(variables[kind], layer)) for kind in ("params", "batch_stats"))
         part = stage_of(f"res{layer.block}") if layer.block else "stem" if part == "stem" else "head"
         work, learns = _flops(layer, shape, taken), part not in model.frozen
-        found.append(Inspected(layer, shape, parameters, statistics, work, part, learns))
+        found.append(LayerInfo(layer, shape, parameters, statistics, work, part, learns))
     return found
 
 
-def kind_of(one: Inspected) -> str:
+def kind_of(one: LayerInfo) -> str:
     """A layer's kind for people, with a window and a step where it has them: "Conv2D 3×3/2"."""
     options, kind = one.layer.options, one.layer.kind
     window = options.get("kernel_size") or options.get("pool_size")

@@ -36,7 +36,7 @@ def families() -> list[str]:
     return ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
 
 
-def legible(names: Sequence[str]) -> list[str]:
+def replace_unrenderable(names: Sequence[str]) -> list[str]:
     """The names, with a number from 0 in place of those whose letters no font here has."""
     fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families()]
 

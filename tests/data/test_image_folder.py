@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, blobs, draw_blobs
+from conftest import TINY_CONFIG, blobs, draw_blobs
 from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.data.image_folder import in_test, read_folder
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.evaluation import data_for
+from flaxresnet.evaluation import load_data
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
 
@@ -148,7 +148,7 @@ def test_more_than_memory_holds_is_streamed_and_refused_only_where_memory_is_ask
 
 
 def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
-    options = {"data": draw_blobs(tmp_path / "data", 44, 19), "workdir": tmp_path / "run", **SMALL}
+    options = {"data": draw_blobs(tmp_path / "data", 44, 19), "workdir": tmp_path / "run", **TINY_CONFIG}
     fr.fit(fr.TrainConfig(epochs=1, image_size=(32, 32), **options), verbose=False)
     # Going on, the size is the run's, not that of no run, which is larger.
     run = fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
@@ -177,7 +177,7 @@ def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tm
                 Image.fromarray(image).save(path)
 
     draw_all(1)
-    options = {"data": tmp_path / "data", "workdir": tmp_path / "run", "image_size": (32, 32), **SMALL}
+    options = {"data": tmp_path / "data", "workdir": tmp_path / "run", "image_size": (32, 32), **TINY_CONFIG}
     fr.fit(fr.TrainConfig(epochs=1, **options), verbose=False)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     draw_all(2)
@@ -195,7 +195,7 @@ def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tm
 
 
 def test_hdf5_files_have_a_size_of_their_own(data_folder, tmp_path):
-    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", image_size=(48, 32), **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", image_size=(48, 32), **TINY_CONFIG)
     with pytest.raises(fr.UserError, match=r"--image-size 48×32 is for folders of pictures; the images .* are 32×32"):
         fr.fit(config, verbose=False)
 
@@ -207,7 +207,7 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
             path = tmp_path / "data" / split / data.class_names[label] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-    options = {"image_size": (32, 32), "epochs": 1, "centre": 0.5, **SMALL}
+    options = {"image_size": (32, 32), "epochs": 1, "centre": 0.5, **TINY_CONFIG}
     run = fr.fit(fr.TrainConfig(data=tmp_path / "data", workdir=tmp_path / "run", **options), verbose=False)
     classifier = fr.Classifier.load(run.workdir)
     assert classifier.preprocessing.centre == 0.5
@@ -223,7 +223,7 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
 
     learned = sorted((tmp_path / "data" / "train").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     as_predicted = np.stack([classifier.preprocessing.load(photo) for photo in learned])
-    eval_preprocessing = data_for(run.workdir, tmp_path / "data", "train")
+    eval_preprocessing = load_data(run.workdir, tmp_path / "data", "train")
     np.testing.assert_array_equal(eval_preprocessing.train.images, as_predicted)
 
 

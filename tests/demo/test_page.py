@@ -26,7 +26,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.cli import demo as command
 from flaxresnet.demo import page as demo_page
-from flaxresnet.demo.middleware import Bounded, Unlocated
+from flaxresnet.demo.middleware import PathRedactionMiddleware, UploadLimitMiddleware
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_a_dropped_jpeg_is_answered_and_junk_gets_a_sentence(address, finished_r
 
 
 @pytest.mark.parity
-def test_a_strange_picture_is_called_so(gradio, knowing_run, tmp_path):
-    page = demo_page.make_page(fr.Classifier.load(knowing_run), "Colours", None)
+def test_a_strange_picture_is_called_so(gradio, calibrated_run, tmp_path):
+    page = demo_page.make_page(fr.Classifier.load(calibrated_run), "Colours", None)
     answer = next(one.fn for one in page.fns.values() if one.name == "answer")
     for name, photo in (("far", small_in_a_corner(2)), ("near", blobs(3, seed=8).images[2])):
         Image.fromarray(photo).save(tmp_path / f"{name}.png")
@@ -219,7 +219,7 @@ def through(door: Any, sent: bytes, answer: bytes, kind: bytes = b"application/j
 @pytest.mark.parametrize("place", ["/tmp/x", "/tmp/ein Wörter/x"])
 def test_a_folder_is_called_otherwise_in_texts_however_it_is_written(place):
     def door(application):
-        return Unlocated(application, Path(place))
+        return PathRedactionMiddleware(application, Path(place))
 
     answer = f"{place} {json.dumps(place)} {quote(place)}".encode()
     got, said, length = through(door, b'{"path": "/demo-files/a"}', answer)
@@ -247,8 +247,8 @@ def test_the_oldest_uploads_go_where_there_are_too_many(tmp_path):
     async def application(*_):
         pass
 
-    full = Bounded(application, tmp_path, 100, most=250, most_files=10)
-    many = Bounded(application, tmp_path, 100, most=10_000, most_files=1)
+    full = UploadLimitMiddleware(application, tmp_path, 100, most=250, most_files=10)
+    many = UploadLimitMiddleware(application, tmp_path, 100, most=10_000, most_files=1)
     for age in range(4):
         (path := tmp_path / str(age) / f"{age}.jpg").parent.mkdir()
         path.write_bytes(bytes(100))
@@ -274,18 +274,18 @@ def test_no_address_in_a_request_is_fetched():
         async def async_move_resource_to_block_cache(self, place):
             return place
 
-    take = demo_page._nothing_from_elsewhere(Taker())
+    take = demo_page._reject_urls(Taker())
     assert asyncio.run(take("/demo-files/a.jpg")) == "/demo-files/a.jpg"
     with pytest.raises(ValueError, match="only files that were uploaded are taken"):
         asyncio.run(take("HTTPS://192.0.2.1/a.jpg"))
 
 
-def test_the_page_has_the_runs_name_but_not_its_place(monkeypatch, knowing_run):
+def test_the_page_has_the_runs_name_but_not_its_place(monkeypatch, calibrated_run):
     titles = []
     monkeypatch.setattr(demo_page, "make_page", lambda classifier, title, examples: titles.append(title))
     monkeypatch.setattr(demo_page, "serve", lambda *_: "")
-    assert command.main(command.Arguments(str(knowing_run))) == 0
-    assert titles == [knowing_run.name]
+    assert command.main(command.Arguments(str(calibrated_run))) == 0
+    assert titles == [calibrated_run.name]
 
 
 def picture(tmp_path: Path, kind: str, size: tuple[int, int]) -> Path:

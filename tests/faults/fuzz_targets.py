@@ -17,7 +17,7 @@ from random_weights import random_weights
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.decode import decode
 from flaxresnet.data.hdf5 import read_hdf5
-from flaxresnet.evaluation import data_of_run
+from flaxresnet.evaluation import load_training_data
 from flaxresnet.report.plots import learning_curves
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
@@ -55,7 +55,7 @@ def read_run(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):
         patch.setattr("flaxresnet.evaluation.open_dataset", lambda *_, **__: Splits(None, None, "none"))
         patch.setattr("flaxresnet.evaluation.load_default_signs", lambda: Splits(None, None, "none"))
-        data_of_run(path.parent, "test")
+        load_training_data(path.parent, "test")
 
 
 READERS = {

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import TINY_CONFIG
 
 import flaxresnet as fr
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
@@ -33,7 +33,7 @@ class KilledError(BaseException):
 
 def train(data, workdir, verbose=True):
     """Trains to the third epoch: the options of `finished_run`, with which it shares its programs."""
-    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, epochs=3, **SMALL), verbose=verbose)
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, epochs=3, **TINY_CONFIG), verbose=verbose)
 
 
 def figures(workdir):

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from conftest import TINY_CONFIG
 from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.report import text
-from flaxresnet.report.collect import investigate
+from flaxresnet.report.collect import collect_report_data
 
 KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("KILLS_SEED", "0"))
@@ -66,7 +66,7 @@ def test_killed_report_leaves_run(finished_run, data_folder, tmp_path, monkeypat
     (run / "report").mkdir()
     (run / "report" / "index.html").write_text("the page of before")
     trained, drawn = contents(run), []
-    found = investigate(run, fr.open_dataset(data_folder))
+    found = collect_report_data(run, fr.open_dataset(data_folder))
 
     def die(path, target):
         raise KilledError
@@ -87,7 +87,7 @@ def test_killed_report_leaves_run(finished_run, data_folder, tmp_path, monkeypat
 @pytest.mark.campaign
 def test_a_report_that_is_killed_again_and_again_leaves_the_run_as_it_was(data_folder, tmp_path):
     rng, workdir = random.Random(SEED), tmp_path / "run"
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=2, **SMALL | {"report": True}))
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=2, **TINY_CONFIG | {"report": True}))
     trained, page = contents(workdir), (workdir / "report" / "index.html").read_text()
     # Of the network as these tests have it, the command would not know.
     program = (

@@ -15,7 +15,7 @@ keras = pytest.importorskip("keras", reason="install keras (the `test` extra) to
 from keras_network import block, keras_resnet50  # noqa: E402 - it imports Keras
 
 pytestmark = pytest.mark.parity
-SMALL = {"stage_sizes": (2, 1), "width": 8}
+TINY_CONFIG = {"stage_sizes": (2, 1), "width": 8}
 # Where Keras keeps what linen calls otherwise.
 NAMES = {"gamma": ("params", "scale"), "beta": ("params", "bias"), "kernel": ("params", "kernel"),
          "bias": ("params", "bias"), "moving_mean": ("batch_stats", "mean"),
@@ -50,7 +50,7 @@ def models(request):
     """
     keras.utils.set_random_seed(0)
     model = small_network() if request.param == "small" else keras_resnet50()
-    ours = fr.ResNet(num_classes=6, **(SMALL if request.param == "small" else {}))
+    ours = fr.ResNet(num_classes=6, **(TINY_CONFIG if request.param == "small" else {}))
     rng = np.random.default_rng(2)
     for layer in model.layers:
         for variable in layer.variables:

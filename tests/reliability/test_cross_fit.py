@@ -29,8 +29,10 @@ def test_the_halves_do_not_judge_themselves():
     logits = 4.0 * np.eye(2)[labels]
     logits[~first] = -logits[~first]  # one half is always right, the other always wrong
     found = assess("", logits, labels, np.zeros((80, 3)), np.zeros((0, 3)))
-    fitted = {half: fit_temperature(logits[where], labels[where]) for half, where in (("1", first), ("2", ~first))}
-    np.testing.assert_array_equal(found.temperatures, np.where(first, fitted["2"], fitted["1"]))
+    remap_labels = {
+        half: fit_temperature(logits[where], labels[where]) for half, where in (("1", first), ("2", ~first))
+    }
+    np.testing.assert_array_equal(found.temperatures, np.where(first, remap_labels["2"], remap_labels["1"]))
     rights = [b for b in found.after if b.correct]
     assert max(b.confidence for b in rights) < 0.6  # judged by the half that errs, it is not sure
     assert found.num_scored == 0

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
 from flaxresnet.reliability.calibration import Bin
-from flaxresnet.report.plots import THEMES, confusion_chart, learning_curves, readable_on, reliability_chart
+from flaxresnet.report.plots import THEMES, confusion_chart, contrast_color, learning_curves, reliability_chart
 
 FIGURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "learning_rate")
 
@@ -49,12 +49,12 @@ def test_counts_can_be_read_on_every_shade(theme):
     inks = [THEMES[theme][name] for name in ("on_low", "on_high")]
     for share in np.linspace(0, 1, 101):
         shade = colormaps[THEMES[theme]["shades"]](share)[:3]
-        ink = readable_on(shade, inks)
+        ink = contrast_color(shade, inks)
         assert contrast(ink, shade) == max(contrast(one, shade) for one in inks) >= 4.5
     confusion = np.array([[50, 50], [0, 100]])
     words = {text.get_text(): text.get_color() for text in confusion_chart(confusion, "ab", theme).axes[0].texts}
     for count, share in (("50", 0.5), ("100", 1.0)):
-        assert words[count] == readable_on(colormaps[THEMES[theme]["shades"]](share), inks)
+        assert words[count] == contrast_color(colormaps[THEMES[theme]["shades"]](share), inks)
 
 
 def test_the_legend_of_reliability_lies_on_no_curve():

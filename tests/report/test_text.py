@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from browser import chromium, listen
-from conftest import SMALL, blobs
+from conftest import TINY_CONFIG, blobs
 from PIL import Image
 
 import flaxresnet as fr
@@ -26,15 +26,15 @@ from flaxresnet.reliability.calibration import fit_temperature
 from flaxresnet.reliability.calibration_file import Calibration, digest
 from flaxresnet.reliability.corruptions import CORRUPTIONS
 from flaxresnet.reliability.cross_fit import split_halves
-from flaxresnet.report.collect import investigate, most_confident_mistakes
+from flaxresnet.report.collect import collect_report_data, most_confident_mistakes
 from flaxresnet.report.text import command_of, write_report
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profiler import StepProfiler
-from flaxresnet.visualize.plot_style import legible
+from flaxresnet.visualize.plot_style import replace_unrenderable
 
 PICTURES = {f"{name}{theme}.png" for name in ("curves", "confusion", "reliability") for theme in ("", "-dark")}
-REPORTING = SMALL | {"report": True}
+REPORTING = TINY_CONFIG | {"report": True}
 NAMES = ("red", "<i>green</i>", "blue")
 
 
@@ -62,7 +62,7 @@ def odd_run(finished_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(odd_run, noisy_splits):
     """What there is to tell of that run and test images of which a third have wrong labels."""
-    return investigate(odd_run, noisy_splits)
+    return collect_report_data(odd_run, noisy_splits)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
     params = fr.Classifier.load(run).variables["params"]
     Calibration(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
     assert fr.Classifier.load(run).calibration is not None
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG), verbose=False)
     assert RunFolder(run).read_metrics()[-1]["step"] == last
     assert fr.Classifier.load(run).calibration is None
 
@@ -135,7 +135,7 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("flaxresnet.report.collect.investigate", fail)
+    monkeypatch.setattr("flaxresnet.report.collect.collect_report_data", fail)
     monkeypatch.setattr("flaxresnet.training.profiler.BEFORE", 1000)
     run = tmp_path / "run"
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
@@ -177,7 +177,7 @@ def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tm
     ],
 )
 def test_what_is_said_of_strange_photos_is_what_predict_does(run, undrawn, count, told, not_told):
-    found = investigate(run, Splits(blobs(44, seed=1), images_of(count, seed=2), "test.h5"))
+    found = collect_report_data(run, Splits(blobs(44, seed=1), images_of(count, seed=2), "test.h5"))
     text = write_report(run, found).read_text()
     assert told in text
     assert not_told not in text
@@ -185,7 +185,7 @@ def test_what_is_said_of_strange_photos_is_what_predict_does(run, undrawn, count
 
 
 def test_names_in_letters_that_no_font_has_become_numbers():
-    assert legible(["palm", "été", "\U0010fffd", "αβ"]) == ["palm", "été", "2", "αβ"]
+    assert replace_unrenderable(["palm", "été", "\U0010fffd", "αβ"]) == ["palm", "été", "2", "αβ"]
 
 
 def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, capsys):
@@ -204,7 +204,7 @@ def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, cap
 def test_findings_are_those_of_evaluate(odd_run, finished_run, noisy_splits):
     expected = fr.evaluate(finished_run)
     splits = Splits(noisy_splits.train, images_of(19, seed=2), "test.h5")
-    found = investigate(odd_run, splits)
+    found = collect_report_data(odd_run, splits)
     assert found.result.confusion.tolist() == expected.confusion.tolist()
     assert found.result.loss == pytest.approx(expected.loss, rel=1e-5)
     assert [row["epoch"] for row in found.rows] == [1, 2, 3]
@@ -223,7 +223,7 @@ def test_the_surest_mistakes_come_first():
 
 def test_training_images_that_have_changed_are_no_reference(run, undrawn):
     other = Splits(blobs(44, seed=99), images_of(19, seed=2), "test.h5")
-    found = investigate(run, other)
+    found = collect_report_data(run, other)
     assert len(found.assessment.calibration.references) == 0
     page = write_report(run, found).read_text()
     assert "Without the training images it cannot be told which photos are unlike them." in page
@@ -238,7 +238,7 @@ def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypa
     assert "The surest mistake of each kind" in text
     assert text.count(">background: ") == 1
     monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
-    _, images, labels, temperatures, _ = investigate(
+    _, images, labels, temperatures, _ = collect_report_data(
         odd_run, Splits(None, images_of(130, seed=4), "many.h5")
     ).robustness
     assert len(images) == len(labels) == len(temperatures) == 100
@@ -246,7 +246,7 @@ def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypa
 
 def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(odd_run, noisy_splits, monkeypatch):
     monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
-    found, test = investigate(odd_run, noisy_splits), noisy_splits.test
+    found, test = collect_report_data(odd_run, noisy_splits), noisy_splits.test
     first, logits = split_halves(test.labels), fr.Classifier.load(odd_run, calibrated=False).logits(test.images)
     _, images, _, temperatures, without = found.robustness
     assert without == ()
@@ -323,7 +323,7 @@ def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, nois
     config = json.loads((run / "config.json").read_text())
     config["config"]["flip"] = False
     (run / "config.json").write_text(json.dumps(config))
-    found = investigate(run, noisy_splits)
+    found = collect_report_data(run, noisy_splits)
     assert {row.change for row in found.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
     other = write_report(run, found).read_text()
     for text, ways in ((mirrored, 19), (other, 18)):
@@ -333,7 +333,7 @@ def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, nois
 
 def test_without_test_images_there_is_nothing_to_report(run):
     with pytest.raises(fr.UserError, match=r"only\.h5 has no test split, which a report is about; give other --data"):
-        investigate(run, Splits(blobs(44, seed=1), None, "only.h5"))
+        collect_report_data(run, Splits(blobs(44, seed=1), None, "only.h5"))
 
 
 def test_the_command_line_trains_the_same():
@@ -420,7 +420,7 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
     wrong = fr.Dataset(images, ((labels + 1) % 3).astype(np.int32), ("red", "green", "blue"))
     (folder / "test.h5").unlink()
     write_hdf5(folder / "test.h5", "test", wrong)
-    config = fr.TrainConfig(data=folder, workdir=tmp_path / "run", epochs=3, tensorboard=True, **SMALL)
+    config = fr.TrainConfig(data=folder, workdir=tmp_path / "run", epochs=3, tensorboard=True, **TINY_CONFIG)
     history = fr.fit(config, verbose=False).history
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     from tensorboardX.proto.event_pb2 import Event
@@ -450,7 +450,7 @@ def test_without_tensorboardx_the_sentence_says_what_to_install(tmp_path, monkey
 def test_a_missing_extra_is_said_before_an_old_run_is_set_aside(data_folder, finished_run, tmp_path, monkeypatch):
     run = shutil.copytree(finished_run, tmp_path / "run")
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=1, tensorboard=True, resume=False, **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=1, tensorboard=True, resume=False, **TINY_CONFIG)
     with pytest.raises(fr.UserError, match="--tensorboard needs tensorboardX"):
         fr.fit(config, verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import SMALL
+from conftest import TINY_CONFIG
 
 import flaxresnet as fr
 from flaxresnet.runs import checkpoint_store
@@ -31,7 +31,7 @@ def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
     monkeypatch.setattr(
         checkpoint_store, "all_gather_json", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine]
     )
-    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
     before = RunFolder(run).read_metrics()
     history = fr.fit(config, verbose=False).history
     assert [row["step"] for row in history] == [5, 10, 15]
@@ -46,7 +46,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
         return [mine, (damage.pop() if damage else "") if isinstance(mine, str) else mine]
 
     monkeypatch.setattr(checkpoint_store, "all_gather_json", all_gather_json)
-    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **SMALL)
+    config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
     before = RunFolder(run).read_metrics()
     assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
     assert not damage

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import HASTE
+from conftest import XLA_TEST_FLAGS
 
 import flaxresnet as fr
 
@@ -48,7 +48,7 @@ PARTS = {"recipe": "tutorial", "learning_rate": 1e-6, "batch_size": 16, "accumul
 LOSSES = ("train_loss", "test_loss")
 
 
-def fit_on(devices: int, data_folder: Path, cache: Path, runs: dict[Path, dict], flags: str = HASTE):
+def fit_on(devices: int, data_folder: Path, cache: Path, runs: dict[Path, dict], flags: str = XLA_TEST_FLAGS):
     """Trains runs (workdir → options) in one process of this many CPU devices: (outcomes by workdir, placements)."""
     common = {"model": "resnet14", "width": 16, "batch_size": 8, "epochs": 2, "report": False, "data": str(data_folder)}
     options = [common | more | {"workdir": str(workdir)} for workdir, more in runs.items()]

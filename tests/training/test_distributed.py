@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import HASTE, draw_blobs
+from conftest import XLA_TEST_FLAGS, draw_blobs
 
 import flaxresnet as fr
 from flaxresnet.config.train_config import TrainConfig
@@ -75,7 +75,7 @@ def start(cache, pictures, tmp_path):
         explicit = count > 1 and not slurm
         together = ["--coordinator-address", address, "--num-processes", str(count)] if explicit else []
         environment = os.environ | {
-            "XLA_FLAGS": HASTE,
+            "XLA_FLAGS": XLA_TEST_FLAGS,
             "JAX_PLATFORMS": "cpu",
             "XDG_CACHE_HOME": str(cache),
             "PYTHONUNBUFFERED": "1",

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import TINY_CONFIG
 from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Compiled
 
@@ -73,7 +73,7 @@ def info(finished_run):
 
 
 def train(data_folder, workdir, keep=True, **options):
-    config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 2, **SMALL, **options})
+    config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 2, **TINY_CONFIG, **options})
     return fr.fit(config, verbose=False, keep_programs=keep)
 
 

@@ -137,14 +137,14 @@ def test_three_steps_are_those_of_the_published_rule_and_biases_do_not_decay(kin
 
 @pytest.mark.parametrize("limit", [0.5, 100.0])
 def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
-    def shortened(slopes):
+    def ellipsize(slopes):
         norm = np.sqrt(sum((g**2).sum() for g in slopes))
         return [g * min(1, limit / norm) for g in slopes]
 
     places = [KERNEL, BIAS]
     memories = [{}, {}]
     for t, (slopes, found) in enumerate(zip(SLOPES, walk(kind="sgd", clip=limit), strict=True)):
-        places = [p + sgd(p, g, m, t, 0) for p, g, m in zip(places, shortened(slopes), memories, strict=True)]
+        places = [p + sgd(p, g, m, t, 0) for p, g, m in zip(places, ellipsize(slopes), memories, strict=True)]
         np.testing.assert_allclose(found[0], places[0], rtol=3e-5, atol=3e-6)
         np.testing.assert_allclose(found[1], places[1], rtol=3e-5, atol=3e-6)
 

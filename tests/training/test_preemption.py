@@ -8,7 +8,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL, draw_blobs
+from conftest import TINY_CONFIG, draw_blobs
 
 import flaxresnet as fr
 from flaxresnet.runtime.errors import TrainingInterrupted
@@ -29,7 +29,7 @@ def pictures(tmp_path_factory):
 
 def train(data, workdir, **options):
     given = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0} | options
-    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **SMALL | given), verbose=False)
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **TINY_CONFIG | given), verbose=False)
 
 
 def figures(workdir):
@@ -94,7 +94,7 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
         ):
             train(pictures, tmp_path / "run")
     assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
-    options = SMALL | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
+    options = TINY_CONFIG | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **options))
     within = (step - 1) % 5 + 1
     said = f"{within} of 5 steps of epoch {(step - 1) // 5 + 1} are done in {tmp_path / 'run'}; going on with the next"
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tm
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "unfinished" / "8")
     options = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0}
-    fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **SMALL | options))
+    fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **TINY_CONFIG | options))
     said = capsys.readouterr().out
     assert "unfinished/8 cannot be restored: " in said
     assert "; going back to step 5" in said

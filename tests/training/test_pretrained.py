@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import SMALL, blobs
+from conftest import TINY_CONFIG, blobs
 from PIL import Image
 
 import flaxresnet as fr
@@ -28,7 +28,9 @@ from flaxresnet.weights.run_io import read_run, write_run
 
 
 def train(data, workdir, verbose=False, **options):
-    return fr.fit(fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 1, **SMALL} | options), verbose=verbose)
+    return fr.fit(
+        fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 1, **TINY_CONFIG} | options), verbose=verbose
+    )
 
 
 @pytest.fixture(scope="module")

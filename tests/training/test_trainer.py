@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL, blobs
+from conftest import TINY_CONFIG, blobs
 
 import flaxresnet as fr
 from flaxresnet import fitting
@@ -28,7 +28,7 @@ MEASURED_TIMES = {"seconds", "images_per_second", "recalibrate_seconds", "evalua
 
 
 def config(data, workdir, **options):
-    return fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 2, **SMALL} | options)
+    return fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 2, **TINY_CONFIG} | options)
 
 
 def saved_bytes(workdir) -> list[bytes]:
@@ -347,7 +347,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
     kept = json.loads((tmp_path / "run" / "damaged" / "config.json.1").read_text())
     assert kept["config"]["width"] == 8  # of the first start
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
-    assert RunFolder(tmp_path / "run").read_info().config.width == SMALL["width"]
+    assert RunFolder(tmp_path / "run").read_info().config.width == TINY_CONFIG["width"]
     with pytest.raises(fr.UserError, match="holds a run with --width 16, not 8"):  # now there is something to lose
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8), verbose=False)
 

@@ -41,7 +41,7 @@ def patches_of(figure, kind):
 
 
 def test_the_whole_graph_has_a_box_a_layer_and_an_arrow_a_connection(layers):
-    figure = diagram.whole(layers, "title")
+    figure = diagram.draw_graph(layers, "title")
     words = words_of(figure)
     assert words[0] == "title"
     assert [text.split()[0] for text in words[1::2]] == [one.layer.name for one in layers]
@@ -51,7 +51,7 @@ def test_the_whole_graph_has_a_box_a_layer_and_an_arrow_a_connection(layers):
 
 
 def test_no_box_lies_over_another_and_all_are_on_the_page(layers):
-    for figure in (diagram.whole(layers, "title"), diagram.overview(layers, "title")):
+    for figure in (diagram.draw_graph(layers, "title"), diagram.overview(layers, "title")):
         boxes = [patch.get_extents() for patch in patches_of(figure, FancyBboxPatch)]
         page = figure.axes[0].bbox
         for index, box in enumerate(boxes):
@@ -76,7 +76,7 @@ def test_words_stay_in_their_boxes(network):
         assert "bn4b35_branch2b" in [one.layer.name for one in layers]
     else:
         layers = inspect(fr.resnet(network, "torchvision", num_classes=1000), (512, 512))
-    figure = diagram.whole(layers, "title")
+    figure = diagram.draw_graph(layers, "title")
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [patch.get_extents() for patch in patches_of(figure, FancyBboxPatch)]
     for index, text in enumerate(figure.axes[0].texts[1:]):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.cli import main as commands
-from flaxresnet.visualize.grad_cam import grad_cam, usual_stage
+from flaxresnet.visualize.grad_cam import default_stage, grad_cam
 from flaxresnet.visualize.heatmap import overlay
 
 
@@ -120,7 +120,7 @@ def test_a_stage_that_is_not_there_is_refused(networks):
 @pytest.mark.parametrize(("size", "stage"), [(32, 3), (64, 4), (224, 5)])
 def test_the_usual_stage_has_four_places_a_side(size, stage):
     model = fr.ResNet(num_classes=2, stage_sizes=(1, 1, 1, 1), width=4, bottleneck=False, head="average")
-    assert usual_stage(model, (size, size)) == stage
+    assert default_stage(model, (size, size)) == stage
 
 
 def test_an_overlay_is_the_photo_where_nothing_was_looked_at():

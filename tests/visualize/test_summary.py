@@ -73,14 +73,14 @@ def test_a_run_is_shown_as_it_was_trained(summary, finished_run):
 def test_a_run_has_its_own_shape(finished_run):
     module = commands.import_module("flaxresnet.cli.model_args")
     wrong = {
-        "--width is for a network that is given by its name": module.NetworkArguments(str(finished_run), width=8),
-        "--num-classes must be at least 2, not 1": module.NetworkArguments("resnet18", num_classes=1),
-        "--width 10 cannot be divided into the 32 groups": module.NetworkArguments("resnext50_32x4d", width=10),
-        "--image-size must be at least 32, not 8": module.NetworkArguments("resnet18", image_size=(64, 8)),
+        "--width is for a network that is given by its name": module.ModelArguments(str(finished_run), width=8),
+        "--num-classes must be at least 2, not 1": module.ModelArguments("resnet18", num_classes=1),
+        "--width 10 cannot be divided into the 32 groups": module.ModelArguments("resnext50_32x4d", width=10),
+        "--image-size must be at least 32, not 8": module.ModelArguments("resnet18", image_size=(64, 8)),
     }
     for message, arguments in wrong.items():
         with pytest.raises(fr.UserError, match=message):
-            module.subject_of(arguments)
+            module.model_spec(arguments)
 
 
 def test_frozen_parts_are_marked(summary, finished_run, monkeypatch):

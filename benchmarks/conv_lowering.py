@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.models.conv import use_ohwi_layout
-from flaxresnet.models.cpu.conv_algorithms import ROWS, ConvParams, features_first
+from flaxresnet.models.cpu.conv_algorithms import ROWS, ConvParams, ohwi_gemm
 from flaxresnet.models.cpu.conv_heuristics import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
@@ -137,7 +137,7 @@ def inference_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[]
     x, kernel = random(batch, layer.side, layer.side, layer.channels), random(*layer.shape)
     turned, turns = jnp.moveaxis(kernel, -1, 0), -(-CACHE // kernel.nbytes)
     forms = {name: (lambda x, k, f=form: f(x, k, layer.window), kernel) for name, form in FORWARD.items()}
-    forms |= {f"{name}{FIRST}": (lambda x, k, n=name: features_first(n, x, k, layer.window), turned) for name in ROWS}
+    forms |= {f"{name}{FIRST}": (lambda x, k, n=name: ohwi_gemm(n, x, k, layer.window), turned) for name in ROWS}
     copies: dict[tuple[int, ...], list[jax.Array]] = {}
 
     def program(form: Callable[..., Any], kernel: jax.Array) -> Callable[[], Any]:

@@ -189,7 +189,7 @@ def label_shift_warning(run: str | Path, test: Dataset) -> str | None:
 
 
 def load_data(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
-    """Opens data for a run: its training data if `data` is None (see `load_training_data`), else as `open_dataset` does.
+    """Opens data for a run: its training data if `data` is None (see `load_training_data`), else as `open_dataset`.
 
     Pictures in folders are brought to the network's size, those of both splits as photos are.
     """

@@ -225,7 +225,7 @@ def test_of_data_with_many_images_512_count_from_all_over_it(finished_run, monke
         some.images[:, 0, 0, 0], some.images[:, 0, 0, 1] = np.divmod(np.arange(first, first + len(some)), 256)
     monkeypatch.setattr(command, "load_data", lambda *_: Splits(train, test, "many"))
     arguments = command.Arguments(str(finished_run), "here", data="many")
-    images = command.of_data(arguments, fr.Classifier.load(finished_run).preprocessing)
+    images = command.load_dataset_images(arguments, fr.Classifier.load(finished_run).preprocessing)
     places = images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
     np.testing.assert_array_equal(places, np.linspace(0, 1128, 512).astype(int))
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.reliability.calibration_file import Calibration, digest
-from flaxresnet.reliability.ood import normalised
+from flaxresnet.reliability.ood import normalized_features
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,9 @@ def test_a_calibrated_run_answers_with_its_temperature_and_knows_strange_photos(
     assert before.predict_batch(images).is_ood is None
     assert before.predict(images[0]).ood_score is None
     noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-    calibration = Calibration(digest(before.variables["params"]), 2.0, normalised(embeddings).astype(np.float16), 0.0)
+    calibration = Calibration(
+        digest(before.variables["params"]), 2.0, normalized_features(embeddings).astype(np.float16), 0.0
+    )
     usual, odd = (np.median(calibration.ood_score(before.forward(some)[1])) for some in (images, noise))
     assert usual < odd
     replace(calibration, threshold=float(usual)).write(run)

@@ -268,7 +268,7 @@ def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_s
 
 
 @pytest.mark.parametrize(
-    ("options", "mirrors"),
+    ("options", "uses_hflip"),
     [
         ({}, True),
         ({"recipe": "tutorial"}, False),

@@ -31,7 +31,7 @@ PROGRAM = """
 import sys
 root, log = sys.argv[1:3]
 sys.path.append(root)
-from flaxresnet.cli import parser
+from flaxresnet.cli import exit_status
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.training.trainer import Trainer
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
@@ -41,7 +41,7 @@ Trainer._next = changed
 sys.argv = ["train.py", *sys.argv[3:]]
 import train
 if __name__ == "__main__":  # and not a worker process, which comes by here
-    sys.exit(cli.run(train.main))
+    sys.exit(exit_status.run(train.main))
 """
 # It notes of each training step what the pictures in it are: a line of the step and a hash of each.
 NOTING = """

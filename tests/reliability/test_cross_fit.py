@@ -36,4 +36,4 @@ def test_the_halves_do_not_judge_themselves():
     rights = [b for b in found.after if b.correct]
     assert max(b.confidence for b in rights) < 0.6  # judged by the half that errs, it is not sure
     assert found.num_scored == 0
-    assert found.calibration.knn_distance(np.zeros((2, 3))) is None
+    assert found.calibration.ood_score(np.zeros((2, 3))) is None

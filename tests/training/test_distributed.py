@@ -26,7 +26,7 @@ ROOT = str(Path(__file__).parents[2])
 PROGRAM = """
 import sys
 sys.path.append(sys.argv[1])
-from flaxresnet.cli import parser
+from flaxresnet.cli import exit_status
 from flaxresnet.models.resnet import SIZES
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
 if "--endless" in sys.argv:  # an evaluation without end
@@ -43,7 +43,7 @@ if "--endless" in sys.argv:  # an evaluation without end
     sys.argv.remove("--endless")
 sys.argv = ["train.py", *sys.argv[2:]]
 import train
-sys.exit(cli.run(train.main))
+sys.exit(exit_status.run(train.main))
 """
 FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-size", "32", "32", "--no-report"]
 FLAGS += ["--recipe", "fast", "--optimizer", "sgd", "--learning-rate", "0.01", "--input", "stream", "--workers", "0"]

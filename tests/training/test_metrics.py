@@ -40,7 +40,7 @@ def test_means_are_of_all_images_whatever_the_batches():
     np.testing.assert_allclose((loss, accuracy), (losses.mean(), 0.4), rtol=1e-6)
 
 
-@pytest.record_non_finite.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_mark_remembers_the_first_bad_step_only(bad):
     objectives = [0.5, 1e30, bad, 0.5, bad]
     metrics, seen = Metrics.zero(), []

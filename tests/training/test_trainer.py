@@ -168,7 +168,7 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
         raise error
 
     monkeypatch.setattr(fr.Classifier, "load", damaged)
-    monkeypatch.setattr(trainer.Run, "test_accuracy", 0.1)
+    monkeypatch.setattr(trainer.TrainResult, "test_accuracy", 0.1)
     assert fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False).history[-1]["epoch"] == 1
 
 
@@ -586,7 +586,7 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
 
     def epoch(self, *rest, real=trainer.Trainer._epoch):
         row, stats = real(self, *rest)
-        seen.append(jax.tree.map(np.asarray, (self.state.params, self.state.averaged, stats)))
+        seen.append(jax.tree.map(np.asarray, (self.state.params, self.state.ema_params, stats)))
         return row, stats
 
     monkeypatch.setattr(trainer.Trainer, "_epoch", epoch)

@@ -132,7 +132,7 @@ class Prediction:
     checkpoint: float  # the stop for a checkpoint, its share in a step
     images_per_second: float  # with enough input: so many have to be read
     efficiency: float  # of GPUs: images a second against those of one GPU, times their number
-    efficiency_local: float  # the same with statistics of each GPU's own images (--norm-batch)
+    efficiency_local: float  # the same with statistics of each GPU's own images (--ghost-batch-size)
     cores_per_gpu: float  # to read so many
     images_per_second_read: float  # with the cores that there are
     hours: float  # for 90 epochs of ImageNet, with those

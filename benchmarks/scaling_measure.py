@@ -130,7 +130,7 @@ def run_seconds(folder: Path, pictures: Path, arguments: Any, count: int) -> lis
     flags = ["--data", pictures, "--workdir", workdir, "--model", "resnet14", "--width", arguments.width]
     flags += ["--variant", "torchvision", "--image-size", RUN_SIDE, RUN_SIDE, "--batch-size", RUN_BATCH]
     flags += ["--recipe", "fast", "--input", "stream", "--workers", 0, "--epochs", arguments.rounds + 1]
-    flags += ["--recalibrate", 0, "--no-report"]
+    flags += ["--precise-bn-images", 0, "--no-report"]
     address = ["--coordinator-address", free_address(), "--num-processes", count]
     together = [[*address, "--process-id", number] if count > 1 else [] for number in range(count)]
     start_together([["train.py", *flags, *mine] for mine in together], folder)

@@ -187,7 +187,7 @@ def training(
     module, optimizer = network(model, conv, precision), make_optimizer(lambda _: 1e-3)
     config = TrainConfig(recipe=recipe)
     step = make_train_step(
-        module, optimizer, Preprocessing(size, size), config, lambda _: config.resolved_recipe.augment
+        module, optimizer, Preprocessing(size, size), config, lambda _: config.resolved_recipe.aug_strength
     )
     fed = batches(batch_size, size)
     held = [initial_state(module, optimizer, size), Metrics.zero()]

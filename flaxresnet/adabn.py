@@ -90,7 +90,7 @@ def compute_bn_stats(model: ResNet, params: Any, preprocessing: Preprocessing, i
     batches = -(-len(images) // AT_ONCE)
     order = np.random.default_rng(0).permutation(len(images))
     places = np.resize(order, (batches, -(-len(images) // batches)))  # some twice, so that batches are equal
-    learning = model.clone(frozen=(), keep_statistics=False)
+    learning = model.clone(frozen=(), freeze_bn_stats=False)
 
     def measure(params: Any, images: jax.Array) -> Any:
         return measure_batch_stats(learning, params, images, prepare=preprocessing.scaled)

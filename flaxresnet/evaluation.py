@@ -117,7 +117,7 @@ def evaluate(
     *,
     checkpoint: CheckpointChoice = "latest",
     split: Split | None = None,
-    skip_bad: float = 0.0,
+    max_corrupt_fraction: float = 0.0,
 ) -> Evaluation:
     """Evaluates a run on labelled images.
 
@@ -127,14 +127,15 @@ def evaluate(
       checkpoint: the latest, or the one that was best on the test images.
       split: which of the data's splits, or "all" of it. None: all, where nothing but their names divides the images of
         `data` and the run was not trained with them; else "test".
-      skip_bad: the largest share of pictures in `data` that may be unreadable and are then left out, in [0, 1).
+      max_corrupt_fraction: the largest share of pictures in `data` that may be unreadable and are then left out, in [0,
+      1).
 
     Raises:
       UserError: the run or the data cannot be read, or they do not fit each other.
     """
     if split not in (None, *SPLITS):
         raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
-    splits = load_data(run, data, split or "test", skip_bad)
+    splits = load_data(run, data, split or "test", max_corrupt_fraction)
     split = split or default_split(run, data, splits)
     source = f"{splits.source}{ALL_TOGETHER if split == 'all' else ''}"
     present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
@@ -148,12 +149,12 @@ def evaluate(
     return replace(compute_metrics(logits, labels, classifier.class_names), source=source, split=split)
 
 
-def load_test_data(run: str | Path, data: str | Path | None, skip_bad: float = 0.0) -> Splits:
+def load_test_data(run: str | Path, data: str | Path | None, max_corrupt_fraction: float = 0.0) -> Splits:
     """Data whose test images judge a run: those of `load_data`, or all of them, where `default_split` says so.
 
     Raises UserError where there are none.
     """
-    splits = load_data(run, data, "test", skip_bad)
+    splits = load_data(run, data, "test", max_corrupt_fraction)
     converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
     if default_split(run, data, splits) == "all" and not converted:
         return splits.merge_into_test()
@@ -188,8 +189,8 @@ def label_shift_warning(run: str | Path, test: Dataset) -> str | None:
     return compute_metrics(classifier.logits(test.images[some]), test.labels[some], classifier.class_names).warning
 
 
-def load_data(run: str | Path, data: str | Path | None, split: str, skip_bad: float = 0.0) -> Splits:
-    """Opens data for a run: its training data if `data` is None (see `load_training_data`), else as `open_dataset`.
+def load_data(run: str | Path, data: str | Path | None, split: str, max_corrupt_fraction: float = 0.0) -> Splits:
+    """Opens data for a run: its training data if `data` is None (see `load_training_data`), else `data`.
 
     Pictures in folders are brought to the network's size, those of both splits as photos are.
     """
@@ -197,7 +198,7 @@ def load_data(run: str | Path, data: str | Path | None, split: str, skip_bad: fl
         return load_training_data(run, split)
     preprocessing = RunFolder(run).read_info().preprocessing
     size = preprocessing.height, preprocessing.width
-    return open_dataset(data, size, skip_bad, centre=preprocessing.centre, eval_preprocessing=True)
+    return open_dataset(data, size, max_corrupt_fraction, crop_pct=preprocessing.crop_pct, eval_preprocessing=True)
 
 
 def load_training_data(run: str | Path, split: str) -> Splits:
@@ -215,7 +216,9 @@ def load_training_data(run: str | Path, split: str) -> Splits:
     splits = (
         load_default_signs()
         if path is None
-        else open_dataset(path, size, info.config.skip_bad, centre=info.preprocessing.centre, eval_preprocessing=True)
+        else open_dataset(
+            path, size, info.config.max_corrupt_fraction, crop_pct=info.preprocessing.crop_pct, eval_preprocessing=True
+        )
     )
     for name in SPLITS[split]:
         dataset = getattr(splits, name)

@@ -1,5 +1,6 @@
 """`fit`: a training run, from its options and its data to what is written about it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flaxresnet.config.train_config import TrainConfig
@@ -20,7 +21,7 @@ from flaxresnet.training.preemption import PreemptionHandler
 from flaxresnet.training.pretrained import merge_pretrained_config, resumable_run
 from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.training.progress import ProgressLogger
-from flaxresnet.training.run_setup import check_splits, describe_run, prepare_folder, resolve_image_size
+from flaxresnet.training.run_setup import check_splits, describe_run, prepare_folder, resolve_image_size, set_aside
 from flaxresnet.training.tensorboard import TensorBoardWriter
 from flaxresnet.training.trainer import Trainer, TrainResult
 from flaxresnet.weights.resolve import open_weights
@@ -55,14 +56,21 @@ def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = Fals
     warn_of_fallback()
     reporter = ProgressLogger(verbose and distributed.is_process_zero(), config.epochs, config.batch_size)
     with distributed.exit_watchdog(), WorkdirLock(reporter.note) as lock:
-        distributed.run_on_process_zero(lambda: _lock_early(config, lock))
+        distributed.run_on_process_zero(lambda: _lock_early(config, lock, reporter.note))
         return _fit(config, lock, reporter, keep_programs)
 
 
-def _lock_early(config: TrainConfig, lock: WorkdirLock) -> None:
-    """Before the data are read, which may take minutes; a folder that is not there is locked when it is made."""
-    if Path(config.workdir).is_dir():
-        RunFolder(config.workdir).lock(lock)
+def _lock_early(config: TrainConfig, lock: WorkdirLock, note: Callable[[str], None]) -> None:
+    """Locks the workdir before the data are read, which may take minutes. A new one is locked when it is made.
+
+    A run of another format in the default workdir is set aside, so that training without --workdir always works.
+    """
+    folder = RunFolder(config.workdir)
+    if not folder.path.is_dir():
+        return
+    folder.lock(lock)
+    if config.workdir == TrainConfig.workdir and folder.has_other_format():
+        note(f"another version wrote the run in {folder.path}; it is kept as {set_aside(folder, lock)}")
 
 
 def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_programs: bool) -> TrainResult:
@@ -71,13 +79,15 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
     size, everyone = resolve_image_size(config, like), distributed.process_group()
-    splits = open_dataset(config.data, size, config.skip_bad, config.input, everyone, config.resolved_recipe.centre)
+    splits = open_dataset(
+        config.data, size, config.max_corrupt_fraction, config.input, everyone, config.resolved_recipe.crop_pct
+    )
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)
     for sentence in suspicions(splits):
         reporter.note(f"warning: {sentence}")
-    if config.init is None and (config.freeze or config.resolved_recipe.head_epochs):
+    if config.init is None and (config.freeze or config.resolved_recipe.freeze_backbone_epochs):
         reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
     if begun:
         config = merge_pretrained_config(config, begun.config.network)

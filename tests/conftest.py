@@ -42,8 +42,8 @@ PACKAGE = Path(fr.__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
 XLA_TEST_FLAGS = os.environ["XLA_FLAGS"]  # for processes that tests start
 # A dozen steps have to teach it.
-TINY_CONFIG = {"model": "resnet14", "width": 16, "batch_size": 8, "residual_scale": 1.0, "report": False}
-TINY_CONFIG |= {"augment": 0.0, "backgrounds": 0.0}  # which take longer to compile than the network
+TINY_CONFIG = {"model": "resnet14", "width": 16, "batch_size": 8, "zero_init_residual": False, "report": False}
+TINY_CONFIG |= {"aug_strength": 0.0, "background_prob": 0.0}  # which take longer to compile than the network
 # In the tests the smallest network has one stage of two convolutions: it is compiled many times, and its depth does not
 # matter.
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}

@@ -119,13 +119,13 @@ def test_of_many_images_512_count(finished_run, tmp_path, monkeypatch):
 def test_a_run_whose_statistics_were_not_to_change_is_adapted_too(finished_run, tmp_path):
     kept = shutil.copytree(finished_run, tmp_path / "kept")
     described = json.loads((kept / "config.json").read_text())
-    described["config"] |= {"init": str(finished_run), "keep_statistics": True, "freeze": "backbone"}
+    described["config"] |= {"init": str(finished_run), "freeze_bn_stats": True, "freeze": "backbone"}
     (kept / "config.json").write_text(json.dumps(described))
     fr.adapt(tmp_path / "kept", in_fog(24, seed=6).images, tmp_path / "here")
     info, variables = load_run(tmp_path / "kept")
-    assert info.model().keep_statistics
+    assert info.model().freeze_bn_stats
     assert info.model().frozen
-    plain = info.model().clone(frozen=(), keep_statistics=False, momentum=0.0)
+    plain = info.model().clone(frozen=(), freeze_bn_stats=False, momentum=0.0)
     images = jnp.asarray(in_fog(24, seed=6).images / 255, jnp.float32)
     apply = jax.jit(partial(plain.apply, train=True, mutable=["batch_stats"]))
     _, expected = apply({"params": variables["params"]}, images)
@@ -236,8 +236,8 @@ def test_of_data_with_many_images_512_count_from_all_over_it(finished_run, monke
         (["new"], "no photo given to adapt to; name some after the new run's folder (new), or give --data"),
         (["new", "a.png", "--data", "d"], "a.png and --data d are two things to adapt to; give one of them"),
         (
-            ["new", "a.png", "--skip-bad", "0.1"],
-            "--skip-bad 0.1 is of --data; photos that cannot be read are named and",
+            ["new", "a.png", "--max-corrupt-fraction", "0.1"],
+            "--max-corrupt-fraction 0.1 is of --data; photos that cannot be read are named and",
         ),
         (["there"], "there exists and is not overwritten; name another folder"),
         (["n" * 300, "a.png"], f"{'n' * 300} cannot be written: File name too long"),

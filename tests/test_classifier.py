@@ -52,7 +52,7 @@ def test_a_photo_is_answered_as_its_pixels_are(classifier, tmp_path):
 
 def test_views_are_those_that_training_had(finished_run):
     classifier = fr.Classifier.load(finished_run)
-    assert classifier.uses_hflip is False  # it was trained with --augment 0
+    assert classifier.uses_hflip is False  # it was trained with --aug-strength 0
     images = blobs(3, seed=7).images
     _, embeddings = classifier.forward(images)
     apply, seen = jax.jit(classifier.model.apply), {}

@@ -485,8 +485,8 @@ def test_weights_are_carried_from_a_run_to_keras_and_back(shell, finished_run, d
         (("convert", file, file), f"{file} exists; give --overwrite to replace it"),
         (("convert", file, tmp_path / "x.txt"), "x.txt does not say what to write; let its name end in .weights.h5"),
         (
-            ("convert", file, tmp_path / "x", "--world", "huggingface"),
-            "--world huggingface is for .safetensors and .pth",
+            ("convert", file, tmp_path / "x", "--key-format", "huggingface"),
+            "--key-format huggingface is for .safetensors and .pth",
         ),
         (("convert", file, tmp_path / "x", "--class-names", "a,b"), f"--class-names has 2 names; {file} has 3 classes"),
         (("convert", file, back), f"{back} exists and is not overwritten; name another folder"),

@@ -47,7 +47,7 @@ def test_the_slurm_file_has_flags_that_there_are(slurm):
     assert config.num_processes is None
     tasks = int(directive(slurm, "nodes")) * int(directive(slurm, "ntasks-per-node"))
     assert config.batch_size % tasks == 0
-    assert config.batch_size // tasks % config.norm_batch == 0  # statistics of a device's own images
+    assert config.batch_size // tasks % config.ghost_batch_size == 0  # statistics of a device's own images
     assert config.workers < int(directive(slurm, "cpus-per-task"))
     assert directive(slurm, "ntasks-per-node") == directive(slurm, "gpus-per-node")  # JAX: one device a process
 
@@ -80,7 +80,7 @@ def test_the_kubernetes_job_has_as_many_processes_as_it_says(kubernetes):
     assert spec["completions"] == spec["parallelism"] == config.num_processes
     assert "--process-id=$(JOB_COMPLETION_INDEX)" in container["args"]
     devices = spec["parallelism"] * container["resources"]["limits"]["nvidia.com/gpu"]
-    assert config.batch_size // devices % config.norm_batch == 0
+    assert config.batch_size // devices % config.ghost_batch_size == 0
     assert config.workers < int(container["resources"]["limits"]["cpu"])
 
 

@@ -22,7 +22,7 @@ MOST_STARTS=20
 # of cores from the lines above since Slurm 22.05.
 srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python train.py --distributed \
   --data "$PICTURES" --input stream --workers 12 --image-size 224 224 \
-  --recipe imagenet --model resnet50 --epochs 90 --batch-size 2048 --norm-batch 128 --precision bfloat16 \
+  --recipe imagenet --model resnet50 --epochs 90 --batch-size 2048 --ghost-batch-size 128 --precision bfloat16 \
   --checkpoint-steps 500 --workdir "$RUN"
 status=$?
 

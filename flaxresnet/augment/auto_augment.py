@@ -18,7 +18,7 @@ STRENGTHS = 31  # equal steps from nothing to the whole range, both ends among t
 
 
 @dataclass(frozen=True)
-class Policy:
+class AugmentPolicy:
     """How many operations an image gets, how strong, and what the greatest strength of each is.
 
     Attributes:
@@ -42,17 +42,19 @@ class Policy:
 
 POLICIES = {
     # Müller & Hutter 2021, arXiv:2103.10158, table 1, the wide ranges; 32 pixels of 224.
-    "trivial": Policy(rounds=1, strength=None, shear=0.99, shift=32 / 224, rotation=135, colour=0.99, bits=2),
+    "trivialaugment": AugmentPolicy(
+        rounds=1, strength=None, shear=0.99, shift=32 / 224, rotation=135, colour=0.99, bits=2
+    ),
     # Cubuk et al. 2019, arXiv:1909.13719: N = 2 operations at M = 9 of 10, in the ranges of AutoAugment
     # (Cubuk et al. 2018, arXiv:1805.09501, table 6), 150 pixels of 331.
-    "rand": Policy(rounds=2, strength=0.9, shear=0.3, shift=150 / 331, rotation=30, colour=0.9, bits=4),
+    "randaugment": AugmentPolicy(rounds=2, strength=0.9, shear=0.3, shift=150 / 331, rotation=30, colour=0.9, bits=4),
 }
 
 Levels = jax.Array  # (batch,), of each image
 Map = tuple[jax.Array, jax.Array]  # matrices (batch, 2, 2) and shifts (batch, 2), (y, x), as `sample_bilinear` takes
 
 # What moves pixels: from the strength with a sign, from -1 to 1, to the map's six numbers (yy, yx, xy, xx, y, x).
-POSITIONS: dict[str, Callable[[Policy, Levels], tuple[jax.typing.ArrayLike, ...]]] = {
+POSITIONS: dict[str, Callable[[AugmentPolicy, Levels], tuple[jax.typing.ArrayLike, ...]]] = {
     "shear_x": lambda policy, level: (1, 0, level * policy.shear, 1, 0, 0),
     "shear_y": lambda policy, level: (1, level * policy.shear, 0, 1, 0, 0),
     "shift_x": lambda policy, level: (1, 0, 0, 1, 0, 2 * level * policy.shift),
@@ -60,7 +62,7 @@ POSITIONS: dict[str, Callable[[Policy, Levels], tuple[jax.typing.ArrayLike, ...]
     "rotate": lambda policy, level: _rotation(jnp.deg2rad(level * policy.rotation)),
 }
 # What changes colours: from images and the strength with a sign, (batch, 1, 1, 1), to images.
-COLOURS: dict[str, Callable[[Policy, jax.Array, Levels], jax.Array]] = {
+COLOURS: dict[str, Callable[[AugmentPolicy, jax.Array, Levels], jax.Array]] = {
     "brightness": lambda policy, images, level: blend(0.0, images, 1 + level * policy.colour),
     "colour": lambda policy, images, level: blend(grey(images), images, 1 + level * policy.colour),
     "contrast": lambda policy, images, level: blend(mean_grey(images), images, 1 + level * policy.colour),
@@ -73,7 +75,7 @@ COLOURS: dict[str, Callable[[Policy, jax.Array, Levels], jax.Array]] = {
 OPERATIONS = ("identity", *POSITIONS, *COLOURS)
 
 
-def apply_policy(key: jax.Array, images: jax.Array, policy: Policy) -> jax.Array:
+def apply_policy(key: jax.Array, images: jax.Array, policy: AugmentPolicy) -> jax.Array:
     """Images (batch, height, width, 3), float32 in [0, 1], each changed by operations drawn for it; as they came."""
     for by_round in jax.random.split(key, policy.rounds):
         by_kind, by_level, by_sign = jax.random.split(by_round, 3)
@@ -85,7 +87,7 @@ def apply_policy(key: jax.Array, images: jax.Array, policy: Policy) -> jax.Array
     return images
 
 
-def apply_ops(images: jax.Array, kind: jax.Array, level: jax.Array, policy: Policy) -> jax.Array:
+def apply_ops(images: jax.Array, kind: jax.Array, level: jax.Array, policy: AugmentPolicy) -> jax.Array:
     """Each image changed by its operation.
 
     Args:
@@ -102,7 +104,7 @@ def apply_ops(images: jax.Array, kind: jax.Array, level: jax.Array, policy: Poli
     return jnp.clip(images, 0, 1)
 
 
-def affine_params(kind: jax.Array, level: jax.Array, policy: Policy) -> Map:
+def affine_params(kind: jax.Array, level: jax.Array, policy: AugmentPolicy) -> Map:
     """The affine map of each image: the identity where its operation is one on colours."""
     numbers = jnp.broadcast_to(jnp.array([1.0, 0, 0, 1, 0, 0]), (len(kind), 6))
     for name, operation in POSITIONS.items():

@@ -35,21 +35,21 @@ def make_inputs(
     `cropped` says that random crops were taken where the images were decoded, from all the pixels that there are.
     """
     recipe = config.resolved_recipe
-    crop = 1.0 if cropped else recipe.crop
+    crop = 1.0 if cropped else recipe.crop_min_area
     seed_key = jax.random.key(config.seed)
 
     def inputs(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
         key = jax.random.fold_in(seed_key, step)
-        if recipe.backgrounds:
-            images = replace_background(jax.random.fold_in(key, BACKGROUND), images, recipe.backgrounds)
-        if recipe.augment or crop < 1 or config.uses_hflip:
-            strength = augmentation(step) if recipe.augment else None
-            images = augment(key, images, strength, config.flip, crop)
-        if recipe.policy in POLICIES:
-            images = apply_policy(jax.random.fold_in(key, POLICY), images, POLICIES[recipe.policy])
-        if recipe.erase:
-            images = erase(jax.random.fold_in(key, ERASE), images, recipe.erase)
+        if recipe.background_prob:
+            images = replace_background(jax.random.fold_in(key, BACKGROUND), images, recipe.background_prob)
+        if recipe.aug_strength or crop < 1 or config.uses_hflip:
+            strength = augmentation(step) if recipe.aug_strength else None
+            images = augment(key, images, strength, config.hflip, crop)
+        if recipe.auto_augment in POLICIES:
+            images = apply_policy(jax.random.fold_in(key, POLICY), images, POLICIES[recipe.auto_augment])
+        if recipe.random_erasing:
+            images = erase(jax.random.fold_in(key, ERASE), images, recipe.random_erasing)
         if recipe.mixup or recipe.cutmix:
             shares = jax.nn.one_hot(labels, num_classes)
             images, labels = mix(jax.random.fold_in(key, MIX), images, shares, recipe.mixup, recipe.cutmix)

@@ -42,7 +42,7 @@ class Arguments:
     data: str | None = None
     """Images of a data set instead, as for train.py, of all its splits; their labels are not looked at."""
 
-    skip_bad: float = 0.0
+    max_corrupt_fraction: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
 
     checkpoint: CheckpointChoice = "latest"
@@ -56,9 +56,10 @@ def main(arguments: Arguments) -> int:
         raise UserError(f"{photos[0]} and --data {data} are two things to adapt to; give one of them")
     if not photos and data is None:
         raise UserError(f"no photo given to adapt to; name some after the new run's folder ({target}), or give --data")
-    if arguments.skip_bad and data is None:
+    if arguments.max_corrupt_fraction and data is None:
         raise UserError(
-            f"--skip-bad {arguments.skip_bad} is of --data; photos that cannot be read are named and left out"
+            f"--max-corrupt-fraction {arguments.max_corrupt_fraction} is of --data; photos that cannot be read are "
+            "named and left out"
         )
     use_compilation_cache()
     preprocessing = RunFolder(run).read_info().preprocessing
@@ -73,7 +74,7 @@ def main(arguments: Arguments) -> int:
 
 def load_dataset_images(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
     """Images from all over the data's splits, as if these were one."""
-    splits = load_data(arguments.run, arguments.data, "all", arguments.skip_bad)
+    splits = load_data(arguments.run, arguments.data, "all", arguments.max_corrupt_fraction)
     parts = [part for part in (splits.train, splits.test) if part is not None]
     for part in parts:
         require_size(preprocessing, part, splits.source)

@@ -24,13 +24,13 @@ class Arguments:
     image_size: tuple[int, int] = USUAL_SIZE
     """Height and width that pictures in folders are brought to."""
 
-    skip_bad: float = 0.0
+    max_corrupt_fraction: float = 0.0
     """Largest share of unreadable images that is left out."""
 
 
 def main(arguments: Arguments) -> int:
     # From disk, because the files' names are known there.
-    splits = open_dataset(arguments.data, arguments.image_size, arguments.skip_bad, "stream", rescan=True)
+    splits = open_dataset(arguments.data, arguments.image_size, arguments.max_corrupt_fraction, "stream", rescan=True)
     for line in splits.describe():
         print(line)
     if splits.train is None or splits.test is None:

@@ -33,7 +33,7 @@ class Arguments:
     target: str = positional("OUT")
     """A file that ends in .h5, .weights.h5, .keras, .safetensors or .pth, or a folder."""
 
-    world: Literal["torchvision", "huggingface"] | None = None
+    key_format: Literal["torchvision", "huggingface"] | None = None
     """Whose names a .safetensors or .pth file gets. Left out: torchvision's, which timm shares."""
 
     checkpoint: CheckpointChoice = "latest"
@@ -62,8 +62,8 @@ def main(arguments: Arguments) -> int:
         raise UserError(
             f"{target} does not say what to write; let its name end in {', '.join(WRITERS)}, or name a folder"
         )
-    if not to_file and arguments.world:
-        raise UserError(f"--world {arguments.world} is for .safetensors and .pth; {target} is a run's folder")
+    if not to_file and arguments.key_format:
+        raise UserError(f"--key-format {arguments.key_format} is for .safetensors and .pth; {target} is a run's folder")
     with oserror_as_user_error(target):  # a name may be too long to look for
         exists = target.exists()
     if to_file and exists and not arguments.overwrite:
@@ -71,7 +71,7 @@ def main(arguments: Arguments) -> int:
     weights = open_weights(arguments.source, arguments.checkpoint)
     weights = told(weights, arguments)
     if to_file:
-        write_weights(weights, target, arguments.world)
+        write_weights(weights, target, arguments.key_format)
     else:
         write_run(weights, target, f"weights of {arguments.source}")
     classes = "no last layer" if weights.num_classes is None else f"{weights.num_classes} classes"

@@ -31,7 +31,7 @@ class Arguments:
     data: str | None = None
     """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
 
-    skip_bad: float = 0.0
+    max_corrupt_fraction: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
 
     checkpoint: CheckpointChoice = "latest"
@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> int:
         arguments.data,
         checkpoint=arguments.checkpoint,
         split=arguments.split,
-        skip_bad=arguments.skip_bad,
+        max_corrupt_fraction=arguments.max_corrupt_fraction,
     )
     if arguments.json:
         print(json.dumps(result.to_json()))

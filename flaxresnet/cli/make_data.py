@@ -44,7 +44,7 @@ class Arguments:
     source: str | None = None
     """Data to convert, of any kind that train.py reads. Left out: hand signs are drawn."""
 
-    skip_bad: float = 0.0
+    max_corrupt_fraction: float = 0.0
     """Largest share of unreadable pictures in --source that is left out."""
 
     shards: int = 16
@@ -92,7 +92,7 @@ def _splits(arguments: Arguments) -> Splits:
             count = arguments.train + arguments.test
             taken = f"{count:,} images of {side}×{side} take {count * side**2 * 3 / 2**30:,.1f} GiB of memory"
             raise UserError(f"{taken}, more than there is; give fewer by --train and --test") from error
-    return open_dataset(arguments.source, (side, side), arguments.skip_bad, "stream")
+    return open_dataset(arguments.source, (side, side), arguments.max_corrupt_fraction, "stream")
 
 
 def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:

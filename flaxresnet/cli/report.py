@@ -27,7 +27,7 @@ class Arguments:
     data: str | None = None
     """HDF5 file or folder with a test split, or pictures by class, all of which count. Left out: the run's own."""
 
-    skip_bad: float = 0.0
+    max_corrupt_fraction: float = 0.0
     """Largest share of unreadable pictures in --data that is left out."""
 
     checkpoint: CheckpointChoice = "latest"
@@ -39,7 +39,7 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.report.text import write_report
 
     use_compilation_cache()
-    splits = load_test_data(arguments.run, arguments.data, arguments.skip_bad)
+    splits = load_test_data(arguments.run, arguments.data, arguments.max_corrupt_fraction)
     found = collect_report_data(arguments.run, splits, arguments.checkpoint)
     if found.is_own:
         found.assessment.calibration.write(arguments.run)

@@ -9,26 +9,34 @@ from flaxresnet.config.train_config import TrainConfig
 Arguments = TrainConfig
 
 GROUPS = {
-    "data": ("data", "image_size", "skip_bad", "input", "workers"),
+    "data": ("data", "image_size", "max_corrupt_fraction", "input", "workers"),
     "recipe": ("recipe", "epochs", "batch_size", "seed"),
     "network": (
-        *("model", "variant", "width", "stem_relu", "init", "freeze", "residual_scale"),
-        *("momentum", "norm_batch", "keep_statistics", "recalibrate"),
+        *("model", "variant", "width", "stem_relu", "init", "freeze", "zero_init_residual"),
+        *("bn_momentum", "ghost_batch_size", "freeze_bn_stats", "precise_bn_images"),
     ),
     "augmentation": (
-        *("augment", "augment_ramp", "backgrounds", "crop", "centre", "policy", "erase"),
-        *("mixup", "cutmix", "flip", "label_smoothing"),
+        *(
+            "aug_strength",
+            "aug_warmup_epochs",
+            "background_prob",
+            "crop_min_area",
+            "crop_pct",
+            "auto_augment",
+            "random_erasing",
+        ),
+        *("mixup", "cutmix", "hflip", "label_smoothing"),
     ),
     "optimization": (
-        *("optimizer", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip", "ema"),
-        *("head_epochs", "layer_decay"),
+        *("optimizer", "learning_rate", "schedule", "warmup_epochs", "weight_decay", "clip_grad", "ema"),
+        *("freeze_backbone_epochs", "layer_decay"),
     ),
     "scale": (
-        *("precision", "accumulate", "shard_optimizer", "distributed"),
+        *("precision", "grad_accum_steps", "shard_optimizer", "distributed"),
         *("coordinator_address", "num_processes", "process_id"),
     ),
     "run": (
-        *("workdir", "resume", "resume_changed", "checkpoint_steps", "report", "tensorboard", "profile"),
+        *("workdir", "resume", "allow_config_changes", "checkpoint_steps", "report", "tensorboard", "profile"),
         "compilation_cache",
     ),
 }

@@ -17,7 +17,7 @@ Model = Literal[
 ]
 Variant = Literal["tutorial", "keras", "torchvision"]
 Optimizer = Literal["adam", "sgd", "adamw", "lamb"]
-Policy = Literal["none", "trivial", "rand"]
+AugmentPolicy = Literal["none", "trivialaugment", "randaugment"]
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class Recipe:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: float = 0.0
     weight_decay: float = 0.0
-    clip: float = 0.0
+    clip_grad: float = 0.0
     ema: float = 0.0
     label_smoothing: float = 0.0
-    augment: float = 0.0
-    augment_ramp: float = 0.0
-    backgrounds: float = 0.0
-    crop: float = 1.0
-    centre: float = 1.0
-    policy: Policy = "none"
-    erase: float = 0.0
+    aug_strength: float = 0.0
+    aug_warmup_epochs: float = 0.0
+    background_prob: float = 0.0
+    crop_min_area: float = 1.0
+    crop_pct: float = 1.0
+    auto_augment: AugmentPolicy = "none"
+    random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    momentum: float = 0.99
-    residual_scale: float = 1.0
-    head_epochs: float = 0.0
+    bn_momentum: float = 0.99
+    zero_init_residual: bool = False
+    freeze_backbone_epochs: float = 0.0
     layer_decay: float = 1.0
-    keep_statistics: bool = False
+    freeze_bn_stats: bool = False
 
 
 TUTORIAL = Recipe()
@@ -65,26 +65,26 @@ FAST = Recipe(
     schedule="cosine",
     warmup_epochs=0.5,
     label_smoothing=0.05,
-    momentum=0.9,
-    residual_scale=0.0,
+    bn_momentum=0.9,
+    zero_init_residual=True,
 )
 # Made for photos that other people take.
 ROBUST = dataclasses.replace(
     FAST,
     warmup_epochs=1.0,
-    augment=1.25,
-    augment_ramp=6.0,
-    backgrounds=0.2,
+    aug_strength=1.25,
+    aug_warmup_epochs=6.0,
+    background_prob=0.2,
 )
 # For weights that have learned from other pictures (--init): first the last layer, then all, the first layers least.
 FINETUNE = dataclasses.replace(
     ROBUST,
     learning_rate=3e-4,
-    augment=1.0,
-    augment_ramp=1.0,
-    backgrounds=0.0,
-    residual_scale=1.0,
-    head_epochs=1.0,
+    aug_strength=1.0,
+    aug_warmup_epochs=1.0,
+    background_prob=0.0,
+    zero_init_residual=False,
+    freeze_backbone_epochs=1.0,
     layer_decay=0.8,
 )
 # For hundreds of thousands of pictures, as published with 90 to 120 epochs. Goyal et al. 2017, arXiv:1706.02677: rate,
@@ -98,10 +98,10 @@ IMAGENET = Recipe(
     warmup_epochs=5.0,
     weight_decay=1e-4,
     label_smoothing=0.1,
-    crop=0.08,
-    centre=0.875,
-    momentum=0.9,
-    residual_scale=0.0,
+    crop_min_area=0.08,
+    crop_pct=0.875,
+    bn_momentum=0.9,
+    zero_init_residual=True,
 )
 RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FINETUNE, "imagenet": IMAGENET}
 # Recipes whose learning rate is that for steps of so many images, and in proportion for others (Goyal, section 2.1).

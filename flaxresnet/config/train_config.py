@@ -8,7 +8,17 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
-from flaxresnet.config.recipes import NETWORKS, RATE_IS_FOR, RECIPES, Model, Network, Optimizer, Policy, Recipe, Variant
+from flaxresnet.config.recipes import (
+    NETWORKS,
+    RATE_IS_FOR,
+    RECIPES,
+    AugmentPolicy,
+    Model,
+    Network,
+    Optimizer,
+    Recipe,
+    Variant,
+)
 from flaxresnet.config.validation import (
     POSITIVE,
     UNIT_CLOSED_OPEN,
@@ -56,7 +66,7 @@ class TrainConfig:
     image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
     """Height and width that pictures in folders are brought to. Left out: those of --init, or 64 64."""
 
-    skip_bad: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
+    max_corrupt_fraction: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
     """Largest share of unreadable images that is left out; with more the run does not begin."""
 
     workdir: str = field_with_checks("runs/default", NOT_EMPTY)
@@ -74,10 +84,10 @@ class TrainConfig:
     batch_size: int = field_with_checks(32, at_least(1), at_most(MAX_STEPS))
     """Images in a training step, over all devices together."""
 
-    accumulate: int = field_with_checks(1, at_least(1), at_most(MAX_STEPS))
+    grad_accum_steps: int = field_with_checks(1, at_least(1), at_most(MAX_STEPS))
     """Parts that a batch goes through the network in, to save memory, for one step; batch norm sees each part alone."""
 
-    norm_batch: int | None = field_with_checks(None, at_least(1), at_most(MAX_STEPS))
+    ghost_batch_size: int | None = field_with_checks(None, at_least(1), at_most(MAX_STEPS))
     """Images that batch norm takes its statistics over in training. Left out: all of the batch, or of its part."""
 
     seed: int = field_with_checks(0, between(0, 2**32 - 1))
@@ -122,7 +132,7 @@ class TrainConfig:
     weight_decay: float | None = field_with_checks(None, at_least(0))
     """Pull of kernels towards zero, not of biases and batch norm; for sgd an L2 term in the gradient. Not for adam."""
 
-    clip: float | None = field_with_checks(None, at_least(0))
+    clip_grad: float | None = field_with_checks(None, at_least(0))
     """Largest norm of the gradient of all parameters together; longer ones are shortened to it. 0: any."""
 
     ema: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
@@ -131,25 +141,28 @@ class TrainConfig:
     label_smoothing: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Share of the target probability that is spread evenly over all classes."""
 
-    augment: float | None = field_with_checks(None, between(0, 2))
-    """Strength of random geometry, light, colour, blur and noise; 0: none of these (see --flip, --backgrounds)."""
+    aug_strength: float | None = field_with_checks(None, between(0, 2))
+    """Strength of random geometry, light, colour, blur and noise; 0: none of these (see --hflip, --background-prob)."""
 
-    augment_ramp: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
+    aug_warmup_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
     """Epochs in which the augmentation grows from nothing to its strength."""
 
-    backgrounds: float | None = field_with_checks(None, between(0, 1))
+    background_prob: float | None = field_with_checks(None, between(0, 1))
     """Share of the images with a plain background that get another one at random."""
 
-    crop: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
+    crop_min_area: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
     """Smallest share of an image's area in a random crop, which is brought to the full size. 1: no crops."""
 
-    centre: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
+    crop_pct: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
     """Share of a test picture's shorter side that evaluation and prediction take, at its middle. 1: whole pictures."""
 
-    policy: Policy | None = None
-    """trivial: one random change an image, of any strength (TrivialAugment); rand: two strong ones (RandAugment)."""
+    auto_augment: AugmentPolicy | None = None
+    """Automatic augmentation.
 
-    erase: float | None = field_with_checks(None, between(0, 1))
+    trivialaugment: one random operation an image, of any strength; randaugment: two strong.
+    """
+
+    random_erasing: float | None = field_with_checks(None, between(0, 1))
     """Share of the images in which a random box is replaced by noise (random erasing)."""
 
     mixup: float | None = field_with_checks(None, at_least(0), at_most(1000))
@@ -158,25 +171,28 @@ class TrainConfig:
     cutmix: float | None = field_with_checks(None, at_least(0), at_most(1000))
     """Alpha of CutMix: a box of one image is laid into another, and labels are mixed by its share. 0: off."""
 
-    flip: bool = True
-    """--augment, --crop and --policy mirror half of the images; turn it off where left and right differ in meaning."""
+    hflip: bool = True
+    """Flip half of the images horizontally if any augmentation moves pixels.
 
-    momentum: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
+    Turn it off if mirror images mean another class.
+    """
+
+    bn_momentum: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Momentum of batch norm's running averages."""
 
-    residual_scale: float | None = field_with_checks(None, between(0, 1))
-    """Start of the scale of each block's last batch norm; at 0 a block starts as its shortcut alone."""
+    zero_init_residual: bool | None = None
+    """Start each block's last batch norm with a scale of 0 (zero-init), so that it begins as its shortcut alone."""
 
-    head_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
+    freeze_backbone_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
     """Epochs at the beginning in which only the last layer learns."""
 
     layer_decay: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
     """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
 
-    keep_statistics: bool | None = None
+    freeze_bn_stats: bool | None = None
     """Batch norm's statistics stay as --init has them while the weights learn; for batches of a few images."""
 
-    recalibrate: int = field_with_checks(512, at_least(0), at_most(MAX_STEPS))
+    precise_bn_images: int = field_with_checks(512, at_least(0), at_most(MAX_STEPS))
     """Images, augmented as in training, to measure batch norm's statistics on, unless kept; 0: running averages."""
 
     report: bool = True
@@ -209,7 +225,7 @@ class TrainConfig:
     resume: bool = True
     """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""
 
-    resume_changed: bool = False
+    allow_config_changes: bool = False
     """Go on with it although options or data differ from those so far, where weights and steps still fit."""
 
     compilation_cache: bool = True
@@ -253,25 +269,26 @@ class TrainConfig:
     @property
     def measures_statistics(self) -> bool:
         """Whether batch norm's statistics are measured for evaluation: not where all of them stay as they are."""
-        return self.recalibrate > 0 and not self.resolved_recipe.keep_statistics and self.frozen != STAGES
+        return self.precise_bn_images > 0 and not self.resolved_recipe.freeze_bn_stats and self.frozen != STAGES
 
     @property
     def uses_hflip(self) -> bool:
         """Whether half of the images are mirrored: with any of what changes where in an image things are."""
         recipe = self.resolved_recipe
-        return self.flip and (recipe.augment > 0 or recipe.crop < 1 or recipe.policy != "none")
+        return self.hflip and (recipe.aug_strength > 0 or recipe.crop_min_area < 1 or recipe.auto_augment != "none")
 
     def check(self) -> None:
         """Raises UserError where options that are well each by itself do not fit together."""
-        recipe, part = self.resolved_recipe, self.batch_size // self.accumulate
-        if self.batch_size % self.accumulate:
+        recipe, part = self.resolved_recipe, self.batch_size // self.grad_accum_steps
+        if self.batch_size % self.grad_accum_steps:
             raise UserError(
-                f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}; give a divisor of it"
+                f"--grad-accum-steps {self.grad_accum_steps} does not divide --batch-size {self.batch_size}; "
+                "give a divisor of it"
             )
-        if self.norm_batch and part % self.norm_batch:
-            parts = f" / --accumulate {self.accumulate}" if self.accumulate > 1 else ""
+        if self.ghost_batch_size and part % self.ghost_batch_size:
+            parts = f" / --grad-accum-steps {self.grad_accum_steps}" if self.grad_accum_steps > 1 else ""
             raise UserError(
-                f"--norm-batch {self.norm_batch} does not divide --batch-size {self.batch_size}{parts}; "
+                f"--ghost-batch-size {self.ghost_batch_size} does not divide --batch-size {self.batch_size}{parts}; "
                 f"give a divisor of {part}"
             )
         if recipe.weight_decay and recipe.optimizer == "adam":
@@ -279,20 +296,20 @@ class TrainConfig:
                 f"--weight-decay {recipe.weight_decay} is not for --optimizer adam, whose steps would undo it; "
                 "give --optimizer adamw, or --weight-decay 0"
             )
-        if recipe.keep_statistics and not self.init:
+        if recipe.freeze_bn_stats and not self.init:
             raise UserError(
-                "--keep-statistics needs --init, whose statistics of batch norm it keeps; give --init, or "
-                "--no-keep-statistics"
+                "--freeze-bn-stats needs --init, whose statistics of batch norm it keeps; give --init, or "
+                "--no-freeze-bn-stats"
             )
-        if recipe.keep_statistics and self.norm_batch:
+        if recipe.freeze_bn_stats and self.ghost_batch_size:
             raise UserError(
-                f"--norm-batch {self.norm_batch} says what batch norm takes its statistics over, which "
-                "--keep-statistics keeps as they are; leave one of them out"
+                f"--ghost-batch-size {self.ghost_batch_size} says what batch norm takes its statistics over, which "
+                "--freeze-bn-stats keeps as they are; leave one of them out"
             )
-        if recipe.ema and not self.recalibrate and not recipe.keep_statistics and self.frozen != STAGES:
+        if recipe.ema and not self.precise_bn_images and not recipe.freeze_bn_stats and self.frozen != STAGES:
             raise UserError(
-                f"--ema {recipe.ema} needs --recalibrate above 0, for batch norm's running averages are those of "
-                "the weights before averaging; leave --recalibrate out, or give --ema 0"
+                f"--ema {recipe.ema} needs --precise-bn-images above 0, for batch norm's running averages are those of "
+                "the weights before averaging; leave --precise-bn-images out, or give --ema 0"
             )
 
     def resolve(self) -> Self:

@@ -34,10 +34,10 @@ class ArrayRecordImages(EncodedImages):
     """Pictures in shards, decoded and brought to one size when they are asked for."""
 
     def __init__(
-        self, folder: Path, shards: list[str], count: int, image_size: tuple[int, int], centre: float = 1.0
+        self, folder: Path, shards: list[str], count: int, image_size: tuple[int, int], crop_pct: float = 1.0
     ) -> None:
         super().__init__(str(folder.absolute()), count, image_size)
-        self._shards, self._preprocessing = shards, Preprocessing(*image_size, centre=centre)
+        self._shards, self._preprocessing = shards, Preprocessing(*image_size, crop_pct=crop_pct)
 
     @cached_property
     def _records(self) -> Any:
@@ -93,10 +93,10 @@ def is_array_record_dir(folder: Path) -> bool:
 def read_records(
     folder: Path,
     image_size: tuple[int, int],
-    skip_bad: float = 0.0,
+    max_corrupt_fraction: float = 0.0,
     input: Input = "auto",
     processes: ProcessGroup = SINGLE_PROCESS,
-    centre: float = 1.0,
+    crop_pct: float = 1.0,
     rescan: bool = False,
     eval_preprocessing: bool = False,
 ) -> Splits:
@@ -105,8 +105,8 @@ def read_records(
     Args:
       folder: see above.
       image_size: height and width that pictures are brought to, where they were not all of one size when written.
-      skip_bad: the largest share of records that may be unreadable and are then left out, in [0, 1).
-      input, processes, centre, rescan, eval_preprocessing: as for `open_dataset`.
+      max_corrupt_fraction: the largest share of records that may be unreadable and are then left out, in [0, 1).
+      input, processes, crop_pct, rescan, eval_preprocessing: as for `open_dataset`.
 
     Raises:
       UserError: the folder is damaged, records cannot be read, or memory was asked for that the machine has not.
@@ -119,7 +119,7 @@ def read_records(
         names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or image_size)
         if not is_input_size(size):
             raise ValueError(f"image_size is {size}")
-        middle = 1.0 if index["image_size"] else centre
+        middle = 1.0 if index["image_size"] else crop_pct
         shares = {"train": middle if eval_preprocessing else 1.0, "test": middle}
         found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]
     except UserError:
@@ -127,12 +127,12 @@ def read_records(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"{folder} is damaged ({reason}); make it again") from error
-    splits, left_out = drop_unreadable(folder, found, skip_bad, input, processes, rescan)
-    return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}", centre=shares["test"])
+    splits, left_out = drop_unreadable(folder, found, max_corrupt_fraction, input, processes, rescan)
+    return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}", crop_pct=shares["test"])
 
 
 def _split(
-    folder: Path, name: str, shards: list[str], names: tuple[str, ...], image_size: tuple[int, int], centre: float
+    folder: Path, name: str, shards: list[str], names: tuple[str, ...], image_size: tuple[int, int], crop_pct: float
 ) -> Dataset:
     if wrong := [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]:
         raise UserError(f"{folder / INDEX} names {wrong[0]!r}, which is not a file beside it; make the folder again")
@@ -140,7 +140,7 @@ def _split(
     if labels.ndim != 1 or labels.dtype != np.int32 or not np.all((labels >= 0) & (labels < len(names))):
         raise ValueError(f"{name}-labels.npy holds {labels.dtype} {labels.shape}, not a class for each picture")
     digest = hashlib.sha256(repr([(shard, (folder / shard).stat().st_size) for shard in shards]).encode())
-    images = ArrayRecordImages(folder, shards, len(labels), image_size, centre)
+    images = ArrayRecordImages(folder, shards, len(labels), image_size, crop_pct)
     if shards and len(images._records) != len(labels):
         raise ValueError(f"{len(images._records)} {name} pictures, but {len(labels)} labels")
     return Dataset(images, labels, names, identity=digest.hexdigest())

@@ -89,7 +89,7 @@ class Splits:
     Attributes:
       source: where they come from, as words.
       path: the absolute path of the file or folder; None where the images were drawn.
-      centre: the share of test pictures that was taken, as `Preprocessing` has it.
+      crop_pct: the share of test pictures that was taken, as `Preprocessing` has it.
       hash_split: whether hashes of their names divide the images into training and test, for want of anything else.
     """
 
@@ -97,7 +97,7 @@ class Splits:
     test: Dataset | None
     source: str
     path: str | None = None
-    centre: float = 1.0
+    crop_pct: float = 1.0
     hash_split: bool = False
 
     def merge_into_test(self) -> "Splits":

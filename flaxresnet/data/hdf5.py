@@ -93,7 +93,7 @@ class Hdf5Images(LazyImages):
 def read_hdf5(
     files: Sequence[Path],
     source: str,
-    skip_bad: float = 0.0,
+    max_corrupt_fraction: float = 0.0,
     input: Input = "memory",
     processes: ProcessGroup = SINGLE_PROCESS,
     rescan: bool = False,
@@ -103,7 +103,7 @@ def read_hdf5(
     Args:
       files: at least one.
       source: where they come from, as words.
-      skip_bad: the largest share of images that may be unreadable and are then left out, in [0, 1).
+      max_corrupt_fraction: the largest share of images that may be unreadable and are then left out, in [0, 1).
       input, processes, rescan: as for `open_dataset`.
 
     Raises:
@@ -126,7 +126,7 @@ def read_hdf5(
     splits = {name: split for name, (_, split) in found.items()}
     if len(splits) == 2:
         _check_agreement(source, splits)
-    kept, left_out = drop_unreadable(source, list(splits.values()), skip_bad, input, processes, rescan)
+    kept, left_out = drop_unreadable(source, list(splits.values()), max_corrupt_fraction, input, processes, rescan)
     whole = dict(zip(splits, kept, strict=True))
     return Splits(train=whole.get("train"), test=whole.get("test"), source=source + left_out)
 

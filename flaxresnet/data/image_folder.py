@@ -45,11 +45,11 @@ class ImageFolderImages(EncodedImages):
     """Pictures that are decoded, and brought to one size as photos are in prediction, when they are asked for."""
 
     def __init__(
-        self, folder: Path, pictures: Sequence[ImageFile], image_size: tuple[int, int], centre: float = 1.0
+        self, folder: Path, pictures: Sequence[ImageFile], image_size: tuple[int, int], crop_pct: float = 1.0
     ) -> None:
         super().__init__(str(folder.absolute()), len(pictures), image_size)
         self._paths = PackedPaths([picture.path for picture in pictures])
-        self._preprocessing = Preprocessing(*image_size, centre=centre)
+        self._preprocessing = Preprocessing(*image_size, crop_pct=crop_pct)
         self._state = hashlib.sha256(
             np.array([picture.changed for picture in pictures], np.int64).tobytes()
         ).hexdigest()
@@ -94,10 +94,10 @@ def is_image_folder(folder: Path) -> bool:
 def read_folder(
     folder: Path,
     image_size: tuple[int, int],
-    skip_bad: float = 0.0,
+    max_corrupt_fraction: float = 0.0,
     input: Input = "auto",
     processes: ProcessGroup = SINGLE_PROCESS,
-    centre: float = 1.0,
+    crop_pct: float = 1.0,
     rescan: bool = False,
     eval_preprocessing: bool = False,
 ) -> Splits:
@@ -106,8 +106,8 @@ def read_folder(
     Args:
       folder: see above.
       image_size: height and width, in pixels, that pictures are brought to as photos are in prediction.
-      skip_bad: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
-      input, processes, centre, rescan, eval_preprocessing: as for `open_dataset`.
+      max_corrupt_fraction: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
+      input, processes, crop_pct, rescan, eval_preprocessing: as for `open_dataset`.
 
     Raises:
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
@@ -121,10 +121,10 @@ def read_folder(
     train, test, how = _splits(folder)
     hash_split = how == BY_NAME
     names = _class_names(folder, train, test)
-    shares = (train, centre if eval_preprocessing else 1.0), (test, centre)
+    shares = (train, crop_pct if eval_preprocessing else 1.0), (test, crop_pct)
     found = [_labelled(folder, pictures, image_size, names, share) for pictures, share in shares]
-    splits, left_out = drop_unreadable(folder, found, skip_bad, input, processes, rescan)
-    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", centre=centre, hash_split=hash_split)
+    splits, left_out = drop_unreadable(folder, found, max_corrupt_fraction, input, processes, rescan)
+    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", crop_pct=crop_pct, hash_split=hash_split)
 
 
 def in_test(label: str, path: str | Path) -> bool:
@@ -198,10 +198,10 @@ def _class_names(folder: Path, train: Sequence[ImageFile], test: Sequence[ImageF
 
 
 def _labelled(
-    folder: Path, pictures: Sequence[ImageFile], image_size: tuple[int, int], names: tuple[str, ...], centre: float
+    folder: Path, pictures: Sequence[ImageFile], image_size: tuple[int, int], names: tuple[str, ...], crop_pct: float
 ) -> Dataset:
     number = {name: index for index, name in enumerate(names)}
-    images = ImageFolderImages(folder, pictures, image_size, centre)
+    images = ImageFolderImages(folder, pictures, image_size, crop_pct)
     labels = np.array([number[picture.label] for picture in pictures], np.int32)
     return Dataset(images, labels, names, identity=_identity(pictures))
 

@@ -26,7 +26,7 @@ MOST_NAMED = 5  # unreadable pictures in a sentence
 def drop_unreadable(
     source: str | Path,
     parts: Sequence[Dataset],
-    skip_bad: float,
+    max_corrupt_fraction: float,
     input: Input,
     processes: ProcessGroup = SINGLE_PROCESS,
     rescan: bool = False,
@@ -36,7 +36,7 @@ def drop_unreadable(
     Args:
       source: where they come from, as words.
       parts: splits with `LazyImages`; any may be empty.
-      skip_bad: the largest share of all that may be unreadable and are then left out, in [0, 1).
+      max_corrupt_fraction: the largest share of all that may be unreadable and are then left out, in [0, 1).
       input, processes, rescan: as for `open_dataset`. What one process cannot read, none takes.
 
     Returns:
@@ -45,13 +45,13 @@ def drop_unreadable(
     Raises:
       UserError: the share cannot be or is exceeded, or memory was asked for that the machine has not.
     """
-    if not 0 <= skip_bad < 1:
-        raise UserError(f"--skip-bad must be at least 0 and below 1, not {skip_bad}")
+    if not 0 <= max_corrupt_fraction < 1:
+        raise UserError(f"--max-corrupt-fraction must be at least 0 and below 1, not {max_corrupt_fraction}")
     streamed = should_stream(source, sum(part.images.nbytes for part in parts), input, processes)
     found = [_readable(part, streamed, processes, rescan) for part in parts]
     bad = [wrong for _, wrongs in found for wrong in wrongs]
-    if len(bad) > skip_bad * (count := sum(map(len, parts))):
-        advice = "mend or remove them, or give --skip-bad with the share that may be left out"
+    if len(bad) > max_corrupt_fraction * (count := sum(map(len, parts))):
+        advice = "mend or remove them, or give --max-corrupt-fraction with the share that may be left out"
         raise UserError(
             f"{len(bad)} of {count} pictures in {source} cannot be read; {advice}: {listed(bad, MOST_NAMED)}"
         )

@@ -14,10 +14,10 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 def open_dataset(
     path: str | Path | None = None,
     image_size: tuple[int, int] = USUAL_SIZE,
-    skip_bad: float = 0.0,
+    max_corrupt_fraction: float = 0.0,
     input: Input = "auto",
     processes: ProcessGroup = SINGLE_PROCESS,
-    centre: float = 1.0,
+    crop_pct: float = 1.0,
     rescan: bool = False,
     eval_preprocessing: bool = False,
 ) -> Splits:
@@ -29,12 +29,12 @@ def open_dataset(
         `data/image_folder.py`); or a folder of ArrayRecord files (see `data/array_record.py`). None: the
         folder `datasets` if it holds such, else drawn hand signs.
       image_size: height and width that pictures in folders are brought to; HDF5 files have their own.
-      skip_bad: the largest share of images that may be unreadable and are then left out, in [0, 1).
+      max_corrupt_fraction: the largest share of images that may be unreadable and are then left out, in [0, 1).
       input: "memory" reads all images now, "stream" when they are asked for, "auto" the first where they take no more
         than a quarter of the machine's memory; of several machines', the one's that has least.
       processes: those that open the data together; each looks through a part of what is streamed.
-      centre: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their own
-        are taken as they are.
+      crop_pct: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their
+        own are taken as they are.
       rescan: look through all that is streamed for images that cannot be read, even where it was looked through before.
       eval_preprocessing: whether a run is judged by the images: training pictures are then taken as test pictures are.
 
@@ -64,7 +64,7 @@ def open_dataset(
         raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
     if pictures or records:
         read = read_folder if pictures else read_records
-        splits = read(path, image_size, skip_bad, input, processes, centre, rescan, eval_preprocessing)
+        splits = read(path, image_size, max_corrupt_fraction, input, processes, crop_pct, rescan, eval_preprocessing)
         return replace(splits, path=str(path.absolute()))
     if not files:
         raise UserError(
@@ -72,7 +72,9 @@ def open_dataset(
         )
     from flaxresnet.data.hdf5 import read_hdf5
 
-    return replace(read_hdf5(files, str(path), skip_bad, input, processes, rescan), path=str(path.absolute()))
+    return replace(
+        read_hdf5(files, str(path), max_corrupt_fraction, input, processes, rescan), path=str(path.absolute())
+    )
 
 
 def hdf5_files(folder: Path) -> list[Path]:

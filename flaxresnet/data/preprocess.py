@@ -44,8 +44,8 @@ class Preprocessing:
       scale: what pixel values 0–255 are multiplied by.
       mean, std: what is then taken off, and divided by, one a channel in the network's order.
       channels: the order in which the network takes them: "rgb" or "bgr".
-      centre: below 1, of a photo only the middle is taken, in the input's proportion and this share of the largest that
-        there is: 0.875 is the same as bringing the shorter side to 256 and taking the middle 224 × 224.
+      crop_pct: below 1, of a photo only the middle is taken, in the input's proportion and this share of the largest
+        that there is: 0.875 is the same as bringing the shorter side to 256 and taking the middle 224 × 224.
     """
 
     height: int
@@ -55,7 +55,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channels: Literal["rgb", "bgr"] = "rgb"
-    centre: float = 1.0
+    crop_pct: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,7 +73,7 @@ class Preprocessing:
             and all(map(is_number, (made.scale, *made.mean, *made.std)))
             and min(made.std) > 0,
             "channels": made.channels in ("rgb", "bgr"),
-            "centre": is_number(made.centre) and 0 < made.centre <= 1,
+            "crop_pct": is_number(made.crop_pct) and 0 < made.crop_pct <= 1,
         }
         if wrong := [name for name, is_fit in fits.items() if not is_fit]:
             raise UserError(f"preprocessing with {wrong[0]} that cannot be: {values}")
@@ -84,7 +84,7 @@ class Preprocessing:
 
         Args:
           photo: a file, or pixels (h, w, 3) uint8.
-          part: of the photo; None for the middle that `centre` says, or the whole.
+          part: of the photo; None for the middle that `crop_pct` says, or the whole.
         """
         if isinstance(photo, np.ndarray):
             return self._fitted(photo, part)
@@ -96,7 +96,7 @@ class Preprocessing:
 
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
             raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
-        if part is None and self.centre < 1:
+        if part is None and self.crop_pct < 1:
             part = self._middle
         if image.shape[:2] == (self.height, self.width) and part is None:
             return image
@@ -106,13 +106,13 @@ class Preprocessing:
 
     def crop_pixels(self, photo: np.ndarray) -> np.ndarray:
         """What `load` takes of a photo's pixels, (h, w, 3), as they are."""
-        if self.centre == 1:
+        if self.crop_pct == 1:
             return photo
         left, upper, right, lower = map(round, self._middle(*photo.shape[:2]))
         return photo[upper : max(lower, upper + 1), left : max(right, left + 1)]
 
     def _middle(self, height: int, width: int) -> Box:
-        pixels = self.centre * min(height / self.height, width / self.width)  # of the photo, for one of the input
+        pixels = self.crop_pct * min(height / self.height, width / self.width)  # of the photo, for one of the input
         tall, wide = pixels * self.height, pixels * self.width
         return (width - wide) / 2, (height - tall) / 2, (width + wide) / 2, (height + tall) / 2
 

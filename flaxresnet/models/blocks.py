@@ -37,8 +37,8 @@ class ResidualBlock(nn.Module):
         `feature_group_count=…` where there are groups.
       norm: makes a normalisation layer: `norm(name=…)(x, use_running_average=…)`.
       act: the activation.
-      residual_scale: where the scale of the last batch norm starts. At 0 the block starts as its shortcut alone, which
-        makes deep networks trainable from the first step (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+      zero_init_residual: whether the scale (gamma) of the last batch norm starts at 0 (zero-init), so that the block
+        starts as its shortcut alone (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
     """
 
     filters: tuple[int, ...]
@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
     conv: LayerDef = conv_with_glorot
     norm: LayerDef = batch_norm
     act: Callable[[jax.Array], jax.Array] = nn.relu
-    residual_scale: float = 1.0
+    zero_init_residual: bool = False
 
     def main_path(self, x: jax.Array, strides: int, train: bool) -> jax.Array:
         """(batch, h, w, channels) → (batch, ⌈h / strides⌉, ⌈w / strides⌉, filters[-1]), without the last activation."""
@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
         for index, (features, size) in enumerate(zip(self.filters, sizes, strict=True)):
             step = strides if index == self.strided else 1
             groups = self.groups if (index, last) == (1, 2) else 1
-            scale = self.residual_scale if index == last else 1.0
+            scale = 0.0 if self.zero_init_residual and index == last else 1.0
             x = self.conv_norm(x, f"2{'abc'[index]}", features, size, step, train, groups, scale)
             x = x if index == last else self.act(x)
         return x

@@ -23,8 +23,8 @@ def measure_batch_stats(
 
     Args:
       model: a module with a `momentum` field, such as `ResNet`; its `batch_stats` hold `mean` and `var`. Where it
-        takes statistics over parts of a batch (`norm_batch`), here it takes them over all of it, whose statistics are
-        nearer to those of all images (section 3.3 of the paper).
+        takes statistics over parts of a batch (`ghost_batch_size`), here it takes them over all of it, whose statistics
+        are nearer to those of all images (section 3.3 of the paper).
       params: its parameters.
       batches: (k, batch, height, width, 3), scaled as for training; or, for `prepare`, a pytree of arrays (k, …). Each
         batch is normalised with its own statistics.
@@ -36,7 +36,7 @@ def measure_batch_stats(
       mean of the variances plus the variance of the means (equation 4 of the paper).
     """
     variables = {"params": params} | ({} if batch_stats is None else {"batch_stats": batch_stats})
-    whole = {"norm_batch": None} if hasattr(model, "norm_batch") else {}
+    whole = {"ghost_batch_size": None} if hasattr(model, "ghost_batch_size") else {}
     memoryless = model.clone(momentum=0.0, **whole)  # its "running" statistics are the last batch's own
 
     def of_one_batch(batch: Any) -> Any:

@@ -71,11 +71,12 @@ class ResNet(nn.Module):
       act: the activation.
       dtype: of the arithmetic between the first convolution and the last pooling. Parameters, statistics and logits are
         float32 in any case.
-      residual_scale: where the scale of each block's last batch norm starts; see the blocks.
-      norm_batch: images that batch norm takes its statistics over with `train=True`, as `BatchNorm.group`; None: all.
+      zero_init_residual: whether each block starts as its shortcut alone (zero-init); see the blocks.
+      ghost_batch_size: images that batch norm takes its statistics over with `train=True`, as `BatchNorm.group`; None:
+      all.
       frozen: parts (`"stem"`, `"stage2"`, …, as `stage_of` names them) whose batch norm is not in training with
         `train=True`: it uses its running statistics and leaves them as they are.
-      keep_statistics: the same of all parts' batch norm, while the parameters learn.
+      freeze_bn_stats: the same of all parts' batch norm, while the parameters learn.
     """
 
     num_classes: int
@@ -94,11 +95,11 @@ class ResNet(nn.Module):
     conv: LayerDef = conv_with_glorot
     norm: LayerDef = BatchNorm
     act: Callable[[jax.Array], jax.Array] = nn.relu
-    residual_scale: float = 1.0
+    zero_init_residual: bool = False
     dtype: Any = jnp.float32
-    norm_batch: int | None = None
+    ghost_batch_size: int | None = None
     frozen: tuple[str, ...] = ()
-    keep_statistics: bool = False
+    freeze_bn_stats: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, features: bool = False) -> Any:
@@ -109,7 +110,7 @@ class ResNet(nn.Module):
             raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
         conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)
         # flax's layer, which fits too, has no groups.
-        grouped = {} if self.norm_batch is None else {"group": self.norm_batch}
+        grouped = {} if self.ghost_batch_size is None else {"group": self.ghost_batch_size}
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, **grouped)
 
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
@@ -119,7 +120,7 @@ class ResNet(nn.Module):
 
         seen = {"stem": x}
 
-        layers = {"conv": conv, "norm": norm, "act": self.act, "residual_scale": self.residual_scale}
+        layers = {"conv": conv, "norm": norm, "act": self.act, "zero_init_residual": self.zero_init_residual}
         for stage, blocks in enumerate(self.stage_sizes, start=2):
             planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
             for index, name in enumerate(block_names(blocks)):
@@ -136,7 +137,7 @@ class ResNet(nn.Module):
 
     def updates_bn(self, part: str) -> bool:
         """Whether a part's batch norm takes the batch's own statistics in training."""
-        return not self.keep_statistics and part not in self.frozen
+        return not self.freeze_bn_stats and part not in self.frozen
 
     def block(self, planes: int, strides: int, channels: int) -> Callable[..., nn.Module]:
         """The kind of block that brings (…, channels) to a stage's shape."""

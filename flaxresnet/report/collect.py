@@ -106,7 +106,7 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
     result = dataclasses.replace(compute_metrics(logits, test.labels, info.class_names), source=splits.source)
     some = _sample(len(test), MOST_CHANGED, info)
     changed = test.images[some], test.labels[some], assessment.temperatures[some]
-    without = () if info.config.flip else ("mirror",)  # which may be of another class, or of none
+    without = () if info.config.hflip else ("mirror",)  # which may be of another class, or of none
     return ReportData(
         info=info,
         rows=folder.read_metrics(),

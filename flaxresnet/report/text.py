@@ -209,7 +209,7 @@ def _robustness(found: ReportData, run: str) -> Iterator[str]:
         f"{told.clean.images:,} of the test images, each changed in {len(told.rows)} ways to a middling degree: "
         f"{told.mean:.3f} of them are answered rightly on average, and {told.rows[0].share:.3f} in the worst way; "
         f"as they are, {told.clean.share:.3f} ({low:.2f}–{high:.2f})."
-        f"{'' if found.info.config.flip else ' Mirror images are not among them, for training was to have none.'}"
+        f"{'' if found.info.config.hflip else ' Mirror images are not among them, for training was to have none.'}"
     )
     yield html.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
     before, after = calibration_error(told.before), calibration_error(told.after)

@@ -31,7 +31,7 @@ class CheckpointStore:
         run_on_process_zero(self._quarantine_unreadable)
         with ExitStack() as opened:
             self._epochs = opened.enter_context(EpochCheckpoints(self._folder.checkpoints))
-            self._within = opened.enter_context(MidEpochCheckpoints(self._folder.unfinished))
+            self._within = opened.enter_context(MidEpochCheckpoints(self._folder.mid_epoch))
             self._kinds: tuple[MidEpochCheckpoints, EpochCheckpoints] = (self._within, self._epochs)
             self._opened = opened.pop_all()
         return self
@@ -40,7 +40,7 @@ class CheckpointStore:
         self._opened.close()
         if is_process_zero():
             with suppress(OSError):  # empty at a run's end
-                self._folder.unfinished.rmdir()
+                self._folder.mid_epoch.rmdir()
 
     def step(self) -> int | None:
         """The newest step that is saved, as this process sees it, if any."""
@@ -100,7 +100,7 @@ class CheckpointStore:
         """Puts aside checkpoints for which Orbax would not open the folder."""
         damaged = unreadable_steps(self._folder.checkpoints)
         left = [path for path in steps_in(self._folder.checkpoints) if path not in damaged]
-        if damaged and not (left or steps_in(self._folder.unfinished)):
+        if damaged and not (left or steps_in(self._folder.mid_epoch)):
             raise UserError(f"checkpoint {damaged[-1]} cannot be restored: its figures are damaged; {NOTHING_LEFT}")
         for path in damaged:
             self._note(f"checkpoint {path} cannot be restored: its figures are damaged; going back to one before")

@@ -23,20 +23,49 @@ from flaxresnet.runs.fields import DATA, RUN, is_row, require
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runtime.errors import UserError, listed
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("flaxresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "h5py", "Pillow")
 
 # Options that may differ between a run and its continuation: they do not change what a step computes.
 # Data have fingerprints, which are compared instead.
 MAY_CHANGE = {
-    *("data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "resume", "compilation_cache"),
+    *(
+        "data",
+        "image_size",
+        "max_corrupt_fraction",
+        "workdir",
+        "epochs",
+        "precise_bn_images",
+        "resume",
+        "compilation_cache",
+    ),
     *("report", "tensorboard", "profile", "checkpoint_steps", "input", "workers", "shard_optimizer"),
-    *("distributed", "coordinator_address", "num_processes", "process_id", "resume_changed"),
+    *("distributed", "coordinator_address", "num_processes", "process_id", "allow_config_changes"),
 }
 # Those that may differ besides when the user says so: weights, the optimiser's state and the count of steps still fit.
 RESUMABLE_WITH_FLAG = {
-    *("recipe", "seed", "learning_rate", "schedule", "warmup_epochs", "label_smoothing", "momentum", "residual_scale"),
-    *("augment", "augment_ramp", "backgrounds", "crop", "policy", "erase", "mixup", "cutmix", "flip", "precision"),
+    *(
+        "recipe",
+        "seed",
+        "learning_rate",
+        "schedule",
+        "warmup_epochs",
+        "label_smoothing",
+        "bn_momentum",
+        "zero_init_residual",
+    ),
+    *(
+        "aug_strength",
+        "aug_warmup_epochs",
+        "background_prob",
+        "crop_min_area",
+        "auto_augment",
+        "random_erasing",
+        "mixup",
+        "cutmix",
+        "hflip",
+        "precision",
+    ),
 }
 
 
@@ -50,6 +79,10 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # a checkout that is not installed
         return "not installed"
+
+
+class RunFormatError(UserError):
+    """A run that another version wrote, in a format that this one does not read."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +118,12 @@ class RunMetadata:
             num_classes=len(self.class_names),
             width=network.width,
             stem_relu=network.stem_relu,
-            momentum=c.resolved_recipe.momentum,
-            residual_scale=c.resolved_recipe.residual_scale,
+            momentum=c.resolved_recipe.bn_momentum,
+            zero_init_residual=c.resolved_recipe.zero_init_residual,
             dtype=jnp.dtype(c.precision),
             frozen=c.frozen,
-            keep_statistics=c.resolved_recipe.keep_statistics,
-            norm_batch=c.norm_batch,
+            freeze_bn_stats=c.resolved_recipe.freeze_bn_stats,
+            ghost_batch_size=c.ghost_batch_size,
         )
 
     def config_diff(self, other: Self) -> Iterator[tuple[str, bool]]:
@@ -100,7 +133,7 @@ class RunMetadata:
             if name not in MAY_CHANGE and value != theirs[name]:
                 yield f"{flag(name)} {theirs[name]}, not {value}", name in RESUMABLE_WITH_FLAG
         streamed = [bool(run.data.get("streamed")) for run in (self, other)]
-        if self.config.resolved_recipe.crop < 1 and streamed[0] != streamed[1]:
+        if self.config.resolved_recipe.crop_min_area < 1 and streamed[0] != streamed[1]:
             where = {True: "decoded, from whole pictures (--input stream)", False: "trained on (--input memory)"}
             yield f"random crops taken where images are {where[streamed[1]]}", True
         if self.preprocessing != other.preprocessing:
@@ -166,7 +199,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
-        self.unfinished = self.path / "unfinished"
+        self.mid_epoch = self.path / "mid_epoch"
         self._config = self.path / "config.json"
         self._metrics = self.path / "metrics.jsonl"
 
@@ -179,27 +212,47 @@ class RunFolder:
 
     def has_checkpoints(self) -> bool:
         """Whether there are any, whole or not."""
-        return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.unfinished))
+        return any(folder.is_dir() and any(folder.iterdir()) for folder in (self.checkpoints, self.mid_epoch))
 
     def has_begun(self) -> bool:
         """Whether a run left more here than its description, which is written before all is known to be well."""
         return self.has_checkpoints() or any(line.strip() for line in self._lines())
 
     def read_info(self) -> RunMetadata:
-        """Raises UserError where there is no run, or its `config.json` is damaged or of a newer format."""
+        """Reads `config.json`.
+
+        Raises:
+          RunFormatError: another version wrote it.
+          UserError: there is no run, or the file is damaged.
+        """
         if not self.exists():
             raise UserError(f"{self.path} holds no run (no config.json); give the --workdir of a finished training")
         try:
             values = json.loads(self._config.read_text())
             require(values, {"format": RUN["format"]})  # first, for a newer one may have other fields
-            if values["format"] > FORMAT:
-                raise UserError(f"has format {values['format']}; this version reads up to {FORMAT}")
+            if values["format"] != FORMAT:
+                raise RunFormatError(
+                    f"{self._config} has format {values['format']}, and this version reads format {FORMAT}; train "
+                    "again with another --workdir, or use the version that wrote it"
+                )
             return RunMetadata.from_json(values)
+        except RunFormatError:
+            raise
         except UserError as error:
             raise UserError(f"{self._config}: {error}") from error
         # A RecursionError is of brackets in brackets in brackets.
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self._config} is damaged ({type(error).__name__}: {error}); restore it") from error
+
+    def has_other_format(self) -> bool:
+        """Whether another version wrote the run that is here, in a format that this one does not read."""
+        try:
+            self.read_info()
+        except RunFormatError:
+            return True
+        except UserError:  # reported where the run is read
+            pass
+        return False
 
     def create(self, info: RunMetadata) -> None:
         """Makes the folder and all that training will write to; raises UserError where that cannot be done."""
@@ -232,7 +285,7 @@ class RunFolder:
             raise UserError(f"{reason}; move it away or make it readable") from error
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> Path | None:
-        """Replaces all rows; a file with damaged lines is kept in `damaged/`, for what can be told from them: where."""
+        """Replaces all rows; a file with damaged lines is kept in `corrupt/`, for what can be told from them: where."""
         kept = None
         # A last line without its end was being written when the machine stopped: its epoch is trained again.
         if any(_row(line) is None and line.endswith("\n") for line in self._lines()):
@@ -242,12 +295,12 @@ class RunFolder:
         return kept
 
     def keep_metrics(self) -> Path:
-        """Copies the rows as they are to `damaged/`, and says where they are now."""
+        """Copies the rows as they are to `corrupt/`, and says where they are now."""
         with self._writing():
             return Path(shutil.copy2(self._metrics, _numbered(self._damaged() / self._metrics.name)))
 
     def keep_description(self) -> Path:
-        """Copies `config.json` as it is to `damaged/`, and says where it is now."""
+        """Copies `config.json` as it is to `corrupt/`, and says where it is now."""
         with self._writing():
             return Path(shutil.copy2(self._config, _numbered(self._damaged() / self._config.name)))
 
@@ -264,12 +317,12 @@ class RunFolder:
             raise UserError(f"--workdir {self.path} cannot be written: {error.strerror}") from error
 
     def quarantine(self, checkpoint: Path) -> None:
-        """Moves a damaged checkpoint to `damaged/`, out of the way of the ones to come."""
+        """Moves a damaged checkpoint to `corrupt/`, out of the way of the ones to come."""
         with self._writing():
             checkpoint.rename(_numbered(self._damaged() / f"{checkpoint.parent.name}-{checkpoint.name}"))
 
     def _damaged(self) -> Path:
-        folder = self.path / "damaged"
+        folder = self.path / "corrupt"
         folder.mkdir(exist_ok=True)
         return folder
 

@@ -37,7 +37,7 @@ FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which m
 CACHE_KEY_EXCLUDES = (
     "data",
     "image_size",
-    "skip_bad",
+    "max_corrupt_fraction",
     "workdir",
     "input",
     "workers",
@@ -49,7 +49,7 @@ CACHE_KEY_EXCLUDES = (
     "coordinator_address",
     "process_id",
     "resume",
-    "resume_changed",
+    "allow_config_changes",
     "compilation_cache",
 )
 MOST_RUNS = 12  # kept; some 4 MB each

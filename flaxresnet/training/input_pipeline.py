@@ -31,7 +31,7 @@ class InputPipeline:
         size = self._config.batch_size
         source: DeviceSource | StreamSource
         if dataset.is_streamed:
-            source = StreamSource(dataset, size, self.split, self._workers, self._config.resolved_recipe.crop)
+            source = StreamSource(dataset, size, self.split, self._workers, self._config.resolved_recipe.crop_min_area)
         elif fits_devices(dataset):
             source = DeviceSource(dataset, size, self.replicated, self.split)
         else:  # they go over from this process's memory batch by batch

@@ -20,9 +20,9 @@ def oom_as_user_error(config: TrainConfig) -> Iterator[None]:
         text = str(error).strip() or "no memory was left"
         if isinstance(error, jax.errors.JaxRuntimeError) and not any(mark in text for mark in MARKS):
             raise
-        parts = 2 * config.accumulate
+        parts = 2 * config.grad_accum_steps
         raise UserError(
             f"there is not enough memory for --batch-size {config.batch_size} ({text.splitlines()[0][:200]}); give "
-            f"fewer, or --accumulate {parts} for the same batch in {parts} parts, or --input stream to keep fewer "
+            f"fewer, or --grad-accum-steps {parts} for the same batch in {parts} parts, or --input stream to keep "
             "images there; what was saved is kept"
         ) from error

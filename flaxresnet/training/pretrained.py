@@ -24,7 +24,7 @@ def resumable_run(config: TrainConfig) -> RunMetadata | None:
     folder = RunFolder(config.workdir)
     if not (config.init and config.resume and folder.exists()):
         return None
-    if not (steps_in(folder.checkpoints) or steps_in(folder.unfinished)):  # rows may be there without one
+    if not (steps_in(folder.checkpoints) or steps_in(folder.mid_epoch)):  # rows may be there without one
         return None
     info = folder.read_info()
     return info if info.config.init == config.init else None

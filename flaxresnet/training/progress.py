@@ -34,7 +34,7 @@ class ProgressLogger:
             f"epoch {row['epoch']:{width}}/{self.epochs}"
             f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
             f"  test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.3f}"
-            f"  {row['seconds']:.1f} s + {row['recalibrate_seconds']:.1f} s"
+            f"  {row['seconds']:.1f} s + {row['precise_bn_seconds']:.1f} s"
         )
 
     @contextmanager

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 
@@ -35,11 +36,11 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
         raise UserError(f"--image-size {wanted} is for folders of pictures; the images in {splits.source} are {there}")
     if config.batch_size > len(train):
         raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
-    if config.batch_size % (config.accumulate * (devices := jax.device_count())):
-        parts = f" in {config.accumulate} parts (--accumulate)" if config.accumulate > 1 else ""
+    if config.batch_size % (config.grad_accum_steps * (devices := jax.device_count())):
+        parts = f" in {config.grad_accum_steps} parts (--grad-accum-steps)" if config.grad_accum_steps > 1 else ""
         raise UserError(
             f"--batch-size {config.batch_size} cannot be divided over {devices} devices{parts}; "
-            f"give a multiple of {config.accumulate * devices}"
+            f"give a multiple of {config.grad_accum_steps * devices}"
         )
     return train, test
 
@@ -72,7 +73,7 @@ def describe_run(
     return RunMetadata(
         config=config,
         class_names=train.class_names,
-        preprocessing=replace(like, height=height, width=width, centre=splits.centre),
+        preprocessing=replace(like, height=height, width=width, crop_pct=splits.crop_pct),
         data={
             "source": splits.source,
             "path": splits.path,
@@ -105,12 +106,18 @@ def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], N
             # What a start leaves that was refused or cut off before its first step does not bind the next one.
             note(f"no step was made in {folder.path}; how it was to be is in {folder.keep_description()}")
     elif folder.exists() or folder.has_begun():
-        note(f"the run in {folder.path} is kept as {(aside := folder.rename_old_run())}")
-        lock.rename(aside)
-        lock.release()
+        note(f"the run in {folder.path} is kept as {set_aside(folder, lock)}")
         folder.lock(lock)
     folder.create(info)
     return folder
+
+
+def set_aside(folder: RunFolder, lock: WorkdirLock) -> Path:
+    """Renames the folder of an old run, releases its lock, and returns its new path."""
+    aside = folder.rename_old_run()
+    lock.rename(aside)
+    lock.release()
+    return aside
 
 
 def _resume_run(info: RunMetadata, folder: RunFolder, note: Callable[[str], None]) -> RunMetadata:
@@ -126,7 +133,7 @@ def _resume_run(info: RunMetadata, folder: RunFolder, note: Callable[[str], None
             f"start from it with --init {folder.path} and give another --workdir"
         )
     check_same_experiment(info, stored, note)
-    if not (steps_in(folder.checkpoints) or steps_in(folder.unfinished)):
+    if not (steps_in(folder.checkpoints) or steps_in(folder.mid_epoch)):
         _check_figures(folder, note)
     # Where nothing will be trained, the record of how many epochs were stays.
     return replace(info, config=replace(info.config, epochs=max(info.config.epochs, epochs_in(folder.checkpoints))))
@@ -146,16 +153,16 @@ def _check_figures(folder: RunFolder, note: Callable[[str], None]) -> None:
 
 
 def check_same_experiment(info: RunMetadata, stored: RunMetadata, note: Callable[[str], None]) -> None:
-    """Raises UserError where a stored run is another experiment, unless it could go on and `--resume-changed` is given.
+    """Raises UserError if a stored run is another experiment, unless `--allow-config-changes` lets it go on.
 
     What differs then, and versions of packages that do, is told to `note`.
     """
-    told = info.config.resume_changed
+    told = info.config.allow_config_changes
     for difference, fits in info.config_diff(stored):
         if not (told and fits):
-            way = ", or --resume-changed to go on with it all the same" if fits else ""
+            way = ", or --allow-config-changes to go on with it all the same" if fits else ""
             raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {ELSEWHERE}{way}")
-        note(f"--resume-changed: the run so far was with {difference}")
+        note(f"--allow-config-changes: the run so far was with {difference}")
     if others := [name for name, number in stored.versions.items() if info.versions.get(name, number) != number]:
         changes = ", ".join(f"{name} {stored.versions[name]} (here {info.versions[name]})" for name in others)
         note(f"the run so far was made with {changes}: figures may differ from those of one version by rounding")

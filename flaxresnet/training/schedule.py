@@ -42,5 +42,7 @@ def augmentation_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Sc
     `steps_for` does.
     """
     recipe = config.resolved_recipe
-    ramp = steps_for("augment_ramp", recipe.augment_ramp, steps_per_epoch)
-    return optax.linear_schedule(0.0, recipe.augment, ramp) if ramp else optax.constant_schedule(recipe.augment)
+    ramp = steps_for("aug_warmup_epochs", recipe.aug_warmup_epochs, steps_per_epoch)
+    return (
+        optax.linear_schedule(0.0, recipe.aug_strength, ramp) if ramp else optax.constant_schedule(recipe.aug_strength)
+    )

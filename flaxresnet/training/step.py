@@ -36,7 +36,7 @@ def make_train_step(
     alone: a resumed run repeats it. Parameters in the model's frozen parts stay as they are and cost no gradient.
     A training batch is full, so its mask is not looked at. `cropped` is for `make_inputs`.
 
-    With `config.accumulate` the batch, augmented as a whole, goes through the network in so many parts, one after
+    With `config.grad_accum_steps` the batch, augmented as a whole, goes through the network in so many parts, one after
     another, and the step follows the mean of their gradients: the same step in less memory, but for batch norm, which
     normalises each part with the part's own statistics and moves its running averages at every part.
     """
@@ -59,7 +59,7 @@ def make_train_step(
             (value, (logits, batch_stats)), gradients = slope(trained, state.params, batch_stats, images, labels)
             return batch_stats, ((gradients, value), per_example_metrics(logits, labels))
 
-        parts = config.accumulate, (jax.tree.map(jnp.zeros_like, trained), jnp.zeros(()))
+        parts = config.grad_accum_steps, (jax.tree.map(jnp.zeros_like, trained), jnp.zeros(()))
         batch_stats, ((gradients, value), (losses, hits)) = in_parts(follow, *parts, state.batch_stats, images, labels)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)

@@ -86,7 +86,7 @@ class Trainer:
 
         self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
         measures = self.config.measures_statistics
-        self.sample = self.train.bn_batches(self.config.recalibrate, self.config.seed) if measures else None
+        self.sample = self.train.bn_batches(self.config.precise_bn_images, self.config.seed) if measures else None
         self.state: TrainState
         steps = [step for step, _ in saved.available_steps()]
         self.resuming = bool(steps)
@@ -124,8 +124,8 @@ class Trainer:
 
     def _optimizer(self) -> optax.GradientTransformation:
         recipe = self.config.resolved_recipe
-        head_steps = steps_for("head_epochs", recipe.head_epochs, self.train.steps_per_epoch)
-        kind = recipe.optimizer, recipe.weight_decay, recipe.clip
+        head_steps = steps_for("freeze_backbone_epochs", recipe.freeze_backbone_epochs, self.train.steps_per_epoch)
+        kind = recipe.optimizer, recipe.weight_decay, recipe.clip_grad
         return make_optimizer(self.schedule, recipe.layer_decay, head_steps, *kind)
 
     def run(self) -> TrainResult:
@@ -162,7 +162,7 @@ class Trainer:
             self.reporter.note(self._resume_message(step, rows[-1]["epoch"] if rows else 0))
         if self.config.frozen:
             self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
-        if self.config.resolved_recipe.keep_statistics:
+        if self.config.resolved_recipe.freeze_bn_stats:
             self.reporter.note("batch norm's statistics stay as the weights have them")
         if distributed.is_process_zero() and (kept := self.folder.write_metrics(rows)):
             self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")
@@ -204,7 +204,7 @@ class Trainer:
             "learning_rate": float(self.schedule(int(self.state.step) - 1)),
             "seconds": trained - start,
             "images_per_second": steps * self.config.batch_size / (trained - start),
-            "recalibrate_seconds": measured - ready,
+            "precise_bn_seconds": measured - ready,
             "evaluate_seconds": time.perf_counter() - measured,
         }
         return row, eval_stats

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from flaxresnet.augment.auto_augment import OPERATIONS, POLICIES, POSITIONS, affine_params, apply_ops, apply_policy
 
 KEY = jax.random.key(3)
-WIDE = POLICIES["trivial"]
+WIDE = POLICIES["trivialaugment"]
 compiled = jax.jit(apply_ops, static_argnames="policy")
 compiled_positions = jax.jit(affine_params, static_argnames="policy")
 draw = jax.jit(apply_policy, static_argnames="policy")
@@ -71,7 +71,7 @@ def test_solarizing_is_pillows(level):
     np.testing.assert_allclose(by_ours("solarize", level, images=images), expected, atol=1e-3)
 
 
-# In pixels from the centre, (y, x): where in the image a pixel's value is taken from.
+# In pixels from the crop_pct, (y, x): where in the image a pixel's value is taken from.
 EXPECTED_MAPS = {
     "shear_x": lambda s: ([[1, 0], [0.99 * s, 1]], [0, 0]),
     "shear_y": lambda s: ([[1, 0.99 * s], [0, 1]], [0, 0]),
@@ -111,8 +111,8 @@ def test_each_image_has_its_own_operation(name):
 
 
 def test_the_policies_are_as_published():
-    assert (POLICIES["trivial"].rounds, POLICIES["trivial"].strength) == (1, None)
-    assert (POLICIES["rand"].rounds, POLICIES["rand"].strength) == (2, 0.9)
+    assert (POLICIES["trivialaugment"].rounds, POLICIES["trivialaugment"].strength) == (1, None)
+    assert (POLICIES["randaugment"].rounds, POLICIES["randaugment"].strength) == (2, 0.9)
     assert len(OPERATIONS) == 14
 
 
@@ -132,7 +132,7 @@ def test_images_stay_in_range_and_depend_on_the_key_alone(name):
 # Images that stay as they are. Two operations of strength 0.9: both nothing, or solarized and back. One of a strength
 # drawn from 31: nothing, or one of the ten that do nothing at strength 0. The two that stretch are not among them, nor
 # is posterize, which rounds to whole levels.
-@pytest.mark.parametrize(("name", "share"), [("trivial", (1 + 10 / 31) / 14), ("rand", 2 / 14**2)])
+@pytest.mark.parametrize(("name", "share"), [("trivialaugment", (1 + 10 / 31) / 14), ("randaugment", 2 / 14**2)])
 def test_as_many_operations_are_drawn_as_the_policy_says(name, share):
     images = np.random.default_rng(1).uniform(0.2, 0.8, (1, *DRAWN[1:])).astype(np.float32).repeat(DRAWN[0], axis=0)
     same = np.abs(np.asarray(draw(KEY, images, POLICIES[name])) - images).max(axis=(1, 2, 3)) < 1e-6
@@ -148,6 +148,6 @@ def test_trivials_strengths_are_drawn_evenly_with_either_sign():
 
 def test_rands_strengths_are_all_alike():
     # Grey is changed by brightness up or down, posterize and solarize, each of one strength: at most 5 · 5 ways.
-    values = np.asarray(draw(KEY, np.full(DRAWN, 0.4, np.float32), POLICIES["rand"]))[:, 0, 0, 0]
+    values = np.asarray(draw(KEY, np.full(DRAWN, 0.4, np.float32), POLICIES["randaugment"]))[:, 0, 0, 0]
     assert 4 < len(np.unique(values.round(4))) <= 25
     assert np.abs(values - 0.4 * (1 - 0.9 * 0.9)).min() < 1e-5

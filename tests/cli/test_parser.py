@@ -69,8 +69,8 @@ WRONG_FLAGS = {
     "too small": (["--batch-size", "0"], ["--batch-size must be at least 1, not 0"]),
     "too large": (["--seed", "4294967296"], ["--seed must be between 0 and 4294967295, not 4294967296"]),
     "negative": (["--learning-rate", "-1"], ["--learning-rate must be above 0, not -1"]),
-    "NaN": (["--momentum", "nan"], ["--momentum must be at least 0 and below 1, not nan"]),
-    "value for a switch": (["--flip", "maybe"], ["maybe"]),
+    "NaN": (["--bn-momentum", "nan"], ["--bn-momentum must be at least 0 and below 1, not nan"]),
+    "value for a switch": (["--hflip", "maybe"], ["maybe"]),
 }
 
 
@@ -104,7 +104,7 @@ def test_the_sentence_does_not_depend_on_the_terminal(monkeypatch, encoding, col
 
 
 @pytest.mark.parametrize(
-    "argv", [("--batch-size", "many"), ("--epochs", "2.5"), ("--learning-rate", "slow"), ("--augment", "1,5")]
+    "argv", [("--batch-size", "many"), ("--epochs", "2.5"), ("--learning-rate", "slow"), ("--aug-strength", "1,5")]
 )
 def test_a_value_of_the_wrong_type_is_refused_in_the_users_words(argv):
     said = sentence(*argv)

@@ -45,7 +45,7 @@ def records(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(32, 32), (48, 36)])
 def test_pictures_come_out_as_from_their_folder(pictures, records, mode, size):
     by_middle, others_by_middle, whole = (
-        fr.open_dataset(path, size, input=mode, centre=0.5, eval_preprocessing=eval_preprocessing).train.images[:]
+        fr.open_dataset(path, size, input=mode, crop_pct=0.5, eval_preprocessing=eval_preprocessing).train.images[:]
         for path, eval_preprocessing in ((records, True), (pictures, True), (records, False))
     )
     np.testing.assert_array_equal(by_middle, others_by_middle)
@@ -190,7 +190,7 @@ def test_a_damaged_record_is_named_and_may_be_left_out(tmp_path, pictures):
     (pictures / "train" / "dog" / "3.jpg").write_text("no picture")
     with pytest.raises(fr.UserError, match="1 of 14 pictures"):
         convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord")
-    convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--skip-bad", 0.1)
+    convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--max-corrupt-fraction", 0.1)
     assert len(fr.open_dataset(tmp_path / "records").train) == 9
 
 

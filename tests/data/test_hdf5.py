@@ -390,7 +390,7 @@ def test_a_damaged_chunk_is_found_before_training_and_may_be_left_out(tmp_path, 
     )
     with pytest.raises(UserError, match=message):
         open_dataset(tmp_path / "data.h5", input=mode)
-    splits = open_dataset(tmp_path / "data.h5", input=mode, skip_bad=0.2)
+    splits = open_dataset(tmp_path / "data.h5", input=mode, max_corrupt_fraction=0.2)
     good = np.delete(np.arange(50), np.arange(14, 21))
     np.testing.assert_array_equal(splits.train.images[:], images[good])
     np.testing.assert_array_equal(splits.train.labels, good % 3)
@@ -548,7 +548,7 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path,
 def test_such_a_chunk_can_be_left_out(tmp_path, bomb, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
     store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
-    split = open_dataset(path, input=input, skip_bad=0.5).train
+    split = open_dataset(path, input=input, max_corrupt_fraction=0.5).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
 
@@ -590,7 +590,7 @@ def test_a_large_chunk_whose_place_is_beyond_the_file_is_damaged(tmp_path, input
     path.write_bytes(content.replace(at.to_bytes(8, "little"), (2**40).to_bytes(8, "little")))
     with pytest.raises(UserError, match=r"train_set_x\[1\] cannot be read"):
         open_dataset(path, input=input)
-    split = open_dataset(path, input=input, skip_bad=0.5).train
+    split = open_dataset(path, input=input, max_corrupt_fraction=0.5).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
 

@@ -85,14 +85,14 @@ def test_unreadable_pictures_end_it_or_are_left_out_and_named(tmp_path):
     with pytest.raises(fr.UserError) as caught:
         fr.open_dataset(tmp_path)
     assert "1 of 31 pictures in" in str(caught.value)
-    assert "give --skip-bad with the share that may be left out" in str(caught.value)
+    assert "give --max-corrupt-fraction with the share that may be left out" in str(caught.value)
     assert "bad.jpg cannot be read as a picture" in str(caught.value)
-    splits = fr.open_dataset(tmp_path, skip_bad=0.05)
+    splits = fr.open_dataset(tmp_path, max_corrupt_fraction=0.05)
     assert splits.train.class_counts().tolist() == [10, 10, 10]
     assert splits.train.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     assert "left out 1 unreadable: " in splits.source
     with pytest.raises(fr.UserError, match="1 of 31"):
-        fr.open_dataset(tmp_path, skip_bad=0.03)
+        fr.open_dataset(tmp_path, max_corrupt_fraction=0.03)
 
 
 def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
@@ -108,7 +108,7 @@ def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
         ({"image_size": (0, 64)}, r"two numbers from 1 to 65536, of 16,777,216 pixels at most, not \(0, 64\)"),
         ({"image_size": (60_000, 60_000)}, r"--image-size must be two numbers .*, not \(60000, 60000\)"),
         ({"image_size": (1, 65_537)}, r"--image-size must be two numbers .*, not \(1, 65537\)"),
-        ({"skip_bad": 1.0}, r"--skip-bad must be at least 0 and below 1, not 1\.0"),
+        ({"max_corrupt_fraction": 1.0}, r"--max-corrupt-fraction must be at least 0 and below 1, not 1\.0"),
     ],
 )
 def test_a_size_or_a_share_that_cannot_be_is_named(tmp_path, options, message):
@@ -121,7 +121,7 @@ def test_a_split_of_which_nothing_can_be_read_is_no_split(tmp_path):
     draw(tmp_path / "train", 10)
     (tmp_path / "test" / "red").mkdir(parents=True)
     (tmp_path / "test" / "red" / "bad.jpg").write_text("no picture")
-    assert fr.open_dataset(tmp_path, skip_bad=0.1).test is None
+    assert fr.open_dataset(tmp_path, max_corrupt_fraction=0.1).test is None
 
 
 def test_a_folder_of_test_pictures_alone_is_called_that(tmp_path):
@@ -159,9 +159,9 @@ def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
     assert own.accuracy == pytest.approx(run.test_accuracy)
     assert fr.evaluate(tmp_path / "run", tmp_path / "data").confusion.tolist() == own.confusion.tolist()
     (tmp_path / "data" / "test" / "red" / "bad.png").write_text("no picture")
-    with pytest.raises(fr.UserError, match="give --skip-bad"):
+    with pytest.raises(fr.UserError, match="give --max-corrupt-fraction"):
         fr.evaluate(tmp_path / "run", tmp_path / "data")
-    assert fr.evaluate(tmp_path / "run", tmp_path / "data", skip_bad=0.1).count == own.count
+    assert fr.evaluate(tmp_path / "run", tmp_path / "data", max_corrupt_fraction=0.1).count == own.count
     (tmp_path / "data" / "test" / "red" / "bad.png").unlink()
     with pytest.raises(fr.UserError, match="images of another size"):
         fr.fit(fr.TrainConfig(epochs=3, image_size=(32, 40), **options), verbose=False)
@@ -207,11 +207,11 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
             path = tmp_path / "data" / split / data.class_names[label] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-    options = {"image_size": (32, 32), "epochs": 1, "centre": 0.5, **TINY_CONFIG}
+    options = {"image_size": (32, 32), "epochs": 1, "crop_pct": 0.5, **TINY_CONFIG}
     run = fr.fit(fr.TrainConfig(data=tmp_path / "data", workdir=tmp_path / "run", **options), verbose=False)
     classifier = fr.Classifier.load(run.workdir)
-    assert classifier.preprocessing.centre == 0.5
-    splits = fr.open_dataset(tmp_path / "data", (32, 32), centre=0.5)
+    assert classifier.preprocessing.crop_pct == 0.5
+    splits = fr.open_dataset(tmp_path / "data", (32, 32), crop_pct=0.5)
     photos = sorted((tmp_path / "data" / "test").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     for image, photo in zip(splits.test.images, photos, strict=True):
         np.testing.assert_array_equal(image, classifier.preprocessing.load(photo))
@@ -257,7 +257,7 @@ def test_a_link_to_nothing_and_a_pipe_are_named_as_unreadable(tmp_path, input):
     os.mkfifo(tmp_path / "train" / "red" / "pipe.png")
     with pytest.raises(fr.UserError, match=r"gone\.png does not exist.*pipe\.png is a pipe or a device"):
         fr.open_dataset(tmp_path, input=input)
-    splits = fr.open_dataset(tmp_path, input=input, skip_bad=0.1)
+    splits = fr.open_dataset(tmp_path, input=input, max_corrupt_fraction=0.1)
     assert splits.train.class_counts().tolist() == [10, 10, 10]
     every = read_folder(tmp_path, (32, 32), 0.1, input="stream").train.images
     (tmp_path / "train" / "blue" / "0.png").unlink()

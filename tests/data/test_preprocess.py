@@ -101,7 +101,7 @@ def test_preprocessing_is_the_tutorials_by_default():
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
         "channels": "rgb",
-        "centre": 1.0,
+        "crop_pct": 1.0,
     }
 
 
@@ -126,7 +126,7 @@ def test_the_centre_is_the_middle_224_of_256(size):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize(size)
     )
     height, width = photo.shape[:2]
-    mine = Preprocessing(224, 224, centre=0.875).load(photo).astype(int)
+    mine = Preprocessing(224, 224, crop_pct=0.875).load(photo).astype(int)
     short = 256 / min(height, width)
     whole = Image.fromarray(photo).resize((round(width * short), round(height * short)), Image.Resampling.BICUBIC)
     left, upper = (whole.width - 224) / 2, (whole.height - 224) / 2
@@ -136,14 +136,14 @@ def test_the_centre_is_the_middle_224_of_256(size):
 
 def test_a_centre_that_cannot_be_is_refused():
     values = Preprocessing(32, 32).to_json()
-    assert Preprocessing.from_json(values | {"centre": 0.5}).centre == 0.5
+    assert Preprocessing.from_json(values | {"crop_pct": 0.5}).crop_pct == 0.5
     with pytest.raises(UserError, match="preprocessing with centre that cannot be"):
-        Preprocessing.from_json(values | {"centre": 1.5})
+        Preprocessing.from_json(values | {"crop_pct": 1.5})
 
 
 def test_what_is_shown_of_a_photo_is_what_is_taken_of_it():
     photo = np.random.default_rng(0).integers(0, 256, (64, 128, 3)).astype(np.uint8)
-    middle = Preprocessing(48, 48, centre=0.75)
+    middle = Preprocessing(48, 48, crop_pct=0.75)
     np.testing.assert_array_equal(middle.crop_pixels(photo), photo[8:56, 40:88])
     np.testing.assert_array_equal(middle.load(photo), photo[8:56, 40:88])
     assert Preprocessing(48, 48).crop_pixels(photo) is photo

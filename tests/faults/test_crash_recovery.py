@@ -67,8 +67,8 @@ def changed(self, batches, step):
 """
 FLAGS = ["--model", "resnet14", "--width", "16", "--batch-size", "8", "--no-report"]
 LONG = ["--image-size", "32", "32", "--input", "stream", "--epochs", "12", "--checkpoint-steps", "3", "--workers", "1"]
-SHORT = ["--epochs", "3", "--checkpoint-steps", "2", "--residual-scale", "1.0", "--augment", "0.0"]
-SHORT += ["--backgrounds", "0.0"]  # the options of `finished_run`
+SHORT = ["--epochs", "3", "--checkpoint-steps", "2", "--zero-init-residual", "1.0", "--aug-strength", "0.0"]
+SHORT += ["--background-prob", "0.0"]  # the options of `finished_run`
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def seen(workdir):
 
 def newest_step(workdir):
     """The newest step that is whole on disk."""
-    kept = [p for part in ("checkpoints", "unfinished") for p in (workdir / part).glob("*")]
+    kept = [p for part in ("checkpoints", "mid_epoch") for p in (workdir / part).glob("*")]
     return max((int(p.name) for p in kept if p.name.isdigit()), default=0)
 
 

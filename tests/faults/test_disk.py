@@ -108,10 +108,10 @@ def go_on_damaged(begun, whole, data_folder, copy, capsys, damage):
         file.write_bytes(DAMAGES[kind](file.read_bytes(), rng))
     train(data_folder, copy)
     said = capsys.readouterr().out.replace("\n", " ")
-    back = "10 cannot be restored: " in said and (copy / "damaged").is_dir()
+    back = "10 cannot be restored: " in said and (copy / "corrupt").is_dir()
     assert back == ("epoch 1 is done in" in said)
     if back:
-        assert len([*(copy / "damaged").iterdir()]) == 1  # put aside, not deleted
+        assert len([*(copy / "corrupt").iterdir()]) == 1  # put aside, not deleted
     assert_same_run(copy, whole)
     return back
 
@@ -278,7 +278,7 @@ def test_too_little_memory_at_the_first_step_says_what_to_lower(data_folder, beg
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_next", full)
         said = (
-            r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give fewer, or --accumulate 2"
+            r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give fewer, or --grad-accum-"
         )
         with pytest.raises(fr.UserError, match=said):
             train(data_folder, copy)

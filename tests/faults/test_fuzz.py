@@ -93,7 +93,7 @@ def attempt(what, read):
     return works
 
 
-KINDS = ("set", "flip", "cut", "drop", "repeat", "number")
+KINDS = ("set", "hflip", "cut", "drop", "repeat", "number")
 CHANGES = st.lists(
     st.tuples(st.sampled_from(KINDS), st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
 )
@@ -113,7 +113,7 @@ def changed(content: bytes, changes) -> bytes:
         at = int(share * len(data))
         if kind == "set":
             data[at : at + 1] = bytes([value])
-        elif kind == "flip":
+        elif kind == "hflip":
             data[at : at + 1] = bytes([data[at] ^ (1 << value % 8)] if at < len(data) else [])
         elif kind == "cut":
             del data[at:]
@@ -218,7 +218,7 @@ def check_records(records, name, what, content):
     original = (records / name).read_bytes()
     try:
         (records / name).write_bytes(content)
-        attempt(f"{name}, {what}", lambda: read_records(records, (32, 32), skip_bad=0.9, input="memory"))
+        attempt(f"{name}, {what}", lambda: read_records(records, (32, 32), max_corrupt_fraction=0.9, input="memory"))
     finally:
         (records / name).write_bytes(original)
     assert attempt(f"{name}, as it is", lambda: read_records(records, (32, 32)))
@@ -415,7 +415,7 @@ def build(config):
     for step in (0, 1, STEPS):
         float(schedule(step)), float(augmentation_schedule(config, STEPS)(step))
     chosen = config.resolved_recipe
-    head = steps_for("head_epochs", chosen.head_epochs, STEPS)
+    head = steps_for("freeze_backbone_epochs", chosen.freeze_backbone_epochs, STEPS)
     kind = chosen.optimizer, chosen.weight_decay, chosen.clip
     optimizer = make_optimizer(schedule, chosen.layer_decay, head, *kind)
     info = RunMetadata(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})

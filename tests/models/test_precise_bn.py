@@ -40,13 +40,13 @@ def test_the_stems_statistics_are_those_of_its_convolution_over_all_images():
 def test_statistics_are_measured_over_whole_batches_where_training_takes_parts_of_them():
     batches = np.random.default_rng(1).random((2, 4, 32, 32, 3), np.float32)
     params = started(MODEL, IMAGES)["params"]
-    parts, whole = (measure(model, params, batches) for model in (MODEL.clone(norm_batch=2), MODEL))
+    parts, whole = (measure(model, params, batches) for model in (MODEL.clone(ghost_batch_size=2), MODEL))
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     training = jax.jit(
         lambda model: model.apply({"params": params}, batches[0], train=True, mutable=["batch_stats"])[0],
         static_argnums=0,
     )
-    assert not np.allclose(training(MODEL.clone(norm_batch=2)), training(MODEL))
+    assert not np.allclose(training(MODEL.clone(ghost_batch_size=2)), training(MODEL))
 
 
 def test_evaluation_with_the_statistics_of_one_batch_equals_training_mode_on_it():

@@ -156,7 +156,7 @@ def test_fields_reach_the_layers(small, expected):
 @pytest.fixture(scope="module")
 def unscaled(small_init):
     """A network whose residual branches start at nothing, and its variables, by its own `init`."""
-    model = fr.ResNet(num_classes=4, stage_sizes=(2,), width=4, residual_scale=0.0)
+    model = fr.ResNet(num_classes=4, stage_sizes=(2,), width=4, zero_init_residual=True)
     return model, small_init(model)
 
 
@@ -195,7 +195,7 @@ def test_kept_statistics_are_used_in_training_as_in_evaluation_and_learned_aroun
 
         return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
 
-    kept, after = slope(model.clone(keep_statistics=True), train=True)
+    kept, after = slope(model.clone(freeze_bn_stats=True), train=True)
     evaluated, _ = slope(model, train=False)
     usual, moving = slope(model, train=True)
     jax.tree.map(np.testing.assert_array_equal, after, moved)

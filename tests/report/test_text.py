@@ -150,7 +150,7 @@ def test_moved_data_mend_damaged_calibration(finished_run, data_folder, tmp_path
     """Data that lie elsewhere now are still the run's own."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     moved = shutil.copytree(data_folder, tmp_path / "moved")
-    (run / "calibration.safetensors").write_bytes(b"damaged")
+    (run / "calibration.safetensors").write_bytes(b"corrupt")
     with pytest.raises(fr.UserError, match="is damaged"):
         fr.Classifier.load(run)
     report(run, "--data", moved)
@@ -321,7 +321,7 @@ def test_the_page_says_how_to_learn_from_ones_own_photos(odd_run, page):
 def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, noisy_splits, page, undrawn):
     mirrored = page.read_text()
     config = json.loads((run / "config.json").read_text())
-    config["config"]["flip"] = False
+    config["config"]["hflip"] = False
     (run / "config.json").write_text(json.dumps(config))
     found = collect_report_data(run, noisy_splits)
     assert {row.change for row in found.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
@@ -337,9 +337,9 @@ def test_without_test_images_there_is_nothing_to_report(run):
 
 
 def test_the_command_line_trains_the_same():
-    config = fr.TrainConfig(data="my data", recipe="fast", epochs=3, flip=False, tensorboard=True).resolve()
+    config = fr.TrainConfig(data="my data", recipe="fast", epochs=3, hflip=False, tensorboard=True).resolve()
     line = command_of(config)
-    assert line == "python train.py --recipe fast --data 'my data' --epochs 3 --no-flip --tensorboard"
+    assert line == "python train.py --recipe fast --data 'my data' --epochs 3 --no-hflip --tensorboard"
     assert command_of(fr.TrainConfig().resolve()) == "python train.py"
 
 

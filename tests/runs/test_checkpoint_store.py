@@ -52,7 +52,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
     assert not damage
     said = capsys.readouterr().out
     assert "cannot be restored: its training are not those that were written; going back to step 10" in said
-    assert [path.name for path in (run / "damaged").iterdir()] == ["checkpoints-15.1"]
+    assert [path.name for path in (run / "corrupt").iterdir()] == ["checkpoints-15.1"]
 
 
 def test_a_folder_that_only_some_processes_have_is_a_sentence(run, monkeypatch):

@@ -13,7 +13,9 @@ from flaxresnet.runs.run_dir import FORMAT, RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError
 
 INFO = RunMetadata(
-    config=TrainConfig(model="resnet26", variant="keras", width=8, stem_relu=False, momentum=0.8, epochs=3).resolve(),
+    config=TrainConfig(
+        model="resnet26", variant="keras", width=8, stem_relu=False, bn_momentum=0.8, epochs=3
+    ).resolve(),
     class_names=("Fäuste", "五", "palm"),
     preprocessing=Preprocessing(64, 48, resize="lanczos", scale=0.1),
     data={
@@ -40,7 +42,7 @@ OTHER = {
     "data": "other.h5",
     "workdir": "elsewhere",
     "image_size": (96, 80),
-    "skip_bad": 0.5,
+    "max_corrupt_fraction": 0.5,
     "input": "stream",
     "workers": 3,
     "checkpoint_steps": 5,
@@ -64,39 +66,49 @@ OTHER = {
     "schedule": "constant",
     "warmup_epochs": 2.5,
     "label_smoothing": 0.3,
-    "augment": 0.25,
-    "augment_ramp": 1.5,
-    "flip": False,
-    "momentum": 0.7,
-    "residual_scale": 0.5,
-    "head_epochs": 2.0,
+    "aug_strength": 0.25,
+    "aug_warmup_epochs": 1.5,
+    "hflip": False,
+    "bn_momentum": 0.7,
+    "zero_init_residual": True,
+    "freeze_backbone_epochs": 2.0,
     "layer_decay": 0.25,
-    "recalibrate": 0,
-    "keep_statistics": True,
-    "accumulate": 2,
-    "norm_batch": 2,
+    "precise_bn_images": 0,
+    "freeze_bn_stats": True,
+    "grad_accum_steps": 2,
+    "ghost_batch_size": 2,
     "optimizer": "lamb",
     "weight_decay": 0.25,
-    "clip": 0.5,
+    "clip_grad": 0.5,
     "ema": 0.5,
-    "crop": 0.5,
-    "centre": 0.5,
-    "policy": "rand",
-    "backgrounds": 0.5,
-    "erase": 0.5,
+    "crop_min_area": 0.5,
+    "crop_pct": 0.5,
+    "auto_augment": "randaugment",
+    "background_prob": 0.5,
+    "random_erasing": 0.5,
     "mixup": 0.5,
     "cutmix": 0.5,
     "report": False,
     "tensorboard": True,
     "profile": True,
     "resume": False,
-    "resume_changed": True,
+    "allow_config_changes": True,
     "compilation_cache": False,
 }
 
-HARMLESS = ["data", "image_size", "skip_bad", "workdir", "epochs", "recalibrate", "report", "tensorboard", "profile"]
+HARMLESS = [
+    "data",
+    "image_size",
+    "max_corrupt_fraction",
+    "workdir",
+    "epochs",
+    "precise_bn_images",
+    "report",
+    "tensorboard",
+    "profile",
+]
 HARMLESS += ["resume", "compilation_cache", "input", "workers", "checkpoint_steps", "shard_optimizer", "distributed"]
-HARMLESS += ["resume_changed", "coordinator_address", "num_processes", "process_id"]
+HARMLESS += ["allow_config_changes", "coordinator_address", "num_processes", "process_id"]
 
 
 def written(tmp_path, info=INFO):
@@ -225,8 +237,8 @@ def test_what_keeps_weights_and_steps_as_they_are_may_go_on_when_told():
     def fits(info):
         return [fits for _, fits in info.config_diff(INFO)]
 
-    assert fits(changed(learning_rate=OTHER["learning_rate"], augment=OTHER["augment"])) == [True, True]
-    for name in ("model", "width", "optimizer", "batch_size", "accumulate", "ema", "freeze", "weight_decay"):
+    assert fits(changed(learning_rate=OTHER["learning_rate"], augment=OTHER["aug_strength"])) == [True, True]
+    for name in ("model", "width", "optimizer", "batch_size", "grad_accum_steps", "ema", "freeze", "weight_decay"):
         assert fits(changed(**{name: OTHER[name]})) == [False], name
     assert fits(dataclasses.replace(INFO, class_names=INFO.class_names[::-1])) == [False]
     other = {"train_fingerprint": "f" * 64}
@@ -268,7 +280,7 @@ DAMAGED = {
     ),
     "no versions": (lacking("versions"), r"is damaged \(KeyError: 'versions'\); restore it$"),
     "options null": (edited(config=None), r"is damaged \(TypeError: .+\); restore it$"),
-    "unknown preprocessing": (edited(preprocessing={"crop": 1}), r"is damaged \(TypeError: .+\); restore it$"),
+    "unknown preprocessing": (edited(preprocessing={"crop_min_area": 1}), r"is damaged \(TypeError: .+\); restore it$"),
     "unknown option": (edited(config={"epoch": 3}), r": unknown options \['epoch'\]; the options are those of"),
     "wrong option": (edited(config={"epochs": 0}), r": --epochs must be at least 1, not 0$"),
     **{
@@ -316,15 +328,22 @@ DAMAGED = {
             ("mean", [10**400, 0, 0], "scale, mean and std"),
             ("mean", 5, "scale, mean and std"),
             ("std", [1, 1, "x"], "scale, mean and std"),
-            ("centre", True, "centre"),
+            ("crop_pct", True, "crop_pct"),
         )
     },
     "small images": (
         edited(preprocessing=INFO.preprocessing.to_json() | {"width": 8}),
         r": images of 64×8 pixels; the network needs 32×32 or more$",
     ),
-    "newer": (edited(format=FORMAT + 1), rf"has format {FORMAT + 1}; this version reads up to {FORMAT}$"),
-    "newer, with other fields": (f'{{"format": {FORMAT + 1}}}', rf"has format {FORMAT + 1}; this version reads up to"),
+    "older": (
+        edited(format=FORMAT - 1),
+        rf"has format {FORMAT - 1}, and this version reads format {FORMAT}; train again",
+    ),
+    "newer": (
+        edited(format=FORMAT + 1),
+        rf"has format {FORMAT + 1}, and this version reads format {FORMAT}; train again",
+    ),
+    "newer, with other fields": (f'{{"format": {FORMAT + 1}}}', rf"has format {FORMAT + 1}, and this version reads"),
 }
 
 
@@ -405,15 +424,15 @@ def test_a_damaged_line_costs_its_own_row_alone_and_is_kept_before_the_rows_are_
     for _ in range(2):  # the second time nothing is damaged any more
         folder.write_metrics(folder.read_metrics())
     assert (folder.path / "metrics.jsonl").read_text() == f"{first}\n{second}\n"
-    assert [path.name for path in (folder.path / "damaged").iterdir()] == ["metrics.jsonl.1"]
-    assert (folder.path / "damaged" / "metrics.jsonl.1").read_text() == text
+    assert [path.name for path in (folder.path / "corrupt").iterdir()] == ["metrics.jsonl.1"]
+    assert (folder.path / "corrupt" / "metrics.jsonl.1").read_text() == text
 
 
 def test_what_was_kept_is_told(tmp_path):
     folder = written(tmp_path)
     assert folder.write_metrics(ROWS) is None
     (folder.path / "metrics.jsonl").write_text("{}\n")
-    assert folder.write_metrics(ROWS) == folder.path / "damaged" / "metrics.jsonl.1"
+    assert folder.write_metrics(ROWS) == folder.path / "corrupt" / "metrics.jsonl.1"
     assert folder.write_metrics(ROWS) is None
 
 
@@ -431,7 +450,7 @@ def test_a_run_has_begun_where_more_than_its_description_is_there(tmp_path):
     (folder.path / "metrics.jsonl").write_text("x")
     assert folder.has_begun()
     (folder.path / "metrics.jsonl").unlink()
-    for kind in (folder.checkpoints, folder.unfinished):
+    for kind in (folder.checkpoints, folder.mid_epoch):
         (kind / "5").mkdir(parents=True)
         assert folder.has_begun()
         (kind / "5").rmdir()
@@ -443,7 +462,7 @@ def test_a_second_damaged_file_is_kept_beside_the_first(tmp_path):
     for _ in range(2):
         (folder.path / "metrics.jsonl").write_bytes(b"\xff\x85\n")
         folder.write_metrics([])
-    assert sorted(path.name for path in (folder.path / "damaged").iterdir()) == ["metrics.jsonl.1", "metrics.jsonl.2"]
+    assert sorted(path.name for path in (folder.path / "corrupt").iterdir()) == ["metrics.jsonl.1", "metrics.jsonl.2"]
 
 
 def test_a_torn_last_line_is_gone_once_the_rows_are_written_back(tmp_path):
@@ -454,7 +473,7 @@ def test_a_torn_last_line_is_gone_once_the_rows_are_written_back(tmp_path):
     folder.write_metrics(folder.read_metrics())
     folder.append_metrics(ROWS[1])
     assert folder.read_metrics() == ROWS
-    assert not (folder.path / "damaged").exists()
+    assert not (folder.path / "corrupt").exists()
 
 
 def test_set_aside_takes_the_first_free_number(tmp_path):
@@ -508,12 +527,12 @@ def test_a_folder_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [None, 8])
 def test_the_models_batch_norm_takes_its_statistics_over_as_many_images_as_asked(count):
-    assert dataclasses.replace(INFO, config=TrainConfig(norm_batch=count)).model().norm_batch == count
+    assert dataclasses.replace(INFO, config=TrainConfig(ghost_batch_size=count)).model().ghost_batch_size == count
 
 
 def test_random_crops_taken_elsewhere_are_a_difference():
     streamed, held = (
-        dataclasses.replace(changed(crop=0.5), data=INFO.data | {"streamed": value}) for value in (True, False)
+        dataclasses.replace(changed(crop_min_area=0.5), data=INFO.data | {"streamed": value}) for value in (True, False)
     )
     assert difference(held, streamed) == (
         "random crops taken where images are decoded, from whole pictures (--input stream)"

@@ -44,7 +44,14 @@ ROOT = str(Path(__file__).parents[2])
 LEARNED = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 # At this rate the ten steps learn most of what there is. Adam's first ones divide rounding by rounding.
 SGD = {"recipe": "fast", "optimizer": "sgd", "learning_rate": 0.01}
-PARTS = {"recipe": "tutorial", "learning_rate": 1e-6, "batch_size": 16, "accumulate": 2, "epochs": 1, "mixup": 0.2}
+PARTS = {
+    "recipe": "tutorial",
+    "learning_rate": 1e-6,
+    "batch_size": 16,
+    "grad_accum_steps": 2,
+    "epochs": 1,
+    "mixup": 0.2,
+}
 LOSSES = ("train_loss", "test_loss")
 
 
@@ -89,7 +96,7 @@ def eight(data_folder, tmp_path_factory, cache, one):
         "continued": SGD | {"epochs": 3, "shard_optimizer": True},
         "parts": PARTS,
         "undivided": {"batch_size": 12},
-        "undivided parts": {"accumulate": 2},
+        "undivided parts": {"grad_accum_steps": 2},
     }
     outcomes, placements = fit_on(8, data_folder, cache, {folder / name: options for name, options in runs.items()})
     return folder, {workdir.name: outcome for workdir, outcome in outcomes.items()}, placements
@@ -134,7 +141,7 @@ def test_the_optimizer_state_alone_is_divided(eight):
 def test_undivided_batches_are_refused(eight):
     histories = eight[1]
     assert "--batch-size 12 cannot be divided over 8 devices" in histories["undivided"]
-    message = "--batch-size 8 cannot be divided over 8 devices in 2 parts (--accumulate); give a multiple of 16"
+    message = "--batch-size 8 cannot be divided over 8 devices in 2 parts (--grad-accum-steps); give a multiple of 16"
     assert message in histories["undivided parts"]
 
 

@@ -179,8 +179,26 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     changed = dataclasses.replace(info, config=other)
     same = executable_cache.cache_key(changed, BATCH) == executable_cache.cache_key(info, BATCH)
     harmless = {
-        *("data", "image_size", "skip_bad", "workdir", "input", "workers", "init", "report", "tensorboard", "profile"),
-        *("checkpoint_steps", "coordinator_address", "process_id", "resume", "resume_changed", "compilation_cache"),
+        *(
+            "data",
+            "image_size",
+            "max_corrupt_fraction",
+            "workdir",
+            "input",
+            "workers",
+            "init",
+            "report",
+            "tensorboard",
+            "profile",
+        ),
+        *(
+            "checkpoint_steps",
+            "coordinator_address",
+            "process_id",
+            "resume",
+            "allow_config_changes",
+            "compilation_cache",
+        ),
     }
     assert same == (field.name in harmless)
 

@@ -151,7 +151,7 @@ def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "lamb"])
 def test_depth_and_the_head_first_count_for_every_optimiser(kind):
-    options = {"kind": kind, "weight_decay": 0.1, "clip": 1.0}
+    options = {"kind": kind, "weight_decay": 0.1, "clip_grad": 1.0}
     full, less, head = (
         steps_of(make_optimizer(lambda _: 0.1, **options, **more), 3)
         for more in ({}, {"layer_decay": 0.5}, {"head_steps": 2})

@@ -93,7 +93,7 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
             TrainingInterrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"
         ):
             train(pictures, tmp_path / "run")
-    assert (tmp_path / "run" / "unfinished" / str(step)).is_dir()
+    assert (tmp_path / "run" / "mid_epoch" / str(step)).is_dir()
     options = TINY_CONFIG | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **options))
     within = (step - 1) % 5 + 1
@@ -116,7 +116,7 @@ def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
     pictures, whole, tmp_path, monkeypatch, every, death, kept
 ):
     killed_at(pictures, tmp_path / "run", monkeypatch, death, every)
-    assert [int(p.name) for p in (tmp_path / "run").glob("unfinished/*")] == ([kept] if kept else [])
+    assert [int(p.name) for p in (tmp_path / "run").glob("mid_epoch/*")] == ([kept] if kept else [])
     train(pictures, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
 
@@ -129,28 +129,28 @@ def damage(folder):
 
 def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tmp_path, monkeypatch, capsys):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
-    damage(tmp_path / "run" / "unfinished" / "8")
+    damage(tmp_path / "run" / "mid_epoch" / "8")
     options = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **TINY_CONFIG | options))
     said = capsys.readouterr().out
-    assert "unfinished/8 cannot be restored: " in said
+    assert "mid_epoch/8 cannot be restored: " in said
     assert "; going back to step 5" in said
     assert_same_run(tmp_path / "run", whole)
 
 
 def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
-    damage(tmp_path / "run" / "unfinished" / "8")
+    damage(tmp_path / "run" / "mid_epoch" / "8")
     told_at(monkeypatch, 7)
     with pytest.raises(TrainingInterrupted):
         train(pictures, tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run" / "unfinished").iterdir()] == ["7"]
+    assert [p.name for p in (tmp_path / "run" / "mid_epoch").iterdir()] == ["7"]
 
 
 def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 4)
-    damage(tmp_path / "run" / "unfinished" / "4")
-    said = r"unfinished/4 cannot be restored: .*; no other checkpoint is left to go on from: --no-resume begins anew"
+    damage(tmp_path / "run" / "mid_epoch" / "4")
+    said = r"mid_epoch/4 cannot be restored: .*; no other checkpoint is left to go on from: --no-resume begins anew"
     with pytest.raises(fr.UserError, match=said):
         train(pictures, tmp_path / "run")
 

@@ -125,7 +125,7 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
     before = accuracy(first)
     config = parser.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
     # The network has hardly learned, so it learns faster here than the README's. Augmentation is slow to compile.
-    fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, augment=0.0, report=False), verbose=False)
+    fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, aug_strength=0.0, report=False), verbose=False)
     after = accuracy(second)
     assert before < 0.8
     assert after > 0.9
@@ -144,16 +144,16 @@ def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finis
     "more",
     [
         {},
-        {"ema": 0.5, "recalibrate": 0, "accumulate": 2},
-        pytest.param({"recalibrate": 0}, marks=pytest.mark.campaign),
-        pytest.param({"ema": 0.5, "recalibrate": 0}, marks=pytest.mark.campaign),
-        pytest.param({"accumulate": 2}, marks=pytest.mark.campaign),
+        {"ema": 0.5, "precise_bn_images": 0, "grad_accum_steps": 2},
+        pytest.param({"precise_bn_images": 0}, marks=pytest.mark.campaign),
+        pytest.param({"ema": 0.5, "precise_bn_images": 0}, marks=pytest.mark.campaign),
+        pytest.param({"grad_accum_steps": 2}, marks=pytest.mark.campaign),
     ],
 )
 def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
     tmp_path, data_folder, finished_run, capsys, more
 ):
-    run = train(data_folder, tmp_path / "run", verbose=True, init=str(finished_run), keep_statistics=True, **more)
+    run = train(data_folder, tmp_path / "run", verbose=True, init=str(finished_run), freeze_bn_stats=True, **more)
     assert "batch norm's statistics stay as the weights have them" in " ".join(capsys.readouterr().out.split())
     before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
     for name in before:

@@ -9,7 +9,7 @@ from flaxresnet.training import progress
 
 ROW = {
     "epoch": 3, "train_loss": 0.41234, "train_accuracy": 0.85, "test_loss": 0.30211, "test_accuracy": 0.9,
-    "images_per_second": 51.4, "seconds": 19.9, "recalibrate_seconds": 1.24,
+    "images_per_second": 51.4, "seconds": 19.9, "precise_bn_seconds": 1.24,
 }  # fmt: skip
 
 

@@ -78,17 +78,17 @@ def test_the_rate_can_be_had_inside_jit():
 
 
 def test_augmentation_grows_in_a_line_and_stays():
-    strength = augmentation_schedule(TrainConfig(augment=0.5, augment_ramp=1.5), steps_per_epoch=4)
+    strength = augmentation_schedule(TrainConfig(aug_strength=0.5, aug_warmup_epochs=1.5), steps_per_epoch=4)
     found = [float(strength(step)) for step in range(9)]
     np.testing.assert_allclose(found, [0.5 * min(step / 6, 1) for step in range(9)], rtol=1e-6)
 
 
 def test_augmentation_without_a_ramp_is_constant():
-    strength = augmentation_schedule(TrainConfig(augment=0.5, augment_ramp=0), steps_per_epoch=4)
+    strength = augmentation_schedule(TrainConfig(aug_strength=0.5, aug_warmup_epochs=0), steps_per_epoch=4)
     assert [float(strength(step)) for step in (0, 1, 100)] == [0.5] * 3
 
 
-@pytest.mark.parametrize("option", ["epochs", "warmup_epochs", "augment_ramp"])
+@pytest.mark.parametrize("option", ["epochs", "warmup_epochs", "aug_warmup_epochs"])
 def test_more_steps_than_can_be_counted_are_refused(option):
     config = TrainConfig(**{option: 1_000_000})
     message = (
@@ -96,6 +96,6 @@ def test_more_steps_than_can_be_counted_are_refused(option):
     )
     with pytest.raises(UserError, match=message + "give fewer epochs"):
         make_schedule(config, 5000), augmentation_schedule(config, 5000)
-    with pytest.raises(UserError, match="--head-epochs 1000000 is"):
-        steps_for("head_epochs", 1_000_000, 5000)
-    assert steps_for("head_epochs", 0.5, 5000) == 2500
+    with pytest.raises(UserError, match="--freeze-backbone-epochs 1000000 is"):
+        steps_for("freeze_backbone_epochs", 1_000_000, 5000)
+    assert steps_for("freeze_backbone_epochs", 0.5, 5000) == 2500

@@ -39,7 +39,7 @@ def state():
 def train_step(**options):
     config = fr.TrainConfig(recipe="tutorial", **options)
     return jax.jit(
-        make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.augment)
+        make_train_step(MODEL, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.aug_strength)
     )
 
 
@@ -47,7 +47,7 @@ def train_step(**options):
 def inputs(**options):
     """Returns the compiled part of a training step before the network: (step, batch) → (images, labels)."""
     config = fr.TrainConfig(recipe="tutorial", **options)
-    return jax.jit(make_inputs(PREPROCESSING, config, lambda _: config.resolved_recipe.augment, 3))
+    return jax.jit(make_inputs(PREPROCESSING, config, lambda _: config.resolved_recipe.aug_strength, 3))
 
 
 def test_scores_are_stable_for_logits_of_any_size():
@@ -97,8 +97,8 @@ def test_label_smoothing_changes_the_step_but_not_the_loss_that_is_reported(stat
 
 def test_augmentation_follows_seed_and_step():
     batch = some_batch()
-    first, second, again = (np.asarray(inputs(augment=1.0)(jnp.int32(step), batch)[0]) for step in (0, 1, 1))
-    other_seed = np.asarray(inputs(augment=1.0, seed=1)(jnp.int32(0), batch)[0])
+    first, second, again = (np.asarray(inputs(aug_strength=1.0)(jnp.int32(step), batch)[0]) for step in (0, 1, 1))
+    other_seed = np.asarray(inputs(aug_strength=1.0, seed=1)(jnp.int32(0), batch)[0])
     np.testing.assert_array_equal(second, again)
     plain = np.asarray(batch.images, np.float32) / 255
     for one, other in itertools.combinations((first, second, other_seed, plain), 2):
@@ -116,14 +116,14 @@ def close(a, b):
 
 def one_step(model, state, batch=None, **options):
     config = fr.TrainConfig(recipe="tutorial", **options)
-    step = make_train_step(model, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.augment)
+    step = make_train_step(model, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.aug_strength)
     return jax.jit(step)(state, Metrics.zero(), some_batch() if batch is None else batch)
 
 
 def test_a_batch_in_parts_is_the_batch_where_batch_norm_is_frozen(state):
     model = MODEL.clone(frozen=("stem", "stage2", "stage3", "stage4", "stage5"))
     start = TrainState.create(model, optax.sgd(0.1), jax.random.key(0), (32, 32))
-    (whole, one), (parts, other) = (one_step(model, start, mixup=1.0, accumulate=n) for n in (1, 4))
+    (whole, one), (parts, other) = (one_step(model, start, mixup=1.0, grad_accum_steps=n) for n in (1, 4))
     jax.tree.map(close, whole.params, parts.params)
     assert not np.allclose(whole.params["fc3"]["kernel"], start.params["fc3"]["kernel"])
     assert one.means() == pytest.approx(other.means(), rel=1e-5)
@@ -132,7 +132,7 @@ def test_a_batch_in_parts_is_the_batch_where_batch_norm_is_frozen(state):
 
 def test_a_batch_in_parts_follows_the_mean_of_their_gradients_and_statistics_move_at_each(state):
     batch = some_batch()
-    found, metrics = train_step(accumulate=2)(state, Metrics.zero(), batch)
+    found, metrics = train_step(grad_accum_steps=2)(state, Metrics.zero(), batch)
 
     def loss(params, stats, images, labels):
         variables = {"params": params, "batch_stats": stats}
@@ -150,7 +150,7 @@ def test_a_batch_in_parts_follows_the_mean_of_their_gradients_and_statistics_mov
 
 
 def test_groups_of_batch_norm_are_used_in_training(state):
-    (whole, _), (groups, _) = (one_step(model, state) for model in (MODEL, MODEL.clone(norm_batch=2)))
+    (whole, _), (groups, _) = (one_step(model, state) for model in (MODEL, MODEL.clone(ghost_batch_size=2)))
     assert not np.allclose(whole.params["conv1"]["kernel"], groups.params["conv1"]["kernel"], rtol=1e-3)
     means = [np.asarray(new.batch_stats["bn_conv1"]["mean"]) for new in (whole, groups)]
     np.testing.assert_allclose(means[0], means[1], rtol=1e-3, atol=1e-6)  # the stem sees the same images
@@ -167,11 +167,11 @@ def test_the_average_moves_with_each_step(state):
 @pytest.mark.parametrize(
     "option",
     [
-        {"crop": 0.1},
-        {"policy": "trivial"},
-        {"erase": 1.0},
+        {"crop_min_area": 0.1},
+        {"auto_augment": "trivialaugment"},
+        {"random_erasing": 1.0},
         {"cutmix": 1.0},
-        pytest.param({"policy": "rand"}, marks=pytest.mark.campaign),
+        pytest.param({"auto_augment": "randaugment"}, marks=pytest.mark.campaign),
         pytest.param({"mixup": 1.0}, marks=pytest.mark.campaign),
     ],
     ids=str,
@@ -188,7 +188,7 @@ def test_plain_backgrounds_are_replaced_by_seed_and_step_alone():
     images = np.full((8, 32, 32, 3), 200, np.uint8)
     images[:, 8:28, 8:24] = (150, 80, 40)
     batch = some_batch().replace(images=jnp.asarray(images))
-    config = fr.TrainConfig(recipe="tutorial", backgrounds=1.0)
+    config = fr.TrainConfig(recipe="tutorial", background_prob=1.0)
     replace = jax.jit(make_inputs(PREPROCESSING, config, lambda _: 0.0, 3))
     first, again, later = (np.asarray(replace(jnp.int32(step), batch)[0]) for step in (0, 0, 3))
     np.testing.assert_array_equal(first, again)
@@ -223,10 +223,10 @@ def mirrored_images(images: jax.Array, batch: Batch) -> list[bool]:
     return list(from_mirrored < from_plain)
 
 
-@pytest.mark.parametrize("option", [{"crop": 0.99999}, {"augment": 1e-6}], ids=str)
+@pytest.mark.parametrize("option", [{"crop_min_area": 0.99999}, {"aug_strength": 1e-6}], ids=str)
 def test_flip_mirrors_half_unless_off(option):
     batch = some_batch(32)
-    images, still = (np.asarray(inputs(flip=flip, **option)(jnp.int32(0), batch)[0]) for flip in (True, False))
+    images, still = (np.asarray(inputs(hflip=flip, **option)(jnp.int32(0), batch)[0]) for flip in (True, False))
     np.testing.assert_allclose(still, batch.images / 255, atol=1e-2)
     assert 4 < sum(mirrored_images(images, batch)) < 28
     assert not any(mirrored_images(still, batch))

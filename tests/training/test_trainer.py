@@ -1,8 +1,10 @@
 """`fit`: what a run leaves behind, how it goes on, and when it refuses."""
 
 import json
+import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +24,9 @@ from flaxresnet.training.train_state import TrainState
 
 ROW = {
     "epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds",
-    "images_per_second", "recalibrate_seconds", "evaluate_seconds",
+    "images_per_second", "precise_bn_seconds", "evaluate_seconds",
 }  # fmt: skip
-MEASURED_TIMES = {"seconds", "images_per_second", "recalibrate_seconds", "evaluate_seconds"}
+MEASURED_TIMES = {"seconds", "images_per_second", "precise_bn_seconds", "evaluate_seconds"}
 
 
 def config(data, workdir, **options):
@@ -39,7 +41,7 @@ def saved_bytes(workdir) -> list[bytes]:
     from flaxresnet.training.schedule import make_schedule
 
     recipe = info.config.resolved_recipe
-    kind = recipe.optimizer, recipe.weight_decay, recipe.clip
+    kind = recipe.optimizer, recipe.weight_decay, recipe.clip_grad
     optimizer = make_optimizer(make_schedule(info.config, 5), recipe.layer_decay, 0, *kind)
     size = (info.preprocessing.height, info.preprocessing.width)
     averaging = info.config.resolved_recipe.ema > 0
@@ -75,18 +77,26 @@ def test_the_network_learns(finished_run):
 
 
 # What goes into a checkpoint, or depends on the step, beside weights and Adam's moments.
-STATE = {"optimizer": "lamb", "weight_decay": 0.01, "layer_decay": 0.5, "ema": 0.9, "mixup": 0.2, "accumulate": 2}
+STATE = {"optimizer": "lamb", "weight_decay": 0.01, "layer_decay": 0.5, "ema": 0.9, "mixup": 0.2, "grad_accum_steps": 2}
 # Everything that a big run may have, at once.
-SCALE = {"ema": 0.9, "clip": 1.0, "mixup": 0.2, "cutmix": 1.0, "erase": 0.5, "policy": "trivial", "accumulate": 2}
+SCALE = {
+    "ema": 0.9,
+    "clip_grad": 1.0,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "random_erasing": 0.5,
+    "auto_augment": "trivialaugment",
+    "grad_accum_steps": 2,
+}
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"recipe": "fast", "clip": 0.5, **STATE}, id="fast"),
+        pytest.param({"recipe": "fast", "clip_grad": 0.5, **STATE}, id="fast"),
         pytest.param({"recipe": "tutorial"}, id="tutorial", marks=pytest.mark.campaign),
-        pytest.param({"augment": 1.25, "backgrounds": 0.2}, id="robust", marks=pytest.mark.campaign),
-        pytest.param({"recipe": "imagenet", "norm_batch": 2, **SCALE}, id="imagenet", marks=pytest.mark.campaign),
+        pytest.param({"aug_strength": 1.25, "background_prob": 0.2}, id="robust", marks=pytest.mark.campaign),
+        pytest.param({"recipe": "imagenet", "ghost_batch_size": 2, **SCALE}, id="imagenet", marks=pytest.mark.campaign),
     ],
 )
 def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_folder, tmp_path, monkeypatch):
@@ -177,7 +187,7 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
     [
         ({"seed": 1}, "holds a run with --seed 0, not 1; give another --workdir, or --no-resume"),
         ({"width": 8}, "--width 16, not 8"),
-        ({"augment": 0.5}, "--augment 0.0, not 0.5"),
+        ({"aug_strength": 0.5}, "--aug-strength 0.0, not 0.5"),
         ({"recipe": "tutorial"}, "--recipe robust, not tutorial"),
     ],
 )
@@ -194,16 +204,18 @@ def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, dat
     stored["versions"] |= {"jax": "0.1.2"}
     (copy / "config.json").write_text(json.dumps(stored))
     changes = {"seed": 1, "epochs": 4}
-    with pytest.raises(fr.UserError, match="--no-resume to start anew, or --resume-changed to go on with it all the"):
+    with pytest.raises(
+        fr.UserError, match="--no-resume to start anew, or --allow-config-changes to go on with it all the"
+    ):
         fr.fit(config(data_folder, copy, **changes), verbose=False)
-    run = fr.fit(config(data_folder, copy, resume_changed=True, **changes))
+    run = fr.fit(config(data_folder, copy, allow_config_changes=True, **changes))
     said = " ".join(capsys.readouterr().out.split())
-    assert "--resume-changed: the run so far was with --seed 0, not 1" in said
+    assert "--allow-config-changes: the run so far was with --seed 0, not 1" in said
     assert f"the run so far was made with jax 0.1.2 (here {jax.__version__})" in said
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert json.loads((copy / "config.json").read_text())["config"]["seed"] == 1
     with pytest.raises(fr.UserError, match=r"--width 16, not 8; give another --workdir, or --no-resume to start anew$"):
-        fr.fit(config(data_folder, copy, resume_changed=True, width=8, **changes), verbose=False)
+        fr.fit(config(data_folder, copy, allow_config_changes=True, width=8, **changes), verbose=False)
 
 
 def test_a_workdir_with_a_run_on_other_data_is_refused(finished_run, tmp_path):
@@ -237,7 +249,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_a
     for file in (copy / "checkpoints" / "15" / "params").rglob("d/*"):
         file.write_bytes(b"")
     run = fr.fit(config(data_folder, copy, epochs=3), verbose=False)
-    assert (copy / "damaged").is_dir()
+    assert (copy / "corrupt").is_dir()
     assert without_times(run.history) == without_times(RunFolder(finished_run).read_metrics())
     assert saved_bytes(copy) == saved_bytes(finished_run)
 
@@ -274,7 +286,7 @@ def test_the_record_of_epochs_is_that_of_the_checkpoint_whatever_a_row_says(
     fr.fit(config(data_folder, copy, epochs=2))
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
     assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3]
-    kept = copy / "damaged" / "metrics.jsonl.1"
+    kept = copy / "corrupt" / "metrics.jsonl.1"
     assert f"lines that are no epoch's figures; as it was, it is {kept}" in capsys.readouterr().out.replace("\n", " ")
     assert "999999999999" in kept.read_text()
 
@@ -326,7 +338,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew
     (copy / "metrics.jsonl").write_text(row)
     run = fr.fit(config(data_folder, copy, epochs=1))
     assert [row["epoch"] for row in run.history] == [1]
-    kept = copy / "damaged" / "metrics.jsonl.1"
+    kept = copy / "corrupt" / "metrics.jsonl.1"
     assert f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {kept}" in (
         capsys.readouterr().out.replace("\n", " ")
     )
@@ -344,7 +356,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
                 fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
         assert options.items() <= stored.items()
-    kept = json.loads((tmp_path / "run" / "damaged" / "config.json.1").read_text())
+    kept = json.loads((tmp_path / "run" / "corrupt" / "config.json.1").read_text())
     assert kept["config"]["width"] == 8  # of the first start
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
     assert RunFolder(tmp_path / "run").read_info().config.width == TINY_CONFIG["width"]
@@ -446,18 +458,24 @@ def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, mo
 
 def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder, tmp_path):
     measured, running = (
-        fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", recalibrate=n), verbose=False)
+        fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", precise_bn_images=n), verbose=False)
         for n in (40, 0)
     )
     # The same training, step for step; only the statistics of the evaluation differ.
     assert [r["train_loss"] for r in measured.history] == [r["train_loss"] for r in running.history]
     assert measured.test_loss < running.test_loss
-    assert measured.history[-1]["recalibrate_seconds"] > running.history[-1]["recalibrate_seconds"]
+    assert measured.history[-1]["precise_bn_seconds"] > running.history[-1]["precise_bn_seconds"]
 
 
 @pytest.mark.parametrize("strength", [pytest.param(0.0, marks=pytest.mark.campaign), 1.0])
 def test_statistics_are_those_of_images_as_training_augments_them(data_folder, tmp_path, strength):
-    options = {"augment": strength, "augment_ramp": 0.0, "backgrounds": 0.0, "recalibrate": 20, "seed": 3}
+    options = {
+        "aug_strength": strength,
+        "aug_warmup_epochs": 0.0,
+        "background_prob": 0.0,
+        "precise_bn_images": 20,
+        "seed": 3,
+    }
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)
     info, variables = load_run(tmp_path / "run")
     train = fr.open_dataset(data_folder, (32, 32)).train
@@ -608,8 +626,8 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
 
 
 def test_options_that_contradict_each_other_are_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(fr.UserError, match="--accumulate 3 does not divide --batch-size 8"):
-        fr.fit(config("no such folder", tmp_path / "run", accumulate=3), verbose=False)
+    with pytest.raises(fr.UserError, match="--grad-accum-steps 3 does not divide --batch-size 8"):
+        fr.fit(config("no such folder", tmp_path / "run", grad_accum_steps=3), verbose=False)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
@@ -621,7 +639,7 @@ def test_the_optimiser_and_what_belongs_to_it_are_those_of_the_options(optimizer
         raise AskedError(options)
 
     monkeypatch.setattr(trainer, "make_optimizer", make)
-    options = {"optimizer": optimizer, "weight_decay": 0.01, "clip": 0.5, "layer_decay": 0.5}
+    options = {"optimizer": optimizer, "weight_decay": 0.01, "clip_grad": 0.5, "layer_decay": 0.5}
     with pytest.raises(AskedError) as asked:
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)
     assert asked.value.args == ((0.5, 0, optimizer, 0.01, 0.5),)
@@ -631,3 +649,18 @@ def test_an_average_begins_with_the_weights_that_are_given(finished_run, data_fo
     options = {"init": str(finished_run), "learning_rate": 1e-9, "epochs": 1}
     run = fr.fit(config(data_folder, tmp_path / "run", ema=0.999, **options), verbose=False)
     assert run.test_accuracy == fr.evaluate(finished_run, data_folder).accuracy
+
+
+def test_other_format_in_default_workdir(finished_run, data_folder, tmp_path, monkeypatch, capsys):
+    """The command of the tutorials always works; an old run there is kept under another name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, "runs/default")
+    stored = json.loads(Path("runs/default/config.json").read_text())
+    Path("runs/default/config.json").write_text(json.dumps(stored | {"format": 1}))
+    fr.fit(fr.TrainConfig(data=data_folder, epochs=1, **TINY_CONFIG))
+    aside = re.search(r"another version wrote the run in runs/default; it is kept as (\S+)", capsys.readouterr().out)[1]
+    assert json.loads(Path(aside, "config.json").read_text())["format"] == 1
+    assert len(RunFolder("runs/default").read_metrics()) == 1
+    shutil.copytree(aside, "elsewhere")
+    with pytest.raises(fr.UserError, match="has format 1, and this version reads format 2; train again with another"):
+        fr.fit(fr.TrainConfig(data=data_folder, epochs=1, workdir="elsewhere", **TINY_CONFIG))

@@ -157,10 +157,7 @@ class TrainConfig:
     """Share of a test picture's shorter side that evaluation and prediction take, at its middle. 1: whole pictures."""
 
     auto_augment: AugmentPolicy | None = None
-    """Automatic augmentation.
-
-    trivialaugment: one random operation an image, of any strength; randaugment: two strong.
-    """
+    """trivialaugment: one random operation an image, of any strength; randaugment: two strong operations."""
 
     random_erasing: float | None = field_with_checks(None, between(0, 1))
     """Share of the images in which a random box is replaced by noise (random erasing)."""
@@ -172,10 +169,7 @@ class TrainConfig:
     """Alpha of CutMix: a box of one image is laid into another, and labels are mixed by its share. 0: off."""
 
     hflip: bool = True
-    """Flip half of the images horizontally if any augmentation moves pixels.
-
-    Turn it off if mirror images mean another class.
-    """
+    """Flip half of the images if any augmentation moves pixels; turn it off if mirror images mean other classes."""
 
     bn_momentum: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Momentum of batch norm's running averages."""

@@ -41,7 +41,7 @@ def make_optimizer(
     head_steps: int = 0,
     kind: Optimizer = "adam",
     weight_decay: float = 0.0,
-    clip: float = 0.0,
+    clip_grad: float = 0.0,
 ) -> optax.GradientTransformation:
     """The optimiser, from the gradient of the parameters that learn to their change.
 
@@ -52,9 +52,12 @@ def make_optimizer(
       head_steps: steps at the beginning in which only the last layer learns.
       kind: a name in `OPTIMIZERS`.
       weight_decay: of parameters with two axes or more; "adam" has none.
-      clip: a gradient whose norm, over all parameters, is above this is shortened to it; 0 leaves all as they are.
+      clip_grad: a gradient whose norm, over all parameters, is above this is shortened to it; 0 leaves all as they are.
     """
-    clipped, optimizer = [optax.clip_by_global_norm(clip)] * (clip > 0), OPTIMIZERS[kind](schedule, weight_decay)
+    clipped, optimizer = (
+        [optax.clip_by_global_norm(clip_grad)] * (clip_grad > 0),
+        OPTIMIZERS[kind](schedule, weight_decay),
+    )
     by_depth = optax.stateless(lambda updates, _: _layerwise_lr_scale(updates, layer_decay))
     head_first = optax.masked(optax.scale_by_schedule(lambda done: (done >= head_steps) * 1.0), _not_of_head)
     extras = [by_depth] * (layer_decay != 1) + [head_first] * (head_steps > 0)

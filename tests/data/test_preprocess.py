@@ -137,7 +137,7 @@ def test_the_centre_is_the_middle_224_of_256(size):
 def test_a_centre_that_cannot_be_is_refused():
     values = Preprocessing(32, 32).to_json()
     assert Preprocessing.from_json(values | {"crop_pct": 0.5}).crop_pct == 0.5
-    with pytest.raises(UserError, match="preprocessing with centre that cannot be"):
+    with pytest.raises(UserError, match="preprocessing with crop_pct that cannot be"):
         Preprocessing.from_json(values | {"crop_pct": 1.5})
 
 

@@ -416,7 +416,7 @@ def build(config):
         float(schedule(step)), float(augmentation_schedule(config, STEPS)(step))
     chosen = config.resolved_recipe
     head = steps_for("freeze_backbone_epochs", chosen.freeze_backbone_epochs, STEPS)
-    kind = chosen.optimizer, chosen.weight_decay, chosen.clip
+    kind = chosen.optimizer, chosen.weight_decay, chosen.clip_grad
     optimizer = make_optimizer(schedule, chosen.layer_decay, head, *kind)
     info = RunMetadata(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})
     images = (config.batch_size, info.preprocessing.height, info.preprocessing.width, 3)

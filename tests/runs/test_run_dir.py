@@ -70,7 +70,7 @@ OTHER = {
     "aug_warmup_epochs": 1.5,
     "hflip": False,
     "bn_momentum": 0.7,
-    "zero_init_residual": True,
+    "zero_init_residual": False,
     "freeze_backbone_epochs": 2.0,
     "layer_decay": 0.25,
     "precise_bn_images": 0,
@@ -237,7 +237,7 @@ def test_what_keeps_weights_and_steps_as_they_are_may_go_on_when_told():
     def fits(info):
         return [fits for _, fits in info.config_diff(INFO)]
 
-    assert fits(changed(learning_rate=OTHER["learning_rate"], augment=OTHER["aug_strength"])) == [True, True]
+    assert fits(changed(learning_rate=OTHER["learning_rate"], aug_strength=OTHER["aug_strength"])) == [True, True]
     for name in ("model", "width", "optimizer", "batch_size", "grad_accum_steps", "ema", "freeze", "weight_decay"):
         assert fits(changed(**{name: OTHER[name]})) == [False], name
     assert fits(dataclasses.replace(INFO, class_names=INFO.class_names[::-1])) == [False]

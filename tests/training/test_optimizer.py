@@ -143,7 +143,7 @@ def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
 
     places = [KERNEL, BIAS]
     memories = [{}, {}]
-    for t, (slopes, found) in enumerate(zip(SLOPES, walk(kind="sgd", clip=limit), strict=True)):
+    for t, (slopes, found) in enumerate(zip(SLOPES, walk(kind="sgd", clip_grad=limit), strict=True)):
         places = [p + sgd(p, g, m, t, 0) for p, g, m in zip(places, ellipsize(slopes), memories, strict=True)]
         np.testing.assert_allclose(found[0], places[0], rtol=3e-5, atol=3e-6)
         np.testing.assert_allclose(found[1], places[1], rtol=3e-5, atol=3e-6)

@@ -136,7 +136,7 @@ class Classifier:
 
         Args:
           images: (n, height, width, 3) uint8, in the network's size.
-          tta: average the logits over views of each image: as it is, 10% nearer and farther, and their mirror images
+          tta: test-time augmentation: average the logits over each image, its zooms by 10% and their mirror images
             where training had such. Embeddings are of the image as it is.
 
         Returns:

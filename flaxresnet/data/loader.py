@@ -1,11 +1,10 @@
-"""Batches of a data set, split over the devices: of one that lies on them, or of one that is streamed from disk.
+"""The data loader: batches of a dataset that lies on the devices or is streamed from disk, split over the devices.
 
 Which images are in a training step depends on the seed and on the number of the step alone, not on where they lie, on
 how many processes read them, or on where a run was cut off; so that number is all there is to the place in the data.
 """
 
 from collections.abc import Generator, Iterator
-from functools import lru_cache
 from typing import Any, Protocol
 
 import flax.struct
@@ -15,9 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxresnet.data.dataset import Dataset
+from flaxresnet.data.shuffle import ORDER_STREAM, step_indices
 
-# Apart from the keys of weights and augmentation, which come from jax.random.
-ORDER_STREAM = 0x0DE5
 DEVICE_SHARE = 0.25  # of a device's memory, that images may take; the rest is for the network
 
 
@@ -37,18 +35,6 @@ class BatchSource(Protocol):
 
     def at(self, places: list[np.ndarray]) -> Iterator[Batch]:
         """A batch for each of the arrays of places, padded and masked."""
-
-
-@lru_cache(maxsize=2)
-def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """All places of a data set, in the order in which an epoch (from 1) takes them."""
-    return np.random.default_rng((ORDER_STREAM, seed, epoch)).permutation(count)
-
-
-def step_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
-    """The places, (batch_size,), of a training step's images; steps count from 0 and go on from epoch to epoch."""
-    epoch, within = divmod(step, count // batch_size)
-    return epoch_permutation(seed, epoch + 1, count)[within * batch_size : (within + 1) * batch_size]
 
 
 def padded(places: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,9 @@ import numpy as np
 
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.lazy_images import LazyImages, available_cpus
-from flaxresnet.data.loader import Batch, padded, step_indices
+from flaxresnet.data.loader import Batch, padded
 from flaxresnet.data.preprocess import RandomCrop
+from flaxresnet.data.shuffle import step_indices
 
 CROP_STREAM = 0xC209  # apart from the order of the images
 MAX_STEPS = 2**40  # of a run; Grain asks for a number

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: a temperature for the logits, and how far confidence and truth differ.
+"""Temperature scaling, and the expected calibration error: how far confidence and accuracy differ.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 """

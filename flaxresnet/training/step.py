@@ -13,6 +13,7 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.training.gradient_accumulation import accumulate_gradients
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.train_state import TrainState, ema_update, trainable_params
 
@@ -36,9 +37,8 @@ def make_train_step(
     alone: a resumed run repeats it. Parameters in the model's frozen parts stay as they are and cost no gradient.
     A training batch is full, so its mask is not looked at. `cropped` is for `make_inputs`.
 
-    With `config.grad_accum_steps` the batch, augmented as a whole, goes through the network in so many parts, one after
-    another, and the step follows the mean of their gradients: the same step in less memory, but for batch norm, which
-    normalises each part with the part's own statistics and moves its running averages at every part.
+    `config.grad_accum_steps` turns on gradient accumulation; see `gradient_accumulation.py`. The batch is augmented
+    before it is divided.
     """
     recipe = config.resolved_recipe
     inputs = make_inputs(preprocessing, config, augmentation, model.num_classes, cropped)
@@ -49,18 +49,20 @@ def make_train_step(
         targets = optax.smooth_labels(to_soft_labels(labels, model.num_classes), recipe.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated["batch_stats"])
 
-    slope = jax.value_and_grad(objective, has_aux=True)
+    grad_fn = jax.value_and_grad(objective, has_aux=True)
 
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
         images, labels = inputs(state.step, batch)
         trained = trainable_params(state.params, model.frozen)
 
-        def follow(batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
-            (value, (logits, batch_stats)), gradients = slope(trained, state.params, batch_stats, images, labels)
+        def micro_step(batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any]:
+            (value, (logits, batch_stats)), gradients = grad_fn(trained, state.params, batch_stats, images, labels)
             return batch_stats, ((gradients, value), per_example_metrics(logits, labels))
 
-        parts = config.grad_accum_steps, (jax.tree.map(jnp.zeros_like, trained), jnp.zeros(()))
-        batch_stats, ((gradients, value), (losses, hits)) = in_parts(follow, *parts, state.batch_stats, images, labels)
+        zeros = jax.tree.map(jnp.zeros_like, trained), jnp.zeros(())
+        batch_stats, ((gradients, value), (losses, hits)) = accumulate_gradients(
+            micro_step, config.grad_accum_steps, zeros, state.batch_stats, images, labels
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         new_state = state.replace(
@@ -73,34 +75,6 @@ def make_train_step(
         return new_state, metrics.record_non_finite(value, state.step + 1).add(losses, hits, jnp.ones(len(images)))
 
     return train_step
-
-
-def in_parts(
-    follow: Callable[..., tuple[Any, Any]], count: int, zero: Any, batch_stats: Any, *batch: jax.Array
-) -> tuple[Any, Any]:
-    """`follow(batch_stats, *batch)`, on `count` equal parts of the batch one after another.
-
-    Args:
-      follow: (batch_stats, *arrays) → (batch_stats, (means, scores)); `per_example_metrics` have an entry an image.
-      count: parts; part i has the images i, i + count, i + 2 · count, …, so that a batch whose neighbours lie on one
-        device keeps all devices busy with every part.
-      zero: zeros like the means.
-      batch_stats: passed on from part to part.
-      batch: arrays (batch, …).
-
-    Returns:
-      What `follow` returns of the whole: the mean of the parts' means, and all images' scores, part by part.
-    """
-    if count == 1:
-        return follow(batch_stats, *batch)
-    parts = [jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0) for array in batch]
-
-    def one(carried: tuple[Any, Any], part: list[jax.Array]) -> tuple[tuple[Any, Any], Any]:
-        batch_stats, (means, scored) = follow(carried[0], *part)
-        return (batch_stats, jax.tree.map(jnp.add, carried[1], means)), scored
-
-    (batch_stats, sums), scored = jax.lax.scan(one, (batch_stats, zero), parts)
-    return batch_stats, (jax.tree.map(lambda leaf: leaf / count, sums), jax.tree.map(jnp.ravel, scored))
 
 
 def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:

@@ -16,7 +16,7 @@ import flaxresnet as fr
 from flaxresnet import fitting
 from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.data.loader import ORDER_STREAM
+from flaxresnet.data.shuffle import ORDER_STREAM
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training import compiled_steps, trainer

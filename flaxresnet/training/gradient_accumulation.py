@@ -1,0 +1,41 @@
+"""Gradient accumulation: a batch goes through the network in parts, one after another, for one step.
+
+The step follows the mean of the parts' gradients. It is the step of the whole batch in less memory, except for batch
+norm, which normalizes each part with the part's own statistics and moves its running averages at every part.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def accumulate_gradients(
+    micro_step: Callable[..., tuple[Any, Any]], count: int, zeros: Any, batch_stats: Any, *batch: jax.Array
+) -> tuple[Any, Any]:
+    """Returns `micro_step(batch_stats, *batch)`, computed on `count` equal parts of the batch one after another.
+
+    Args:
+      micro_step: (batch_stats, *arrays) → (batch_stats, (means, scores)); scores have an entry an image.
+      count: number of parts. Part i has the images i, i + count, i + 2 · count, …, so that a batch whose neighbors lie
+        on one device keeps all devices busy with every part.
+      zeros: zeros like the means.
+      batch_stats: passed on from part to part.
+      *batch: arrays (batch, …).
+
+    Returns:
+      The last batch_stats, the mean of the parts' means, and all images' scores, part by part.
+    """
+    if count == 1:
+        return micro_step(batch_stats, *batch)
+    parts = [jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0) for array in batch]
+
+    def body(carry: tuple[Any, Any], part: list[jax.Array]) -> tuple[tuple[Any, Any], Any]:
+        batch_stats, sums = carry
+        batch_stats, (means, scores) = micro_step(batch_stats, *part)
+        return (batch_stats, jax.tree.map(jnp.add, sums, means)), scores
+
+    (batch_stats, sums), scores = jax.lax.scan(body, (batch_stats, zeros), parts)
+    means = jax.tree.map(lambda leaf: leaf / count, sums)
+    return batch_stats, (means, jax.tree.map(jnp.ravel, scores))

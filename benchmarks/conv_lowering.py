@@ -29,7 +29,7 @@ WIDTH = 110  # columns of the table
 FIRST = ", features first"  # how the kernel lies
 VALUES, BY_INPUT, BY_KERNEL, ANSWER = "values", "by input", "by kernel", "answer"  # the last: values in inference
 CACHE = 128 * 2**20  # bytes of kernels that take turns in inference: as in a network, none is still in a cache
-MOST_TURNS = 128  # kernels; the small ones stay in a cache beside whatever else a network has
+MAX_TURNS = 128  # kernels; the small ones stay in a cache beside whatever else a network has
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def inference_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[]
     def program(form: Callable[..., Any], kernel: jax.Array) -> Callable[[], Any]:
         compiled = jax.jit(form).lower(x, kernel).compile()
         if kernel.shape not in copies:
-            copies[kernel.shape] = [jnp.array(kernel) for _ in range(min(turns, MOST_TURNS))]
+            copies[kernel.shape] = [jnp.array(kernel) for _ in range(min(turns, MAX_TURNS))]
         other = itertools.cycle(copies[kernel.shape])
         return lambda: jax.block_until_ready(compiled(x, next(other)))
 

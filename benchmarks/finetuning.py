@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import flaxresnet as fr
-from flaxresnet.adabn import LEAST
+from flaxresnet.adabn import MIN_PHOTOS
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.recipes import Model
 from flaxresnet.data.hdf5 import write_hdf5
@@ -151,8 +151,8 @@ def main(arguments: Arguments) -> None:
     finetuned_with(arguments)  # a mistake there shows before anything is trained
     if not arguments.rooms and arguments.strength != Arguments.strength:
         raise UserError(f"--strength {arguments.strength} is of rooms; give --rooms")
-    if "adapted" in arguments.ways and min(arguments.counts) < LEAST:
-        raise UserError(f"--counts {min(arguments.counts)} are too few to adapt to; give {LEAST} or more")
+    if "adapted" in arguments.ways and min(arguments.counts) < MIN_PHOTOS:
+        raise UserError(f"--counts {min(arguments.counts)} are too few to adapt to; give {MIN_PHOTOS} or more")
     asked_for = list(tasks(arguments))
     if not RunFolder(arguments.pretrained).exists():
         options: dict[str, Any] = {"epochs": arguments.pretraining_epochs, "model": arguments.model}

@@ -25,7 +25,7 @@ from flaxresnet.runtime.errors import UserError
 ROOT = Path(__file__).parent.parent
 PHOTO = (375, 500)  # height and width, as most of ImageNet's
 SIDE = 224  # that they are cropped and brought to
-SMALLEST_CROP = 0.08  # recipe imagenet
+MIN_CROP = 0.08  # recipe imagenet
 READ_BATCH = 32
 RUN_BATCH, RUN_SIDE = 32, 64  # of the runs of many processes
 TEST_PICTURES = 8  # a class
@@ -63,7 +63,7 @@ def measure_input(folder: Path, arguments: Any) -> list[dict[str, Any]]:
     kilobytes = statistics.mean(path.stat().st_size for path in pictures.glob("train/*/*.jpg")) / 1e3
     split, rows = SingleDeviceSharding(jax.devices()[0]), []
     for workers in arguments.input_workers:
-        source, rates = StreamSource(train, READ_BATCH, split, workers, SMALLEST_CROP), []
+        source, rates = StreamSource(train, READ_BATCH, split, workers, MIN_CROP), []
         steps = max(1, arguments.pictures // READ_BATCH)
         with closing(source.train(0, 0)) as batches:
             for _ in islice(batches, 4 * max(1, workers)):  # workers begin, and buffers fill

@@ -22,8 +22,8 @@ from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.run_io import require_absent, write_variables
 
 # Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
-LEAST, MOST = 16, 512
-AT_ONCE = 32  # photos of a batch at most, which is normalised by its own statistics
+MIN_PHOTOS, MAX_PHOTOS = 16, 512
+BATCH_SIZE = 32  # photos of a batch at most, which is normalised by its own statistics
 MAX_CLASS_FRACTION = 0.8  # of the photos in one class are too many
 
 
@@ -53,8 +53,8 @@ def adapt(
     """
     require_absent(target)
     classifier = Classifier.load(run, checkpoint)
-    if len(images) < LEAST:
-        raise UserError(f"too few photos to adapt to ({len(images)}); give {LEAST} or more, of all classes")
+    if len(images) < MIN_PHOTOS:
+        raise UserError(f"too few photos to adapt to ({len(images)}); give {MIN_PHOTOS} or more, of all classes")
     images = images[subsample_indices(len(images))]
     warning = single_class_warning(classifier.predict_batch(images), classifier.class_names)
     params, info = classifier.variables["params"], RunFolder(run).read_info()
@@ -65,7 +65,7 @@ def adapt(
     return warning
 
 
-def subsample_indices(count: int, most: int = MOST) -> np.ndarray:
+def subsample_indices(count: int, most: int = MAX_PHOTOS) -> np.ndarray:
     """The places of so many among `count` things at most, from the first to the last."""
     return np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
 
@@ -87,7 +87,7 @@ def compute_bn_stats(model: ResNet, params: Any, preprocessing: Preprocessing, i
 
     They are taken over batches of a random order, for neighbours are often of one class.
     """
-    batches = -(-len(images) // AT_ONCE)
+    batches = -(-len(images) // BATCH_SIZE)
     order = np.random.default_rng(0).permutation(len(images))
     places = np.resize(order, (batches, -(-len(images) // batches)))  # some twice, so that batches are equal
     learning = model.clone(frozen=(), freeze_bn_stats=False)

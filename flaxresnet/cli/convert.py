@@ -7,7 +7,7 @@ from typing import Literal
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Preprocessing
-from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.io import WRITERS, write_weights
@@ -105,7 +105,7 @@ def told(weights: PretrainedWeights, arguments: Arguments) -> PretrainedWeights:
     height, width = arguments.image_size or (had.height, had.width)
     if arguments.image_size and not fits_images(weights, (height, width)):
         limits = (
-            f"sides have {SMALLEST_IMAGE} to {MAX_SIDE} pixels, an image {MAX_INPUT_PIXELS:,} at most, and the "
+            f"sides have {MIN_IMAGE_SIZE} to {MAX_SIDE} pixels, an image {MAX_INPUT_PIXELS:,} at most, and the "
             "tutorials' last layer is tied to its own"
         )
         raise UserError(f"--image-size {height} {width} does not fit {source}: {limits}")

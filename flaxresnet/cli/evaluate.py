@@ -14,8 +14,8 @@ from flaxresnet.evaluation import Evaluation, Split, evaluate
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 
 ACCURACY = {"test": "Test Accuracy", "train": "Train Accuracy", "all": "Accuracy"}  # of the splits
-WIDEST_LINE = 400  # columns, where the output is no terminal
-WIDEST_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and is in --json
+MAX_LINE = 400  # columns, where the output is no terminal
+MAX_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and is in --json
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main(arguments: Arguments) -> int:
         print(json.dumps(result.to_json()))
     else:
         # A file or a pipe takes lines of any length; only a terminal has a width.
-        show(result, Console() if sys.stdout.isatty() else Console(width=WIDEST_LINE))
+        show(result, Console() if sys.stdout.isatty() else Console(width=MAX_LINE))
     return 0
 
 
@@ -74,7 +74,7 @@ def show(result: Evaluation, console: Console) -> None:
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(per_class_table(result))
-    if len(result.class_names) <= WIDEST_CONFUSION:
+    if len(result.class_names) <= MAX_CONFUSION:
         console.print(confusion_table(result))
     else:
         console.print(f"confusion matrix of {len(result.class_names)} classes: see --json")

@@ -12,14 +12,14 @@ from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
-from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.errors import UserError
 
 CHECKS = {
     "train": (at_least(1), at_most(1_000_000)),
     "test": (at_least(1), at_most(1_000_000)),
-    "image_size": (at_least(SMALLEST_IMAGE), at_most(4096)),
+    "image_size": (at_least(MIN_IMAGE_SIZE), at_most(4096)),
     "seed": (at_least(0), at_most(2**64)),
     "shards": (at_least(1), at_most(99_999)),  # as many digits as their names have
     "variety": (between(0, 1),),

@@ -8,11 +8,11 @@ from flaxresnet.config.recipes import Variant
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import at_least, at_most, check_value, flag
 from flaxresnet.data.preprocess import MAX_SIDE
-from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet
+from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet
 from flaxresnet.runs.run_dir import RunFolder, check_network
 from flaxresnet.runtime.errors import UserError
 
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # what each was made for
 
 
@@ -72,8 +72,8 @@ def model_spec(arguments: ModelArguments) -> ModelSpec:
     network = config.network
     image_size = arguments.image_size or IMAGE_SIZES[network.variant]
     for side in image_size:
-        check_value("image_size", side, int, (at_least(SMALLEST_IMAGE), at_most(MAX_SIDE)))
+        check_value("image_size", side, int, (at_least(MIN_IMAGE_SIZE), at_most(MAX_SIDE)))
     classes = 6 if arguments.num_classes is None else arguments.num_classes
-    check_value("num_classes", classes, int, (at_least(2), at_most(MOST_CLASSES)))
+    check_value("num_classes", classes, int, (at_least(2), at_most(MAX_CLASSES)))
     model = resnet(network.model, network.variant, num_classes=classes, width=network.width)
     return ModelSpec(f"{name}, {network.variant}", model, image_size)

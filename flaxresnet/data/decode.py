@@ -26,7 +26,7 @@ BYTES_A_PIXEL = 25  # at most, while a picture is decoded: JPEG 2000 takes so mu
 PIXELS_A_CORE = 2**24  # of pictures that are decoded at one time, on average
 STRIP = 2**20  # pixels that are converted together
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # in bytes 8 to 11
-SAME_COLOUR = 2  # of 255: a profile that moves no colour further says that the picture is in sRGB
+SRGB_TOLERANCE = 2  # of 255: a profile that moves no colour further says that the picture is in sRGB
 
 
 class PixelBudget:
@@ -188,7 +188,7 @@ def _to_srgb(profile: bytes | None, mode: str) -> Any | None:
         moved = np.asarray(transform.apply(probe).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
     except Exception:  # a damaged profile, one of another kind of colours, Pillow without LittleCMS
         return None
-    return transform if np.abs(moved).max() > SAME_COLOUR else None
+    return transform if np.abs(moved).max() > SRGB_TOLERANCE else None
 
 
 def _gray16_converter(

@@ -25,17 +25,17 @@ from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
-MOST_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
-MOST_CLASSES = 100_000  # where list_classes does not say how many there are
-LARGEST_CHUNK = 2**30  # bytes, once unpacked; a small file may declare any
-MOST_PACKED = 1100  # bytes that one stored byte may stand for; deflate, the usual, reaches 1032
-LEAST_PACKED = 2**26  # bytes of an array from which that is looked at
-MOST_LINKS = 16  # that lead from one to the next
+MAX_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
+MAX_CLASSES = 100_000  # where list_classes does not say how many there are
+MAX_CHUNK = 2**30  # bytes, once unpacked; a small file may declare any
+MAX_PACKED = 1100  # bytes that one stored byte may stand for; deflate, the usual, reaches 1032
+MIN_PACKED = 2**26  # bytes of an array from which that is looked at
+MAX_LINKS = 16  # that lead from one to the next
 CHUNK_CACHE = 2**26  # bytes; images of one chunk that are asked for one after the other are read once
-AT_ONCE = 256  # images that are written together
+CHUNK_IMAGES = 256  # images that are written together
 READ_AT_ONCE = 2**26  # bytes of pixels that are looked at together
 
-ELSEWHERE = "lies in another file, which is not looked into; store the values themselves"
+EXTERNAL_LINK_MSG = "lies in another file, which is not looked into; store the values themselves"
 
 
 class Hdf5Images(LazyImages):
@@ -135,8 +135,8 @@ def write_hdf5(path: Path, name: str, split: Dataset) -> None:
     """Writes one split (`name` is "train" or "test") as a file in the tutorials' layout."""
     with h5py.File(path, "w") as file:
         images = file.create_dataset(f"{name}_set_x", split.images.shape, np.uint8)
-        for start in range(0, len(split), AT_ONCE):
-            images[start : start + AT_ONCE] = split.images[start : start + AT_ONCE]
+        for start in range(0, len(split), CHUNK_IMAGES):
+            images[start : start + CHUNK_IMAGES] = split.images[start : start + CHUNK_IMAGES]
         file[f"{name}_set_y"] = split.labels.astype(np.int64)
         file["list_classes"] = np.array([c.encode() for c in split.class_names])
 
@@ -187,14 +187,14 @@ def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     if not isinstance(item, h5py.Dataset):
         raise UserError(f"{path}: {key} is a group, not an array")
     if item.external or item.is_virtual:  # before its shape, which may be that of what lies there
-        raise UserError(f"{path}: {key} {ELSEWHERE}")
+        raise UserError(f"{path}: {key} {EXTERNAL_LINK_MSG}")
     if item.shape is None:
         raise UserError(f"{path}: {key} is an array without a shape; store the values")
     try:
         _ = item.dtype
     except TypeError as error:  # a type that NumPy has not, such as times or integers of 16 bytes
         raise UserError(f"{path}: {key} is of a type that cannot be read ({_first_line(error)})") from None
-    if item.chunks and chunk_nbytes(item) > LARGEST_CHUNK:
+    if item.chunks and chunk_nbytes(item) > MAX_CHUNK:
         raise UserError(f"{path}: {key} is in chunks of {item.chunks}; store it in chunks of up to 1 GiB")
     if wrong := unsupported_reason(item):
         raise UserError(f"{path}: {key} {wrong}")
@@ -204,7 +204,7 @@ def _item(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
 def _check_stored(path: Path, key: str, item: h5py.Dataset) -> None:
     """Raises UserError where hardly any of the values are there: what was never written reads as zeros, without end."""
     nbytes, stored = math.prod(item.shape) * item.dtype.itemsize, item.id.get_storage_size()
-    if nbytes > max(LEAST_PACKED, MOST_PACKED * stored):
+    if nbytes > max(MIN_PACKED, MAX_PACKED * stored):
         raise UserError(
             f"{path}: {key} declares {nbytes / 2**30:.1f} GiB, of which {stored:,} bytes are stored; store the values"
         )
@@ -218,12 +218,12 @@ def _found(path: Path, file: h5py.File, key: str) -> h5py.Group | h5py.Dataset:
             raise KeyError(f"{names[0]} is looked for in an array")
         link = here.get(names[0], getlink=True)
         if isinstance(link, h5py.ExternalLink):
-            raise UserError(f"{path}: {key} {ELSEWHERE}")
+            raise UserError(f"{path}: {key} {EXTERNAL_LINK_MSG}")
         if not isinstance(link, h5py.SoftLink):
             here = here[names.pop(0)]  # the library says what is missing
             continue
-        if (links := links + 1) > MOST_LINKS:
-            raise UserError(f"{path}: {key} is a link to a link, more than {MOST_LINKS} times; store the values there")
+        if (links := links + 1) > MAX_LINKS:
+            raise UserError(f"{path}: {key} is a link to a link, more than {MAX_LINKS} times; store the values there")
         here = file if link.path.startswith("/") else here
         names[:1] = [name for name in link.path.split("/") if name not in ("", ".")]
     return here
@@ -231,7 +231,7 @@ def _found(path: Path, file: h5py.File, key: str) -> h5py.Group | h5py.Dataset:
 
 def _array(path: Path, file: h5py.File, key: str) -> np.ndarray:
     item = _item(path, file, key)
-    if item.nbytes > MOST_LABEL_BYTES:
+    if item.nbytes > MAX_LABEL_BYTES:
         raise UserError(f"{path}: {key} has shape {item.shape}; give one label an image, one name a class")
     _check_stored(path, key, item)
     ChunkSizeGuard(item).check(f"{path}: {key}", item, 0, len(item) if item.shape else 0)
@@ -252,7 +252,7 @@ def _labels(where: str, y: np.ndarray, count: int, names: tuple[str, ...] | None
             raise UserError(f"{where} is one-hot over {y.shape[1]} classes, but list_classes names {len(names)}")
         y = y.argmax(axis=1)
     y = y.reshape(-1)
-    top = len(names) - 1 if names is not None else MOST_CLASSES - 1
+    top = len(names) - 1 if names is not None else MAX_CLASSES - 1
     wrong = y[(y < 0) | (y > top)]  # before any conversion, which could wrap
     if wrong.size:
         classes = (

@@ -21,9 +21,9 @@ KNOWN = (DEFLATE, SHUFFLE, FLETCHER32, LZF)
 CHECKSUM = 8  # bytes at most, that a chunk has beside its values
 DEFLATED = 1032  # bytes that one stored byte may stand for in deflate's format (zlib.net/zlib_tech.html)
 HARMLESS = 2**28  # bytes; chunks that cannot unpack to more are left to the library
-LARGEST_LZF = 2**23  # bytes of a chunk; one stored byte may stand for 88, and nothing here unpacks them to see
+MAX_LZF = 2**23  # bytes of a chunk; one stored byte may stand for 88, and nothing here unpacks them to see
 UNPACKED_SPARE = 2**16  # bytes by which what does not pack may grow
-AT_ONCE = 2**18  # packed bytes that are unpacked, and left, together
+CHUNK_BYTES = 2**18  # packed bytes that are unpacked, and left, together
 
 
 def unsupported_reason(item: h5py.Dataset) -> str | None:
@@ -34,7 +34,7 @@ def unsupported_reason(item: h5py.Dataset) -> str | None:
     after = [number for i, number in enumerate(filters) if not {*filters[:i]}.isdisjoint(PACKING)]
     if set(after) - {FLETCHER32}:  # so that what is stored is the packed stream itself
         return "is packed, and changed again after that; `h5repack -f GZIP=4` packs it anew"
-    if LZF in filters and chunk_nbytes(item) > LARGEST_LZF:
+    if LZF in filters and chunk_nbytes(item) > MAX_LZF:
         return f"is packed by LZF in chunks of {item.chunks}; `h5repack -f GZIP=4` packs it anew"
     return None
 
@@ -117,10 +117,10 @@ def unpacks_to_more(item: h5py.Dataset, place: ChunkOffset) -> bool:
     _, packed = item.id.read_direct_chunk(place)
     left, unpacker = chunk_nbytes(item) + CHECKSUM, zlib.decompressobj()
     try:
-        for start in range(0, len(packed), AT_ONCE):
-            piece = packed[start : start + AT_ONCE]
+        for start in range(0, len(packed), CHUNK_BYTES):
+            piece = packed[start : start + CHUNK_BYTES]
             while piece and left >= 0 and not unpacker.eof:  # behind its end may be a checksum
-                left -= len(unpacker.decompress(piece, AT_ONCE))
+                left -= len(unpacker.decompress(piece, CHUNK_BYTES))
                 piece = unpacker.unconsumed_tail
     except zlib.error:  # damaged, or stored without this filter: the library says so, or reads it
         return False

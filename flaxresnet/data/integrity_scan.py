@@ -20,7 +20,7 @@ from flaxresnet.data.should_stream import should_stream
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
-MOST_NAMED = 5  # unreadable pictures in a sentence
+MAX_NAMED = 5  # unreadable pictures in a sentence
 
 
 def drop_unreadable(
@@ -53,9 +53,9 @@ def drop_unreadable(
     if len(bad) > max_corrupt_fraction * (count := sum(map(len, parts))):
         advice = "mend or remove them, or give --max-corrupt-fraction with the share that may be left out"
         raise UserError(
-            f"{len(bad)} of {count} pictures in {source} cannot be read; {advice}: {listed(bad, MOST_NAMED)}"
+            f"{len(bad)} of {count} pictures in {source} cannot be read; {advice}: {listed(bad, MAX_NAMED)}"
         )
-    return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MOST_NAMED)}" if bad else ""
+    return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MAX_NAMED)}" if bad else ""
 
 
 def _readable(part: Dataset, streamed: bool, processes: ProcessGroup, rescan: bool) -> tuple[Dataset | None, list[str]]:

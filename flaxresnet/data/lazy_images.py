@@ -14,7 +14,7 @@ import numpy as np
 from flaxresnet.data.preprocess import Part
 from flaxresnet.runtime.errors import UserError
 
-AT_ONCE = 4096  # reads that wait for a thread
+QUEUE_SIZE = 4096  # reads that wait for a thread
 
 
 class ContentHash:
@@ -164,7 +164,7 @@ def _collect_errors(read: Callable[[int], object], count: int) -> dict[int, str]
 
     found = dict[int, str]()
     with ThreadPoolExecutor(available_cpus()) as pool:  # decoders do not hold Python's lock
-        for start in range(0, count, AT_ONCE):
-            places = range(start, min(start + AT_ONCE, count))
+        for start in range(0, count, QUEUE_SIZE):
+            places = range(start, min(start + QUEUE_SIZE, count))
             found |= {place: wrong for place, wrong in zip(places, pool.map(trouble, places), strict=True) if wrong}
     return found

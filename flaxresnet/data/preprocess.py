@@ -16,7 +16,7 @@ from flaxresnet.runtime.errors import UserError
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 MAX_SIDE = 2**16  # pixels
 MAX_INPUT_PIXELS = 2**24  # pixels that pictures are brought to: 4096 × 4096, of which a batch of 32 is 6 GiB as floats
-LARGEST_NUMBER = 1e30  # of a scale or a mean; float32 has room for it
+MAX_NUMBER = 1e30  # of a scale or a mean; float32 has room for it
 Box = tuple[float, float, float, float]  # of a part of a picture: left, upper, right, lower, in pixels
 Part = Callable[[int, int], Box]  # what to take of a picture of this height and width
 
@@ -30,7 +30,7 @@ def is_input_size(size: Sequence[Any], most: int = MAX_INPUT_PIXELS) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a value from JSON is a number that can be computed with: neither NaN nor infinite nor beyond float32."""
-    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from flaxresnet.runtime.errors import listed
 
 Images = np.ndarray | LazyImages
 
-MOST_NAMED = 10  # classes in a sentence
+MAX_NAMED = 10  # classes in a sentence
 SAMPLE = 256  # images of a split whose pixels are looked at
 STREAMED_SAMPLE = 16  # of those on disk, where each has to be read for it at every start
-MOST_PAIRS = 10**9  # of training and test images that are compared; equal ones are found without
-AT_ONCE = 2048  # training images that are compared together
-READ_AT_ONCE = 2**28  # bytes of pixels
+MAX_PAIRS = 10**9  # of training and test images that are compared; equal ones are found without
+CHUNK_IMAGES = 2048  # training images that are compared together
+CHUNK_BYTES = 2**28  # bytes of pixels
 SIDE = 16  # of the picture that a near duplicate is told by: SIDE × SIDE signs of its slopes
 NEAR = 0.04  # the largest share of differing signs between near duplicates; other pictures differ in about half
 ADVICE = "the test accuracy would be of what was learned by heart; remove them from one side"
@@ -45,8 +45,8 @@ def check_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
         yield f"all {len(split)} {name} images are of the class {classes[there[0]]}; look at the labels"
     elif (empty := np.flatnonzero(counts == 0)).size:
         shifted = "; are the labels numbered from 1? they begin with 0" if empty[0] == 0 and empty.size == 1 else ""
-        yield f"no {name} image is of the class {listed([classes[i] for i in empty], MOST_NAMED)}{shifted}"
-    sample = min(sample, max(1, READ_AT_ONCE // int(np.prod(split.images.shape[1:]))))
+        yield f"no {name} image is of the class {listed([classes[i] for i in empty], MAX_NAMED)}{shifted}"
+    sample = min(sample, max(1, CHUNK_BYTES // int(np.prod(split.images.shape[1:]))))
     places = np.unique(np.linspace(0, len(split) - 1, sample, dtype=int))
     brightest = split.images[places].max(axis=(1, 2, 3))
     if brightest.max() <= 1:
@@ -73,7 +73,7 @@ def count_duplicates(train: Dataset, test: Dataset) -> Iterator[str]:
 
 def find_leakage(train: Dataset, test: Dataset) -> Iterator[str]:
     """With a line for each pair."""
-    few = len(train) * len(test) <= MOST_PAIRS
+    few = len(train) * len(test) <= MAX_PAIRS
     same, near = duplicates(train.images, test.images, nearly=few)
     for what, pairs in (("are training images too", same), ("are nearly training images", near)):
         if pairs:
@@ -119,7 +119,7 @@ def duplicates(train: Images, test: Images, nearly: bool = True) -> tuple[list[t
 
 def _blocks(images: Images) -> Iterator[tuple[int, np.ndarray]]:
     """All images, some at once, each time with the place of the first."""
-    step = max(1, min(AT_ONCE, READ_AT_ONCE // int(np.prod(images.shape[1:]))))
+    step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), step):
         yield start, images[start : start + step]
 

@@ -21,7 +21,7 @@ from flaxresnet.data.shuffle import step_indices
 
 CROP_STREAM = 0xC209  # apart from the order of the images
 MAX_STEPS = 2**40  # of a run; Grain asks for a number
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 FEW_CORES = 2
 AHEAD = 2  # batches that a worker process reads ahead
 
@@ -32,7 +32,7 @@ def usual_workers() -> int:
     On few cores none: threads do as well there, start at once and need no memory of their own.
     """
     mine = available_cpus()
-    return 0 if mine <= FEW_CORES else min(MOST_WORKERS, mine - 1)
+    return 0 if mine <= FEW_CORES else min(MAX_WORKERS, mine - 1)
 
 
 class StreamSource:
@@ -64,7 +64,7 @@ class StreamSource:
         import grain
         from absl.flags import FLAGS
 
-        threads = 1 if workers else min(MOST_WORKERS, available_cpus())
+        threads = 1 if workers else min(MAX_WORKERS, available_cpus())
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         dataset = grain.MapDataset.range(steps.start, steps.stop).map(read).to_iter_dataset(reading)
         if workers:  # whole batches go to the workers in turn, so that their number changes nothing

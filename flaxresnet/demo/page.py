@@ -23,14 +23,14 @@ from flaxresnet.runtime.errors import UserError
 from flaxresnet.visualize.grad_cam import GradCAM
 from flaxresnet.visualize.heatmap import display_size, overlay
 
-LARGEST_UPLOAD = 20 * 2**20  # bytes
-LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
+MAX_UPLOAD = 20 * 2**20  # bytes
+MAX_REQUEST = MAX_UPLOAD + 2**20
 KEPT = (600, 3600)  # seconds: how often uploads are looked through, and how old they get
-MOST_KEPT = 200 * 2**20, 1000  # bytes and files of uploads that are kept at all
-MOST_PIXELS = 50_000_000  # of an uploaded picture; a telephone's have 12 to 48 million
-MOST_DEEP_PIXELS = 12_000_000  # of one with more than 8 bits a colour, which no telephone makes
-MOST_WAITING = 64  # requests; more are told to come back
-MOST_EXAMPLES = 12
+MAX_KEPT = 200 * 2**20, 1000  # bytes and files of uploads that are kept at all
+MAX_PIXELS = 50_000_000  # of an uploaded picture; a telephone's have 12 to 48 million
+MAX_DEEP_PIXELS = 12_000_000  # of one with more than 8 bits a colour, which no telephone makes
+MAX_WAITING = 64  # requests; more are told to come back
+MAX_EXAMPLES = 12
 UNLIKE = "This picture is unlike the training images; take the answer with care."
 HINT = "Drop a picture, or use the camera."
 
@@ -76,7 +76,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
                 if examples is not None:
                     with tempfile.TemporaryDirectory() as folder:  # Gradio takes copies
                         files = [*_save_examples(examples, Path(folder))]
-                        gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MOST_EXAMPLES)
+                        gr.Examples(files, inputs=photo, label="Test images", examples_per_page=MAX_EXAMPLES)
             with gr.Column():
                 note = gr.Markdown(HINT, elem_id="note")
                 label = gr.Label(label="Classes", num_top_classes=5, elem_id="classes")
@@ -84,7 +84,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
                     label="What speaks for the first", interactive=False, format="png", buttons=[], elem_id="heat"
                 )
         photo.change(answer, photo, [label, heat, note], api_visibility="private", show_progress="minimal")
-    return blocks.queue(max_size=MOST_WAITING, api_open=False)
+    return blocks.queue(max_size=MAX_WAITING, api_open=False)
 
 
 def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
@@ -111,7 +111,7 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", host)))
     files = _folder()
     bounds = Middleware(
-        UploadLimitMiddleware, folder=files, largest=LARGEST_REQUEST, most=MOST_KEPT[0], most_files=MOST_KEPT[1]
+        UploadLimitMiddleware, folder=files, largest=MAX_REQUEST, most=MAX_KEPT[0], most_files=MAX_KEPT[1]
     )
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
     try:
@@ -122,7 +122,7 @@ def serve(blocks: Any, host: str, port: int, wait: bool = True) -> str:
             quiet=True,
             show_error=False,
             prevent_thread_lock=True,
-            max_file_size=LARGEST_UPLOAD,
+            max_file_size=MAX_UPLOAD,
             enable_monitoring=False,
             footer_links=[],
             ssr_mode=False,
@@ -158,15 +158,15 @@ def read_upload(path: Path) -> np.ndarray:
     Raises UserError, which names nothing of this machine, where it is no picture or is too large.
     """
     try:
-        if path.stat().st_size > LARGEST_UPLOAD:
-            raise UserError(f"This file is too large; give one of up to {LARGEST_UPLOAD // 2**20} MiB.")
+        if path.stat().st_size > MAX_UPLOAD:
+            raise UserError(f"This file is too large; give one of up to {MAX_UPLOAD // 2**20} MiB.")
         data = io.BytesIO(path.read_bytes())
     except FileNotFoundError:  # made room for later ones while this one waited
         raise UserError("This picture is not here any more; upload it again.") from None
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats()) as file:
             (width, height), deep = file.size, file.mode.startswith(("I", "F"))
-        if width * height <= (most := MOST_DEEP_PIXELS if deep else MOST_PIXELS):
+        if width * height <= (most := MAX_DEEP_PIXELS if deep else MAX_PIXELS):
             return decode(data)
     except Exception:  # a decoder may raise anything for a damaged file
         raise UserError("This file cannot be read as a picture; give a JPEG, PNG or the like.") from None
@@ -188,9 +188,9 @@ def _reject_urls(component: Any) -> Any:
 def _save_examples(examples: Dataset, folder: Path) -> Iterator[str]:
     """Some images of each class as files."""
     classes = len(examples.class_names)
-    each = max(1, MOST_EXAMPLES // classes)
+    each = max(1, MAX_EXAMPLES // classes)
     chosen = [place for c in range(classes) for place in np.flatnonzero(examples.labels == c)[:each]]
-    for number, place in enumerate(chosen[:MOST_EXAMPLES]):
+    for number, place in enumerate(chosen[:MAX_EXAMPLES]):
         Image.fromarray(examples.images[place]).save(folder / f"{number}.png")
         yield str(folder / f"{number}.png")
 

@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "torchvision": {"pool_padding": 1, "head": "average", "epsilon": 1e-5, "strided": 1, "conv_bias": False},
 }
 
-SMALLEST_IMAGE = 32  # pixels; below it the last stage has nothing left to look at
+MIN_IMAGE_SIZE = 32  # pixels; below it the last stage has nothing left to look at
 
 
 class ResNet(nn.Module):
@@ -200,10 +200,10 @@ def avg_pool_flatten(x: jax.Array) -> jax.Array:
 
 def check_images(images: jax.Array) -> None:
     """Raises ValueError unless `images` is a float array (batch, height, width, 3) of at least 32×32 pixels."""
-    if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < SMALLEST_IMAGE:
+    if images.ndim != 4 or images.shape[-1] != 3 or min(images.shape[1:3]) < MIN_IMAGE_SIZE:
         raise ValueError(
             f"images have shape {tuple(images.shape)}; the network takes (batch, height, width, 3) "
-            f"with height and width at least {SMALLEST_IMAGE}"
+            f"with height and width at least {MIN_IMAGE_SIZE}"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; scale them to floats in [0, 1] first: images / 255")

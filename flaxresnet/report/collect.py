@@ -21,8 +21,8 @@ from flaxresnet.reliability.robustness import Robustness, robustness
 from flaxresnet.runs.run_dir import RunFolder, RunMetadata
 from flaxresnet.runtime.errors import UserError
 
-MOST_MISTAKES = 24  # pictures
-MOST_CHANGED = 100  # test images that are changed, each in nineteen ways: two thousand answers say enough
+MAX_MISTAKES = 24  # pictures
+MAX_CHANGED = 100  # test images that are changed, each in nineteen ways: two thousand answers say enough
 SAMPLE_STREAM = 0x5E7  # of the random numbers that choose images
 
 
@@ -104,7 +104,7 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
     references = _references(classifier, splits.train, info)
     assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
     result = dataclasses.replace(compute_metrics(logits, test.labels, info.class_names), source=splits.source)
-    some = _sample(len(test), MOST_CHANGED, info)
+    some = _sample(len(test), MAX_CHANGED, info)
     changed = test.images[some], test.labels[some], assessment.temperatures[some]
     without = () if info.config.hflip else ("mirror",)  # which may be of another class, or of none
     return ReportData(
@@ -140,7 +140,7 @@ def _sample(count: int, most: int, info: RunMetadata) -> np.ndarray:
 
 
 def most_confident_mistakes(
-    dataset: Dataset, probabilities: np.ndarray, most: int = MOST_MISTAKES
+    dataset: Dataset, probabilities: np.ndarray, most: int = MAX_MISTAKES
 ) -> list[tuple[np.ndarray, int, int, float]]:
     """Wrongly classified images, the surest first, as `ReportData.mistakes` has them; (n, classes) probabilities."""
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)

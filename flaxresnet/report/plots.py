@@ -20,7 +20,7 @@ THEMES = {
     | {"shades": "cividis", "on_high": "#000000", "on_low": "#ffffff"},
 }
 WIDTH = 5.0  # inches: in a phone's width, words are still large enough to read
-LARGEST_MATRIX = 40  # classes; more cannot be told apart on a page
+MAX_MATRIX = 40  # classes; more cannot be told apart on a page
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
     """Images by true class (rows) and predicted class (columns), each row's share as shade.
 
     Args:
-      confusion: (classes, classes), int, of at most `LARGEST_MATRIX` classes.
+      confusion: (classes, classes), int, of at most `MAX_MATRIX` classes.
       class_names: of rows and columns.
       theme: "light" or "dark".
     """

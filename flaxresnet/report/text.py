@@ -22,12 +22,12 @@ from flaxresnet.reliability.ood import TARGET_FPR
 from flaxresnet.reliability.robustness import CorruptionResult
 from flaxresnet.report import html
 from flaxresnet.report.collect import ReportData
-from flaxresnet.report.plots import LARGEST_MATRIX, confusion_chart, learning_curves, reliability_chart
+from flaxresnet.report.plots import MAX_MATRIX, confusion_chart, learning_curves, reliability_chart
 from flaxresnet.runtime.atomic_io import atomic_write, oserror_as_user_error
 from flaxresnet.visualize.plot_style import save
 
-MOST_CLASSES = 200  # rows of the table; the worst, where there are more
-MOST_CONFUSIONS = 20  # rows, where the matrix is too large to draw
+MAX_CLASSES = 200  # rows of the table; the worst, where there are more
+MAX_CONFUSIONS = 20  # rows, where the matrix is too large to draw
 DPI = 180  # dots to an inch: figures are sharp where a page shows them large, and on telephones
 
 
@@ -82,7 +82,7 @@ def parts_of(found: ReportData, name: str, folder: Path, run: str) -> Iterator[s
         alt = f"Loss, accuracy and learning rate of {len(found.rows)} epochs"
         curves = chart("curves", alt, lambda theme: learning_curves(found.rows, theme))
         yield html.section("Learning curves", curves, html.paragraph(CURVES, soft=True))
-    if len(info.class_names) <= LARGEST_MATRIX:
+    if len(info.class_names) <= MAX_MATRIX:
         alt = "Images by true and predicted class; the table of classes below has the figures"
         matrix = chart("confusion", alt, lambda theme: confusion_chart(result.confusion, info.class_names, theme))
     else:
@@ -133,7 +133,7 @@ def _headline(found: ReportData) -> Iterator[tuple[str, str, str]]:
 def _confusions(result: Evaluation) -> Iterator[tuple[str, str, str]]:
     """The commonest mistakes, of classes too many for a matrix."""
     wrong = result.confusion * (1 - np.eye(len(result.class_names), dtype=int))
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]:
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]:
         true, predicted = np.unravel_index(place, wrong.shape)
         if wrong[true, predicted]:
             yield result.class_names[true], result.class_names[predicted], f"{wrong[true, predicted]:,}"
@@ -141,9 +141,9 @@ def _confusions(result: Evaluation) -> Iterator[tuple[str, str, str]]:
 
 def _classes(result: Evaluation) -> Iterator[str]:
     rows = result.per_class
-    if len(rows) > MOST_CLASSES:
-        rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MOST_CLASSES]
-        yield html.paragraph(f"The {MOST_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
+    if len(rows) > MAX_CLASSES:
+        rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MAX_CLASSES]
+        yield html.paragraph(f"The {MAX_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
 
     def figure(row: dict[str, Any], name: str) -> str:
         low, high = row[f"{name}_interval"]

@@ -8,11 +8,11 @@ from flaxresnet.data.preprocess import is_number
 
 Check = tuple[Callable[[Any], bool], str]
 
-LARGEST_COUNT = 2**53  # what JSON's numbers can count to everywhere
+MAX_COUNT = 2**53  # what JSON's numbers can count to everywhere
 
 
 def _is_whole(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value <= LARGEST_COUNT  # by type, because True is an int as well
+    return type(value) is int and least <= value <= MAX_COUNT  # by type, because True is an int as well
 
 
 def _is_text(value: Any) -> bool:

@@ -18,7 +18,7 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.data.dataset import is_same_data
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
+from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet, width_step
 from flaxresnet.runs.fields import DATA, RUN, is_row, require
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runtime.errors import UserError, listed
@@ -169,9 +169,9 @@ class RunMetadata:
         config = TrainConfig.from_json(values["config"])
         preprocessing = Preprocessing.from_json(values["preprocessing"])
         check_network(config)
-        if min(preprocessing.height, preprocessing.width) < SMALLEST_IMAGE:
+        if min(preprocessing.height, preprocessing.width) < MIN_IMAGE_SIZE:
             size = f"{preprocessing.height}×{preprocessing.width}"
-            raise UserError(f"images of {size} pixels; the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more")
+            raise UserError(f"images of {size} pixels; the network needs {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} or more")
         return cls(
             config=config,
             class_names=tuple(values["class_names"]),

@@ -52,7 +52,7 @@ CACHE_KEY_EXCLUDES = (
     "allow_config_changes",
     "compilation_cache",
 )
-MOST_RUNS = 12  # kept; some 4 MB each
+MAX_RUNS = 12  # kept; some 4 MB each
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -175,7 +175,7 @@ def _evict_lru(mine: Path) -> None:
     """Removes the folders beside this one that were used longest ago, and nothing else that may lie there."""
     others = [path for path in mine.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != mine]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in others[MOST_RUNS - 1 :]:
+    for folder in others[MAX_RUNS - 1 :]:
         for path in folder.iterdir():
             path.unlink()  # programs, finished or, by a process that was killed, not
         folder.rmdir()

@@ -11,13 +11,13 @@ import jax
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.models.resnet import SMALLEST_IMAGE
+from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runs.checkpoint_manager import epochs_in, steps_in
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.run_dir import RunFolder, RunMetadata, package_versions
 from flaxresnet.runtime.errors import UserError
 
-ELSEWHERE = "give another --workdir, or --no-resume to start anew"
+NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start anew"
 
 
 def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
@@ -57,9 +57,9 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
     if len(there := train.class_counts().nonzero()[0]) == 1:
         only = f"all {len(train)} training images are of the class {train.class_names[there[0]]}"
         raise UserError(f"{source}: {only}; a classifier needs two or more, so look at the labels")
-    if min(train.image_size) < SMALLEST_IMAGE:
+    if min(train.image_size) < MIN_IMAGE_SIZE:
         height, width = train.image_size
-        needed = f"the network needs {SMALLEST_IMAGE}×{SMALLEST_IMAGE} or more"
+        needed = f"the network needs {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} or more"
         raise UserError(f"{source} has images of {height}×{width} pixels; {needed}")
     return train, test
 
@@ -124,7 +124,7 @@ def _resume_run(info: RunMetadata, folder: RunFolder, note: Callable[[str], None
     """The description of a run that goes on in its folder; raises UserError where it cannot, or would lose rows."""
     if not folder.exists():
         what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
-        raise UserError(f"--workdir {folder.path} holds {what} of a run without its config.json; {ELSEWHERE}")
+        raise UserError(f"--workdir {folder.path} holds {what} of a run without its config.json; {NEW_WORKDIR_HINT}")
     stored = folder.read_info()
     made_of = stored.data["source"] if stored.data["train_fingerprint"] is None else stored.data.get("adapted")
     if made_of:
@@ -146,7 +146,7 @@ def _check_figures(folder: RunFolder, note: Callable[[str], None]) -> None:
     if len(rows) > 1 or (rows and not folder.checkpoints.is_dir()):
         raise UserError(
             f"--workdir {folder.path} holds the figures of {len(rows)} epoch(s), but no checkpoint to go on from; "
-            f"put its checkpoints back, or {ELSEWHERE}"
+            f"put its checkpoints back, or {NEW_WORKDIR_HINT}"
         )
     if rows:
         note(f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {folder.keep_metrics()}")
@@ -161,7 +161,7 @@ def check_same_experiment(info: RunMetadata, stored: RunMetadata, note: Callable
     for difference, fits in info.config_diff(stored):
         if not (told and fits):
             way = ", or --allow-config-changes to go on with it all the same" if fits else ""
-            raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {ELSEWHERE}{way}")
+            raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {NEW_WORKDIR_HINT}{way}")
         note(f"--allow-config-changes: the run so far was with {difference}")
     if others := [name for name, number in stored.versions.items() if info.versions.get(name, number) != number]:
         changes = ", ".join(f"{name} {stored.versions[name]} (here {info.versions[name]})" for name in others)

@@ -27,7 +27,7 @@ from flaxresnet.weights.zip_limits import check_compression_ratio
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
 STORES = ("layers", "_layer_checkpoint_dependencies")  # of Keras 3, and of Keras 2.12 to 2.15
-LARGEST_TEXT = 8 * 2**20  # bytes of a model's configuration; that of the deepest has half a million
+MAX_TEXT = 8 * 2**20  # bytes of a model's configuration; that of the deepest has half a million
 LARGEST = 4 * 2**30  # bytes of all arrays of a file, or of an archive's member; more is no ResNet
 # Names of a layer's variables, in the order in which Keras keeps them.
 LEAVES = {
@@ -225,7 +225,7 @@ def _arrays(layer: Layer, table: FlatParams) -> dict[str, np.ndarray]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    limit = LARGEST_TEXT if name.endswith(".json") else LARGEST
+    limit = MAX_TEXT if name.endswith(".json") else LARGEST
     if archive.getinfo(name).file_size > limit:
         raise UserError(f"{name} in it is larger than {limit // 2**20} MiB")
     return archive.read(name)

@@ -12,7 +12,7 @@ import numpy as np
 from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing, is_input_size
 from flaxresnet.models.layer_graph import count_convolutions, head_size
-from flaxresnet.models.resnet import SIZES, SMALLEST_IMAGE, ResNet, resnet, width_step
+from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet, width_step
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.flat_params import HEAD_KEY, Entries, FlatParams, Shapes
@@ -138,7 +138,7 @@ def check_names(names: Sequence[Any], num_classes: int | None) -> None:
 def fits_images(weights: PretrainedWeights, image_size: tuple[int, int]) -> bool:
     """Whether the network takes images of this height and width."""
     return (
-        min(image_size) >= SMALLEST_IMAGE
+        min(image_size) >= MIN_IMAGE_SIZE
         and is_input_size(image_size)
         and weights.table.keys() <= flat_params.shapes_of(weights.model, image_size).keys()
         and all(flat_params.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())

@@ -4,12 +4,12 @@ import zipfile
 
 from flaxresnet.runtime.errors import UserError
 
-MOST_PACKED = 4  # bytes that one of the archive may unpack to; Keras and PyTorch store, and weights hardly pack
-LEAST_PACKED = 2**24  # bytes that an archive may unpack to whatever its size
+MAX_PACKED = 4  # bytes that one of the archive may unpack to; Keras and PyTorch store, and weights hardly pack
+MIN_PACKED = 2**24  # bytes that an archive may unpack to whatever its size
 
 
 def check_compression_ratio(archive: zipfile.ZipFile, nbytes: int) -> None:
     """Raises UserError where an archive of so many bytes declares to unpack to far more; reading believes that."""
     unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > max(LEAST_PACKED, MOST_PACKED * nbytes):
+    if unpacked > max(MIN_PACKED, MAX_PACKED * nbytes):
         raise UserError(f"it unpacks to {unpacked:,} bytes and has {nbytes:,}; store weights without packing them")

@@ -313,7 +313,7 @@ def test_a_mistake_in_the_data_is_named(tmp_path, files, message):
 
 
 def test_labels_of_an_absurd_size_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.hdf5.MOST_LABEL_BYTES", 8)
+    monkeypatch.setattr("flaxresnet.data.hdf5.MAX_LABEL_BYTES", 8)
     path = make(tmp_path / "a.h5", without(TRAIN, "list_classes"))
     with pytest.raises(
         UserError, match=r"a\.h5: train_set_y has shape \(4,\); give one label an image, one name a class"
@@ -709,7 +709,7 @@ def test_labels_that_are_declared_but_not_stored_are_refused(tmp_path):
 
 
 def test_images_that_are_packed_as_well_as_can_be_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.hdf5.LEAST_PACKED", 0)
+    monkeypatch.setattr("flaxresnet.data.hdf5.MIN_PACKED", 0)
     path, black = make(tmp_path / "signs.h5", without(TRAIN, "train_set_x")), np.zeros((4, 500, 500, 3), np.uint8)
     with h5py.File(path, "a") as file:
         file.create_dataset("train_set_x", data=black, chunks=black.shape, compression="gzip", compression_opts=9)

@@ -129,7 +129,7 @@ def test_small_pictures_have_signs_too():
 
 
 def test_of_too_many_images_only_the_equal_ones_are_found(monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.sanity_checks.MOST_PAIRS", 10)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.MAX_PAIRS", 10)
     train, test = blobs(9, 1), blobs(6, 2)
     test.images[4], test.images[5] = train.images[2], train.images[3] // 2 * 2
     same, many = said(train, test, thorough=True)
@@ -147,13 +147,13 @@ def test_pairs_do_not_depend_on_how_many_images_are_read_at_once(monkeypatch, at
     test[1], test[15] = train[8], train[33]
     train[35] = train[33]  # of two the first is named
     test[9] = np.clip(train[21] * 0.8 + 20, 0, 255)
-    monkeypatch.setattr("flaxresnet.data.sanity_checks.READ_AT_ONCE", at_once * train[0].nbytes)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.CHUNK_BYTES", at_once * train[0].nbytes)
     assert duplicates(train, test) == ([(1, 8), (15, 33)], [(9, 21)])
     assert duplicates(train, test, nearly=False) == ([(1, 8), (15, 33)], [])
 
 
 def test_of_large_images_fewer_are_looked_at(monkeypatch):
-    monkeypatch.setattr("flaxresnet.data.sanity_checks.READ_AT_ONCE", 5 * blobs(9, 1).images[0].nbytes)
+    monkeypatch.setattr("flaxresnet.data.sanity_checks.CHUNK_BYTES", 5 * blobs(9, 1).images[0].nbytes)
     data = blobs(9, 1)
     (sentence,) = said(replace(data, images=np.minimum(data.images, 1)))
     assert "of 5 looked at" in sentence

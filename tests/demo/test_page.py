@@ -120,7 +120,7 @@ def uploaded(address: str, data: bytes) -> tuple[int, str]:
 @pytest.mark.parity
 def test_large_uploads_are_refused(address):
     assert uploaded(address, b"x" * 1000)[0] == 200
-    status, _ = uploaded(address, bytes(demo_page.LARGEST_UPLOAD + 1000))
+    status, _ = uploaded(address, bytes(demo_page.MAX_UPLOAD + 1000))
     assert status == 413
 
 
@@ -310,10 +310,10 @@ def test_large_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatc
         demo_page.read_upload(declared(tmp_path / "large.png", "L", (30_000, 30_000)))
     with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):  # Pillow decodes it to open it
         demo_page.read_upload(picture(tmp_path, "ico", (64, 64)))
-    monkeypatch.setattr(demo_page, "LARGEST_UPLOAD", 10)
+    monkeypatch.setattr(demo_page, "MAX_UPLOAD", 10)
     with pytest.raises(fr.UserError, match="This file is too large"):
         demo_page.read_upload(picture(tmp_path, "jpg", (64, 64)))
-    monkeypatch.setattr(demo_page, "LARGEST_UPLOAD", 10_000)
+    monkeypatch.setattr(demo_page, "MAX_UPLOAD", 10_000)
     for kind in ("jpg", "png", "webp", "gif", "bmp", "tiff"):
         assert demo_page.read_upload(picture(tmp_path, kind, (64, 48))).shape == (48, 64, 3)
 

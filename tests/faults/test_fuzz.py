@@ -42,7 +42,7 @@ from flaxresnet.training.schedule import augmentation_schedule, make_schedule, s
 from flaxresnet.weights.io import read_weights
 
 LONGEST = 10  # seconds for one input
-MOST_MEMORY = 1024  # MiB more than before, for one input
+MAX_MEMORY = 1024  # MiB more than before, for one input
 PROCESS = Path("/proc/self")  # where the system tells of a process's memory: Linux
 STEPS = 5000  # an epoch
 FEW = 5  # changes of each kind of file in every run of the tests
@@ -87,7 +87,7 @@ def attempt(what, read):
     else:
         works = True
     assert time.monotonic() - start < LONGEST
-    assert peak_mebibytes() - before < MOST_MEMORY
+    assert peak_mebibytes() - before < MAX_MEMORY
     WORST[what] = max(WORST[what], peak_mebibytes() - before)
     TRIED[what, "worked" if works else "refused"] += 1
     return works

@@ -159,7 +159,7 @@ def test_what_may_only_be_read_is_used(tmp_path, monkeypatch):
 
 
 def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(executable_cache, "MOST_RUNS", 3)
+    monkeypatch.setattr(executable_cache, "MAX_RUNS", 3)
     folders = [tmp_path / (str(age) * 64) for age in range(5)]
     for age, folder in enumerate(folders):
         folder.mkdir()

@@ -414,7 +414,7 @@ def test_a_file_with_something_wrong_is_refused(tmp_path, damage, message):
 
 def test_a_description_that_is_too_large_is_not_unpacked(tmp_path, monkeypatch):
     write_weights(random_weights("resnet14", "tutorial"), tmp_path / "w.keras")
-    monkeypatch.setattr("flaxresnet.weights.keras_files.LARGEST_TEXT", 0)
+    monkeypatch.setattr("flaxresnet.weights.keras_files.MAX_TEXT", 0)
     with pytest.raises(UserError, match=r"w\.keras: \w+\.json in it is larger than 0 MiB"):
         read_weights(tmp_path / "w.keras")
 

@@ -11,7 +11,7 @@ from flaxresnet.data.cache_dir import cache_folder, cache_write
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hand_signs import hand_model, render
 
-MOST_FILES = 6  # two for each version of the drawing; some 15 MB
+MAX_FILES = 6  # two for each version of the drawing; some 15 MB
 
 
 def load_default_signs() -> Splits:
@@ -32,7 +32,7 @@ def _kept_or_drawn(
     np.savez(content := io.BytesIO(), images=images, labels=labels)
     cache_write(path, content.getvalue())
     with contextlib.suppress(OSError):  # another process may forget the same
-        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-MOST_FILES]:
+        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-MAX_FILES]:
             old.unlink()
     return images, labels
 

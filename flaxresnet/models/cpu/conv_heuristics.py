@@ -60,7 +60,7 @@ IM2COL = ConvAlgorithms("im2col", "im2col", "im2col")
 PER_OFFSET_GEMM = ConvAlgorithms("per_offset_gemm", "per_offset_gemm", "per_offset_gemm")
 WINOGRAD = ConvAlgorithms("winograd", "winograd", "winograd")
 
-LARGEST_AREA = 49  # of a kernel whose places are taken apart: each is an operation of its own in the program
+MAX_AREA = 49  # of a kernel whose places are taken apart: each is an operation of its own in the program
 IN_PADDING = 0.5  # share of taps on pixels up to which one product a tap beats patches, half of which are zeros then
 SMALL = 36  # pixels of the result up to which patches win in all three
 WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
@@ -77,7 +77,7 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits
     pads = [pad for pair in window.pads for pad in pair]
     if area == 1 and not any(pads):
         return CONV1X1_GEMM
-    if area > LARGEST_AREA:
+    if area > MAX_AREA:
         return NATIVE
     if valid_fraction(image, kernel, window) <= IN_PADDING:
         return PER_OFFSET_GEMM
@@ -102,6 +102,6 @@ def choose_for_inference(
     results = image[0] * math.prod(result_size(image, kernel, window))
     if choice == WINOGRAD and channels * features > KERNEL_SHARE * results:
         return PER_OFFSET_GEMM
-    if choice.forward == "native" and kernel[0] * kernel[1] <= LARGEST_AREA and is_at_most(results, MANY):
+    if choice.forward == "native" and kernel[0] * kernel[1] <= MAX_AREA and is_at_most(results, MANY):
         return IM2COL
     return choice

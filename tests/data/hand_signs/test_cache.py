@@ -103,8 +103,8 @@ def test_without_a_cache_folder_they_are_drawn_each_time(drawn, monkeypatch, tmp
 
 
 def test_only_the_newest_are_kept(drawn, tmp_path):
-    for count in range(6, 6 + cache.MOST_FILES + 2):
+    for count in range(6, 6 + cache.MAX_FILES + 2):
         signs(count, 0, 32, 0.1)
-    assert len(files(tmp_path)) == cache.MOST_FILES
-    signs(6 + cache.MOST_FILES + 1, 0, 32, 0.1)
-    assert len(drawn) == cache.MOST_FILES + 2
+    assert len(files(tmp_path)) == cache.MAX_FILES
+    signs(6 + cache.MAX_FILES + 1, 0, 32, 0.1)
+    assert len(drawn) == cache.MAX_FILES + 2

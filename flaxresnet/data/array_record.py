@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import EncodedImages, LazyImages
+from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup

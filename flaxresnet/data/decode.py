@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_regular_file
+from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.runtime.errors import UserError
 
 if TYPE_CHECKING:

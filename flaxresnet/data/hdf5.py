@@ -15,12 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.decode import MAX_PIXELS
 from flaxresnet.data.hdf5_limits import ChunkSizeGuard, chunk_nbytes, unsupported_reason
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import LazyImages
+from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import Part, Preprocessing
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import require_regular_file
 from flaxresnet.data.dataset import Dataset, Input, Splits
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import EncodedImages
+from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Part, Preprocessing, is_input_size
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup

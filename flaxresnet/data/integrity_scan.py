@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import cache_folder, cache_write
 from flaxresnet.data.dataset import Dataset, Input
 from flaxresnet.data.lazy_images import ContentHash, EncodedImages, LazyImages
 from flaxresnet.data.should_stream import should_stream
+from flaxresnet.runtime.cache_dir import cache_dir, cache_write
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -132,7 +132,7 @@ def _of_all(mine: dict[int, str], processes: ProcessGroup) -> dict[int, str]:
 
 def _path(images: LazyImages, identity: str) -> Path:
     name = hashlib.sha256(f"{images.location}\0{identity}\0{images.shape}".encode("utf-8", "surrogateescape"))
-    return cache_folder("checked") / f"{name.hexdigest()}.json"
+    return cache_dir("checked") / f"{name.hexdigest()}.json"
 
 
 def _load_cached(path: Path) -> ScanResult | None:

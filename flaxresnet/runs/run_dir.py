@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet, width_step
 from flaxresnet.runs.fields import DATA, RUN, is_row, require
 from flaxresnet.runs.lock import WorkdirLock
+from flaxresnet.runtime.atomic_io import replace_file
 from flaxresnet.runtime.errors import UserError, listed
 
 FORMAT = 2
@@ -262,7 +262,8 @@ class RunFolder:
             probe.touch()
             probe.unlink()
             self._metrics.touch()
-            _replace(self._config, json.dumps(info.to_json(), indent=2) + "\n")
+            with replace_file(self._config) as temporary:
+                temporary.write_text(json.dumps(info.to_json(), indent=2) + "\n")
 
     def lock(self, lock: WorkdirLock) -> None:
         """Makes the folder, if need be, and locks it; raises UserError where it is in use or cannot be written."""
@@ -290,8 +291,8 @@ class RunFolder:
         # A last line without its end was being written when the machine stopped: its epoch is trained again.
         if any(_row(line) is None and line.endswith("\n") for line in self._lines()):
             kept = self.keep_metrics()
-        with self._writing():
-            _replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        with self._writing(), replace_file(self._metrics) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return kept
 
     def keep_metrics(self) -> Path:
@@ -349,13 +350,3 @@ def _row(line: str) -> dict[str, Any] | None:
 def _numbered(path: Path) -> Path:
     """The first of `NAME.1`, `NAME.2`, … that is not there."""
     return next(free for number in count(1) if not (free := path.with_name(f"{path.name}.{number}")).exists())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the new name with nothing in it
-    temporary.replace(path)

@@ -19,20 +19,28 @@ def oserror_as_user_error(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary file beside `path`, which takes its place at the end, or is deleted if that fails.
+
+    A reader sees the old content or the new one, never a part.
+    """
+    handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut could leave the new name with nothing in it
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end, or is gone where that failed."""
-    path = Path(path)
-    with oserror_as_user_error(path):
-        handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())  # or a power cut could leave the new name with nothing in it
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Replaces a file as `replace_file` does. Turns an OSError into a UserError that names the path."""
+    with oserror_as_user_error(path), replace_file(Path(path)) as temporary:
+        yield temporary

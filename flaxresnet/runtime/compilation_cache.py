@@ -2,10 +2,11 @@
 
 import contextlib
 import os
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from flaxresnet.runtime.cache_dir import cache_dir
 
 MIN_COMPILE_SECS = 0.5  # seconds; programs that compile faster are not worth a file
 
@@ -17,8 +18,8 @@ def use_compilation_cache(use: bool = True) -> None:
         compilation_cache.reset_cache()  # JAX asks once in a process whether there is one
     if not use or jax.config.values.get("jax_compilation_cache_dir"):
         return
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or none that may be written: compile each time
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flaxresnet" / "compiled"
+    with contextlib.suppress(OSError):  # no home, or none that may be written: compile each time
+        cache = cache_dir("compiled")
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -30,6 +30,7 @@ from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
 from flaxresnet.runs.run_dir import RunMetadata
+from flaxresnet.runtime.atomic_io import replace_file
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
@@ -87,16 +88,14 @@ class ExecutableCache:
         """
         if self._folder is None:
             return
-        unfinished = self._folder / f"{name}.{os.getpid()}"
         try:
             content = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), level=1)
             self._folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(hashlib.sha256(content).digest() + content)
-            unfinished.replace(self._folder / name)
+            with replace_file(self._folder / name) as temporary:
+                temporary.write_bytes(hashlib.sha256(content).digest() + content)
             _evict_lru(self._folder)
         except Exception:  # what cannot be written, or finds no room, is compiled again by the next start
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
+            return
 
 
 def state_shapes(train_step: Compiled) -> Any:

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flaxresnet.data.cache_dir import require_regular_file
+from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import keras_files, torch_files

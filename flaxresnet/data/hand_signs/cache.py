@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.cache_dir import cache_folder, cache_write
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hand_signs import hand_model, render
+from flaxresnet.runtime.cache_dir import cache_dir, cache_write
 
 MAX_FILES = 6  # two for each version of the drawing; some 15 MB
 
@@ -52,4 +52,4 @@ def _path(*what: object) -> Path | None:
     except OSError:  # as in a zip archive
         return None
     digest = hashlib.sha256(repr((np.__version__, program, what)).encode())
-    return cache_folder("drawn") / f"{digest.hexdigest()}.npz"
+    return cache_dir("drawn") / f"{digest.hexdigest()}.npz"

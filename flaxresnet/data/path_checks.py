@@ -1,0 +1,19 @@
+"""Checks a path before it is read."""
+
+import stat
+from pathlib import Path
+
+from flaxresnet.runtime.errors import UserError
+
+
+def require_regular_file(path: str | Path) -> None:
+    """Raises UserError where a pipe, a socket or a device is at the path: reading one may never end.
+
+    Folders and what is missing pass; who opens them says what is wrong, each in its words.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe or a device; give a file that is stored on disk")

@@ -67,7 +67,7 @@ def changed(self, batches, step):
 """
 FLAGS = ["--model", "resnet14", "--width", "16", "--batch-size", "8", "--no-report"]
 LONG = ["--image-size", "32", "32", "--input", "stream", "--epochs", "12", "--checkpoint-steps", "3", "--workers", "1"]
-SHORT = ["--epochs", "3", "--checkpoint-steps", "2", "--zero-init-residual", "1.0", "--aug-strength", "0.0"]
+SHORT = ["--epochs", "3", "--checkpoint-steps", "2", "--no-zero-init-residual", "--aug-strength", "0.0"]
 SHORT += ["--background-prob", "0.0"]  # the options of `finished_run`
 
 

@@ -5,9 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from flaxresnet.runtime.errors import TrainingInterrupted, UserError
+from flaxresnet.runtime.errors import EXIT_USAGE, TrainingInterrupted, UserError
 
-EXIT_USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 

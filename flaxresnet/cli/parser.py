@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flaxresnet.config.validation import flag, type_name
 from flaxresnet.runtime.errors import UserError
@@ -68,8 +68,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout
         print(format_help(arguments, prog, layout, layout.common if layout else None), end="")
         raise SystemExit(0)
     try:
-        values = _read_flags(arguments, options)
-        given, unknown = values.pop("given"), values.pop("unknown")
+        given, unknown = _read_flags(arguments, options)
         if any(word.startswith("-") for word in unknown):
             raise UserError(_unknown(unknown, arguments))
         given |= _read_positional(arguments, [*unknown, *words])
@@ -96,17 +95,13 @@ def format_help(
         group = parser.add_argument_group(title)
         for name in names:
             if shown is None or name in shown:
-                _add_flag(group, arguments, fields[name], layout.defaults.get(name) if layout else None)
+                default = layout.defaults.get(name) if layout else None
+                _add_flag(group, arguments, fields[name], _help_text(arguments, fields[name], default))
     group = parser.add_argument_group("help")
     group.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if layout:
         group.add_argument("--help-all", action="store_true", help="Show all options and exit.")
     return parser.format_help()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -134,7 +129,7 @@ def _split_positional(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _new_parser(arguments: type, prog: str) -> argparse.ArgumentParser:
     description = (inspect.getdoc(arguments) or "").partition("\n\nRaises")[0]
-    return _Parser(
+    return argparse.ArgumentParser(
         prog=prog,
         description=description.replace("%", "%%"),
         formatter_class=_HelpFormatter,
@@ -144,9 +139,8 @@ def _new_parser(arguments: type, prog: str) -> argparse.ArgumentParser:
     )
 
 
-def _add_flag(group: Any, arguments: type, field: dataclasses.Field[Any], default: str | None = None) -> None:
-    """Adds a field's flag to a parser or one of its groups. The value that argparse stores is text."""
-    text = _help_text(arguments, field, default)
+def _add_flag(group: Any, arguments: type, field: dataclasses.Field[Any], text: str | None = None) -> None:
+    """Adds a field's flag, with a help text, to a parser or one of its groups. argparse stores the value as text."""
     if _is_switch(arguments, field):
         group.add_argument(*_switch_names(field), dest=field.name, help=text, action=_Switch, nargs=0, default=None)
     else:
@@ -167,8 +161,8 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not (option_string or "").startswith("--no-"))
 
 
-def _read_flags(arguments: type, words: Sequence[str]) -> dict[str, Any]:
-    """Returns the values of the flags that are `given`, and the words that are `unknown`."""
+def _read_flags(arguments: type, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the values of the flags that are given, by field, and the words that belong to no flag."""
     switches = set()
     for field in _flag_fields(arguments):
         if _is_switch(arguments, field):
@@ -194,7 +188,7 @@ def _read_flags(arguments: type, words: Sequence[str]) -> dict[str, Any]:
         if text is not None:
             hint = _hint(arguments, field.name)
             given[field.name] = text if isinstance(text, bool) else _convert(flag(field.name), text, hint)
-    return {"given": given, "unknown": unknown}
+    return given, unknown
 
 
 def _expected(arguments: type, error: argparse.ArgumentError) -> str:
@@ -244,7 +238,7 @@ def _convert(name: str, text: Any, hint: Any) -> Any:
 
 
 def _unknown(words: Sequence[str], arguments: type) -> str:
-    """Returns a sentence about words that are no options, which their values may follow."""
+    """Returns a sentence that names the words that are no options, without the values that follow them."""
     named = [word.partition("=")[0] for word in words if word.startswith("-")] or list(words)
     flags = []
     for field in _flag_fields(arguments):

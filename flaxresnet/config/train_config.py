@@ -52,22 +52,22 @@ def field_with_checks(default: Any, *checks: Check) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained. What is shown without a default is left to the recipe.
+    """Trains a network on labeled images. The recipe sets the defaults of most options.
 
     Example: flaxresnet train --data datasets/ --epochs 20
 
-    Raises UserError (a ValueError), naming the option and its value, where a value is of the wrong type or out of
-    range.
+    Raises:
+      UserError: a value is of the wrong type or out of range. The error, a ValueError, names the option and the value.
     """
 
     data: str | None = None
     """HDF5 or ArrayRecord files, or a folder of pictures for each class. Left out: datasets/, or drawn hand signs."""
 
     image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
-    """Height and width that pictures in folders are brought to. Left out: those of --init, or 64 64."""
+    """Height and width that pictures in folders are resized to. Left out: those of --init, or 64 64."""
 
     max_corrupt_fraction: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
-    """Largest share of unreadable images that is left out; with more the run does not begin."""
+    """Maximum fraction of corrupt images to skip; training fails above it."""
 
     workdir: str = field_with_checks("runs/default", NOT_EMPTY)
     """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
@@ -91,7 +91,7 @@ class TrainConfig:
     """Images that batch norm takes its statistics over in training. Left out: all of the batch, or of its part."""
 
     seed: int = field_with_checks(0, between(0, 2**32 - 1))
-    """Start of all random numbers: first weights, order of the images, augmentation."""
+    """Random seed for initialization, shuffling and augmentation."""
 
     recipe: Literal["robust", "fast", "tutorial", "finetune", "imagenet"] = "robust"
     """robust: others' photos. fast: few epochs. tutorial: as in Keras. finetune: from --init. imagenet: many images."""
@@ -103,16 +103,16 @@ class TrainConfig:
     """Parts that do not learn, batch norm's statistics among them: stem,stage2,…,stage5; backbone is all of them."""
 
     model: Model | None = None
-    """Size of the network. Left out: that of --init, or resnet50."""
+    """Architecture. With --init, left out: that of the weights."""
 
     variant: Variant | None = None
-    """Written as in the tutorials, Keras Applications, or torchvision. Left out: that of --init, or of the recipe."""
+    """As in the tutorials, Keras Applications, or torchvision. With --init, left out: that of the weights."""
 
     width: int | None = field_with_checks(None, at_least(1), at_most(4096))
-    """Features of the first convolution, on which all others' depend. Left out: those of --init, or 64."""
+    """Features of the first convolution, which all others scale with. With --init, left out: that of the weights."""
 
     stem_relu: bool | None = None
-    """A ReLU after bn_conv1; one of the two tutorials leaves it out. Left out: as in --init, or with it."""
+    """Apply a ReLU after bn_conv1; one of the two tutorials has none. With --init, left out: that of the weights."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; parameters, statistics, logits and loss are float32 with either."""
@@ -121,7 +121,7 @@ class TrainConfig:
     """adam, sgd (Nesterov's momentum of 0.9), adamw (Adam with weight decay), or lamb, for batches of thousands."""
 
     learning_rate: float | None = field_with_checks(None, POSITIVE)
-    """The optimiser's step size; where the schedule changes it, the highest. Left out: the recipe's."""
+    """Learning rate; with a schedule, its peak."""
 
     schedule: Literal["constant", "cosine"] | None = None
     """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""

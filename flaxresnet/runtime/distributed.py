@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.errors import EXIT_USAGE, UserError
 from flaxresnet.runtime.process_group import ProcessGroup
 
 T = TypeVar("T")
@@ -26,7 +26,6 @@ LOST_AFTER = 30  # seconds without a sign of life from a process, until the othe
 END_TOGETHER = 60  # seconds that a finished process waits for the others
 LEAVE_WITHIN = 20  # seconds for a process that cannot go on, to end as usual
 EXIT_TEMPFAIL = 75  # exit status, sysexits.h's "try again"
-EXIT_USAGE = 2  # and that of the user's mistakes
 
 
 def join_processes(

@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from itertools import islice
 
+EXIT_USAGE = 2  # exit status after a mistake of the user
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a path, a file, an option. Its text is one sentence saying what to do."""

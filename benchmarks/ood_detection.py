@@ -77,7 +77,7 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"{run} cannot tell which photos are unlike its training images; write its report")
     labels = splits.test.labels
     table = Table("pictures", box=box.SIMPLE)
-    for name in ("images", "called strange", "median strangeness", "accuracy", "with --tta", "mean confidence"):
+    for name in ("images", "flagged", "median OOD score", "accuracy", "with --tta", "mean confidence"):
         table.add_column(name, justify="right")
     for name, images in pictures(splits.test.images):
         if not len(images):
@@ -90,7 +90,7 @@ def main(arguments: Arguments) -> None:
         confidence = f"{answers.probabilities.max(1).mean():.3f}"
         table.add_row(name, str(len(images)), share, middle, *rights, confidence)
     console = Console(width=110)
-    console.print(f"called strange above {classifier.calibration.threshold:.4f}")
+    console.print(f"flagged above {classifier.calibration.threshold:.4f}")
     console.print(table)
 
 

@@ -71,7 +71,7 @@ def subsample_indices(count: int, most: int = MAX_PHOTOS) -> np.ndarray:
 
 
 def single_class_warning(answers: BatchPrediction, class_names: tuple[str, ...]) -> str | None:
-    """That nearly all images are of one class, in words; None where they are not, or where most are strange."""
+    """Returns a warning if nearly all images are of one class; None also if most are out-of-distribution."""
     if answers.is_ood is None or answers.is_ood.mean() > 0.5:
         return None
     counts = np.bincount(answers.probabilities[~answers.is_ood].argmax(axis=1), minlength=len(class_names))

@@ -123,7 +123,7 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
 def _references(classifier: Classifier, train: Dataset | None, info: RunMetadata) -> np.ndarray:
     """Embeddings of training images, some of them where there are many; of none where there are none, or others.
 
-    Of none as well for a run that was adapted: to its statistics these images are the strange ones.
+    Of none as well for a run that was adapted: to its statistics these images are out-of-distribution.
     """
     known, none = info.data["train_fingerprint"], np.zeros((0, 1), np.float32)
     if train is None or train.image_size != (info.preprocessing.height, info.preprocessing.width):

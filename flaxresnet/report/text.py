@@ -168,25 +168,25 @@ def _calibration(found: ReportData) -> Iterator[str]:
         yield "predict goes by the temperature, and by the training images, that the run knew before it was adapted."
         return
     if not len(calibration.references):
-        yield "Without the training images it cannot be told which photos are unlike them."
+        yield "OOD detection needs the training images, which are not here."
         return
     if not np.isfinite(calibration.threshold):
-        yield "There are too few test images to tell how unlike the training images a photo may usually be."
+        yield "OOD detection is off: there are too few test images to set its threshold."
         return
     yield (
-        "predict says of a photo that it is unlike the training images where its strangeness (1 - cosine to the fifth "
-        f"nearest of {len(calibration.references):,} of them, in the features before the last "
-        f"layer) is above {calibration.threshold:.4f}: meant for {TARGET_FPR:.0%} of photos like the test's."
+        "predict flags a photo as unlike the training images if its OOD score (1 - cosine to the fifth nearest of "
+        f"{len(calibration.references):,} of them, in the features before the last layer) is above "
+        f"{calibration.threshold:.4f}. The target false-positive rate is {TARGET_FPR:.0%}, for photos like the test's."
     )
     if assessment.num_scored:
         share = assessment.false_alarms / assessment.num_scored
         low, high = wilson_interval(assessment.false_alarms, assessment.num_scored)
         yield (
-            f"Judged half by half, it was said of {assessment.false_alarms} of {assessment.num_scored} test images "
+            f"Cross-fitted on two halves, it flags {assessment.false_alarms} of {assessment.num_scored} test images "
             f"({share:.1%}; 95% interval {low:.1%} to {high:.1%})."
         )
     else:
-        yield "How often it is said of such photos cannot be measured with so few test images."
+        yield "The false-positive rate cannot be measured with so few test images."
 
 
 def _mistakes(found: ReportData) -> Iterator[str]:

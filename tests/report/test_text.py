@@ -171,9 +171,9 @@ def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tm
 @pytest.mark.parametrize(
     ("count", "told", "not_told"),
     [
-        (12, "There are too few test images to tell how unlike", "predict says of a photo"),
-        (30, "How often it is said of such photos cannot be measured", "too few test images to tell how"),
-        (90, "Judged half by half, it was said of", "cannot be measured"),
+        (12, "OOD detection is off: there are too few test images", "predict flags a photo"),
+        (30, "The false-positive rate cannot be measured with so few", "OOD detection is off"),
+        (90, "Cross-fitted on two halves, it flags", "cannot be measured"),
     ],
 )
 def test_what_is_said_of_strange_photos_is_what_predict_does(run, undrawn, count, told, not_told):
@@ -226,7 +226,7 @@ def test_training_images_that_have_changed_are_no_reference(run, undrawn):
     found = collect_report_data(run, other)
     assert len(found.assessment.calibration.references) == 0
     page = write_report(run, found).read_text()
-    assert "Without the training images it cannot be told which photos are unlike them." in page
+    assert "OOD detection needs the training images, which are not here." in page
 
 
 def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypatch):

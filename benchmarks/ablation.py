@@ -124,7 +124,7 @@ def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str,
     options |= {"model": arguments.model, "width": arguments.width}
     options |= {"data": arguments.data, "epochs": arguments.epochs, "seed": seed, "recipe": "robust", "report": False}
     with tempfile.TemporaryDirectory() as workdir, with_ranges(ranges):
-        fr.fit(fr.TrainConfig(workdir=workdir, **options), verbose=False)
+        fr.fit(fr.TrainConfig(workdir=workdir, **options), quiet=True)
         classifier = Classifier.load(workdir)
         test = fr.open_dataset(arguments.data).test
         rows = measured(answered(classifier.logits, test.images[:], STRENGTHS), test.labels)

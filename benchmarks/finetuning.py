@@ -143,7 +143,7 @@ def train_and_score(way: Way, folder: str, seed: int, arguments: Arguments) -> l
         return [fr.evaluate(f"{folder}/{way}", folder, split="test").accuracy]
     options: dict[str, Any] = {"model": arguments.model, "data": folder, "seed": seed, "epochs": arguments.epochs}
     options |= {"batch_size": arguments.batch_size, "workdir": f"{folder}/{way}", "report": False}
-    run = fr.fit(fr.TrainConfig(**options | (finetuned_with(arguments) if way == "fine-tuned" else {})), verbose=False)
+    run = fr.fit(fr.TrainConfig(**options | (finetuned_with(arguments) if way == "fine-tuned" else {})), quiet=True)
     return [row["test_accuracy"] for row in run.history]
 
 

@@ -30,7 +30,7 @@ from flaxresnet.weights.resolve import open_weights
 OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")
 
 
-def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = False) -> TrainResult:
+def fit(config: TrainConfig, *, quiet: bool = False, keep_programs: bool = False) -> TrainResult:
     """Trains a network, or goes on with the run found in `config.workdir`.
 
     On Linux the process keeps the memory that it frees from then on (see `runtime/malloc_tuning.py`). That makes steps
@@ -38,7 +38,7 @@ def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = Fals
 
     Args:
       config: see `TrainConfig`; options left at None take the recipe's value.
-      verbose: print what is loaded, a progress bar and a line an epoch.
+      quiet: print nothing.
       keep_programs: on CPUs, keep compiled programs so that the next start with the same options traces nothing, and
         take those of an earlier one. Only for processes that change nothing in this package, or in those it uses,
         while they run: such a change is not seen. The command line does so, unless `--no-compilation-cache`.
@@ -54,7 +54,7 @@ def fit(config: TrainConfig, *, verbose: bool = True, keep_programs: bool = Fals
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config.distributed, config.coordinator_address, config.num_processes, config.process_id)
     warn_of_fallback()
-    reporter = ProgressLogger(verbose and distributed.is_process_zero(), config.epochs, config.batch_size)
+    reporter = ProgressLogger(quiet or not distributed.is_process_zero(), config.epochs, config.batch_size)
     with distributed.exit_watchdog(), WorkdirLock(reporter.note) as lock:
         distributed.run_on_process_zero(lambda: _lock_early(config, lock, reporter.note))
         return _fit(config, lock, reporter, keep_programs)

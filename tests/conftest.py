@@ -211,7 +211,7 @@ def data_folder(tmp_path_factory):
 def finished_run(tmp_path_factory, data_folder):
     """The folder of a small run of three epochs. Read it; do not train in it."""
     workdir = tmp_path_factory.mktemp("runs") / "small"
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, **TINY_CONFIG), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, **TINY_CONFIG), quiet=True)
     return workdir
 
 

@@ -146,7 +146,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
     with pytest.raises(
         fr.UserError, match=r"here holds the weights of .*run, adapted to 24 photos, no run to go on with"
     ):
-        fr.fit(config, verbose=False)
+        fr.fit(config, quiet=True)
     # To the new statistics the run's own images are the strange ones: its report must not learn from them.
     kept = (tmp_path / "here" / "calibration.safetensors").read_bytes()
     assert kept == (calibrated_run / "calibration.safetensors").read_bytes()

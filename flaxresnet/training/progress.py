@@ -12,17 +12,17 @@ Update = Callable[[int, float, float], None]  # steps done in this epoch, mean l
 
 
 class ProgressLogger:
-    """Prints a run's lines; with `verbose=False`, nothing.
+    """Prints a run's lines; nothing if `quiet`.
 
     Attributes:
       batch_size, steps_per_epoch, epochs: of the run, for images/s and the time left.
     """
 
-    def __init__(self, verbose: bool, epochs: int, batch_size: int) -> None:
+    def __init__(self, quiet: bool, epochs: int, batch_size: int) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
         self.steps_per_epoch = 0
-        self._console = Console(quiet=not verbose, soft_wrap=True)
+        self._console = Console(quiet=quiet, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)

@@ -149,9 +149,9 @@ def test_more_than_memory_holds_is_streamed_and_refused_only_where_memory_is_ask
 
 def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
     options = {"data": draw_blobs(tmp_path / "data", 44, 19), "workdir": tmp_path / "run", **TINY_CONFIG}
-    fr.fit(fr.TrainConfig(epochs=1, image_size=(32, 32), **options), verbose=False)
+    fr.fit(fr.TrainConfig(epochs=1, image_size=(32, 32), **options), quiet=True)
     # Going on, the size is the run's, not that of no run, which is larger.
-    run = fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
+    run = fr.fit(fr.TrainConfig(epochs=2, **options), quiet=True)
     assert [row["epoch"] for row in run.history] == [1, 2]
     info = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (info["preprocessing"]["height"], info["preprocessing"]["width"]) == (32, 32)
@@ -164,7 +164,7 @@ def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
     assert fr.evaluate(tmp_path / "run", tmp_path / "data", max_corrupt_fraction=0.1).count == own.count
     (tmp_path / "data" / "test" / "red" / "bad.png").unlink()
     with pytest.raises(fr.UserError, match="images of another size"):
-        fr.fit(fr.TrainConfig(epochs=3, image_size=(32, 40), **options), verbose=False)
+        fr.fit(fr.TrainConfig(epochs=3, image_size=(32, 40), **options), quiet=True)
 
 
 def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tmp_path):
@@ -178,11 +178,11 @@ def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tm
 
     draw_all(1)
     options = {"data": tmp_path / "data", "workdir": tmp_path / "run", "image_size": (32, 32), **TINY_CONFIG}
-    fr.fit(fr.TrainConfig(epochs=1, **options), verbose=False)
+    fr.fit(fr.TrainConfig(epochs=1, **options), quiet=True)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     draw_all(2)
     with pytest.raises(fr.UserError, match="holds a run with other training data"):
-        fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
+        fr.fit(fr.TrainConfig(epochs=2, **options), quiet=True)
     with pytest.raises(fr.UserError, match="was trained with other test images than"):
         fr.evaluate(tmp_path / "run")
     # A run from before, which knows of names and sizes alone, goes on and knows more from then on.
@@ -190,14 +190,14 @@ def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tm
     old = {name: config["data"][name].split("-")[0] for name in ("train_fingerprint", "test_fingerprint")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"data": config["data"] | old}))
     assert fr.evaluate(tmp_path / "run").count == 19
-    fr.fit(fr.TrainConfig(epochs=2, **options), verbose=False)
+    fr.fit(fr.TrainConfig(epochs=2, **options), quiet=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == config["data"]
 
 
 def test_hdf5_files_have_a_size_of_their_own(data_folder, tmp_path):
     config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", image_size=(48, 32), **TINY_CONFIG)
     with pytest.raises(fr.UserError, match=r"--image-size 48×32 is for folders of pictures; the images .* are 32×32"):
-        fr.fit(config, verbose=False)
+        fr.fit(config, quiet=True)
 
 
 def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
@@ -208,7 +208,7 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     options = {"image_size": (32, 32), "epochs": 1, "crop_pct": 0.5, **TINY_CONFIG}
-    run = fr.fit(fr.TrainConfig(data=tmp_path / "data", workdir=tmp_path / "run", **options), verbose=False)
+    run = fr.fit(fr.TrainConfig(data=tmp_path / "data", workdir=tmp_path / "run", **options), quiet=True)
     classifier = fr.Classifier.load(run.workdir)
     assert classifier.preprocessing.crop_pct == 0.5
     splits = fr.open_dataset(tmp_path / "data", (32, 32), crop_pct=0.5)

@@ -176,7 +176,7 @@ def test_killed_process_goes_on(finished_run, data_folder, tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert newest_step(tmp_path / "run") == 6
     assert len(figures(tmp_path / "run")) == 1
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=3, **TINY_CONFIG), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=3, **TINY_CONFIG), quiet=True)
     assert figures(tmp_path / "run") == figures(finished_run)
     weights = (fr.Classifier.load(run).variables for run in (tmp_path / "run", finished_run))
     jax.tree.map(np.testing.assert_array_equal, *weights)

@@ -31,9 +31,9 @@ class KilledError(BaseException):
     """Nothing catches it."""
 
 
-def train(data, workdir, verbose=True):
+def train(data, workdir, quiet=False):
     """Trains to the third epoch: the options of `finished_run`, with which it shares its programs."""
-    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, epochs=3, **TINY_CONFIG), verbose=verbose)
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, epochs=3, **TINY_CONFIG), quiet=quiet)
 
 
 def figures(workdir):
@@ -216,7 +216,7 @@ def test_no_room_for_a_checkpoint_is_a_sentence_and_the_run_goes_on_when_there_i
     copy = shutil.copytree(begun, tmp_path / "copy")
     best = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
     with files_of_at_most(room), pytest.raises(fr.UserError, match=r"cannot be written.*(File too large|No space)"):
-        train(data_folder, copy, verbose=False)  # or pytest, which writes down what is printed, has no room either
+        train(data_folder, copy, quiet=True)  # or pytest, which writes down what is printed, has no room either
     assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= best
     train(data_folder, copy)
     assert_same_run(copy, whole)

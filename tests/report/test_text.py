@@ -124,7 +124,7 @@ def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
     params = fr.Classifier.load(run).variables["params"]
     Calibration(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
     assert fr.Classifier.load(run).calibration is not None
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG), quiet=True)
     assert RunFolder(run).read_metrics()[-1]["step"] == last
     assert fr.Classifier.load(run).calibration is None
 
@@ -421,7 +421,7 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
     (folder / "test.h5").unlink()
     write_hdf5(folder / "test.h5", "test", wrong)
     config = fr.TrainConfig(data=folder, workdir=tmp_path / "run", epochs=3, tensorboard=True, **TINY_CONFIG)
-    history = fr.fit(config, verbose=False).history
+    history = fr.fit(config, quiet=True).history
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     from tensorboardX.proto.event_pb2 import Event
 
@@ -452,7 +452,7 @@ def test_a_missing_extra_is_said_before_an_old_run_is_set_aside(data_folder, fin
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=1, tensorboard=True, resume=False, **TINY_CONFIG)
     with pytest.raises(fr.UserError, match="--tensorboard needs tensorboardX"):
-        fr.fit(config, verbose=False)
+        fr.fit(config, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -33,7 +33,7 @@ def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
     )
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
     before = RunFolder(run).read_metrics()
-    history = fr.fit(config, verbose=False).history
+    history = fr.fit(config, quiet=True).history
     assert [row["step"] for row in history] == [5, 10, 15]
     assert history[1] == before[1]
     assert history[2]["test_loss"] == before[2]["test_loss"]

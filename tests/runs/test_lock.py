@@ -118,6 +118,6 @@ def test_a_run_has_its_folder_to_itself_and_gives_it_back(finished_run, data_fol
 
     copy, asked = shutil.copytree(finished_run, tmp_path / "copy"), []
     monkeypatch.setattr(RunFolder, "write_metrics", write_metrics)
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, **TINY_CONFIG), verbose=False)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, **TINY_CONFIG), quiet=True)
     assert asked == [True]
     assert sorted(path.name for path in copy.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]

@@ -61,4 +61,4 @@ def test_training_passes_its_option_on(monkeypatch, data_folder, tmp_path):
     monkeypatch.setattr(fitting, "use_compilation_cache", stop)
     for use in (True, False):
         with pytest.raises(StopError, match=str(use)):
-            fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", compilation_cache=use), verbose=False)
+            fr.fit(fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", compilation_cache=use), quiet=True)

@@ -49,4 +49,4 @@ def test_no_first_state_is_compiled_for_a_run_that_goes_on(finished_run, data_fo
     monkeypatch.setattr(trainer.Trainer, "_init_or_restore", lambda self: self.programs.create())
     config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, **TINY_CONFIG)
     with pytest.raises(ValueError, match="there is no first state: a run that goes on has its own"):
-        fr.fit(config, verbose=False)
+        fr.fit(config, quiet=True)

@@ -28,7 +28,7 @@ from flaxresnet.models.resnet import SIZES
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
 for options in json.loads(sys.argv[2]):
     try:
-        outcome = fr.fit(fr.TrainConfig(**options), verbose=False).history
+        outcome = fr.fit(fr.TrainConfig(**options), quiet=True).history
     except fr.UserError as error:
         outcome = str(error)
     print(json.dumps([jax.device_count(), outcome]))

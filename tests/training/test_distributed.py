@@ -145,7 +145,7 @@ def one_process(pictures, tmp_path_factory):
         "report": False,
     }
     workdir = tmp_path_factory.mktemp("one") / "run"
-    fr.fit(TrainConfig(data=pictures, workdir=workdir, recipe="fast", **options), verbose=False)
+    fr.fit(TrainConfig(data=pictures, workdir=workdir, recipe="fast", **options), quiet=True)
     return workdir
 
 

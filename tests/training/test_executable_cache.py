@@ -74,7 +74,7 @@ def info(finished_run):
 
 def train(data_folder, workdir, keep=True, **options):
     config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 2, **TINY_CONFIG, **options})
-    return fr.fit(config, verbose=False, keep_programs=keep)
+    return fr.fit(config, quiet=True, keep_programs=keep)
 
 
 def weights(run):

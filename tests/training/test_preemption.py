@@ -29,7 +29,7 @@ def pictures(tmp_path_factory):
 
 def train(data, workdir, **options):
     given = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0} | options
-    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **TINY_CONFIG | given), verbose=False)
+    return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **TINY_CONFIG | given), quiet=True)
 
 
 def figures(workdir):

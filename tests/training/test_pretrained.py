@@ -27,9 +27,9 @@ from flaxresnet.weights.io import write_weights
 from flaxresnet.weights.run_io import read_run, write_run
 
 
-def train(data, workdir, verbose=False, **options):
+def train(data, workdir, quiet=True, **options):
     return fr.fit(
-        fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 1, **TINY_CONFIG} | options), verbose=verbose
+        fr.TrainConfig(**{"data": data, "workdir": workdir, "epochs": 1, **TINY_CONFIG} | options), quiet=quiet
     )
 
 
@@ -74,7 +74,7 @@ def test_the_last_layer_is_taken_by_the_classes_names(tmp_path, finished_run):
 
 
 def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_classes, finished_run, capsys):
-    train(two_classes, tmp_path / "run", verbose=True, init=str(finished_run), learning_rate=1e-9)
+    train(two_classes, tmp_path / "run", quiet=False, init=str(finished_run), learning_rate=1e-9)
     said = " ".join(capsys.readouterr().out.split())
     assert (
         f"starting from {finished_run}: resnet14, tutorial; the last layer starts anew (3 classes there, 2 here); "
@@ -88,7 +88,7 @@ def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_class
 
 
 def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_classes, finished_run, capsys):
-    train(two_classes, tmp_path / "run", verbose=True, init=str(finished_run), freeze="backbone")
+    train(two_classes, tmp_path / "run", quiet=False, init=str(finished_run), freeze="backbone")
     said = " ".join(capsys.readouterr().out.split())
     before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
     parameters = {name: array.size for name, array in after.items() if not name.endswith(("/mean", "/var"))}
@@ -125,7 +125,7 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
     before = accuracy(first)
     config = parser.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
     # The network has hardly learned, so it learns faster here than the README's. Augmentation is slow to compile.
-    fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, aug_strength=0.0, report=False), verbose=False)
+    fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, aug_strength=0.0, report=False), quiet=True)
     after = accuracy(second)
     assert before < 0.8
     assert after > 0.9
@@ -153,7 +153,7 @@ def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finis
 def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
     tmp_path, data_folder, finished_run, capsys, more
 ):
-    run = train(data_folder, tmp_path / "run", verbose=True, init=str(finished_run), freeze_bn_stats=True, **more)
+    run = train(data_folder, tmp_path / "run", quiet=False, init=str(finished_run), freeze_bn_stats=True, **more)
     assert "batch norm's statistics stay as the weights have them" in " ".join(capsys.readouterr().out.split())
     before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
     for name in before:

@@ -17,7 +17,7 @@ def reporter(monkeypatch, terminal: bool) -> tuple[progress.ProgressLogger, io.S
     said = io.StringIO()
     console = Console(file=said, force_terminal=terminal, width=120, soft_wrap=True, legacy_windows=False)
     monkeypatch.setattr(progress, "Console", lambda **_: console)
-    made = progress.ProgressLogger(verbose=True, epochs=20, batch_size=32)
+    made = progress.ProgressLogger(quiet=False, epochs=20, batch_size=32)
     made.steps_per_epoch = 10
     return made, said
 

@@ -100,7 +100,7 @@ SCALE = {
     ],
 )
 def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_folder, tmp_path, monkeypatch):
-    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, **options), verbose=False)
+    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, **options), quiet=True)
 
     class KilledError(Exception):
         pass
@@ -113,17 +113,17 @@ def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_fol
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_train", killed_in_the_second_epoch)
         with pytest.raises(KilledError):
-            fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), verbose=False)
-    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), verbose=False)
+            fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), quiet=True)
+    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), quiet=True)
 
     assert without_times(resumed.history) == without_times(whole.history)
     assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
 
 
 def test_a_finished_run_goes_on_when_more_epochs_are_asked_for(data_folder, tmp_path):
-    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, recipe="tutorial"), verbose=False)
-    fr.fit(config(data_folder, tmp_path / "two", epochs=2, recipe="tutorial"), verbose=False)
-    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, recipe="tutorial"), verbose=False)
+    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, recipe="tutorial"), quiet=True)
+    fr.fit(config(data_folder, tmp_path / "two", epochs=2, recipe="tutorial"), quiet=True)
+    resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, recipe="tutorial"), quiet=True)
     assert without_times(resumed.history) == without_times(whole.history)
     assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
 
@@ -131,7 +131,7 @@ def test_a_finished_run_goes_on_when_more_epochs_are_asked_for(data_folder, tmp_
 def test_a_finished_run_started_again_trains_nothing_and_answers(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     before = (copy / "metrics.jsonl").read_bytes()
-    run = fr.fit(config(data_folder, copy, epochs=3), verbose=False)
+    run = fr.fit(config(data_folder, copy, epochs=3), quiet=True)
     assert (copy / "metrics.jsonl").read_bytes() == before
     assert run.test_accuracy == RunFolder(finished_run).read_metrics()[-1]["test_accuracy"]
 
@@ -142,7 +142,7 @@ def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run,
         file.write('{"epoch": 4, "test_accuracy": 1.0}\n{"epoch": 5, "te')
     with (copy / "metrics.jsonl").open("ab") as file:
         file.write(b"\xff\x00\n")
-    run = fr.fit(config(data_folder, copy, epochs=4), verbose=False)
+    run = fr.fit(config(data_folder, copy, epochs=4), quiet=True)
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert set(run.history[-1]) == ROW
     assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3, 4]
@@ -151,7 +151,7 @@ def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run,
 def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "metrics.jsonl").unlink()
-    run = fr.fit(config(data_folder, copy, epochs=4), verbose=False)
+    run = fr.fit(config(data_folder, copy, epochs=4), quiet=True)
     assert [row["epoch"] for row in run.history] == [3, 4]
     assert run.history[0] == RunFolder(finished_run).read_metrics()[-1]
 
@@ -179,7 +179,7 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
 
     monkeypatch.setattr(fr.Classifier, "load", damaged)
     monkeypatch.setattr(trainer.TrainResult, "test_accuracy", 0.1)
-    assert fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False).history[-1]["epoch"] == 1
+    assert fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True).history[-1]["epoch"] == 1
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
 def test_a_workdir_with_a_different_run_is_refused(change, message, finished_run, data_folder):
     before = (finished_run / "config.json").read_bytes()
     with pytest.raises(fr.UserError, match=message):
-        fr.fit(config(data_folder, finished_run, **change), verbose=False)
+        fr.fit(config(data_folder, finished_run, **change), quiet=True)
     assert (finished_run / "config.json").read_bytes() == before
 
 
@@ -207,7 +207,7 @@ def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, dat
     with pytest.raises(
         fr.UserError, match="--no-resume to start anew, or --allow-config-changes to go on with it all the"
     ):
-        fr.fit(config(data_folder, copy, **changes), verbose=False)
+        fr.fit(config(data_folder, copy, **changes), quiet=True)
     run = fr.fit(config(data_folder, copy, allow_config_changes=True, **changes))
     said = " ".join(capsys.readouterr().out.split())
     assert "--allow-config-changes: the run so far was with --seed 0, not 1" in said
@@ -215,21 +215,21 @@ def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, dat
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert json.loads((copy / "config.json").read_text())["config"]["seed"] == 1
     with pytest.raises(fr.UserError, match=r"--width 16, not 8; give another --workdir, or --no-resume to start anew$"):
-        fr.fit(config(data_folder, copy, allow_config_changes=True, width=8, **changes), verbose=False)
+        fr.fit(config(data_folder, copy, allow_config_changes=True, width=8, **changes), quiet=True)
 
 
 def test_a_workdir_with_a_run_on_other_data_is_refused(finished_run, tmp_path):
     write_hdf5(tmp_path / "train.h5", "train", blobs(44, seed=3))
     write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=2))
     with pytest.raises(fr.UserError, match="holds a run with other training data"):
-        fr.fit(config(tmp_path, finished_run), verbose=False)
+        fr.fit(config(tmp_path, finished_run), quiet=True)
 
 
 def test_other_test_images_are_another_run(finished_run, data_folder, tmp_path):
     shutil.copy(data_folder / "train.h5", tmp_path)
     write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=4))
     with pytest.raises(fr.UserError, match="holds a run with other test data"):
-        fr.fit(config(tmp_path, finished_run), verbose=False)
+        fr.fit(config(tmp_path, finished_run), quiet=True)
 
 
 def test_a_finished_run_is_found_finished_at_once(finished_run, data_folder, tmp_path, monkeypatch, capsys):
@@ -248,7 +248,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_a
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     for file in (copy / "checkpoints" / "15" / "params").rglob("d/*"):
         file.write_bytes(b"")
-    run = fr.fit(config(data_folder, copy, epochs=3), verbose=False)
+    run = fr.fit(config(data_folder, copy, epochs=3), quiet=True)
     assert (copy / "corrupt").is_dir()
     assert without_times(run.history) == without_times(RunFolder(finished_run).read_metrics())
     assert saved_bytes(copy) == saved_bytes(finished_run)
@@ -258,8 +258,8 @@ def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finishe
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "config.json").unlink()
     with pytest.raises(fr.UserError, match=r"holds checkpoints of a run without its config\.json; give another"):
-        fr.fit(config(data_folder, copy), verbose=False)
-    run = fr.fit(config(data_folder, copy, epochs=1, resume=False), verbose=False)
+        fr.fit(config(data_folder, copy), quiet=True)
+    run = fr.fit(config(data_folder, copy, epochs=1, resume=False), quiet=True)
     assert [row["epoch"] for row in run.history] == [1]
     assert (tmp_path / "copy.1" / "checkpoints").is_dir()
 
@@ -299,10 +299,10 @@ def test_figures_that_are_no_runs_are_left_alone(data_folder, tmp_path):
             r"mine holds a metrics\.jsonl of a run without its config\.json; give another --workdir, or --no-resume"
         )
         with pytest.raises(fr.UserError, match=message):
-            fr.fit(config(data_folder, folder), verbose=False)
+            fr.fit(config(data_folder, folder), quiet=True)
         assert (folder / "metrics.jsonl").read_text() == text
         assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
-    run = fr.fit(config(data_folder, folder, epochs=1, resume=False), verbose=False)
+    run = fr.fit(config(data_folder, folder, epochs=1, resume=False), quiet=True)
     assert len(run.history) == 1
     assert (tmp_path / "mine.1" / "metrics.jsonl").read_text() == "notes"
 
@@ -318,13 +318,13 @@ def test_figures_of_a_run_whose_checkpoints_are_gone_are_kept(finished_run, data
             rf"holds the figures of {rows} epoch\(s\), but no checkpoint to go on from; put its checkpoints back, or"
         )
         with pytest.raises(fr.UserError, match=message):
-            fr.fit(config(data_folder, copy, epochs=4), verbose=False)
+            fr.fit(config(data_folder, copy, epochs=4), quiet=True)
         assert (copy / "metrics.jsonl").read_text() == text
     if rows == 3:
         (copy / "checkpoints").mkdir()  # empty, it is no better
         with pytest.raises(fr.UserError, match=message):
-            fr.fit(config(data_folder, copy, epochs=4), verbose=False)
-    assert len(fr.fit(config(data_folder, copy, epochs=1, resume=False), verbose=False).history) == 1
+            fr.fit(config(data_folder, copy, epochs=4), quiet=True)
+    assert len(fr.fit(config(data_folder, copy, epochs=1, resume=False), quiet=True).history) == 1
     assert (tmp_path / "copy.1" / "metrics.jsonl").read_text() == text
 
 
@@ -353,22 +353,22 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
         with monkeypatch.context() as patch:
             patch.setattr(fitting, "InputPipeline", fails)
             with pytest.raises(RuntimeError, match="out of everything"):
-                fr.fit(config(data_folder, tmp_path / "run", **options), verbose=False)
+                fr.fit(config(data_folder, tmp_path / "run", **options), quiet=True)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
         assert options.items() <= stored.items()
     kept = json.loads((tmp_path / "run" / "corrupt" / "config.json.1").read_text())
     assert kept["config"]["width"] == 8  # of the first start
-    fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     assert RunFolder(tmp_path / "run").read_info().config.width == TINY_CONFIG["width"]
     with pytest.raises(fr.UserError, match="holds a run with --width 16, not 8"):  # now there is something to lose
-        fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8), quiet=True)
 
 
 @pytest.mark.parametrize("text", ['{"name": "my web app", "port": 80}', "cut o"])
 def test_a_config_json_of_something_else_is_left_alone(data_folder, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(fr.UserError, match=r"config\.json"):
-        fr.fit(config(data_folder, tmp_path, epochs=1), verbose=False)
+        fr.fit(config(data_folder, tmp_path, epochs=1), quiet=True)
     assert (tmp_path / "config.json").read_text() == text
 
 
@@ -377,12 +377,12 @@ def test_metrics_that_cannot_be_read_are_said_before_training(finished_run, data
     (copy / "metrics.jsonl").unlink()
     (copy / "metrics.jsonl").mkdir()
     with pytest.raises(fr.UserError, match=r"metrics\.jsonl cannot be read: Is a directory"):
-        fr.fit(config(data_folder, copy, epochs=4), verbose=False)
+        fr.fit(config(data_folder, copy, epochs=4), quiet=True)
 
 
 def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
-    run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), verbose=False)
+    run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), quiet=True)
     assert len(run.history) == 1
     assert not [*tmp_path.glob("*/.flaxresnet-lock")]
     assert len(RunFolder(tmp_path / "copy.1").read_metrics()) == 3
@@ -425,20 +425,20 @@ def poison(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data_folder, tmp_path, poison):
-    fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     poison(8, BEFORE)
     with pytest.raises(fr.UserError, match=r"not finite at step 8 \(the checkpoint after step 5 is kept\)"):
-        fr.fit(config(data_folder, tmp_path / "run", epochs=2), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", epochs=2), quiet=True)
     assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
     assert fr.evaluate(tmp_path / "run").count == 19
 
 
 @pytest.mark.parametrize(("last", "every"), [(10, 1000), (8, 8)], ids=["of an epoch", "before a checkpoint"])
 def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder, tmp_path, poison, last, every):
-    fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     poison(last, AFTER)
     with pytest.raises(fr.UserError, match=rf"not finite at step {last} \(the checkpoint after step 5 is kept\)"):
-        fr.fit(config(data_folder, tmp_path / "run", epochs=2, checkpoint_steps=every), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", epochs=2, checkpoint_steps=every), quiet=True)
     assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
     assert np.isfinite(fr.evaluate(tmp_path / "run").loss)
 
@@ -451,14 +451,14 @@ def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, mo
         return real(self, *rest)
 
     monkeypatch.setattr(trainer.Trainer, "_train", train)
-    fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     assert taken
     assert all(leaf.is_deleted() for leaf in taken)
 
 
 def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder, tmp_path):
     measured, running = (
-        fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", precise_bn_images=n), verbose=False)
+        fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", precise_bn_images=n), quiet=True)
         for n in (40, 0)
     )
     # The same training, step for step; only the statistics of the evaluation differ.
@@ -476,7 +476,7 @@ def test_statistics_are_those_of_images_as_training_augments_them(data_folder, t
         "precise_bn_images": 20,
         "seed": 3,
     }
-    fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), quiet=True)
     info, variables = load_run(tmp_path / "run")
     train = fr.open_dataset(data_folder, (32, 32)).train
     order = np.random.default_rng((ORDER_STREAM, 3)).permutation(len(train))
@@ -504,7 +504,7 @@ def test_statistics_are_those_of_images_as_training_augments_them(data_folder, t
 )
 def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, message, data_folder, tmp_path):
     with pytest.raises(fr.UserError, match=message):
-        fr.fit(config(data_folder, **{"workdir": tmp_path / "run"} | options), verbose=False)
+        fr.fit(config(data_folder, **{"workdir": tmp_path / "run"} | options), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_pat
         if split is not None:
             write_hdf5(tmp_path / f"{name}.h5", name, split)
     with pytest.raises(fr.UserError, match=message):
-        fr.fit(config(tmp_path, tmp_path / "run"), verbose=False)
+        fr.fit(config(tmp_path, tmp_path / "run"), quiet=True)
 
 
 def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkeypatch):
@@ -540,7 +540,7 @@ def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkey
         trainer.Trainer, "_read_metrics", lambda *a, real=trainer.Trainer._read_metrics: (reads.append(1), real(*a))[1]
     )
     monkeypatch.setattr(trainer, "READ_EVERY", 1000.0)
-    fr.fit(config(data_folder, tmp_path / "run"), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run"), quiet=True)
     assert len(reads) == 4  # an epoch's first step and its sum
 
 
@@ -561,7 +561,7 @@ def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(
     monkeypatch.setattr(compiled_steps.CompiledSteps, "_compiled", noted)
     monkeypatch.setattr(compiled_steps.CompiledSteps, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
     monkeypatch.setattr(trainer, "READ_EVERY", 0.0)
-    fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), verbose=False)
+    fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), quiet=True)
     assert made["create"] == made["train_step"] == 0  # at once
     assert begun == [1, 1]  # evaluation and statistics when the first step is done
     assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
@@ -578,7 +578,7 @@ def test_an_error_in_the_first_epoch_does_not_wait_for_what_was_to_be_compiled(d
     )
     monkeypatch.setattr(trainer.Trainer, "_init_or_restore", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fr.fit(config(data_folder, tmp_path / "run", epochs=1), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     assert not begun
 
 
@@ -595,7 +595,7 @@ def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_pat
 def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder):
     message = "--width 4 cannot be divided into the 32 groups of resnext50_32x4d; give a multiple of 16"
     with pytest.raises(fr.UserError, match=message):
-        fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d", width=4), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d", width=4), quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -609,7 +609,7 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
 
     monkeypatch.setattr(trainer.Trainer, "_epoch", epoch)
     options = {"optimizer": "sgd", "learning_rate": 1e-2}  # Adam's first steps divide rounding by rounding
-    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), verbose=False)
+    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), quiet=True)
     params, averaged, stats = seen[-1]
     saved = fr.Classifier.load(tmp_path / "run").variables
     jax.tree.map(np.testing.assert_array_equal, saved["params"], averaged)
@@ -617,7 +617,7 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
     assert not np.allclose(params["fc3"]["kernel"], averaged["fc3"]["kernel"], rtol=1e-3)
     assert fr.evaluate(tmp_path / "run").loss == pytest.approx(run.test_loss, rel=1e-4)
     # The same training as without an average, but for rounding: it is another program.
-    plain = fr.fit(config(data_folder, tmp_path / "plain", **options), verbose=False)
+    plain = fr.fit(config(data_folder, tmp_path / "plain", **options), quiet=True)
     losses = [row["train_loss"] for row in run.history]
     assert [row["train_loss"] for row in plain.history] == pytest.approx(losses, rel=1e-5)
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
@@ -627,7 +627,7 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
 
 def test_options_that_contradict_each_other_are_refused_before_anything_is_read(tmp_path):
     with pytest.raises(fr.UserError, match="--grad-accum-steps 3 does not divide --batch-size 8"):
-        fr.fit(config("no such folder", tmp_path / "run", grad_accum_steps=3), verbose=False)
+        fr.fit(config("no such folder", tmp_path / "run", grad_accum_steps=3), quiet=True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
@@ -641,13 +641,13 @@ def test_the_optimiser_and_what_belongs_to_it_are_those_of_the_options(optimizer
     monkeypatch.setattr(trainer, "make_optimizer", make)
     options = {"optimizer": optimizer, "weight_decay": 0.01, "clip_grad": 0.5, "layer_decay": 0.5}
     with pytest.raises(AskedError) as asked:
-        fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), verbose=False)
+        fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), quiet=True)
     assert asked.value.args == ((0.5, 0, optimizer, 0.01, 0.5),)
 
 
 def test_an_average_begins_with_the_weights_that_are_given(finished_run, data_folder, tmp_path):
     options = {"init": str(finished_run), "learning_rate": 1e-9, "epochs": 1}
-    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.999, **options), verbose=False)
+    run = fr.fit(config(data_folder, tmp_path / "run", ema=0.999, **options), quiet=True)
     assert run.test_accuracy == fr.evaluate(finished_run, data_folder).accuracy
 
 

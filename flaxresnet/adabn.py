@@ -19,7 +19,7 @@ from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.run_io import require_absent, write_variables
+from flaxresnet.weights.run_weights import require_absent, write_variables
 
 # Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
 MIN_PHOTOS, MAX_PHOTOS = 16, 512

@@ -29,8 +29,8 @@ from flaxresnet.data.hand_signs.render import hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
 from flaxresnet.runs.run_dir import RunFolder
-from flaxresnet.weights.io import write_weights
-from flaxresnet.weights.run_io import read_run
+from flaxresnet.weights.run_weights import read_run
+from flaxresnet.weights.weight_files import write_weights
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from flaxresnet.evaluation import load_data, require_size
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.run_io import require_absent
+from flaxresnet.weights.run_weights import require_absent
 
 BATCH = 32  # photos at a time
 ALL_CLASSES = "(all classes have to be among them: others would be taken for those that are)"

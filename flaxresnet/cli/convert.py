@@ -10,11 +10,11 @@ from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.io import WRITERS, write_weights
 from flaxresnet.weights.key_maps import KEY_FORMATS
-from flaxresnet.weights.pretrained import SCALING, PretrainedWeights, check_names, fits_images
+from flaxresnet.weights.pretrained_weights import SCALING, PretrainedWeights, check_class_names, fits_images
 from flaxresnet.weights.resolve import open_weights
-from flaxresnet.weights.run_io import write_run
+from flaxresnet.weights.run_weights import write_run
+from flaxresnet.weights.weight_files import WRITERS, write_weights
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def main(arguments: Arguments) -> int:
     else:
         write_run(weights, target, f"weights of {arguments.source}")
     classes = "no last layer" if weights.num_classes is None else f"{weights.num_classes} classes"
-    numbers = sum(array.size for array in weights.table.values())
+    numbers = sum(array.size for array in weights.arrays.values())
     network = f"{weights.network.model} as in {KEY_FORMATS[weights.network.variant].title}"
-    print(f"{network}, {classes}, {numbers:,} numbers in {len(weights.table)} arrays: {target}")
+    print(f"{network}, {classes}, {numbers:,} numbers in {len(weights.arrays)} arrays: {target}")
     p = weights.preprocessing
     scaling = f"· {p.scale:.4g} - {p.mean} / {p.std}, {p.channels}"
     given = arguments.image_size and arguments.scaling
@@ -93,7 +93,7 @@ def told(weights: PretrainedWeights, arguments: Arguments) -> PretrainedWeights:
         listed = tuple(name.strip() for name in names.split(","))
         if len(listed) != weights.num_classes:
             raise UserError(f"--class-names has {len(listed)} names; {source} has {weights.num_classes} classes")
-        check_names(listed, weights.num_classes)
+        check_class_names(listed, weights.num_classes)
         weights = replace(weights, class_names=listed)
     if arguments.stem_relu not in (None, weights.network.stem_relu):
         if "stem_relu" not in weights.assumed:

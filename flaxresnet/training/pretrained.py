@@ -16,7 +16,7 @@ from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.train_state import TrainState, copy_tree
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.flat_params import HEAD_KEY
-from flaxresnet.weights.pretrained import PretrainedWeights, require_equal
+from flaxresnet.weights.pretrained_weights import PretrainedWeights, require_same_shapes
 
 
 def resumable_run(config: TrainConfig) -> RunMetadata | None:
@@ -59,12 +59,14 @@ def load_pretrained(
     """
     held = flat_params.flatten({"params": state.params, "batch_stats": state.batch_stats})
     with_head = _head_fits(weights, held, class_names)
-    table = {name: array for name, array in weights.table.items() if not _of_head(name)}
+    table = {name: array for name, array in weights.arrays.items() if not _of_head(name)}
     if with_head:
         order = [(weights.class_names or class_names).index(name) for name in class_names]
-        table |= {name: array[..., order] for name, array in weights.table.items() if _of_head(name)}
+        table |= {name: array[..., order] for name, array in weights.arrays.items() if _of_head(name)}
     expected = {name: leaf.shape for name, leaf in held.items() if with_head or not _of_head(name)}
-    require_equal(expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network")
+    require_same_shapes(
+        expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network"
+    )
     laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
     variables = flat_params.unflatten(laid, len(class_names))
     ema_params = copy_tree({layer: variables["params"][layer] for layer in state.ema_params})
@@ -77,7 +79,7 @@ def _of_head(name: str) -> bool:
 
 def _head_fits(weights: PretrainedWeights, held: dict[str, Any], class_names: tuple[str, ...]) -> bool:
     name = f"{HEAD_KEY}/kernel"
-    same_shape = name in weights.table and weights.table[name].shape == held[name].shape
+    same_shape = name in weights.arrays and weights.arrays[name].shape == held[name].shape
     return same_shape and (weights.class_names is None or set(weights.class_names) == set(class_names))
 
 

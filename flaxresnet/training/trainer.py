@@ -30,7 +30,7 @@ from flaxresnet.training.schedule import augmentation_schedule, make_schedule, s
 from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import TensorBoardWriter
 from flaxresnet.training.train_state import TrainState
-from flaxresnet.weights.pretrained import PretrainedWeights
+from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
 # Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
 STEPS_AHEAD = 2

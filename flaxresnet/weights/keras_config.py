@@ -11,7 +11,7 @@ from flaxresnet.models.resnet import ResNet
 from flaxresnet.weights.key_maps import KeyFormat
 
 
-def keras_layers(model: ResNet, image_size: tuple[int, int], world: KeyFormat) -> list[Layer]:
+def keras_layers(model: ResNet, image_size: tuple[int, int], key_format: KeyFormat) -> list[Layer]:
     """The network's layers as the world of Keras files that it belongs to calls them, inputs before what takes them.
 
     Args:
@@ -21,12 +21,12 @@ def keras_layers(model: ResNet, image_size: tuple[int, int], world: KeyFormat) -
     """
 
     def name_of(layer: str) -> str:
-        return world.key(f"{layer}/kernel", model.num_classes).split("/")[0]
+        return key_format.key(f"{layer}/kernel", model.num_classes).split("/")[0]
 
     def name_of_block(label: str) -> str:  # conv2_block1 of conv2_block1_1_conv
         return name_of(f"res{label}_branch2a").rsplit("_", 2)[0]
 
-    applications = world.variant == "keras"
+    applications = key_format.variant == "keras"
     return graph(model, image_size, LayerNaming(name_of, name_of_block, True) if applications else LayerNaming(name_of))
 
 

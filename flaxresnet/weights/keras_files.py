@@ -22,7 +22,7 @@ from flaxresnet.weights.flat_params import Entries, FlatParams, LazyArray
 from flaxresnet.weights.keras_config import keras_config, keras_layers, topological_order
 from flaxresnet.weights.keras_equivalence import inputs_of, require_equivalent
 from flaxresnet.weights.key_maps import KEY_FORMATS
-from flaxresnet.weights.pretrained import METADATA_KEY, PretrainedWeights, describe, identify
+from flaxresnet.weights.pretrained_weights import METADATA_KEY, PretrainedWeights, describe, identify
 from flaxresnet.weights.zip_limits import check_compression_ratio
 
 KERAS_VERSION = "3.0.0"  # the first that has these formats
@@ -77,7 +77,7 @@ def write_h5(weights: PretrainedWeights, file: IO[bytes]) -> None:
         root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
         root.create_group("top_level_model_weights").attrs["weight_names"] = []
         for layer in layers:
-            arrays = _arrays(layer, weights.table)
+            arrays = _arrays(layer, weights.arrays)
             group = root.create_group(layer.name)
             group.attrs["weight_names"] = [f"{layer.name}/{leaf}".encode() for leaf in arrays]
             for leaf, array in arrays.items():
@@ -147,7 +147,7 @@ def _write_store(h5: h5py.File, weights: PretrainedWeights) -> None:
         number = count[kind] = count.get(kind, -1) + 1
         variables = h5.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
         variables.attrs["name"] = layer.name
-        for index, array in enumerate(_arrays(layer, weights.table).values()):
+        for index, array in enumerate(_arrays(layer, weights.arrays).values()):
             variables[str(index)] = array
 
 

@@ -25,12 +25,12 @@ class KeyFormat:
 
     title: str
     variant: str
-    outside: dict[str, str]
-    inside: Callable[[LayerIndex], str] | None = field(repr=False)
+    top_level_keys: dict[str, str]
+    block_key: Callable[[LayerIndex], str] | None = field(repr=False)
     torch: bool
 
     @property
-    def marker(self) -> str:
+    def stem_key(self) -> str:
         """The name of the first convolution's kernel, by which a file of this world is recognised."""
         return self.key("conv1/kernel", None)
 
@@ -38,13 +38,17 @@ class KeyFormat:
         """Our table's name → this world's."""
         layer, leaf = name.split("/")
         place = parse_layer_name(layer)
-        theirs = self.inside(place) if place and self.inside else self.outside.get(layer, layer).format(num_classes)
+        theirs = (
+            self.block_key(place)
+            if place and self.block_key
+            else self.top_level_keys.get(layer, layer).format(num_classes)
+        )
         if self.torch:
             return f"{theirs}.{TORCH_LEAVES[leaf]}"
         is_norm = layer == "bn_conv1" or (place is not None and place.is_norm)
         return f"{theirs}/{'beta' if leaf == 'bias' and is_norm else KERAS_LEAVES.get(leaf, leaf)}"
 
-    def shape_from_theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def import_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that an array of that world has in ours."""
         if not self.torch:
             return shape

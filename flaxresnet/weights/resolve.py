@@ -6,9 +6,9 @@ from pathlib import Path
 
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.io import SUFFIXES, read_weights
-from flaxresnet.weights.pretrained import PretrainedWeights
-from flaxresnet.weights.run_io import read_run
+from flaxresnet.weights.pretrained_weights import PretrainedWeights
+from flaxresnet.weights.run_weights import read_run
+from flaxresnet.weights.weight_files import SUFFIXES, read_weights
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

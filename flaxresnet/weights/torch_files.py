@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.flat_params import Entries, FlatParams, LazyArray
 from flaxresnet.weights.key_maps import KEY_FORMATS
-from flaxresnet.weights.pretrained import METADATA_KEY, PretrainedWeights, describe, identify
+from flaxresnet.weights.pretrained_weights import METADATA_KEY, PretrainedWeights, describe, identify
 from flaxresnet.weights.zip_limits import check_compression_ratio
 
 # Under which training scripts keep the weights in a checkpoint.
@@ -62,13 +62,13 @@ def read_pth(path: Path) -> PretrainedWeights:
     return identify(strip_prefix(entries), path.stat().st_size, about=about)
 
 
-def write_safetensors(weights: PretrainedWeights, world: str) -> bytes:
-    return save(state_dict(weights, world), {"format": "pt", METADATA_KEY: json.dumps(describe(weights))})
+def write_safetensors(weights: PretrainedWeights, key_format: str) -> bytes:
+    return save(state_dict(weights, key_format), {"format": "pt", METADATA_KEY: json.dumps(describe(weights))})
 
 
-def write_pth(weights: PretrainedWeights, world: str, path: Path) -> None:
+def write_pth(weights: PretrainedWeights, key_format: str, path: Path) -> None:
     torch = _torch("write")
-    state = OrderedDict((key, torch.from_numpy(array.copy())) for key, array in state_dict(weights, world).items())
+    state = OrderedDict((key, torch.from_numpy(array.copy())) for key, array in state_dict(weights, key_format).items())
     # Where PyTorch keeps its modules' versions; `load_state_dict` looks only for its own entries.
     state._metadata = {METADATA_KEY: describe(weights)}  # type: ignore[attr-defined]
     buffer = io.BytesIO()  # of a full disk PyTorch would tell in its own way
@@ -76,10 +76,10 @@ def write_pth(weights: PretrainedWeights, world: str, path: Path) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def state_dict(weights: PretrainedWeights, world: str) -> FlatParams:
+def state_dict(weights: PretrainedWeights, key_format: str) -> FlatParams:
     """The arrays by PyTorch's names, with the counters that its batch norm has: all that `strict=True` asks for."""
-    theirs = KEY_FORMATS[world]
-    entries = {theirs.key(name, weights.num_classes): theirs.export_array(a) for name, a in weights.table.items()}
+    theirs = KEY_FORMATS[key_format]
+    entries = {theirs.key(name, weights.num_classes): theirs.export_array(a) for name, a in weights.arrays.items()}
     counted = [key.removesuffix("running_mean") for key in entries if key.endswith("running_mean")]
     return entries | {f"{layer}num_batches_tracked": np.array(0, np.int64) for layer in counted}
 
@@ -89,12 +89,12 @@ def strip_prefix(entries: Entries) -> Entries:
 
     Hugging Face's network without its last layer leaves out `resnet.`, which is put back.
     """
-    markers = [world.marker for world in KEY_FORMATS.values() if world.torch]
-    if not any(marker in entries for marker in markers):
+    stem_keys = [key_format.stem_key for key_format in KEY_FORMATS.values() if key_format.torch]
+    if not any(stem_key in entries for stem_key in stem_keys):
         # The first convolution's name is the shortest of those that end alike.
-        ends = [(name, marker) for marker in markers for name in entries if name.endswith("." + marker)]
-        name, marker = min(ends, key=lambda pair: len(pair[0]), default=("", ""))
-        entries = {key.removeprefix(name.removesuffix(marker)): entry for key, entry in entries.items()}
+        ends = [(name, stem_key) for stem_key in stem_keys for name in entries if name.endswith("." + stem_key)]
+        name, stem_key = min(ends, key=lambda pair: len(pair[0]), default=("", ""))
+        entries = {key.removeprefix(name.removesuffix(stem_key)): entry for key, entry in entries.items()}
     whole = "resnet.embedder.embedder.convolution.weight"
     headless = whole.removeprefix("resnet.") in entries
     return {f"resnet.{name}": entry for name, entry in entries.items()} if headless else entries

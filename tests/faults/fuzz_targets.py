@@ -22,7 +22,7 @@ from flaxresnet.report.plots import learning_curves
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_setup import check_same_experiment
-from flaxresnet.weights.io import read_weights, write_weights
+from flaxresnet.weights.weight_files import read_weights, write_weights
 
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
 WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})

@@ -39,7 +39,7 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runs.run_dir import RunMetadata, check_network
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
-from flaxresnet.weights.io import read_weights
+from flaxresnet.weights.weight_files import read_weights
 
 LONGEST = 10  # seconds for one input
 MAX_MEMORY = 1024  # MiB more than before, for one input

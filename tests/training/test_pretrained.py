@@ -22,9 +22,9 @@ from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.run_dir import RunFolder
 from flaxresnet.training.train_state import TrainState, trainable_params
-from flaxresnet.weights import run_io
-from flaxresnet.weights.io import write_weights
-from flaxresnet.weights.run_io import read_run, write_run
+from flaxresnet.weights import run_weights
+from flaxresnet.weights.run_weights import read_run, write_run
+from flaxresnet.weights.weight_files import write_weights
 
 
 def train(data, workdir, quiet=True, **options):
@@ -80,7 +80,7 @@ def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_class
         f"starting from {finished_run}: resnet14, tutorial; the last layer starts anew (3 classes there, 2 here); "
         "it will not know blue any more, unless the data have pictures of them too"
     ) in said
-    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     assert after["fc/kernel"].shape[1] == 2
     for name in after:
         if not name.startswith("fc/") and not name.endswith(("mean", "var")):
@@ -90,7 +90,7 @@ def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_class
 def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_classes, finished_run, capsys):
     train(two_classes, tmp_path / "run", quiet=False, init=str(finished_run), freeze="backbone")
     said = " ".join(capsys.readouterr().out.split())
-    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     parameters = {name: array.size for name, array in after.items() if not name.endswith(("/mean", "/var"))}
     head = sum(size for name, size in parameters.items() if name.startswith("fc/"))
     rest = sum(parameters.values()) - head
@@ -133,7 +133,7 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
 
 def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finished_run):
     train(data_folder, tmp_path / "run", init=str(finished_run), freeze="stem")
-    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     for name in before:
         layer = name.split("/")[0]
         same = np.array_equal(after[name], before[name])
@@ -155,7 +155,7 @@ def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
 ):
     run = train(data_folder, tmp_path / "run", quiet=False, init=str(finished_run), freeze_bn_stats=True, **more)
     assert "batch norm's statistics stay as the weights have them" in " ".join(capsys.readouterr().out.split())
-    before, after = read_run(finished_run).table, read_run(tmp_path / "run").table
+    before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     for name in before:
         statistic = name.endswith(("/mean", "/var"))
         assert np.array_equal(after[name], before[name]) is statistic, name
@@ -234,7 +234,7 @@ def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, fin
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_io.EpochCheckpoints, "save_variables", full)
+    monkeypatch.setattr(run_weights.EpochCheckpoints, "save_variables", full)
     with pytest.raises(fr.UserError, match=r"run cannot be written: No space left on device"):
         write_run(read_run(finished_run), tmp_path / "run", "weights of a test")
     assert list(tmp_path.iterdir()) == []

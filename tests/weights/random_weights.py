@@ -8,7 +8,7 @@ from flaxresnet.config.recipes import Network
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import resnet
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.pretrained import SCALING, PretrainedWeights
+from flaxresnet.weights.pretrained_weights import SCALING, PretrainedWeights
 
 
 def random_weights(
@@ -31,7 +31,7 @@ def random_weights(
     return PretrainedWeights(
         network=Network(size, variant, width),
         num_classes=classes,
-        table={name: drawn(name, shape) for name, shape in shapes.items()},
+        arrays={name: drawn(name, shape) for name, shape in shapes.items()},
         preprocessing=Preprocessing(*image_size, **SCALING[variant]),
         class_names=tuple("abcdefghij"[:classes]),
     )
@@ -64,8 +64,8 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 def assert_same(got: PretrainedWeights, expected: PretrainedWeights) -> None:
-    assert got.table.keys() == expected.table.keys()
-    for name, array in expected.table.items():
-        np.testing.assert_array_equal(got.table[name], array, err_msg=name)
+    assert got.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(got.arrays[name], array, err_msg=name)
     assert got.network == expected.network
     assert got.num_classes == expected.num_classes

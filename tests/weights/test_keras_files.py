@@ -30,11 +30,11 @@ from flaxresnet.models.resnet import SIZES, resnet
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.flat_params import LazyArray
-from flaxresnet.weights.io import read_weights, write_weights
 from flaxresnet.weights.keras_config import keras_config, keras_layers, topological_order
 from flaxresnet.weights.key_maps import KEY_FORMATS
-from flaxresnet.weights.pretrained import identify
-from flaxresnet.weights.run_io import read_run, write_run
+from flaxresnet.weights.pretrained_weights import identify
+from flaxresnet.weights.run_weights import read_run, write_run
+from flaxresnet.weights.weight_files import read_weights, write_weights
 
 KINDS = ("keras", "h5", "weights.h5")
 
@@ -131,9 +131,9 @@ def test_names_and_shapes_equal_keras(reference):
         assert reference("shapes", network) == ours, network
 
 
-def described(model, world):
+def described(model, key_format):
     """Lists the layers with variables in a description for Keras, by our names; no two may be called alike."""
-    listed = keras_layers(model, (64, 64), world)
+    listed = keras_layers(model, (64, 64), key_format)
     names = {layer.name for layer in listed}
     assert len(names) == len(listed)
     assert {layer.name for layer in topological_order(listed)} == names
@@ -144,26 +144,26 @@ def test_every_network_is_recognized_by_names():
     """One size with each kind of block in each world, and one of many blocks; the campaign exchanges all sizes."""
     pairs = list(itertools.product(("resnet14", "resnet18", "resnext50_32x4d"), KEY_FORMATS.items()))
     pairs.append(("resnet101", ("keras", KEY_FORMATS["keras"])))
-    for size, (title, world) in pairs:
+    for size, (title, key_format) in pairs:
         case = f"{size} of {title}"
         width = 32 if "next" in size else 4
-        model = resnet(size, world.variant, num_classes=5, width=width)
+        model = resnet(size, key_format.variant, num_classes=5, width=width)
         shapes = flat_params.shapes_of(model, (64, 64))
-        keys = {name: world.key(name, 5) for name in shapes}
+        keys = {name: key_format.key(name, 5) for name in shapes}
         assert len(set(keys.values())) == len(keys), case
-        arrays = {key: np.broadcast_to(np.float32(0), theirs(world, shapes[name])) for name, key in keys.items()}
+        arrays = {key: np.broadcast_to(np.float32(0), theirs(key_format, shapes[name])) for name, key in keys.items()}
         entries = {key: LazyArray(array.shape, partial(np.asarray, array)) for key, array in arrays.items()}
         found = identify(entries, 2**32, image_size=(64, 64))
-        assert (found.network, found.num_classes) == (Network(size, world.variant, width), 5), case
-        assert {name: array.shape for name, array in found.table.items()} == shapes, case
-        assert flat_params.flatten(flat_params.unflatten(found.table, 5)).keys() == shapes.keys(), case
-        if not world.torch:
-            assert {name.split("/")[0] for name in shapes} == described(model, world), case
+        assert (found.network, found.num_classes) == (Network(size, key_format.variant, width), 5), case
+        assert {name: array.shape for name, array in found.arrays.items()} == shapes, case
+        assert flat_params.flatten(flat_params.unflatten(found.arrays, 5)).keys() == shapes.keys(), case
+        if not key_format.torch:
+            assert {name.split("/")[0] for name in shapes} == described(model, key_format), case
 
 
-def theirs(world, shape):
+def theirs(key_format, shape):
     """The shape that an array of ours has in a world: PyTorch has kernels' axes the other way round."""
-    if not world.torch:
+    if not key_format.torch:
         return shape
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
@@ -197,14 +197,14 @@ def check_return(reference, folder, size, variant):
 
     np.save(folder / "images.npy", images)
     reference("learn", folder)
-    arrays = {KEY_FORMATS[variant].key(name, 5): array for name, array in weights.table.items()}
+    arrays = {KEY_FORMATS[variant].key(name, 5): array for name, array in weights.arrays.items()}
     for loaded in ("model_keras", "model_h5", "weights_h5", "weights_weights.h5"):
         held = np.load(folder / f"{loaded}.npz")
         assert set(held) == arrays.keys(), loaded
         for key, array in arrays.items():
             np.testing.assert_array_equal(held[key], array, err_msg=f"{loaded}: {key}")
     assert_close(np.load(folder / "logits.npy"), logits_of(weights, images))
-    table = read_weights(folder / "passed.weights.h5").table
+    table = read_weights(folder / "passed.weights.h5").arrays
     for name, expected in after_one_pass(weights, images).items():
         assert_close(table[name], expected)
 

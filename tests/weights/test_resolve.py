@@ -7,8 +7,8 @@ import pytest
 from random_weights import assert_same, random_weights
 
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.weights.io import write_weights
 from flaxresnet.weights.resolve import open_weights
+from flaxresnet.weights.weight_files import write_weights
 
 
 @pytest.fixture

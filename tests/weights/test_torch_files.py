@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 from flaxresnet.models.resnet import SIZES, resnet
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import flat_params, torch_files
-from flaxresnet.weights.io import read_weights, write_weights
 from flaxresnet.weights.key_maps import KEY_FORMATS
-from flaxresnet.weights.run_io import read_run, write_run
+from flaxresnet.weights.run_weights import read_run, write_run
+from flaxresnet.weights.weight_files import read_weights, write_weights
 
 HUGGING_FACE = [size for size, fields in SIZES.items() if "widen" not in fields]
 
@@ -72,42 +72,42 @@ def whole_resnet14(monkeypatch):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("world", "size"), KINDS)
-def test_shallow_networks_agree_with_pytorch(torch, tmp_path, monkeypatch, world, size):
+@pytest.mark.parametrize(("key_format", "size"), KINDS)
+def test_shallow_networks_agree_with_pytorch(torch, tmp_path, monkeypatch, key_format, size):
     fields = {"bottleneck": True} if size == "resnet14" else SIZES[size]  # the tests make it a basic one
     monkeypatch.setitem(SIZES, size, fields | {"stage_sizes": (2, 1)})
-    check_exchange(torch, tmp_path, world, size)
+    check_exchange(torch, tmp_path, key_format, size)
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize(("world", "size"), CASES)
-def test_pytorch_and_we_read_each_others_weights_and_agree(torch, whole_resnet14, tmp_path, world, size):
-    check_exchange(torch, tmp_path, world, size)
+@pytest.mark.parametrize(("key_format", "size"), CASES)
+def test_pytorch_and_we_read_each_others_weights_and_agree(torch, whole_resnet14, tmp_path, key_format, size):
+    check_exchange(torch, tmp_path, key_format, size)
 
 
 @pytest.mark.parity
 def test_names_and_shapes_equal_pytorchs(torch, whole_resnet14):
-    for world, size in CASES:
+    for key_format, size in CASES:
         with torch.device("meta"):  # described, and never made
-            state = MAKERS[world](size).state_dict()
+            state = MAKERS[key_format](size).state_dict()
         theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("tracked")}
         shapes = flat_params.shapes_of(resnet(size, "torchvision", num_classes=5, width=width_of(size)), (64, 64))
-        ours = {KEY_FORMATS[world].key(name, 5): shape for name, shape in shapes.items()}
-        assert ours.keys() == theirs.keys(), (world, size)
-        turned = {name: KEY_FORMATS[world].shape_from_theirs(shape) for name, shape in theirs.items()}
-        assert ours == turned, (world, size)
+        ours = {KEY_FORMATS[key_format].key(name, 5): shape for name, shape in shapes.items()}
+        assert ours.keys() == theirs.keys(), (key_format, size)
+        turned = {name: KEY_FORMATS[key_format].import_shape(shape) for name, shape in theirs.items()}
+        assert ours == turned, (key_format, size)
 
 
-def check_exchange(torch, tmp_path, world, size):
+def check_exchange(torch, tmp_path, key_format, size):
     """Has PyTorch read our weights, answer and learn, and reads its own."""
-    network = MAKERS[world](size)
+    network = MAKERS[key_format](size)
     ours, images = random_weights(size, "torchvision", width_of(size)), random_images()
     # Ours → theirs: every name and shape must be there, and no other.
-    write_weights(ours, tmp_path / "ours.pth", world)
+    write_weights(ours, tmp_path / "ours.pth", key_format)
     network.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True), strict=True)
     from safetensors.torch import load_file, save_file
 
-    write_weights(ours, tmp_path / "ours.safetensors", world)
+    write_weights(ours, tmp_path / "ours.safetensors", key_format)
     network.load_state_dict(load_file(tmp_path / "ours.safetensors"), strict=True)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
@@ -125,7 +125,7 @@ def check_exchange(torch, tmp_path, world, size):
         back = read_weights(tmp_path / name)
         assert (back.class_names, back.preprocessing) == (ours.class_names, ours.preprocessing)
 
-    if world == "torchvision":
+    if key_format == "torchvision":
         write_run(ours, tmp_path / "run", "a test")
         assert_same(read_run(tmp_path / "run"), ours)
     # Training: PyTorch forgets a tenth a step.
@@ -137,12 +137,12 @@ def check_exchange(torch, tmp_path, world, size):
             )
     with torch.no_grad():
         network.train()(x)
-    state, key = network.state_dict(), KEY_FORMATS[world].key
+    state, key = network.state_dict(), KEY_FORMATS[key_format].key
     for name, got in after_one_pass(ours, images, momentum=0.9).items():
         expected = state[key(name, 5)].numpy()
         if name.endswith("var"):
             # PyTorch averages the unbiased variance, n / (n - 1) times the batch's.
-            n, kept = pixels[key(name, 5).rsplit(".", 1)[0]], 0.9 * ours.table[name]
+            n, kept = pixels[key(name, 5).rsplit(".", 1)[0]], 0.9 * ours.arrays[name]
             expected = kept + (expected - kept) * (n - 1) / n
         assert_close(got, expected)
 
@@ -155,7 +155,7 @@ def test_half_precision_is_read(torch, tmp_path):
     save_file(
         {k: v.to(torch.bfloat16).contiguous() for k, v in network.state_dict().items()}, tmp_path / "h.safetensors"
     )
-    table = read_weights(tmp_path / "h.safetensors").table
+    table = read_weights(tmp_path / "h.safetensors").arrays
     assert {array.dtype for array in table.values()} == {np.dtype("float32")}
     expected = network.state_dict()["fc.weight"].to(torch.bfloat16).float().numpy().T
     np.testing.assert_array_equal(table["fc/kernel"], expected)
@@ -193,8 +193,8 @@ def headless(entries):
 
 def test_wrappers_prefixes_are_dropped(tmp_path):
     ours = random_weights("resnet14", "torchvision")
-    for world, prefix in PREFIXES:
-        entries = torch_files.state_dict(ours, world)
+    for key_format, prefix in PREFIXES:
+        entries = torch_files.state_dict(ours, key_format)
         save_file({prefix + key: array for key, array in entries.items()}, tmp_path / "w.safetensors")
         assert_same(read_weights(tmp_path / "w.safetensors"), ours)
     save_file(headless(entries), tmp_path / "w.safetensors")
@@ -205,8 +205,8 @@ def test_wrappers_prefixes_are_dropped(tmp_path):
 @pytest.mark.parity
 def test_what_wrappers_put_before_the_names_is_taken_off(torch, tmp_path):
     ours = random_weights("resnet18", "torchvision")
-    for world, prefix in PREFIXES:
-        entries = torch_files.state_dict(ours, world)
+    for key_format, prefix in PREFIXES:
+        entries = torch_files.state_dict(ours, key_format)
         wrapped = {
             prefix + key: torch.nn.Parameter(torch.from_numpy(array))
             for key, array in entries.items()

@@ -9,7 +9,7 @@ from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import keras_files, torch_files
 from flaxresnet.weights.key_maps import KEY_FORMATS
-from flaxresnet.weights.pretrained import PretrainedWeights
+from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # how PyTorch's files are called
 SUFFIXES = (".h5", ".hdf5", ".keras", ".safetensors", *PICKLED)  # of files that are read
@@ -17,15 +17,15 @@ HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"  # what such files begin with
 
 
 def _write_keras_kind(write: Callable[..., None]) -> Callable[[PretrainedWeights, str, Path], None]:
-    def writer(weights: PretrainedWeights, world: str, path: Path) -> None:
+    def writer(weights: PretrainedWeights, key_format: str, path: Path) -> None:
         with path.open("r+b") as file:
             write(weights, file)
 
     return writer
 
 
-def _write_safetensors(weights: PretrainedWeights, world: str, path: Path) -> None:
-    path.write_bytes(torch_files.write_safetensors(weights, world))
+def _write_safetensors(weights: PretrainedWeights, key_format: str, path: Path) -> None:
+    path.write_bytes(torch_files.write_safetensors(weights, key_format))
 
 
 # Kind of file → whose names it can carry, and how it is written. Longer suffixes come first.
@@ -67,7 +67,7 @@ def read_weights(path: str | Path) -> PretrainedWeights:
         raise UserError(f"{path} cannot be read as weights ({reason}); is it whole?") from error
 
 
-def write_weights(weights: PretrainedWeights, path: str | Path, world: str | None = None) -> None:
+def write_weights(weights: PretrainedWeights, path: str | Path, key_format: str | None = None) -> None:
     """Writes a file of weights, whole or not at all; its suffix says which kind.
 
     Args:
@@ -80,10 +80,10 @@ def write_weights(weights: PretrainedWeights, path: str | Path, world: str | Non
     """
     path = Path(path)
     kind = kind_to_write(path)
-    world = world or weights.network.variant
-    check_writable(weights, kind, world)
+    key_format = key_format or weights.network.variant
+    check_writable(weights, kind, key_format)
     with atomic_write(path) as temporary:
-        WRITERS[kind][1](weights, world, temporary)
+        WRITERS[kind][1](weights, key_format, temporary)
 
 
 def kind_to_write(path: Path) -> str:
@@ -94,7 +94,7 @@ def kind_to_write(path: Path) -> str:
     raise UserError(f"{path} does not say what to write; let its name end in {', '.join(WRITERS)}")
 
 
-def check_writable(weights: PretrainedWeights, kind: str, world: str) -> None:
+def check_writable(weights: PretrainedWeights, kind: str, key_format: str) -> None:
     """Raises UserError where a kind of file cannot hold these weights under that world's names."""
     network, worlds = weights.network, WRITERS[kind][0]
     fitting = _of_variant(worlds, network.variant)
@@ -102,15 +102,15 @@ def check_writable(weights: PretrainedWeights, kind: str, world: str) -> None:
     if not fitting:
         others = [other for other, (names, _) in WRITERS.items() if _of_variant(names, network.variant)]
         raise UserError(f"{this} cannot be written as {kind}; its kinds are {', '.join(others)}")
-    if world not in fitting:
-        raise UserError(f"{this} cannot be written with the names of {world}; choose {' or '.join(fitting)}")
-    if world == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
+    if key_format not in fitting:
+        raise UserError(f"{this} cannot be written with the names of {key_format}; choose {' or '.join(fitting)}")
+    if key_format == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
         raise UserError(
             f"Hugging Face's ResNet has neither groups nor wide blocks, so it cannot hold a {network.model}"
         )
     if not network.stem_relu and network.variant != "tutorial":
         raise UserError(
-            f"{this} without a ReLU in its stem cannot be written for {KEY_FORMATS[world].title}, which has one"
+            f"{this} without a ReLU in its stem cannot be written for {KEY_FORMATS[key_format].title}, which has one"
         )
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")

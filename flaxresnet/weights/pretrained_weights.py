@@ -39,7 +39,7 @@ class PretrainedWeights:
     Attributes:
       network: which network.
       num_classes: None where the last layer is missing, as in files made for fine-tuning.
-      table: the variables; see `flat_params.py`.
+      arrays: the variables; see `flat_params.py`.
       preprocessing: from a photo to the network's input.
       class_names: one a class, or None where the file does not tell.
       assumed: what the file does not tell: `"preprocessing"`, fields of `network`.
@@ -47,7 +47,7 @@ class PretrainedWeights:
 
     network: Network
     num_classes: int | None
-    table: FlatParams
+    arrays: FlatParams
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
     assumed: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class PretrainedWeights:
     @property
     def variables(self) -> dict[str, Any]:
         """{"params", "batch_stats"} for `model.apply`; there has to be a last layer."""
-        return flat_params.unflatten(self.table, self.num_classes)
+        return flat_params.unflatten(self.arrays, self.num_classes)
 
 
 def identify(
@@ -87,44 +87,48 @@ def identify(
     about = about or {}
     stored = Preprocessing.from_json(about["preprocessing"]) if about.get("preprocessing") else None
     image_size = (stored.height, stored.width) if stored else image_size
-    world = next((w for w in KEY_FORMATS.values() if w.marker in entries), None)
-    if world is None:
-        markers = ", ".join(f"{w.marker} ({w.title})" for w in KEY_FORMATS.values())
-        raise UserError(f"no ResNet is recognised; the first convolution would be one of {markers}")
+    key_format = next((w for w in KEY_FORMATS.values() if w.stem_key in entries), None)
+    if key_format is None:
+        stem_keys = ", ".join(f"{w.stem_key} ({w.title})" for w in KEY_FORMATS.values())
+        raise UserError(f"no ResNet is recognised; the first convolution would be one of {stem_keys}")
     found = {key: entry for key, entry in entries.items() if not key.endswith("num_batches_tracked")}
     _check_count(found, nbytes)
-    if len(found[world.marker].shape) != 4:
-        raise UserError(f"{world.marker} has shape {found[world.marker].shape}, which is no convolution's")
-    num_classes = _classes_of(found, world)
-    found = _with_head_as_there(found, world, num_classes)
+    if len(found[key_format.stem_key].shape) != 4:
+        raise UserError(
+            f"{key_format.stem_key} has shape {found[key_format.stem_key].shape}, which is no convolution's"
+        )
+    num_classes = _classes_of(found, key_format)
+    found = _with_head_as_there(found, key_format, num_classes)
     names = about.get("class_names") if num_classes else None
     if names:
-        check_names(names, num_classes)
-    width = world.shape_from_theirs(found[world.marker].shape)[-1]
-    size, shapes, side = match_architecture(found, world, width, num_classes, image_size)
-    keys = {name: world.key(name, num_classes) for name in shapes}
+        check_class_names(names, num_classes)
+    width = key_format.import_shape(found[key_format.stem_key].shape)[-1]
+    size, shapes, side = match_architecture(found, key_format, width, num_classes, image_size)
+    keys = {name: key_format.key(name, num_classes) for name in shapes}
     expected = {key: shapes[name] for name, key in keys.items()}
     have = {
-        key: world.shape_from_theirs(entry.shape) if key in expected else entry.shape for key, entry in found.items()
+        key: key_format.import_shape(entry.shape) if key in expected else entry.shape for key, entry in found.items()
     }
-    require_equal(expected, have, f"the weights are not those of a {size} of {world.title}")
-    table = {name: world.import_array(_loaded(key, found[key].load())) for name, key in keys.items()}
+    require_same_shapes(expected, have, f"the weights are not those of a {size} of {key_format.title}")
+    table = {name: key_format.import_array(_loaded(key, found[key].load())) for name, key in keys.items()}
     stem_relu = about.get("stem_relu", stem_relu)
-    network = Network(cast(Any, size), cast(Any, world.variant), width, stem_relu is not False)
+    network = Network(cast(Any, size), cast(Any, key_format.variant), width, stem_relu is not False)
     assumed = [] if stored else ["preprocessing"]
-    if stem_relu is None and world.variant == "tutorial":  # of the two tutorials one has none; all other worlds have it
+    if (
+        stem_relu is None and key_format.variant == "tutorial"
+    ):  # of the two tutorials one has none; all other worlds have it
         assumed.append("stem_relu")
     return PretrainedWeights(
         network=network,
         num_classes=num_classes,
-        table=table,
-        preprocessing=stored or Preprocessing(*side, **SCALING[world.variant]),
+        arrays=table,
+        preprocessing=stored or Preprocessing(*side, **SCALING[key_format.variant]),
         class_names=tuple(names) if names else None,
         assumed=frozenset(assumed),
     )
 
 
-def check_names(names: Sequence[Any], num_classes: int | None) -> None:
+def check_class_names(names: Sequence[Any], num_classes: int | None) -> None:
     """Raises UserError unless there is a name for each class, each its own and of printable letters."""
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"its names of classes are {str(names)[:80]!r}, not a list of words")
@@ -140,8 +144,8 @@ def fits_images(weights: PretrainedWeights, image_size: tuple[int, int]) -> bool
     return (
         min(image_size) >= MIN_IMAGE_SIZE
         and is_input_size(image_size)
-        and weights.table.keys() <= flat_params.shapes_of(weights.model, image_size).keys()
-        and all(flat_params.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.table.items())
+        and weights.arrays.keys() <= flat_params.shapes_of(weights.model, image_size).keys()
+        and all(flat_params.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.arrays.items())
     )
 
 
@@ -154,7 +158,7 @@ def describe(weights: PretrainedWeights) -> dict[str, Any]:
     }
 
 
-def require_equal(expected: Shapes, found: Shapes, complaint: str) -> None:
+def require_same_shapes(expected: Shapes, found: Shapes, complaint: str) -> None:
     """Raises UserError, with sorted lists, unless the same names have the same shapes."""
     lists = {
         "missing": expected.keys() - found.keys(),
@@ -189,33 +193,35 @@ def _loaded(key: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _classes_of(found: Entries, world: KeyFormat) -> int | None:
+def _classes_of(found: Entries, key_format: KeyFormat) -> int | None:
     """How many classes the last layer tells apart; None where there is no such layer."""
     heads = [entry.shape for entry in found.values() if len(entry.shape) == 2]
-    count = world.shape_from_theirs(heads[0])[1] if len(heads) == 1 else None
+    count = key_format.import_shape(heads[0])[1] if len(heads) == 1 else None
     if count is not None and count < 2:
         raise UserError(f"its last layer has {count} output; a classifier needs one for each of two or more classes")
     return count
 
 
-def _with_head_as_there(found: Entries, world: KeyFormat, num_classes: int | None) -> Entries:
+def _with_head_as_there(found: Entries, key_format: KeyFormat, num_classes: int | None) -> Entries:
     """The entries with the last layer under the name that it has in that world; people name it as they like."""
     kernels = [key for key, entry in found.items() if len(entry.shape) == 2]
-    expected = world.key(f"{HEAD_KEY}/kernel", num_classes)
+    expected = key_format.key(f"{HEAD_KEY}/kernel", num_classes)
     if len(kernels) != 1 or kernels[0] == expected:
         return found
-    divider = "." if world.torch else "/"
+    divider = "." if key_format.torch else "/"
     theirs, usual = (key.rpartition(divider)[0] + divider for key in (kernels[0], expected))
     return {usual + key.removeprefix(theirs) if key.startswith(theirs) else key: e for key, e in found.items()}
 
 
 def match_architecture(
-    found: Entries, world: KeyFormat, width: int, num_classes: int | None, image_size: tuple[int, int] | None
+    found: Entries, key_format: KeyFormat, width: int, num_classes: int | None, image_size: tuple[int, int] | None
 ) -> tuple[str, Shapes, tuple[int, int]]:
     """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
     fitting_groups = [size for size in SIZES if width % width_step(size) == 0]
-    sizes = {size: resnet(size, world.variant, num_classes=num_classes or 2, width=width) for size in fitting_groups}
-    have = {key: world.shape_from_theirs(entry.shape) for key, entry in found.items()}
+    sizes = {
+        size: resnet(size, key_format.variant, num_classes=num_classes or 2, width=width) for size in fitting_groups
+    }
+    have = {key: key_format.import_shape(entry.shape) for key, entry in found.items()}
     convolutions = sum(len(shape) == 4 for shape in have.values())
     distance = {size: abs(count_convolutions(model) - convolutions) for size, model in sizes.items()}
     rows = next((shape[0] for shape in have.values() if len(shape) == 2), None)
@@ -225,7 +231,7 @@ def match_architecture(
         shapes = flat_params.shapes_of(sizes[size], side)
         if num_classes is None:
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD_KEY + "/")}
-        keys = {world.key(name, num_classes): shape for name, shape in shapes.items()}
+        keys = {key_format.key(name, num_classes): shape for name, shape in shapes.items()}
         fits = sum(shape == keys.get(key) for key, shape in have.items())
         return fits, size, shapes, side
 

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import torch_files
 from flaxresnet.weights.flat_params import LazyArray
-from flaxresnet.weights.io import WRITERS, read_weights, write_weights
-from flaxresnet.weights.pretrained import identify
+from flaxresnet.weights.pretrained_weights import identify
+from flaxresnet.weights.weight_files import WRITERS, read_weights, write_weights
 
 
 def truncated(path, kind):
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_weights_is_refused_in_one_sentence(tmp_path, damage, 
 
 
 @pytest.mark.parametrize(
-    ("size", "variant", "name", "world", "message"),
+    ("size", "variant", "name", "key_format", "message"),
     [
         (
             "resnet18",
@@ -152,10 +152,10 @@ def test_a_file_that_is_no_weights_is_refused_in_one_sentence(tmp_path, damage, 
         ("resnet18", "keras", "no/w.h5", None, r"no/w\.h5 cannot be written: No such file or directory"),
     ],
 )
-def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path, size, variant, name, world, message):
+def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path, size, variant, name, key_format, message):
     weights = random_weights("resnet18" if size == "no relu" else size, variant, width=4)
     with pytest.raises(UserError, match=message):
-        write_weights(without_relu(weights) if size == "no relu" else weights, tmp_path / name, world)
+        write_weights(without_relu(weights) if size == "no relu" else weights, tmp_path / name, key_format)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "w.h5"
     path.write_text("old")
 
-    def full(weights, world, temporary):
+    def full(weights, key_format, temporary):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 

@@ -13,7 +13,7 @@ from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
 from flaxresnet.runs.run_dir import RunFolder, RunMetadata, package_versions
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.pretrained import PretrainedWeights
+from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
 
 def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> PretrainedWeights:
@@ -22,7 +22,7 @@ def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> Pretra
     return PretrainedWeights(
         network=info.config.network,
         num_classes=len(info.class_names),
-        table={name: np.asarray(leaf) for name, leaf in flat_params.flatten(variables).items()},
+        arrays={name: np.asarray(leaf) for name, leaf in flat_params.flatten(variables).items()},
         preprocessing=info.preprocessing,
         class_names=info.class_names,
     )

@@ -30,7 +30,7 @@ from flaxresnet.config.recipes import Model
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.corruptions import CORRUPTIONS
 from flaxresnet.reliability.intervals import wilson_interval
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_setup import check_trainable
 
@@ -154,7 +154,7 @@ def main(arguments: Arguments) -> None:
     if "adapted" in arguments.ways and min(arguments.counts) < MIN_PHOTOS:
         raise UserError(f"--counts {min(arguments.counts)} are too few to adapt to; give {MIN_PHOTOS} or more")
     asked_for = list(tasks(arguments))
-    if not RunFolder(arguments.pretrained).exists():
+    if not RunDir(arguments.pretrained).exists():
         options: dict[str, Any] = {"epochs": arguments.pretraining_epochs, "model": arguments.model}
         run = fr.fit(fr.TrainConfig(workdir=arguments.pretrained, **options))
         print(f"drawn hand signs: test accuracy {run.test_accuracy:.3f}")

@@ -28,7 +28,7 @@ from flaxresnet.reliability.calibration import calibration_error, reliability, s
 from flaxresnet.reliability.corruptions import STRENGTHS, compose_corruptions, iter_corruptions
 from flaxresnet.reliability.cross_fit import assess
 from flaxresnet.reliability.intervals import wilson_interval
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
 
@@ -65,7 +65,7 @@ class Arguments:
 
 
 def recipe_of(run: str) -> str:
-    config = RunFolder(run).read_info().config
+    config = RunDir(run).read_metadata().config
     return f"{config.recipe}, {config.epochs} epochs"
 
 

@@ -17,7 +17,7 @@ from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.run_weights import require_absent, write_variables
 
@@ -57,7 +57,7 @@ def adapt(
         raise UserError(f"too few photos to adapt to ({len(images)}); give {MIN_PHOTOS} or more, of all classes")
     images = images[subsample_indices(len(images))]
     warning = single_class_warning(classifier.predict_batch(images), classifier.class_names)
-    params, info = classifier.variables["params"], RunFolder(run).read_info()
+    params, info = classifier.variables["params"], RunDir(run).read_metadata()
     statistics = compute_bn_stats(classifier.model, params, classifier.preprocessing, images)
     told = {"adapted": f"the weights of {run}, adapted to {len(images)} photos"}
     info = replace(info, config=replace(info.config, workdir=str(target)), data=info.data | told)

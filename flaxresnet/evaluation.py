@@ -17,7 +17,7 @@ from flaxresnet.data.open import open_dataset
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.reliability.confusion_matrix import confusion_matrix
 from flaxresnet.reliability.intervals import wilson_interval
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, listed
 
 Split = Literal["test", "train", "all"]
@@ -155,7 +155,7 @@ def load_test_data(run: str | Path, data: str | Path | None, max_corrupt_fractio
     Raises UserError where there are none.
     """
     splits = load_data(run, data, "test", max_corrupt_fraction)
-    converted = RunFolder(run).read_info().data["train_fingerprint"] is None  # any images may be what it learned from
+    converted = RunDir(run).read_metadata().data["train_fingerprint"] is None  # any images may be what it learned from
     if default_split(run, data, splits) == "all" and not converted:
         return splits.merge_into_test()
     if splits.test is None:
@@ -165,7 +165,7 @@ def load_test_data(run: str | Path, data: str | Path | None, max_corrupt_fractio
 
 def default_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
     """The split to judge a run by: all of given data that only names divide, unless it was trained with them."""
-    known = RunFolder(run).read_info().data
+    known = RunDir(run).read_metadata().data
     own = splits.train is not None and is_same_data(splits.train.fingerprint(), known["train_fingerprint"])
     own |= splits.path is not None and splits.path == known["path"]  # with more pictures by now, or fewer
     return "all" if data and splits.hash_split and not own else "test"
@@ -196,7 +196,7 @@ def load_data(run: str | Path, data: str | Path | None, split: str, max_corrupt_
     """
     if data is None:
         return load_training_data(run, split)
-    preprocessing = RunFolder(run).read_info().preprocessing
+    preprocessing = RunDir(run).read_metadata().preprocessing
     size = preprocessing.height, preprocessing.width
     return open_dataset(data, size, max_corrupt_fraction, crop_pct=preprocessing.crop_pct, eval_preprocessing=True)
 
@@ -206,7 +206,7 @@ def load_training_data(run: str | Path, split: str) -> Splits:
 
     Raises UserError where it is not here any more, or has another such split (one of `SPLITS`) now.
     """
-    info = RunFolder(run).read_info()
+    info = RunDir(run).read_metadata()
     stored, size = info.data, (info.preprocessing.height, info.preprocessing.width)
     path = stored["path"]
     if stored["train_fingerprint"] is None:

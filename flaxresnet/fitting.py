@@ -9,7 +9,8 @@ from flaxresnet.data.open import open_dataset
 from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
-from flaxresnet.runs.run_dir import RunFolder, check_network
+from flaxresnet.runs.metadata import check_network
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
@@ -65,7 +66,7 @@ def _lock_early(config: TrainConfig, lock: WorkdirLock, note: Callable[[str], No
 
     A run of another format in the default workdir is set aside, so that training without --workdir always works.
     """
-    folder = RunFolder(config.workdir)
+    folder = RunDir(config.workdir)
     if not folder.path.is_dir():
         return
     folder.lock(lock)
@@ -104,9 +105,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_
     events = TensorBoardWriter(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
     profile = StepProfiler(workdir / "profile" if config.profile and first else None)
     with events:
-        folder = distributed.run_on_process_zero(lambda: prepare_folder(info, lock, reporter.note)) or RunFolder(
-            workdir
-        )
+        folder = distributed.run_on_process_zero(lambda: prepare_folder(info, lock, reporter.note)) or RunDir(workdir)
         with CheckpointStore(folder, reporter.note) as saved, profile, PreemptionHandler() as interruption:
             with oom_as_user_error(config):
                 feed = InputPipeline(config, train, test)

@@ -28,7 +28,7 @@ from flaxresnet.config.validation import flag
 from flaxresnet.data.hand_signs.render import hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.weights.run_weights import read_run
 from flaxresnet.weights.weight_files import write_weights
 
@@ -520,7 +520,7 @@ def test_what_a_file_does_not_tell_can_be_said(shell, silent_file, tmp_path):
     classifier = fr.Classifier.load(tmp_path / "said")
     assert classifier.preprocessing.std == (0.229, 0.224, 0.225)
     assert classifier.class_names == ("a", "b", "c")
-    assert RunFolder(tmp_path / "said").read_info().config.stem_relu is False
+    assert RunDir(tmp_path / "said").read_metadata().config.stem_relu is False
 
     write_weights(random_weights("resnet14", "torchvision"), tmp_path / "any.safetensors")
     status, out, _ = shell("convert", tmp_path / "any.safetensors", tmp_path / "sized", "--image-size", 96, 80)

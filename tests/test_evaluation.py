@@ -16,12 +16,12 @@ import flaxresnet as fr
 from flaxresnet.cli import main as commands
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.intervals import wilson_interval
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training.run_setup import describe_run
 
 
 def test_an_evaluation_gives_the_figures_that_training_ended_with(finished_run):
-    last = RunFolder(finished_run).read_metrics()[-1]
+    last = RunDir(finished_run).read_metrics()[-1]
     result = fr.evaluate(finished_run)
     assert result.accuracy == pytest.approx(last["test_accuracy"])
     assert result.loss == pytest.approx(last["test_loss"], rel=1e-4)
@@ -149,7 +149,7 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
     splits = fr.open_dataset(tmp_path / "own", (32, 32))
     info = describe_run(config, splits, splits.train, splits.test)
     (run / "config.json").write_text(json.dumps(info.to_json()))
-    assert RunFolder(run).read_info() == info
+    assert RunDir(run).read_metadata() == info
     monkeypatch.setattr("flaxresnet.report.text.save", lambda _, path, __: path.write_bytes(pixel()))
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
         monkeypatch.setattr(f"flaxresnet.report.text.{chart}", lambda *_: None)

@@ -14,7 +14,7 @@ import flaxresnet as fr
 LAYERS = (
     *("cli", "fitting", "demo", "report", "visualize"),
     *("exporting", "adabn", "comparison", "evaluation", "classifier"),
-    *("training", "weights", "runs", "reliability", "aug_strength", "data", "models", "config", "runtime"),
+    *("training", "weights", "runs", "reliability", "augment", "data", "models", "config", "runtime"),
 )
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "h5py"]
 

@@ -11,7 +11,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import load_data, require_size
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.run_weights import require_absent
@@ -62,7 +62,7 @@ def main(arguments: Arguments) -> int:
             "named and left out"
         )
     use_compilation_cache()
-    preprocessing = RunFolder(run).read_info().preprocessing
+    preprocessing = RunDir(run).read_metadata().preprocessing
     images, status = (
         load_photos(photos, preprocessing) if data is None else (load_dataset_images(arguments, preprocessing), 0)
     )

@@ -8,8 +8,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
-from flaxresnet.runtime.atomic_io import oserror_as_user_error
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 from flaxresnet.weights.key_maps import KEY_FORMATS
 from flaxresnet.weights.pretrained_weights import SCALING, PretrainedWeights, check_class_names, fits_images
 from flaxresnet.weights.resolve import open_weights

@@ -17,9 +17,8 @@ from flaxresnet.cli.image_args import (
     most_probable,
 )
 from flaxresnet.data.decode import decode
-from flaxresnet.runtime.atomic_io import oserror_as_user_error
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
-from flaxresnet.runtime.errors import UserError, listed
+from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
 
 BATCH = 16  # photos at a time
 IN_A_LINE = 3  # classes under the picture, for which there is room

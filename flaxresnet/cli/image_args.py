@@ -13,7 +13,7 @@ import numpy as np
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.image_folder import ENDINGS
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,7 +27,7 @@ def files_of(word: str) -> list[str]:
     Raises:
       UserError: the folder holds no picture, the pattern stands for nothing, or there may be no looking.
     """
-    try:
+    with oserror_as_user_error(word, "read"):
         if Path(word).is_dir():
             found, wrong = _pictures_in(word), f"holds no picture ({', '.join(sorted(ENDINGS))})"
         elif has_magic(word) and not Path(word).exists():
@@ -36,8 +36,6 @@ def files_of(word: str) -> list[str]:
             wrong = "stands for no file"
         else:
             return [word]
-    except OSError as error:
-        raise UserError(f"{word} cannot be read: {error.strerror}") from error
     if not found:
         raise UserError(f"{word} {wrong}")
     return found

@@ -13,8 +13,7 @@ from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
-from flaxresnet.runtime.atomic_io import oserror_as_user_error
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 
 CHECKS = {
     "train": (at_least(1), at_most(1_000_000)),

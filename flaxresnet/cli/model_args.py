@@ -9,7 +9,8 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import at_least, at_most, check_value, flag
 from flaxresnet.data.preprocess import MAX_SIDE
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet
-from flaxresnet.runs.run_dir import RunFolder, check_network
+from flaxresnet.runs.metadata import check_network
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
 MAX_CLASSES = 1_000_000
@@ -58,13 +59,13 @@ def model_spec(arguments: ModelArguments) -> ModelSpec:
         option for option in ("variant", "image_size", "num_classes", "width") if getattr(arguments, option) is not None
     ]
     if name not in SIZES:
-        if not RunFolder(name).exists():
+        if not RunDir(name).exists():
             raise UserError(f"{name} is neither a run's folder nor a network; the networks are {', '.join(SIZES)}")
         if given:
             raise UserError(
                 f"{flag(given[0])} is for a network that is given by its name; {name} is a run and has its own"
             )
-        info = RunFolder(name).read_info()
+        info = RunDir(name).read_metadata()
         image_size = info.preprocessing.height, info.preprocessing.width
         return ModelSpec(f"{info.config.network.model} of {name}", info.model(), image_size)
     config = TrainConfig(model=cast(Any, name), variant=arguments.variant, width=arguments.width)

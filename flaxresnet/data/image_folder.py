@@ -18,7 +18,7 @@ from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import EncodedImages
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Part, Preprocessing, is_input_size
-from flaxresnet.runtime.errors import UserError, listed
+from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 # Paths are text here and not `Path`, of which a million take a while to make and a GiB to keep.
@@ -62,10 +62,8 @@ class ImageFolderImages(EncodedImages):
 
     def _bytes(self, place: int) -> bytes:
         require_regular_file(self._path(place))
-        try:
+        with oserror_as_user_error(self._path(place), "read"):
             return Path(self._path(place)).read_bytes()
-        except OSError as error:
-            raise UserError(f"{self._path(place)} cannot be read: {error.strerror}") from error
 
     def _name(self, place: int) -> str:
         return self._paths[place]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flaxresnet.data.dataset import USUAL_SIZE, Input, Splits
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 DEFAULT_FOLDER = Path("datasets")
@@ -50,12 +50,11 @@ def open_dataset(
     if input not in ("auto", "memory", "stream"):
         raise UserError(f"--input is {input!r}; give 'auto', 'memory' or 'stream'")
     given, path = path, Path(path or DEFAULT_FOLDER)
-    try:
+    with oserror_as_user_error(path, "read"):
         files = hdf5_files(path) if path.is_dir() else [path]
-        exists, records = path.exists(), is_array_record_dir(path)
+        exists = path.exists()
+        records = is_array_record_dir(path)
         pictures = not files and not records and is_image_folder(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if given is None and not (exists and (files or pictures or records)):
         from flaxresnet.data.hand_signs.cache import load_default_signs
 

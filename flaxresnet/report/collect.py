@@ -18,7 +18,8 @@ from flaxresnet.reliability.calibration_file import digest
 from flaxresnet.reliability.cross_fit import CalibrationReport, assess
 from flaxresnet.reliability.ood import REFERENCES
 from flaxresnet.reliability.robustness import Robustness, robustness
-from flaxresnet.runs.run_dir import RunFolder, RunMetadata
+from flaxresnet.runs.metadata import RunMetadata
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
 MAX_MISTAKES = 24  # pictures
@@ -94,11 +95,11 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
     Raises:
       UserError: there is no run, or the data do not fit it.
     """
-    folder, test = RunFolder(run), splits.test
+    folder, test = RunDir(run), splits.test
     if test is None:
         raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
     # Without what the run knew of itself so far, which may be damaged.
-    info, classifier = folder.read_info(), Classifier.load(run, checkpoint, calibrated=False)
+    info, classifier = folder.read_metadata(), Classifier.load(run, checkpoint, calibrated=False)
     test = remap_labels(classifier, test, splits.source)
     logits, embeddings = classifier.forward(test.images)
     references = _references(classifier, splits.train, info)

@@ -23,7 +23,8 @@ from flaxresnet.reliability.robustness import CorruptionResult
 from flaxresnet.report import html
 from flaxresnet.report.collect import ReportData
 from flaxresnet.report.plots import MAX_MATRIX, confusion_chart, learning_curves, reliability_chart
-from flaxresnet.runtime.atomic_io import atomic_write, oserror_as_user_error
+from flaxresnet.runtime.atomic_io import atomic_write
+from flaxresnet.runtime.errors import oserror_as_user_error
 from flaxresnet.visualize.plot_style import save
 
 MAX_CLASSES = 200  # rows of the table; the worst, where there are more

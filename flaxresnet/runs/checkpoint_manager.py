@@ -20,7 +20,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
-from flaxresnet.runs.run_dir import RunFolder, RunMetadata
+from flaxresnet.runs.metadata import RunMetadata
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import log_errors_only
 
@@ -279,8 +280,8 @@ def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunMe
     Raises:
       UserError: the folder holds no run, no finished checkpoint, or a damaged one.
     """
-    folder = RunFolder(run)
-    info = folder.read_info()
+    folder = RunDir(run)
+    info = folder.read_metadata()
     images = jax.ShapeDtypeStruct((1, info.preprocessing.height, info.preprocessing.width, 3), jnp.float32)
     shapes = jax.eval_shape(info.model().init, jax.random.key(0), images)
     if not folder.checkpoints.is_dir():

@@ -13,7 +13,7 @@ from flaxresnet.runs.checkpoint_manager import (
     steps_in,
     unreadable_steps,
 )
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.distributed import all_gather_json, is_process_zero, run_on_process_zero
 from flaxresnet.runtime.errors import UserError
 
@@ -23,7 +23,7 @@ NOTHING_LEFT = "no other checkpoint is left to go on from: --no-resume begins an
 class CheckpointStore:
     """A run's checkpoints of both kinds; a context manager, which waits at its end for what is being written."""
 
-    def __init__(self, folder: RunFolder, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: RunDir, note: Callable[[str], None]) -> None:
         """Args: the run's folder, and what is told which checkpoints are damaged."""
         self._folder, self._note = folder, note
 

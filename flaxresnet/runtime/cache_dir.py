@@ -1,10 +1,11 @@
-"""The user's cache folder, for files that could be made again."""
+"""The user's cache folder, for files that can be recomputed."""
 
 import contextlib
 import os
 from pathlib import Path
 
-from flaxresnet.runtime.atomic_io import replace_file
+from flaxresnet.runtime.atomic_io import atomic_write
+from flaxresnet.runtime.errors import UserError
 
 
 def cache_dir(name: str) -> Path:
@@ -14,8 +15,8 @@ def cache_dir(name: str) -> Path:
 
 
 def cache_write(path: Path, content: bytes) -> None:
-    """Writes a file below `cache_dir`. If that fails, the next start makes its content again."""
-    with contextlib.suppress(OSError):
+    """Writes a file below `cache_dir`. Ignores a failure, after which the next start recomputes the content."""
+    with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)

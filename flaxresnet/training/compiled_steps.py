@@ -15,7 +15,7 @@ from flaxresnet.augment.pipeline import make_inputs
 from flaxresnet.data.loader import Batch
 from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import stage_of
-from flaxresnet.runs.run_dir import RunMetadata
+from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runtime.malloc_tuning import malloc_trim
 from flaxresnet.training.executable_cache import jax_cache_hits, open_executable_cache, state_shapes
 from flaxresnet.training.metrics import Metrics

@@ -29,8 +29,8 @@ import optax
 from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
-from flaxresnet.runs.run_dir import RunMetadata
-from flaxresnet.runtime.atomic_io import replace_file
+from flaxresnet.runs.metadata import RunMetadata
+from flaxresnet.runtime.atomic_io import atomic_write
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
@@ -91,7 +91,7 @@ class ExecutableCache:
         try:
             content = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), level=1)
             self._folder.mkdir(parents=True, exist_ok=True)
-            with replace_file(self._folder / name) as temporary:
+            with atomic_write(self._folder / name) as temporary:
                 temporary.write_bytes(hashlib.sha256(content).digest() + content)
             _evict_lru(self._folder)
         except Exception:  # what cannot be written, or finds no room, is compiled again by the next start

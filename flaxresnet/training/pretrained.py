@@ -11,7 +11,8 @@ from flaxresnet.config.train_config import STAGES, TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.checkpoint_manager import steps_in
-from flaxresnet.runs.run_dir import RunFolder, RunMetadata
+from flaxresnet.runs.metadata import RunMetadata
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.training.train_state import TrainState, copy_tree
 from flaxresnet.weights import flat_params
@@ -21,12 +22,12 @@ from flaxresnet.weights.pretrained_weights import PretrainedWeights, require_sam
 
 def resumable_run(config: TrainConfig) -> RunMetadata | None:
     """The run that `config` goes on with, where it began with the same weights and has a checkpoint."""
-    folder = RunFolder(config.workdir)
+    folder = RunDir(config.workdir)
     if not (config.init and config.resume and folder.exists()):
         return None
     if not (steps_in(folder.checkpoints) or steps_in(folder.mid_epoch)):  # rows may be there without one
         return None
-    info = folder.read_info()
+    info = folder.read_metadata()
     return info if info.config.init == config.init else None
 
 

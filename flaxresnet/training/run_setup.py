@@ -14,7 +14,9 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runs.checkpoint_manager import epochs_in, steps_in
 from flaxresnet.runs.lock import WorkdirLock
-from flaxresnet.runs.run_dir import RunFolder, RunMetadata, package_versions
+from flaxresnet.runs.metadata import RunMetadata, package_versions
+from flaxresnet.runs.resume_check import config_diff
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
 NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start anew"
@@ -22,9 +24,9 @@ NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start anew"
 
 def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
     """Height and width for pictures of any size: as asked for, as the run that goes on has them, or as weights do."""
-    folder = RunFolder(config.workdir)
-    if config.image_size is None and config.resume and folder.exists() and folder.has_begun():
-        like = folder.read_info().preprocessing
+    folder = RunDir(config.workdir)
+    if config.image_size is None and config.resume and folder.exists() and folder.has_progress():
+        like = folder.read_metadata().preprocessing
     return config.image_size or ((like.height, like.width) if like else USUAL_SIZE)
 
 
@@ -95,24 +97,24 @@ def device_words() -> str:
     return f"{jax.device_count()} × {kind}{host}"
 
 
-def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], None]) -> RunFolder:
+def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], None]) -> RunDir:
     """The run's folder, locked, its `config.json` written; raises UserError where it is in use or holds another run."""
-    folder = RunFolder(info.config.workdir)
+    folder = RunDir(info.config.workdir)
     folder.lock(lock)
     if info.config.resume:
-        if folder.has_begun():
+        if folder.has_progress():
             info = _resume_run(info, folder, note)
-        elif folder.exists() and [*info.config_diff(folder.read_info())]:  # refuses what describes no run
+        elif folder.exists() and [*config_diff(info, folder.read_metadata())]:  # refuses what describes no run
             # What a start leaves that was refused or cut off before its first step does not bind the next one.
-            note(f"no step was made in {folder.path}; how it was to be is in {folder.keep_description()}")
-    elif folder.exists() or folder.has_begun():
+            note(f"no step was made in {folder.path}; how it was to be is in {folder.backup_config()}")
+    elif folder.exists() or folder.has_progress():
         note(f"the run in {folder.path} is kept as {set_aside(folder, lock)}")
         folder.lock(lock)
     folder.create(info)
     return folder
 
 
-def set_aside(folder: RunFolder, lock: WorkdirLock) -> Path:
+def set_aside(folder: RunDir, lock: WorkdirLock) -> Path:
     """Renames the folder of an old run, releases its lock, and returns its new path."""
     aside = folder.rename_old_run()
     lock.rename(aside)
@@ -120,12 +122,12 @@ def set_aside(folder: RunFolder, lock: WorkdirLock) -> Path:
     return aside
 
 
-def _resume_run(info: RunMetadata, folder: RunFolder, note: Callable[[str], None]) -> RunMetadata:
+def _resume_run(info: RunMetadata, folder: RunDir, note: Callable[[str], None]) -> RunMetadata:
     """The description of a run that goes on in its folder; raises UserError where it cannot, or would lose rows."""
     if not folder.exists():
         what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
         raise UserError(f"--workdir {folder.path} holds {what} of a run without its config.json; {NEW_WORKDIR_HINT}")
-    stored = folder.read_info()
+    stored = folder.read_metadata()
     made_of = stored.data["source"] if stored.data["train_fingerprint"] is None else stored.data.get("adapted")
     if made_of:
         raise UserError(
@@ -139,7 +141,7 @@ def _resume_run(info: RunMetadata, folder: RunFolder, note: Callable[[str], None
     return replace(info, config=replace(info.config, epochs=max(info.config.epochs, epochs_in(folder.checkpoints))))
 
 
-def _check_figures(folder: RunFolder, note: Callable[[str], None]) -> None:
+def _check_figures(folder: RunDir, note: Callable[[str], None]) -> None:
     """Keeps the figures of a run without checkpoints; raises UserError where these have been taken away."""
     rows = folder.read_metrics()
     # A second epoch's row is written when the first one's checkpoint is whole; the first one's may be before that.
@@ -149,7 +151,7 @@ def _check_figures(folder: RunFolder, note: Callable[[str], None]) -> None:
             f"put its checkpoints back, or {NEW_WORKDIR_HINT}"
         )
     if rows:
-        note(f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {folder.keep_metrics()}")
+        note(f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {folder.backup_metrics()}")
 
 
 def check_same_experiment(info: RunMetadata, stored: RunMetadata, note: Callable[[str], None]) -> None:
@@ -158,7 +160,7 @@ def check_same_experiment(info: RunMetadata, stored: RunMetadata, note: Callable
     What differs then, and versions of packages that do, is told to `note`.
     """
     told = info.config.allow_config_changes
-    for difference, fits in info.config_diff(stored):
+    for difference, fits in config_diff(info, stored):
         if not (told and fits):
             way = ", or --allow-config-changes to go on with it all the same" if fits else ""
             raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {NEW_WORKDIR_HINT}{way}")

@@ -14,7 +14,8 @@ import optax
 
 from flaxresnet.data.loader import Batch
 from flaxresnet.runs.checkpoint_store import CheckpointStore
-from flaxresnet.runs.run_dir import RunFolder, RunMetadata
+from flaxresnet.runs.metadata import RunMetadata
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import TrainingInterrupted, UserError
 from flaxresnet.runtime.malloc_tuning import malloc_trim
@@ -68,7 +69,7 @@ class Trainer:
         self,
         info: RunMetadata,
         feed: InputPipeline,
-        folder: RunFolder,
+        folder: RunDir,
         saved: CheckpointStore,
         reporter: ProgressLogger,
         events: TensorBoardWriter,

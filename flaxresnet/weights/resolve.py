@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
 from flaxresnet.weights.run_weights import read_run
 from flaxresnet.weights.weight_files import SUFFIXES, read_weights
@@ -25,10 +25,9 @@ def open_weights(source: str, checkpoint: CheckpointChoice = "latest") -> Pretra
       UserError: there is nothing of that name, it cannot be fetched, or it holds no ResNet that fits.
     """
     path = Path(source)
-    try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    with oserror_as_user_error(path, "read"):
+        is_folder = path.is_dir()
+        exists = path.exists()
     if is_folder:
         # A folder as Hugging Face's `save_pretrained` makes it holds a file of weights.
         saved = [path / name for name in HUB_FILES if (path / name).exists()]

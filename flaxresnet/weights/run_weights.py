@@ -10,8 +10,9 @@ import numpy as np
 from flaxresnet.config.train_config import CheckpointChoice, TrainConfig
 from flaxresnet.reliability.calibration_file import Calibration
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
-from flaxresnet.runs.run_dir import RunFolder, RunMetadata, package_versions
-from flaxresnet.runtime.errors import UserError
+from flaxresnet.runs.metadata import RunMetadata, package_versions
+from flaxresnet.runs.run_dir import RunDir
+from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
@@ -54,10 +55,8 @@ def write_run(weights: PretrainedWeights, run: str | Path, source: str) -> None:
 
 def require_absent(run: str | Path) -> None:
     """Raises UserError where there is something of this name, or cannot be."""
-    try:
+    with oserror_as_user_error(run):
         exists = Path(run).exists()
-    except OSError as error:
-        raise UserError(f"{run} cannot be written: {error.strerror}") from error
     if exists:
         raise UserError(f"{run} exists and is not overwritten; name another folder")
 
@@ -71,7 +70,7 @@ def write_variables(info: RunMetadata, variables: Any, run: str | Path, calibrat
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=run.name + ".", dir=run.parent) as temporary:
-            folder = RunFolder(Path(temporary) / "run")
+            folder = RunDir(Path(temporary) / "run")
             folder.create(info)
             with EpochCheckpoints(folder.checkpoints) as checkpoints:
                 checkpoints.save_variables(variables)

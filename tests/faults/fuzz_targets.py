@@ -19,7 +19,7 @@ from flaxresnet.data.decode import decode
 from flaxresnet.data.hdf5 import read_hdf5
 from flaxresnet.evaluation import load_training_data
 from flaxresnet.report.plots import learning_curves
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_setup import check_same_experiment
 from flaxresnet.weights.weight_files import read_weights, write_weights
@@ -38,7 +38,7 @@ def read_data(path: Path) -> None:
 
 
 def read_figures(path: Path) -> None:
-    rows = RunFolder(path.parent).read_metrics()
+    rows = RunDir(path.parent).read_metrics()
     if rows:  # what a report computes of them
         learning_curves(rows, "light")
         sum(row["seconds"] + row["images_per_second"] for row in rows)
@@ -46,7 +46,7 @@ def read_figures(path: Path) -> None:
 
 def read_run(path: Path) -> None:
     """All that prediction, evaluation and a training that goes on take from it, but for the data's own files."""
-    info = RunFolder(path.parent).read_info()
+    info = RunDir(path.parent).read_metadata()
     size = info.preprocessing.height, info.preprocessing.width
     jax.eval_shape(info.model().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
     info.preprocessing.scaled(np.zeros((1, 2, 2, 3), np.uint8))

@@ -21,7 +21,7 @@ from conftest import TINY_CONFIG
 
 import flaxresnet as fr
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import trainer
 
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
@@ -37,7 +37,7 @@ def train(data, workdir, quiet=False):
 
 
 def figures(workdir):
-    return [[row[name] for name in FIGURES] for row in RunFolder(workdir).read_metrics()]
+    return [[row[name] for name in FIGURES] for row in RunDir(workdir).read_metrics()]
 
 
 def assert_same_run(mine, theirs):
@@ -169,7 +169,7 @@ def test_half_a_row_of_figures_is_written_again(begun, whole, data_folder, tmp_p
     rows = (copy / "metrics.jsonl").read_bytes()
     for kept in (len(rows) - 40, len(rows) // 2 + 10, 1):
         (copy / "metrics.jsonl").write_bytes(rows[:kept])
-        found = RunFolder(copy).read_metrics()
+        found = RunDir(copy).read_metrics()
         assert [row["epoch"] for row in found] == ([1] if kept > len(rows) // 2 else [])
     (copy / "metrics.jsonl").write_bytes(rows[:-40])
     train(data_folder, copy)

@@ -36,7 +36,7 @@ from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.runs.run_dir import RunMetadata, check_network
+from flaxresnet.runs.metadata import RunMetadata, check_network
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
 from flaxresnet.weights.weight_files import read_weights

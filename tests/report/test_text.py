@@ -28,7 +28,7 @@ from flaxresnet.reliability.corruptions import CORRUPTIONS
 from flaxresnet.reliability.cross_fit import split_halves
 from flaxresnet.report.collect import collect_report_data, most_confident_mistakes
 from flaxresnet.report.text import command_of, write_report
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.visualize.plot_style import replace_unrenderable
@@ -119,13 +119,13 @@ def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, caps
 def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
     """Going on changes the weights, and what was known of the old ones is not said of the new."""
     run = shutil.copytree(finished_run, tmp_path / "run")
-    last = RunFolder(run).read_metrics()[-1]["step"]
+    last = RunDir(run).read_metrics()[-1]["step"]
     shutil.rmtree(run / "checkpoints" / str(last))
     params = fr.Classifier.load(run).variables["params"]
     Calibration(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
     assert fr.Classifier.load(run).calibration is not None
     fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG), quiet=True)
-    assert RunFolder(run).read_metrics()[-1]["step"] == last
+    assert RunDir(run).read_metrics()[-1]["step"] == last
     assert fr.Classifier.load(run).calibration is None
 
 

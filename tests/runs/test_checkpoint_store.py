@@ -8,7 +8,7 @@ from conftest import TINY_CONFIG
 import flaxresnet as fr
 from flaxresnet.runs import checkpoint_store
 from flaxresnet.runs.checkpoint_store import CheckpointStore
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 
 EPOCHS = 1  # the place of epochs' checkpoints among the kinds; each is five steps long
 
@@ -19,7 +19,7 @@ def run(finished_run, tmp_path):
 
 
 def test_the_steps_that_all_processes_see_count(run, monkeypatch):
-    with CheckpointStore(RunFolder(run), print) as kept:
+    with CheckpointStore(RunDir(run), print) as kept:
         assert kept.available_steps() == [(10, EPOCHS), (15, EPOCHS)]
         monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, [[5, EPOCHS], [10, EPOCHS]]])
         assert kept.available_steps() == [(10, EPOCHS)]
@@ -32,7 +32,7 @@ def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
         checkpoint_store, "all_gather_json", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine]
     )
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
-    before = RunFolder(run).read_metrics()
+    before = RunDir(run).read_metrics()
     history = fr.fit(config, quiet=True).history
     assert [row["step"] for row in history] == [5, 10, 15]
     assert history[1] == before[1]
@@ -47,7 +47,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
 
     monkeypatch.setattr(checkpoint_store, "all_gather_json", all_gather_json)
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
-    before = RunFolder(run).read_metrics()
+    before = RunDir(run).read_metrics()
     assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
     assert not damage
     said = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
 def test_a_folder_that_only_some_processes_have_is_a_sentence(run, monkeypatch):
     monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, []])
     with (
-        CheckpointStore(RunFolder(run), print) as kept,
+        CheckpointStore(RunDir(run), print) as kept,
         pytest.raises(fr.UserError, match=r"the processes see different .* \(th"),
     ):
         kept.available_steps()

@@ -15,7 +15,7 @@ import train
 from flaxresnet.cli import exit_status
 from flaxresnet.runs import lock
 from flaxresnet.runs.lock import NAME, WorkdirLock
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 
 HOLDER = """
 import sys
@@ -110,14 +110,14 @@ def test_a_disk_or_a_system_without_locks_is_used_without(tmp_path, monkeypatch)
 
 
 def test_a_run_has_its_folder_to_itself_and_gives_it_back(finished_run, data_folder, tmp_path, monkeypatch):
-    def write_metrics(*arguments, real=RunFolder.write_metrics):
+    def write_metrics(*arguments, real=RunDir.write_metrics):
         with WorkdirLock(print) as other, pytest.raises(fr.UserError, match="is in use by another training"):
             other.acquire(copy)
         asked.append(True)
         real(*arguments)
 
     copy, asked = shutil.copytree(finished_run, tmp_path / "copy"), []
-    monkeypatch.setattr(RunFolder, "write_metrics", write_metrics)
+    monkeypatch.setattr(RunDir, "write_metrics", write_metrics)
     fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, **TINY_CONFIG), quiet=True)
     assert asked == [True]
     assert sorted(path.name for path in copy.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]

@@ -9,7 +9,9 @@ import pytest
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.runs.run_dir import FORMAT, RunFolder, RunMetadata
+from flaxresnet.runs.metadata import FORMAT, RunMetadata
+from flaxresnet.runs.resume_check import config_diff
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
 INFO = RunMetadata(
@@ -112,7 +114,7 @@ HARMLESS += ["allow_config_changes", "coordinator_address", "num_processes", "pr
 
 
 def written(tmp_path, info=INFO):
-    folder = RunFolder(tmp_path / "runs" / "signs")
+    folder = RunDir(tmp_path / "runs" / "signs")
     folder.create(info)
     return folder
 
@@ -123,13 +125,13 @@ def changed(**options):
 
 def difference(info, stored):
     """The first one, in words, if there is one."""
-    return next((words for words, _ in info.config_diff(stored)), None)
+    return next((words for words, _ in config_diff(info, stored)), None)
 
 
 def test_what_create_writes_read_info_reads(tmp_path):
     folder = written(tmp_path)
     assert folder.exists()
-    assert RunFolder(str(folder.path)).read_info() == INFO
+    assert RunDir(str(folder.path)).read_metadata() == INFO
 
 
 def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
@@ -153,25 +155,25 @@ def test_config_json_is_plain_json_that_describes_the_run(tmp_path):
 def test_create_replaces_the_old_text_and_leaves_no_other_file(tmp_path):
     folder = written(tmp_path)
     folder.create(changed(epochs=9))
-    assert folder.read_info().config.epochs == 9
+    assert folder.read_metadata().config.epochs == 9
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 
 def test_a_folder_without_config_json_holds_no_run(tmp_path):
-    assert not RunFolder(tmp_path).exists()
+    assert not RunDir(tmp_path).exists()
     message = r"holds no run \(no config\.json\); give the --workdir of a finished training"
     with pytest.raises(UserError, match=message) as caught:
-        RunFolder(tmp_path).read_info()
+        RunDir(tmp_path).read_metadata()
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(UserError, match=r"nowhere holds no run"):
-        RunFolder(tmp_path / "nowhere").read_info()
+        RunDir(tmp_path / "nowhere").read_metadata()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for path, reason in ((tmp_path / "file", "Not a directory"), (tmp_path / "file" / "run", "Not a directory")):
         with pytest.raises(UserError) as caught:
-            RunFolder(path).create(INFO)
+            RunDir(path).create(INFO)
         assert str(caught.value) == f"--workdir {path} cannot be written: {reason}"
 
 
@@ -196,7 +198,7 @@ def test_the_model_of_options_left_to_the_recipe_has_the_recipes_momentum():
 
 def test_a_run_does_not_differ_from_itself_read_back(tmp_path):
     assert difference(INFO, INFO) is None
-    assert difference(INFO, written(tmp_path).read_info()) is None
+    assert difference(INFO, written(tmp_path).read_metadata()) is None
 
 
 def test_the_other_value_of_each_option_is_another():
@@ -235,7 +237,7 @@ def test_other_training_data_are_a_difference_wherever_they_lie():
 
 def test_what_keeps_weights_and_steps_as_they_are_may_go_on_when_told():
     def fits(info):
-        return [fits for _, fits in info.config_diff(INFO)]
+        return [fits for _, fits in config_diff(info, INFO)]
 
     assert fits(changed(learning_rate=OTHER["learning_rate"], aug_strength=OTHER["aug_strength"])) == [True, True]
     for name in ("model", "width", "optimizer", "batch_size", "grad_accum_steps", "ema", "freeze", "weight_decay"):
@@ -352,7 +354,7 @@ def test_a_config_json_that_cannot_be_used_is_named_once_with_the_reason(tmp_pat
     folder = written(tmp_path)
     (folder.path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        folder.read_info()
+        folder.read_metadata()
     assert str(caught.value).startswith(str(folder.path / "config.json"))
     assert str(caught.value).count("config.json") == 1
     assert "\n" not in str(caught.value)
@@ -362,7 +364,7 @@ def test_a_config_json_that_is_no_text_is_damaged(tmp_path):
     folder = written(tmp_path)
     (folder.path / "config.json").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(UserError, match=r"config\.json is damaged \(UnicodeDecodeError: "):
-        folder.read_info()
+        folder.read_metadata()
 
 
 def test_metrics_are_read_as_they_were_written_and_appended(tmp_path):
@@ -438,23 +440,23 @@ def test_what_was_kept_is_told(tmp_path):
 
 def test_metrics_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read: Is a directory; move it away or make it read"):
-        RunFolder(tmp_path).read_metrics()
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read: Is a directory"):
+        RunDir(tmp_path).read_metrics()
 
 
 def test_a_run_has_begun_where_more_than_its_description_is_there(tmp_path):
     folder = written(tmp_path)
-    assert not folder.has_begun()
+    assert not folder.has_progress()
     (folder.path / "metrics.jsonl").write_text("\n")
-    assert not folder.has_begun()
+    assert not folder.has_progress()
     (folder.path / "metrics.jsonl").write_text("x")
-    assert folder.has_begun()
+    assert folder.has_progress()
     (folder.path / "metrics.jsonl").unlink()
     for kind in (folder.checkpoints, folder.mid_epoch):
         (kind / "5").mkdir(parents=True)
-        assert folder.has_begun()
+        assert folder.has_progress()
         (kind / "5").rmdir()
-    assert not folder.has_begun()
+    assert not folder.has_progress()
 
 
 def test_a_second_damaged_file_is_kept_beside_the_first(tmp_path):
@@ -483,15 +485,15 @@ def test_set_aside_takes_the_first_free_number(tmp_path):
         aside = folder.rename_old_run()
         assert aside == folder.path.with_name(expected)
         assert not folder.path.exists()
-        assert RunFolder(aside).read_info() == INFO
-        assert RunFolder(aside).read_metrics() == ROWS[:1]
+        assert RunDir(aside).read_metadata() == INFO
+        assert RunDir(aside).read_metrics() == ROWS[:1]
     (tmp_path / "runs" / "signs.1").rename(tmp_path / "runs" / "kept")
     assert written(tmp_path).rename_old_run().name == "signs.1"
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["kept", "signs.1", "signs.2"]
 
 
 def test_set_aside_keeps_a_name_with_dots_and_a_file_in_the_way(tmp_path):
-    folder = RunFolder(tmp_path / "lr.0.1")
+    folder = RunDir(tmp_path / "lr.0.1")
     folder.create(INFO)
     (tmp_path / "lr.0.1.1").write_text("a file")
     assert folder.rename_old_run() == tmp_path / "lr.0.1.2"
@@ -502,14 +504,14 @@ def test_set_aside_of_the_current_directory_renames_it_or_refuses_in_words(tmp_p
     folder = written(tmp_path)
     monkeypatch.chdir(folder.path)
     with contextlib.suppress(UserError):
-        RunFolder(".").rename_old_run()
+        RunDir(".").rename_old_run()
     kept = [path for path in (folder.path, folder.path.with_name("signs.1")) if path.exists()]
     assert len(kept) == 1
-    assert RunFolder(kept[0]).read_info() == INFO
+    assert RunDir(kept[0]).read_metadata() == INFO
 
 
 def test_paths_of_a_run_lie_in_its_folder():
-    folder = RunFolder("runs/signs")
+    folder = RunDir("runs/signs")
     assert folder.path == pathlib.Path("runs/signs")
     assert folder.checkpoints == pathlib.Path("runs/signs/checkpoints")
 
@@ -534,9 +536,7 @@ def test_random_crops_taken_elsewhere_are_a_difference():
     streamed, held = (
         dataclasses.replace(changed(crop_min_area=0.5), data=INFO.data | {"streamed": value}) for value in (True, False)
     )
-    assert difference(held, streamed) == (
-        "random crops taken where images are decoded, from whole pictures (--input stream)"
-    )
-    assert difference(streamed, held) == "random crops taken where images are trained on (--input memory)"
+    assert difference(held, streamed) == ("random crops of full pictures (--input stream)")
+    assert difference(streamed, held) == "random crops of resized images (--input memory)"
     whole = dataclasses.replace(INFO, data=INFO.data | {"streamed": True})
     assert difference(whole, INFO) is None

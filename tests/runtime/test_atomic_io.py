@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flaxresnet.runtime.atomic_io import atomic_write, replace_file
+from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 
 
@@ -20,13 +20,13 @@ def names_in(folder):
 
 
 def fail_halfway(target):
-    with replace_file(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("half")
         raise KeyError
 
 
-def test_replace_file_takes_place_at_end(target):
-    with replace_file(target) as temporary:
+def test_atomic_write_replaces_at_end(target):
+    with atomic_write(target) as temporary:
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
@@ -36,7 +36,7 @@ def test_replace_file_takes_place_at_end(target):
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_replace_file_failure_keeps_old(target):
+def test_atomic_write_failure_keeps_old(target):
     with pytest.raises(KeyError):
         fail_halfway(target)
     assert target.read_text() == "old"

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Compiled
 
 import flaxresnet as fr
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import compiled_steps, executable_cache
 
 BATCH = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
@@ -69,7 +69,7 @@ def compiled(all_compiled):
 
 @pytest.fixture
 def info(finished_run):
-    return RunFolder(finished_run).read_info()
+    return RunDir(finished_run).read_metadata()
 
 
 def train(data_folder, workdir, keep=True, **options):
@@ -228,9 +228,9 @@ for name, value in {settings!r}.items():
     if jax.config.values[name] != value:
         jax.config.update(name, value)
 from flaxresnet.training import executable_cache
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
-print(executable_cache.cache_key(RunFolder({str(finished_run)!r}).read_info(), batch))
+print(executable_cache.cache_key(RunDir({str(finished_run)!r}).read_metadata(), batch))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == executable_cache.cache_key(info, BATCH)

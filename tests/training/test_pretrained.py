@@ -20,7 +20,7 @@ from flaxresnet.cli import main as commands
 from flaxresnet.cli import parser
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import stage_of
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training.train_state import TrainState, trainable_params
 from flaxresnet.weights import run_weights
 from flaxresnet.weights.run_weights import read_run, write_run
@@ -98,7 +98,7 @@ def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_c
     for name in before:
         if not name.startswith("fc/"):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
-    model = RunFolder(tmp_path / "run").read_info().model()
+    model = RunDir(tmp_path / "run").read_metadata().model()
     state = jax.eval_shape(lambda: TrainState.create(model, optax.adam(1.0), jax.random.key(0), (32, 32)))
     moments = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
     assert sum("fc2" in name for name in moments) == len(moments) - 1, "what is frozen has no optimiser state"

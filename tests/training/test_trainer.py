@@ -18,7 +18,7 @@ from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.shuffle import ORDER_STREAM
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
-from flaxresnet.runs.run_dir import RunFolder
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import compiled_steps, trainer
 from flaxresnet.training.train_state import TrainState
 
@@ -35,7 +35,7 @@ def config(data, workdir, **options):
 
 def saved_bytes(workdir) -> list[bytes]:
     """Everything in the latest checkpoint, as bytes."""
-    info = RunFolder(workdir).read_info()
+    info = RunDir(workdir).read_metadata()
     state = TrainState.create
     from flaxresnet.training.optimizer import make_optimizer
     from flaxresnet.training.schedule import make_schedule
@@ -71,7 +71,7 @@ def test_a_run_leaves_a_row_an_epoch_and_a_folder_that_describes_itself(finished
 
 
 def test_the_network_learns(finished_run):
-    rows = RunFolder(finished_run).read_metrics()
+    rows = RunDir(finished_run).read_metrics()
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["test_accuracy"] > 0.9
 
@@ -133,7 +133,7 @@ def test_a_finished_run_started_again_trains_nothing_and_answers(finished_run, d
     before = (copy / "metrics.jsonl").read_bytes()
     run = fr.fit(config(data_folder, copy, epochs=3), quiet=True)
     assert (copy / "metrics.jsonl").read_bytes() == before
-    assert run.test_accuracy == RunFolder(finished_run).read_metrics()[-1]["test_accuracy"]
+    assert run.test_accuracy == RunDir(finished_run).read_metrics()[-1]["test_accuracy"]
 
 
 def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run, data_folder, tmp_path):
@@ -145,7 +145,7 @@ def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run,
     run = fr.fit(config(data_folder, copy, epochs=4), quiet=True)
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert set(run.history[-1]) == ROW
-    assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in RunDir(copy).read_metrics()] == [1, 2, 3, 4]
 
 
 def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tmp_path):
@@ -153,7 +153,7 @@ def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tm
     (copy / "metrics.jsonl").unlink()
     run = fr.fit(config(data_folder, copy, epochs=4), quiet=True)
     assert [row["epoch"] for row in run.history] == [3, 4]
-    assert run.history[0] == RunFolder(finished_run).read_metrics()[-1]
+    assert run.history[0] == RunDir(finished_run).read_metrics()[-1]
 
 
 @pytest.mark.parametrize("report", [False, True])
@@ -250,7 +250,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_a
         file.write_bytes(b"")
     run = fr.fit(config(data_folder, copy, epochs=3), quiet=True)
     assert (copy / "corrupt").is_dir()
-    assert without_times(run.history) == without_times(RunFolder(finished_run).read_metrics())
+    assert without_times(run.history) == without_times(RunDir(finished_run).read_metrics())
     assert saved_bytes(copy) == saved_bytes(finished_run)
 
 
@@ -280,12 +280,12 @@ def test_the_record_of_epochs_is_that_of_the_checkpoint_whatever_a_row_says(
     finished_run, data_folder, tmp_path, capsys
 ):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
-    row = RunFolder(copy).read_metrics()[-1] | {"epoch": 999_999}
+    row = RunDir(copy).read_metrics()[-1] | {"epoch": 999_999}
     with (copy / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n" + '{"epoch": 999999999999, "step": 15}\n')
     fr.fit(config(data_folder, copy, epochs=2))
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
-    assert [row["epoch"] for row in RunFolder(copy).read_metrics()] == [1, 2, 3]
+    assert [row["epoch"] for row in RunDir(copy).read_metrics()] == [1, 2, 3]
     kept = copy / "corrupt" / "metrics.jsonl.1"
     assert f"lines that are no epoch's figures; as it was, it is {kept}" in capsys.readouterr().out.replace("\n", " ")
     assert "999999999999" in kept.read_text()
@@ -359,7 +359,7 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
     kept = json.loads((tmp_path / "run" / "corrupt" / "config.json.1").read_text())
     assert kept["config"]["width"] == 8  # of the first start
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
-    assert RunFolder(tmp_path / "run").read_info().config.width == TINY_CONFIG["width"]
+    assert RunDir(tmp_path / "run").read_metadata().config.width == TINY_CONFIG["width"]
     with pytest.raises(fr.UserError, match="holds a run with --width 16, not 8"):  # now there is something to lose
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8), quiet=True)
 
@@ -385,7 +385,7 @@ def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, 
     run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), quiet=True)
     assert len(run.history) == 1
     assert not [*tmp_path.glob("*/.flaxresnet-lock")]
-    assert len(RunFolder(tmp_path / "copy.1").read_metrics()) == 3
+    assert len(RunDir(tmp_path / "copy.1").read_metrics()) == 3
     assert (tmp_path / "copy.1" / "checkpoints").is_dir()
 
 
@@ -429,7 +429,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     poison(8, BEFORE)
     with pytest.raises(fr.UserError, match=r"not finite at step 8 \(the checkpoint after step 5 is kept\)"):
         fr.fit(config(data_folder, tmp_path / "run", epochs=2), quiet=True)
-    assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
+    assert [row["epoch"] for row in RunDir(tmp_path / "run").read_metrics()] == [1]
     assert fr.evaluate(tmp_path / "run").count == 19
 
 
@@ -439,7 +439,7 @@ def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder
     poison(last, AFTER)
     with pytest.raises(fr.UserError, match=rf"not finite at step {last} \(the checkpoint after step 5 is kept\)"):
         fr.fit(config(data_folder, tmp_path / "run", epochs=2, checkpoint_steps=every), quiet=True)
-    assert [row["epoch"] for row in RunFolder(tmp_path / "run").read_metrics()] == [1]
+    assert [row["epoch"] for row in RunDir(tmp_path / "run").read_metrics()] == [1]
     assert np.isfinite(fr.evaluate(tmp_path / "run").loss)
 
 
@@ -660,7 +660,7 @@ def test_other_format_in_default_workdir(finished_run, data_folder, tmp_path, mo
     fr.fit(fr.TrainConfig(data=data_folder, epochs=1, **TINY_CONFIG))
     aside = re.search(r"another version wrote the run in runs/default; it is kept as (\S+)", capsys.readouterr().out)[1]
     assert json.loads(Path(aside, "config.json").read_text())["format"] == 1
-    assert len(RunFolder("runs/default").read_metrics()) == 1
+    assert len(RunDir("runs/default").read_metrics()) == 1
     shutil.copytree(aside, "elsewhere")
     with pytest.raises(fr.UserError, match="has format 1, and this version reads format 2; train again with another"):
         fr.fit(fr.TrainConfig(data=data_folder, epochs=1, workdir="elsewhere", **TINY_CONFIG))

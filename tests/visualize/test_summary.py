@@ -85,9 +85,9 @@ def test_a_run_has_its_own_shape(finished_run):
 
 def test_frozen_parts_are_marked(summary, finished_run, monkeypatch):
     frozen = fr.TrainConfig(model="resnet14", width=4, freeze="stem").resolve()
-    info = commands.import_module("flaxresnet.runs.run_dir").RunFolder(finished_run).read_info()
+    info = commands.import_module("flaxresnet.runs.run_dir").RunDir(finished_run).read_metadata()
     monkeypatch.setattr(
-        "flaxresnet.runs.run_dir.RunFolder.read_info",
+        "flaxresnet.runs.run_dir.RunDir.read_metadata",
         lambda _: type(info)(frozen, info.class_names, info.preprocessing, info.data, info.versions),
     )
     out = summary(finished_run, "--depth", "parts")

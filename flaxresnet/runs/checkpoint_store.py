@@ -1,140 +1,162 @@
-"""What a run writes so that it can go on: a checkpoint after each epoch, and every so many steps one within it."""
+"""All checkpoints of a run: one after each epoch, and one within an epoch at regular steps."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from flaxresnet.runs.checkpoint_manager import (
-    CorruptCheckpointError,
-    EpochCheckpoints,
-    Items,
-    MidEpochCheckpoints,
-    steps_in,
-    unreadable_steps,
-)
+from flaxresnet.runs.checkpoint_errors import CorruptCheckpointError
+from flaxresnet.runs.checkpoint_files import checkpoint_paths, unreadable_checkpoints
+from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, Items, MidEpochCheckpoints
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.distributed import all_gather_json, is_process_zero, run_on_process_zero
 from flaxresnet.runtime.errors import UserError
 
-NOTHING_LEFT = "no other checkpoint is left to go on from: --no-resume begins anew, and keeps what is there"
+NO_INTACT_CHECKPOINT = "no other checkpoint is intact; give --no-resume to start a new run and keep the old files"
 
 
 class CheckpointStore:
-    """A run's checkpoints of both kinds; a context manager, which waits at its end for what is being written."""
+    """A run's checkpoints of both kinds; as a context manager, it waits at its end for pending writes."""
 
     def __init__(self, folder: RunDir, note: Callable[[str], None]) -> None:
-        """Args: the run's folder, and what is told which checkpoints are damaged."""
-        self._folder, self._note = folder, note
+        """Prepares the store without opening it.
+
+        Args:
+          folder: the run's folder.
+          note: receives a message for each corrupt checkpoint.
+        """
+        self._folder = folder
+        self._note = note
 
     def __enter__(self) -> Self:
         run_on_process_zero(self._quarantine_unreadable)
-        with ExitStack() as opened:
-            self._epochs = opened.enter_context(EpochCheckpoints(self._folder.checkpoints))
-            self._within = opened.enter_context(MidEpochCheckpoints(self._folder.mid_epoch))
-            self._kinds: tuple[MidEpochCheckpoints, EpochCheckpoints] = (self._within, self._epochs)
-            self._opened = opened.pop_all()
+        with ExitStack() as stack:
+            self._epochs = stack.enter_context(EpochCheckpoints(self._folder.checkpoints))
+            self._mid_epoch = stack.enter_context(MidEpochCheckpoints(self._folder.mid_epoch))
+            self._managers = (self._mid_epoch, self._epochs)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        self._stack.close()
         if is_process_zero():
-            with suppress(OSError):  # empty at a run's end
+            with suppress(OSError):  # the folder is empty only at a run's end
                 self._folder.mid_epoch.rmdir()
 
     def step(self) -> int | None:
-        """The newest step that is saved, as this process sees it, if any."""
-        steps = [kind.latest_step() for kind in (self._epochs, self._within)]
+        """Returns the newest saved step that this process sees, or None if there is none."""
+        steps = [manager.latest_step() for manager in self._managers]
         return max((step for step in steps if step is not None), default=None)
 
     def available_steps(self) -> list[tuple[int, int]]:
-        """The steps that all processes see, in order, each with the place of its kind in `_kinds`; all have to ask.
+        """Returns the sorted (step, manager index) pairs that all processes see. All processes must call it.
 
-        What one of them has written, another may see later on a disk that is reached over a network. Raises UserError
-        where no step is seen by all and some by one.
+        A network file system may show a file to one process later than to another.
+
+        Raises:
+          UserError: some process sees a checkpoint, but no checkpoint is visible to all.
         """
-        mine = [(step, place) for place, kind in enumerate(self._kinds) for step in kind.steps()]
-        seen = [{(step, place) for step, place in one} for one in all_gather_json(mine)]
-        common = set.intersection(*seen)
-        if any(seen) and not common:
+        local = [(step, index) for index, manager in enumerate(self._managers) for step in manager.steps()]
+        visible = [{(step, index) for step, index in pairs} for pairs in all_gather_json(local)]
+        common = set.intersection(*visible)
+        if any(visible) and not common:
             raise UserError(
-                f"the processes see different checkpoints in {self._folder.path} (this one {len(mine)}); give a "
-                "--workdir on a disk that all of them share, or start them again once it looks the same to all"
+                f"the processes see different checkpoints in {self._folder.path} (this one sees {len(local)}); give a "
+                "--workdir on a disk that all processes share, or start them again when all see the same files"
             )
         return sorted(common)
 
-    def restore(self, expected: Items, zero: Any) -> tuple[Items, Any, list[dict[str, Any]]]:
-        """The newest intact items, placed as `expected` is, the sums of its epoch so far, and the rows of those before.
+    def restore(self, expected: Items, empty_sums: Any) -> tuple[Items, Any, list[dict[str, Any]]]:
+        """Returns the newest state that all processes can read. All processes must call it.
 
-        Intact to all processes, of which each may read a part; all have to ask. DamagedError ones are put into a folder
-        of their own. Raises UserError where none is intact.
+        Each process may read a different part of a checkpoint. Corrupt checkpoints move to `corrupt/`.
+
+        Args:
+          expected: pytrees of arrays, or of shapes with shardings. The items have the same shardings.
+          empty_sums: the sums of the metrics at the start of an epoch.
+
+        Returns:
+          The items, the sums of the current epoch's metrics, and the metrics of the finished epochs.
+
+        Raises:
+          UserError: no checkpoint is intact.
         """
-        wrong, damaged = "", list[Path]()
-        for step, number in reversed(self.available_steps()):
-            if wrong:
-                self._note(f"{wrong}; going back to step {step}")
-            mine, found = "", None
+        error_message = ""
+        corrupt = list[Path]()
+        for step, index in reversed(self.available_steps()):
+            if error_message:
+                self._note(f"{error_message}; trying step {step}")
+            restored = None
+            error_message = ""
             try:
-                found = self._found(expected, zero, step, self._kinds[number] is self._within)
+                restored = self._restore_step(expected, empty_sums, step, self._managers[index] is self._mid_epoch)
             except CorruptCheckpointError as error:
-                mine = str(error)
-            wrong = next(filter(None, all_gather_json(mine)), "")
-            if not wrong and found:
-                self._quarantine(damaged)
-                return found
-            damaged.append(self._kinds[number].path_of(step))
-        raise UserError(f"{wrong}; {NOTHING_LEFT}")
+                error_message = str(error)
+            error_message = next(filter(None, all_gather_json(error_message)), "")
+            if not error_message and restored:
+                self._quarantine(corrupt)
+                return restored
+            corrupt.append(self._managers[index].path_of(step))
+        raise UserError(f"{error_message}; {NO_INTACT_CHECKPOINT}")
 
-    def _found(self, expected: Items, zero: Any, step: int, within: bool) -> tuple[Items, Any, list[dict[str, Any]]]:
+    def _restore_step(
+        self, expected: Items, empty_sums: Any, step: int, mid_epoch: bool
+    ) -> tuple[Items, Any, list[dict[str, Any]]]:
         rows = [row for row in self._folder.read_metrics() if row.get("step", 0) <= step]
-        if not within:
-            items, last = self._epochs.restore(expected, step)
-            return items, zero, _with_last(rows, last)
-        items, sums = self._within.restore(expected, zero, step)
-        for before in (number for number in self._epochs.steps() if number < step):
-            with suppress(UserError):  # a row that was cut off may be known to its checkpoint, if that is intact
-                return items, sums, _with_last(rows, self._epochs.row(before))
+        if not mid_epoch:
+            items, last_row = self._epochs.restore(expected, step)
+            return items, empty_sums, _replace_last(rows, last_row)
+        items, sums = self._mid_epoch.restore(expected, empty_sums, step)
+        for earlier_step in self._epochs.steps():
+            if earlier_step < step:
+                with suppress(UserError):  # a corrupt checkpoint; `rows` may lack its row
+                    return items, sums, _replace_last(rows, self._epochs.metrics(earlier_step))
         return items, sums, rows
 
     def _quarantine_unreadable(self) -> None:
-        """Puts aside checkpoints for which Orbax would not open the folder."""
-        damaged = unreadable_steps(self._folder.checkpoints)
-        left = [path for path in steps_in(self._folder.checkpoints) if path not in damaged]
-        if damaged and not (left or steps_in(self._folder.mid_epoch)):
-            raise UserError(f"checkpoint {damaged[-1]} cannot be restored: its figures are damaged; {NOTHING_LEFT}")
-        for path in damaged:
-            self._note(f"checkpoint {path} cannot be restored: its figures are damaged; going back to one before")
+        """Moves checkpoints to `corrupt/` if their metrics are unreadable; with them Orbax cannot open the folder."""
+        corrupt = unreadable_checkpoints(self._folder.checkpoints)
+        intact = [path for path in checkpoint_paths(self._folder.checkpoints) if path not in corrupt]
+        if corrupt and not intact and not checkpoint_paths(self._folder.mid_epoch):
+            raise UserError(
+                f"checkpoint {corrupt[-1]} cannot be restored: its metrics are damaged; {NO_INTACT_CHECKPOINT}"
+            )
+        for path in corrupt:
+            self._note(f"checkpoint {path} cannot be restored: its metrics are damaged; trying an earlier one")
             self._folder.quarantine(path)
 
-    def _quarantine(self, damaged: list[Path]) -> None:
-        """Or what is saved on the way back there would count as old, and be left out."""
-        if damaged:
-            run_on_process_zero(lambda: [*map(self._folder.quarantine, damaged)])
+    def _quarantine(self, corrupt: list[Path]) -> None:
+        """Moves checkpoints to `corrupt/`. Otherwise Orbax skips training's next saves as older than these steps."""
+        if corrupt:
+            run_on_process_zero(lambda: [*map(self._folder.quarantine, corrupt)])
             self._epochs.reload()
-            self._within.reload()
+            self._mid_epoch.reload()
 
-    def save_epoch(self, step: int, items: Items, eval_stats: Any, row: dict[str, Any]) -> None:
-        """Starts writing the checkpoint of an epoch that is done."""
-        self._within.wait()  # Orbax's managers may not write at the same time where there are many processes
-        self._epochs.save(step, items, eval_stats, row)
+    def save_epoch(self, step: int, items: Items, eval_stats: Any, metrics: dict[str, Any]) -> None:
+        """Starts writing the checkpoint after an epoch; see `EpochCheckpoints.save`."""
+        self._mid_epoch.wait()  # with several processes, only one of Orbax's managers may write at a time
+        self._epochs.save(step, items, eval_stats, metrics)
 
     def save_mid_epoch(self, step: int, items: Items, sums: Any) -> None:
-        """Starts writing the checkpoint of a step, with its epoch's sums so far."""
+        """Starts writing the checkpoint within an epoch; see `MidEpochCheckpoints.save`."""
         self._epochs.wait()
         if step > (self._epochs.latest_step() or 0):
-            self._within.save(step, items, sums)
+            self._mid_epoch.save(step, items, sums)
 
     def wait(self) -> None:
-        """Until all is written."""
+        """Waits for pending writes."""
         self._epochs.wait()
-        self._within.wait()
+        self._mid_epoch.wait()
 
     def finish(self) -> None:
-        """Deletes, at a run's end, what nobody will go on from."""
+        """Deletes the checkpoint within an epoch at the end of a run."""
         self._epochs.wait()
-        self._within.clear()
+        self._mid_epoch.clear()
 
 
-def _with_last(rows: list[dict[str, Any]], last: dict[str, Any]) -> list[dict[str, Any]]:
-    """One an epoch; a checkpoint has its own too, so that the two agree wherever the run was cut off."""
-    return [*(row for row in rows if row["epoch"] < last["epoch"]), last]
+def _replace_last(rows: list[dict[str, Any]], last_row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of earlier epochs, then `last_row` from a checkpoint.
+
+    `metrics.jsonl` and a checkpoint may disagree if the run stopped between the two writes.
+    """
+    return [*(row for row in rows if row["epoch"] < last_row["epoch"]), last_row]

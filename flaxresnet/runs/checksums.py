@@ -1,4 +1,4 @@
-"""Checksums of what a checkpoint holds: of a flipped bit in an array, the files' own format does not tell."""
+"""CRC-32 checksums of a checkpoint's items. Orbax does not detect bit flips in arrays."""
 
 import json
 import zlib
@@ -11,22 +11,24 @@ from flaxresnet.runtime.errors import UserError
 
 
 def checksum(tree: Any) -> int | None:
-    """CRC-32 of all arrays of a pytree, in order; None where a part of one lies with other processes alone."""
+    """Returns the CRC-32 of a pytree's arrays in order, or None if other processes hold parts of an array."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return None
-        total = zlib.crc32(np.ascontiguousarray(leaf).data.cast("B") if np.size(leaf) else b"", total)
+        content = np.ascontiguousarray(leaf).data.cast("B") if np.size(leaf) else b""
+        total = zlib.crc32(content, total)
     return total
 
 
-def checksum_of_row(row: dict[str, Any]) -> int:
-    """CRC-32 of an epoch's figures, as JSON has them."""
-    return zlib.crc32(json.dumps(row, sort_keys=True).encode())
+def json_checksum(values: dict[str, Any]) -> int:
+    """Returns the CRC-32 of a JSON object, whatever the order of its fields."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
-def require_same(stored: dict[str, int | None], found: dict[str, int | None]) -> None:
-    """Raises UserError where something that was read, by name, is not what was written."""
-    for name, number in found.items():
-        if None not in (number, stored.get(name)) and number != stored[name]:
-            raise UserError(f"its {name} are not those that were written")
+def require_equal_checksums(stored: dict[str, int | None], computed: dict[str, int | None]) -> None:
+    """Raises UserError if an item's computed checksum differs from its stored one. Skips items without checksums."""
+    for name, number in computed.items():
+        expected = stored.get(name)
+        if number is not None and expected is not None and number != expected:
+            raise UserError(f"the checksum of its {name} does not match")

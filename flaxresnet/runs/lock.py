@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder, by a lock that the system takes back from a process that is gone."""
+"""A lock on a run's folder, which the system releases when its process ends."""
 
 import errno
 import os
@@ -11,21 +11,26 @@ from flaxresnet.runtime.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there nothing is locked
+except ImportError:  # Windows has no such locks, and folders stay unlocked there
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".flaxresnet-lock"
-TAKEN = (errno.EAGAIN, errno.EACCES)
+IN_USE_ERRNOS = (errno.EAGAIN, errno.EACCES)
 
 
 class WorkdirLock:
-    """A lock on a run's folder; a context manager, which gives it back at its end.
+    """A lock on a run's folder; as a context manager, it releases the lock at its end.
 
-    It is `flock` on a file of that name there, deleted when given back. A killed process leaves the file, but no lock.
+    The lock is `flock` on the file `.flaxresnet-lock` in the folder. `release` deletes the file. A killed process
+    leaves the file, but not the lock.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        """Locks nothing yet; `note` is told where a disk knows no locks."""
+        """Prepares a lock without acquiring it.
+
+        Args:
+          note: receives a message if the file system does not support locks.
+        """
         self._note = note
         self._held: tuple[int, Path] | None = None
 
@@ -36,9 +41,11 @@ class WorkdirLock:
         self.release()
 
     def acquire(self, folder: Path) -> None:
-        """Locks a folder that is there.
+        """Locks an existing folder.
 
-        Raises UserError where another process has it, and OSError where the folder cannot be written.
+        Raises:
+          UserError: another process holds the lock.
+          OSError: the folder cannot be written.
         """
         path = folder / NAME
         while fcntl is not None and self._held is None:
@@ -48,36 +55,42 @@ class WorkdirLock:
             except OSError as error:
                 owner = os.read(handle, 200).decode(errors="replace")
                 os.close(handle)
-                if error.errno not in TAKEN:
-                    self._note(f"{folder} is on a disk without locks ({error.strerror}): let one run at a time use it")
+                if error.errno not in IN_USE_ERRNOS:
+                    self._note(
+                        f"the disk of {folder} does not support locks ({error.strerror}); run only one training at a "
+                        "time in this folder"
+                    )
                     return
-                who = f" ({owner})" if owner else ""
+                by_owner = f" ({owner})" if owner else ""
                 raise UserError(
-                    f"--workdir {folder} is in use by another training{who}; wait for it, or give another --workdir"
+                    f"--workdir {folder} is in use by another training{by_owner}; wait for it, or give another "
+                    "--workdir"
                 ) from None
             if _is_at(handle, path):
                 os.truncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 self._held = handle, path
-            else:  # the one before deleted the file after this one had opened it
+            else:  # the previous owner deleted the file after this process opened it
                 os.close(handle)
 
     def rename(self, folder: Path) -> None:
-        """Says that the locked folder has this name now."""
+        """Records the new path of a locked folder that was renamed."""
         if self._held:
-            self._held = self._held[0], folder / NAME
+            handle, _ = self._held
+            self._held = handle, folder / NAME
 
     def release(self) -> None:
-        """Gives the lock back, if there is one."""
+        """Releases the lock, if it is held."""
         if self._held:
-            (handle, path), self._held = self._held, None
+            handle, path = self._held
+            self._held = None
             if _is_at(handle, path):
                 path.unlink()
             os.close(handle)
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether the open file is the one of that name."""
+    """Returns whether the open file is the file at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:

@@ -10,7 +10,7 @@ from flaxresnet.config.recipes import Network
 from flaxresnet.config.train_config import STAGES, TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import stage_of
-from flaxresnet.runs.checkpoint_manager import steps_in
+from flaxresnet.runs.checkpoint_files import checkpoint_paths
 from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, listed
@@ -25,7 +25,7 @@ def resumable_run(config: TrainConfig) -> RunMetadata | None:
     folder = RunDir(config.workdir)
     if not (config.init and config.resume and folder.exists()):
         return None
-    if not (steps_in(folder.checkpoints) or steps_in(folder.mid_epoch)):  # rows may be there without one
+    if not (checkpoint_paths(folder.checkpoints) or checkpoint_paths(folder.mid_epoch)):
         return None
     info = folder.read_metadata()
     return info if info.config.init == config.init else None

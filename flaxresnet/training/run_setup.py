@@ -12,7 +12,7 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
-from flaxresnet.runs.checkpoint_manager import epochs_in, steps_in
+from flaxresnet.runs.checkpoint_files import checkpoint_paths, last_epoch
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.metadata import RunMetadata, package_versions
 from flaxresnet.runs.resume_check import config_diff
@@ -135,10 +135,10 @@ def _resume_run(info: RunMetadata, folder: RunDir, note: Callable[[str], None]) 
             f"start from it with --init {folder.path} and give another --workdir"
         )
     check_same_experiment(info, stored, note)
-    if not (steps_in(folder.checkpoints) or steps_in(folder.mid_epoch)):
+    if not (checkpoint_paths(folder.checkpoints) or checkpoint_paths(folder.mid_epoch)):
         _check_figures(folder, note)
     # Where nothing will be trained, the record of how many epochs were stays.
-    return replace(info, config=replace(info.config, epochs=max(info.config.epochs, epochs_in(folder.checkpoints))))
+    return replace(info, config=replace(info.config, epochs=max(info.config.epochs, last_epoch(folder.checkpoints))))
 
 
 def _check_figures(folder: RunDir, note: Callable[[str], None]) -> None:

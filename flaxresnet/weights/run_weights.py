@@ -9,6 +9,7 @@ import numpy as np
 
 from flaxresnet.config.train_config import CheckpointChoice, TrainConfig
 from flaxresnet.reliability.calibration_file import Calibration
+from flaxresnet.runs.checkpoint_errors import short_reason
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
 from flaxresnet.runs.metadata import RunMetadata, package_versions
 from flaxresnet.runs.run_dir import RunDir
@@ -78,5 +79,4 @@ def write_variables(info: RunMetadata, variables: Any, run: str | Path, calibrat
                 calibration.write(folder.path)
             folder.path.rename(run)
     except Exception as error:  # Orbax tells a full disk in many ways
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"{run} cannot be written: {reason if isinstance(reason, str) else reason[0]}") from error
+        raise UserError(f"{run} cannot be written: {short_reason(error)}") from error

@@ -143,7 +143,7 @@ def test_where_no_checkpoint_is_intact_nothing_is_lost_or_begun_anew_unasked(beg
         for step in ("5", "10"):
             (copy / "checkpoints" / step / name).write_bytes(b"")
         before = sorted(str(path) for path in copy.rglob("*"))
-        with pytest.raises(fr.UserError, match=r"cannot be restored: .*no other checkpoint is left to go on from"):
+        with pytest.raises(fr.UserError, match=r"cannot be restored: .*no other checkpoint is intact"):
             train(data_folder, copy)
         assert sorted(str(path) for path in copy.rglob("*")) == before
 

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.runs.checkpoint_manager import CorruptCheckpointError, EpochCheckpoints, reading, writing
+from flaxresnet.runs.checkpoint_errors import CorruptCheckpointError, checkpoint_read_errors, checkpoint_write_errors
+from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.train_state import TrainState
 
@@ -163,7 +164,7 @@ def test_orbax_does_not_ask_whether_the_job_is_to_end(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_read_now_is_no_damage(error, raised, tmp_path):
-    with pytest.raises(raised) as caught, reading(tmp_path / "7"):
+    with pytest.raises(raised) as caught, checkpoint_read_errors(tmp_path / "7"):
         raise error
     assert caught.type is raised
     if issubclass(raised, UserError):
@@ -171,8 +172,8 @@ def test_what_cannot_be_read_now_is_no_damage(error, raised, tmp_path):
 
 
 def test_whatever_goes_wrong_at_writing_is_a_sentence(tmp_path):
-    said = r"run cannot be written \(.*No space left.*\); what was whole before is kept, and the same command goes on"
-    with pytest.raises(UserError, match=said), writing(tmp_path / "run"):
+    said = r"run cannot be written \(.*No space left.*\); the earlier checkpoints are intact"
+    with pytest.raises(UserError, match=said), checkpoint_write_errors(tmp_path / "run"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(UserError, match="as it is"), writing(tmp_path / "run"):
+    with pytest.raises(UserError, match="as it is"), checkpoint_write_errors(tmp_path / "run"):
         raise UserError("as it is")

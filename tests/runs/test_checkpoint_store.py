@@ -40,7 +40,7 @@ def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
 
 
 def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_folder, monkeypatch, capsys):
-    damage = ["checkpoint 15 cannot be restored: its training are not those that were written"]
+    damage = ["checkpoint 15 cannot be restored: the checksum of its training does not match"]
 
     def all_gather_json(mine):  # another process, which cannot read its part of the first that they try
         return [mine, (damage.pop() if damage else "") if isinstance(mine, str) else mine]
@@ -51,7 +51,7 @@ def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_fo
     assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
     assert not damage
     said = capsys.readouterr().out
-    assert "cannot be restored: its training are not those that were written; going back to step 10" in said
+    assert "cannot be restored: the checksum of its training does not match; trying step 10" in said
     assert [path.name for path in (run / "corrupt").iterdir()] == ["checkpoints-15.1"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import flaxresnet as fr
 from flaxresnet.runs import checksums
-from flaxresnet.runs.checksums import checksum, checksum_of_row, require_same
+from flaxresnet.runs.checksums import checksum, json_checksum, require_equal_checksums
 
 
 def test_a_checksum_is_that_of_all_bytes_in_order():
@@ -28,17 +28,17 @@ def test_every_bit_counts():
         flipped.view(np.uint8)[place * 4] ^= 1
         numbers.add(checksum(flipped))
     assert len(numbers) == 101
-    assert checksum_of_row({"a": 1, "b": 0.1}) == checksum_of_row({"b": 0.1, "a": 1})
-    assert checksum_of_row({"a": 1, "b": 0.1}) != checksum_of_row({"a": 1, "b": 0.10000000000000002})
+    assert json_checksum({"a": 1, "b": 0.1}) == json_checksum({"b": 0.1, "a": 1})
+    assert json_checksum({"a": 1, "b": 0.1}) != json_checksum({"a": 1, "b": 0.10000000000000002})
 
 
 def test_what_differs_is_named_and_what_is_not_known_is_let_pass():
-    require_same({"params": 1, "training": 2}, {"params": 1})
-    require_same({"params": None}, {"params": 1})
-    require_same({}, {"params": 1})
-    require_same({"params": 1}, {"params": None})
-    with pytest.raises(fr.UserError, match="its params are not those that were written"):
-        require_same({"params": 1}, {"params": 2})
+    require_equal_checksums({"params": 1, "training": 2}, {"params": 1})
+    require_equal_checksums({"params": None}, {"params": 1})
+    require_equal_checksums({}, {"params": 1})
+    require_equal_checksums({"params": 1}, {"params": None})
+    with pytest.raises(fr.UserError, match="checksum of its params does not match"):
+        require_equal_checksums({"params": 1}, {"params": 2})
 
 
 def test_divided_arrays_have_no_checksum(monkeypatch):

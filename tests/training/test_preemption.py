@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tm
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **TINY_CONFIG | options))
     said = capsys.readouterr().out
     assert "mid_epoch/8 cannot be restored: " in said
-    assert "; going back to step 5" in said
+    assert "; trying step 5" in said
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -150,7 +150,7 @@ def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
 def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 4)
     damage(tmp_path / "run" / "mid_epoch" / "4")
-    said = r"mid_epoch/4 cannot be restored: .*; no other checkpoint is left to go on from: --no-resume begins anew"
+    said = r"mid_epoch/4 cannot be restored: .*; no other checkpoint is intact; give --no-resume"
     with pytest.raises(fr.UserError, match=said):
         train(pictures, tmp_path / "run")
 

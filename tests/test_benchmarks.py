@@ -17,7 +17,7 @@ from flaxresnet.cli import parser
 from flaxresnet.reliability.robustness import robustness
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "benchmarks/RESULTS.md", "benchmarks/SCALING.md")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 SCRIPTS = sorted(
     path.stem for path in (ROOT / "benchmarks").glob("*.py") if "begin(main, Arguments)" in path.read_text()
 )
@@ -25,7 +25,7 @@ SCRIPTS = sorted(
 
 def commands(script: str) -> list[list[str]]:
     """The words after the script's name wherever it is told how to run it, its own help included."""
-    text = "\n".join((ROOT / page).read_text() for page in (*PAGES, f"benchmarks/{script}.py"))
+    text = "\n".join(page.read_text() for page in (*PAGES, ROOT / "benchmarks" / f"{script}.py"))
     found = re.findall(rf"python benchmarks/{script}\.py([^`\n]*)", text)
     return [shlex.split(words) for words in found if not re.search(r"[…\[]|MODEL|SIZE|\\", words)]
 

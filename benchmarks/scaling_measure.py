@@ -19,6 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
 from flaxresnet.data.open import open_dataset
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.streaming import StreamSource
 from flaxresnet.runtime.errors import UserError
 
@@ -59,7 +60,7 @@ def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 def measure_input(folder: Path, arguments: Any) -> list[dict[str, Any]]:
     """Images a second that come out of `StreamSource`, cropped at random, by the number of worker processes."""
     pictures = draw_pictures(folder, arguments.pictures, PHOTO)
-    train = open_dataset(pictures, (SIDE, SIDE), input="stream").train
+    train = open_dataset(pictures, ReadOptions(image_size=(SIDE, SIDE), input="stream")).train
     kilobytes = statistics.mean(path.stat().st_size for path in pictures.glob("train/*/*.jpg")) / 1e3
     split, rows = SingleDeviceSharding(jax.devices()[0]), []
     for workers in arguments.input_workers:

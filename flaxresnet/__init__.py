@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flaxresnet.config.train_config import TrainConfig
     from flaxresnet.data.dataset import Dataset, Splits
     from flaxresnet.data.open import open_dataset
+    from flaxresnet.data.read_options import ReadOptions
     from flaxresnet.evaluation import Evaluation, evaluate
     from flaxresnet.fitting import fit
     from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
@@ -27,6 +28,7 @@ _HOME = {
     "Evaluation": "flaxresnet.evaluation",
     "IdentityBlock": "flaxresnet.models.blocks",
     "Prediction": "flaxresnet.classifier",
+    "ReadOptions": "flaxresnet.data.read_options",
     "ResNet": "flaxresnet.models.resnet",
     "ResNet18": "flaxresnet.models.resnet",
     "ResNet34": "flaxresnet.models.resnet",

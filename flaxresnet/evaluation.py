@@ -15,6 +15,7 @@ from flaxresnet.data.dataset import ALL_TOGETHER, Dataset, Splits, is_same_data
 from flaxresnet.data.hand_signs.cache import load_default_signs
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.reliability.confusion_matrix import confusion_matrix
 from flaxresnet.reliability.intervals import wilson_interval
 from flaxresnet.runs.run_dir import RunDir
@@ -197,8 +198,17 @@ def load_data(run: str | Path, data: str | Path | None, split: str, max_corrupt_
     if data is None:
         return load_training_data(run, split)
     preprocessing = RunDir(run).read_metadata().preprocessing
-    size = preprocessing.height, preprocessing.width
-    return open_dataset(data, size, max_corrupt_fraction, crop_pct=preprocessing.crop_pct, eval_preprocessing=True)
+    return open_dataset(data, _eval_options(preprocessing, max_corrupt_fraction))
+
+
+def _eval_options(preprocessing: Preprocessing, max_corrupt_fraction: float) -> ReadOptions:
+    """Returns options with which every image is preprocessed as the images to predict are."""
+    return ReadOptions(
+        image_size=(preprocessing.height, preprocessing.width),
+        max_corrupt_fraction=max_corrupt_fraction,
+        crop_pct=preprocessing.crop_pct,
+        eval_preprocessing=True,
+    )
 
 
 def load_training_data(run: str | Path, split: str) -> Splits:
@@ -207,19 +217,16 @@ def load_training_data(run: str | Path, split: str) -> Splits:
     Raises UserError where it is not here any more, or has another such split (one of `SPLITS`) now.
     """
     info = RunDir(run).read_metadata()
-    stored, size = info.data, (info.preprocessing.height, info.preprocessing.width)
+    stored = info.data
     path = stored["path"]
     if stored["train_fingerprint"] is None:
         raise UserError(f"{run} was made of {stored['source']} and knows no images; give --data")
     if path is not None and not os.path.exists(path):  # noqa: PTH110 - never raises, be the name too long
         raise UserError(f"{run} was trained with {path}, which is not here; give --data")
-    splits = (
-        load_default_signs()
-        if path is None
-        else open_dataset(
-            path, size, info.config.max_corrupt_fraction, crop_pct=info.preprocessing.crop_pct, eval_preprocessing=True
-        )
-    )
+    if path is None:
+        splits = load_default_signs()
+    else:
+        splits = open_dataset(path, _eval_options(info.preprocessing, info.config.max_corrupt_fraction))
     for name in SPLITS[split]:
         dataset = getattr(splits, name)
         if dataset is None or not is_same_data(dataset.fingerprint(), stored[f"{name}_fingerprint"]):

@@ -6,6 +6,7 @@ from pathlib import Path
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.open import open_dataset
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
@@ -79,10 +80,14 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_
     begun = resumable_run(config)
     weights = open_weights(config.init) if config.init and begun is None else None
     like = begun.preprocessing if begun else weights.preprocessing if weights else None
-    size, everyone = resolve_image_size(config, like), distributed.process_group()
-    splits = open_dataset(
-        config.data, size, config.max_corrupt_fraction, config.input, everyone, config.resolved_recipe.crop_pct
+    read_options = ReadOptions(
+        image_size=resolve_image_size(config, like),
+        input=config.input,
+        max_corrupt_fraction=config.max_corrupt_fraction,
+        crop_pct=config.resolved_recipe.crop_pct,
+        processes=distributed.process_group(),
     )
+    splits = open_dataset(config.data, read_options)
     for line in splits.describe():
         reporter.note(line)
     train, test = check_splits(splits, config)

@@ -146,7 +146,7 @@ def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was
     # The run as if it had been trained with the pictures.
     run = shutil.copytree(finished_run, tmp_path / "run")
     config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=3, image_size=(32, 32), **TINY_CONFIG).resolve()
-    splits = fr.open_dataset(tmp_path / "own", (32, 32))
+    splits = fr.open_dataset(tmp_path / "own", fr.ReadOptions(image_size=(32, 32)))
     info = describe_run(config, splits, splits.train, splits.test)
     (run / "config.json").write_text(json.dumps(info.to_json()))
     assert RunDir(run).read_metadata() == info

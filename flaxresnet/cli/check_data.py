@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from flaxresnet.cli.parser import positional
 from flaxresnet.data.dataset import USUAL_SIZE
 from flaxresnet.data.open import open_dataset
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.training.run_setup import check_trainable
 
@@ -30,7 +31,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     # From disk, because the files' names are known there.
-    splits = open_dataset(arguments.data, arguments.image_size, arguments.max_corrupt_fraction, "stream", rescan=True)
+    options = ReadOptions(
+        image_size=arguments.image_size,
+        input="stream",
+        max_corrupt_fraction=arguments.max_corrupt_fraction,
+        rescan=True,
+    )
+    splits = open_dataset(arguments.data, options)
     for line in splits.describe():
         print(line)
     if splits.train is None or splits.test is None:

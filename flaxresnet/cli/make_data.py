@@ -12,6 +12,7 @@ from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hand_signs.render import DEFAULT_VARIETY, hand_signs
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.open import open_dataset
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 
@@ -91,7 +92,8 @@ def _splits(arguments: Arguments) -> Splits:
             count = arguments.train + arguments.test
             taken = f"{count:,} images of {side}×{side} take {count * side**2 * 3 / 2**30:,.1f} GiB of memory"
             raise UserError(f"{taken}, more than there is; give fewer by --train and --test") from error
-    return open_dataset(arguments.source, (side, side), arguments.max_corrupt_fraction, "stream")
+    options = ReadOptions(image_size=(side, side), input="stream", max_corrupt_fraction=arguments.max_corrupt_fraction)
+    return open_dataset(arguments.source, options)
 
 
 def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:

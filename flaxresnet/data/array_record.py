@@ -9,19 +9,20 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import EncodedImages, LazyImages
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 INDEX = "index.json"
 FORMAT = 1
@@ -90,23 +91,12 @@ def is_array_record_dir(folder: Path) -> bool:
     return (folder / INDEX).is_file() and next(folder.glob("*.array_record"), None) is not None
 
 
-def read_records(
-    folder: Path,
-    image_size: tuple[int, int],
-    max_corrupt_fraction: float = 0.0,
-    input: Input = "auto",
-    processes: ProcessGroup = SINGLE_PROCESS,
-    crop_pct: float = 1.0,
-    rescan: bool = False,
-    eval_preprocessing: bool = False,
-) -> Splits:
+def read_records(folder: Path, options: ReadOptions) -> Splits:
     """Opens a folder of ArrayRecord files.
 
     Args:
       folder: see above.
-      image_size: height and width that pictures are brought to, where they were not all of one size when written.
-      max_corrupt_fraction: the largest share of records that may be unreadable and are then left out, in [0, 1).
-      input, processes, crop_pct, rescan, eval_preprocessing: as for `open_dataset`.
+      options: image size (unless the index gives one), streaming, and the handling of unreadable images.
 
     Raises:
       UserError: the folder is damaged, records cannot be read, or memory was asked for that the machine has not.
@@ -116,18 +106,19 @@ def read_records(
         if index["format"] > FORMAT:
             newer = f"has format {index['format']}; this version reads up to {FORMAT}"
             raise UserError(f"{folder / INDEX} {newer}")
-        names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or image_size)
+        names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or options.image_size)
         if not is_input_size(size):
             raise ValueError(f"image_size is {size}")
-        middle = 1.0 if index["image_size"] else crop_pct
-        shares = {"train": middle if eval_preprocessing else 1.0, "test": middle}
+        if index["image_size"]:
+            options = replace(options, crop_pct=1.0)
+        shares = {"train": options.train_crop_pct, "test": options.crop_pct}
         found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"{folder} is damaged ({reason}); make it again") from error
-    splits, left_out = drop_unreadable(folder, found, max_corrupt_fraction, input, processes, rescan)
+    splits, left_out = drop_unreadable(folder, found, options)
     return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}", crop_pct=shares["test"])
 
 

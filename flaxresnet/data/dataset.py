@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -15,7 +14,6 @@ MAX_CLASS_COUNTS = 20  # classes whose numbers of images are said one by one
 MAX_HASHED_BYTES = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
 HASH_SAMPLE = 512  # of those
 ALL_TOGETHER = ", all of them together"  # in words, where splits do not count
-Input = Literal["auto", "memory", "stream"]
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.decode import MAX_PIXELS
 from flaxresnet.data.hdf5_limits import ChunkSizeGuard, chunk_nbytes, unsupported_reason
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import Part, Preprocessing
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 MAX_LABEL_BYTES = 2**30  # of labels or names; far more than any data set has
 MAX_CLASSES = 100_000  # where list_classes does not say how many there are
@@ -90,21 +90,13 @@ class Hdf5Images(LazyImages):
         return Preprocessing(*image.shape[:2]).load(image, part) if part else image
 
 
-def read_hdf5(
-    files: Sequence[Path],
-    source: str,
-    max_corrupt_fraction: float = 0.0,
-    input: Input = "memory",
-    processes: ProcessGroup = SINGLE_PROCESS,
-    rescan: bool = False,
-) -> Splits:
+def read_hdf5(files: Sequence[Path], source: str, options: ReadOptions) -> Splits:
     """Reads the training and the test split from one or more files.
 
     Args:
       files: at least one.
       source: where they come from, as words.
-      max_corrupt_fraction: the largest share of images that may be unreadable and are then left out, in [0, 1).
-      input, processes, rescan: as for `open_dataset`.
+      options: streaming, and the handling of unreadable images. Images keep their size.
 
     Raises:
       UserError: a file or images in it cannot be read, a split is there twice, none is there, a split is malformed,
@@ -126,7 +118,7 @@ def read_hdf5(
     splits = {name: split for name, (_, split) in found.items()}
     if len(splits) == 2:
         _check_agreement(source, splits)
-    kept, left_out = drop_unreadable(source, list(splits.values()), max_corrupt_fraction, input, processes, rescan)
+    kept, left_out = drop_unreadable(source, list(splits.values()), options)
     whole = dict(zip(splits, kept, strict=True))
     return Splits(train=whole.get("train"), test=whole.get("test"), source=source + left_out)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Input, Splits
+from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import EncodedImages
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Part, Preprocessing, is_input_size
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
-from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 # Paths are text here and not `Path`, of which a million take a while to make and a GiB to keep.
 ENDINGS = {
@@ -89,40 +89,29 @@ def is_image_folder(folder: Path) -> bool:
     return any(_classes(part) for part in (folder, *(folder / name for name in ("train", *TEST_NAMES))))
 
 
-def read_folder(
-    folder: Path,
-    image_size: tuple[int, int],
-    max_corrupt_fraction: float = 0.0,
-    input: Input = "auto",
-    processes: ProcessGroup = SINGLE_PROCESS,
-    crop_pct: float = 1.0,
-    rescan: bool = False,
-    eval_preprocessing: bool = False,
-) -> Splits:
+def read_folder(folder: Path, options: ReadOptions) -> Splits:
     """Finds every picture and, in the size given, reads it into memory or sees that it can be read.
 
     Args:
       folder: see above.
-      image_size: height and width, in pixels, that pictures are brought to as photos are in prediction.
-      max_corrupt_fraction: the largest share of pictures that may be unreadable and are then left out, in [0, 1).
-      input, processes, crop_pct, rescan, eval_preprocessing: as for `open_dataset`.
+      options: image size, streaming, and the handling of unreadable images.
 
     Raises:
       UserError: the size or the share cannot be, there is no picture, the splits differ in their classes, pictures
         cannot be read, or memory was asked for that the machine has not.
     """
-    sides = [int(side) if isinstance(side, np.integer) else side for side in image_size]
+    sides = [int(side) if isinstance(side, np.integer) else side for side in options.image_size]
     if not is_input_size(sides):
         limits = f"two numbers from 1 to {MAX_SIDE}, of {MAX_INPUT_PIXELS:,} pixels at most"
-        raise UserError(f"--image-size must be {limits}, not {image_size}")
+        raise UserError(f"--image-size must be {limits}, not {options.image_size}")
     image_size = sides[0], sides[1]
     train, test, how = _splits(folder)
     hash_split = how == BY_NAME
     names = _class_names(folder, train, test)
-    shares = (train, crop_pct if eval_preprocessing else 1.0), (test, crop_pct)
+    shares = (train, options.train_crop_pct), (test, options.crop_pct)
     found = [_labelled(folder, pictures, image_size, names, share) for pictures, share in shares]
-    splits, left_out = drop_unreadable(folder, found, max_corrupt_fraction, input, processes, rescan)
-    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", crop_pct=crop_pct, hash_split=hash_split)
+    splits, left_out = drop_unreadable(folder, found, options)
+    return Splits(splits[0], splits[1], f"{folder} ({how}){left_out}", crop_pct=options.crop_pct, hash_split=hash_split)
 
 
 def in_test(label: str, path: str | Path) -> bool:

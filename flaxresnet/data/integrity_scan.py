@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxresnet.data.dataset import Dataset, Input
+from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.lazy_images import ContentHash, EncodedImages, LazyImages
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.should_stream import should_stream
 from flaxresnet.runtime.cache_dir import cache_dir, cache_write
 from flaxresnet.runtime.errors import UserError, listed
@@ -24,20 +25,14 @@ MAX_NAMED = 5  # unreadable pictures in a sentence
 
 
 def drop_unreadable(
-    source: str | Path,
-    parts: Sequence[Dataset],
-    max_corrupt_fraction: float,
-    input: Input,
-    processes: ProcessGroup = SINGLE_PROCESS,
-    rescan: bool = False,
+    source: str | Path, parts: Sequence[Dataset], options: ReadOptions
 ) -> tuple[list[Dataset | None], str]:
     """The data without what cannot be read, in memory or on disk.
 
     Args:
       source: where they come from, as words.
       parts: splits with `LazyImages`; any may be empty.
-      max_corrupt_fraction: the largest share of all that may be unreadable and are then left out, in [0, 1).
-      input, processes, rescan: as for `open_dataset`. What one process cannot read, none takes.
+      options: streaming, and the handling of unreadable images. An image that one process cannot read, none uses.
 
     Returns:
       The splits, None for those of which nothing is left, and words for what was left out: "" for nothing.
@@ -45,12 +40,10 @@ def drop_unreadable(
     Raises:
       UserError: the share cannot be or is exceeded, or memory was asked for that the machine has not.
     """
-    if not 0 <= max_corrupt_fraction < 1:
-        raise UserError(f"--max-corrupt-fraction must be at least 0 and below 1, not {max_corrupt_fraction}")
-    streamed = should_stream(source, sum(part.images.nbytes for part in parts), input, processes)
-    found = [_readable(part, streamed, processes, rescan) for part in parts]
+    streamed = should_stream(source, sum(part.images.nbytes for part in parts), options)
+    found = [_readable(part, streamed, options) for part in parts]
     bad = [wrong for _, wrongs in found for wrong in wrongs]
-    if len(bad) > max_corrupt_fraction * (count := sum(map(len, parts))):
+    if len(bad) > options.max_corrupt_fraction * (count := sum(map(len, parts))):
         advice = "mend or remove them, or give --max-corrupt-fraction with the share that may be left out"
         raise UserError(
             f"{len(bad)} of {count} pictures in {source} cannot be read; {advice}: {listed(bad, MAX_NAMED)}"
@@ -58,15 +51,15 @@ def drop_unreadable(
     return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MAX_NAMED)}" if bad else ""
 
 
-def _readable(part: Dataset, streamed: bool, processes: ProcessGroup, rescan: bool) -> tuple[Dataset | None, list[str]]:
+def _readable(part: Dataset, streamed: bool, options: ReadOptions) -> tuple[Dataset | None, list[str]]:
     stored = part.images
     if not isinstance(stored, LazyImages):
         raise TypeError("only stored images can be looked through")
     images: np.ndarray | LazyImages = stored
     if streamed:
-        looked = scan(stored, f"{part.identity} {stored.state()}", processes, rescan)
+        looked = scan(stored, f"{part.identity} {stored.state()}", options.processes, options.rescan)
     else:
-        images, looked = _load(stored, processes)
+        images, looked = _load(stored, options.processes)
     if isinstance(stored, EncodedImages):
         part = replace(part, contents=f"{looked.contents:064x}")
     if bad := looked.bad:

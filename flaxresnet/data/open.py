@@ -3,80 +3,66 @@
 from dataclasses import replace
 from pathlib import Path
 
-from flaxresnet.data.dataset import USUAL_SIZE, Input, Splits
+from flaxresnet.data.dataset import Splits
+from flaxresnet.data.read_options import DEFAULT_OPTIONS, ReadOptions
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
-from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 DEFAULT_FOLDER = Path("datasets")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 
 
-def open_dataset(
-    path: str | Path | None = None,
-    image_size: tuple[int, int] = USUAL_SIZE,
-    max_corrupt_fraction: float = 0.0,
-    input: Input = "auto",
-    processes: ProcessGroup = SINGLE_PROCESS,
-    crop_pct: float = 1.0,
-    rescan: bool = False,
-    eval_preprocessing: bool = False,
-) -> Splits:
-    """Opens labelled images, never writing to where they are.
+def open_dataset(path: str | Path | None = None, options: ReadOptions = DEFAULT_OPTIONS) -> Splits:
+    """Opens labeled images. Never writes to the path.
 
     Args:
-      path: an HDF5 file with a training split, a test split or both, or a folder with one HDF5 file for each, in the
-        tutorials' layout (see `data/hdf5.py`); or a folder of pictures, one folder a class (see
-        `data/image_folder.py`); or a folder of ArrayRecord files (see `data/array_record.py`). None: the
-        folder `datasets` if it holds such, else drawn hand signs.
-      image_size: height and width that pictures in folders are brought to; HDF5 files have their own.
-      max_corrupt_fraction: the largest share of images that may be unreadable and are then left out, in [0, 1).
-      input: "memory" reads all images now, "stream" when they are asked for, "auto" the first where they take no more
-        than a quarter of the machine's memory; of several machines', the one's that has least.
-      processes: those that open the data together; each looks through a part of what is streamed.
-      crop_pct: the share that is taken of test pictures, as `Preprocessing` has it; images that have a size of their
-        own are taken as they are.
-      rescan: look through all that is streamed for images that cannot be read, even where it was looked through before.
-      eval_preprocessing: whether a run is judged by the images: training pictures are then taken as test pictures are.
+      path: one of
+        - an HDF5 file with a training split, a test split, or both (see `data/hdf5.py`);
+        - a folder with one such file for each split;
+        - a folder of images with one subfolder for each class (see `data/image_folder.py`);
+        - a folder of ArrayRecord files (see `data/array_record.py`).
+        None opens the folder `datasets` if it is one of these, and draws hand signs otherwise.
+      options: image size, streaming, and the handling of unreadable images.
 
     Returns:
-      The splits found.
+      The training split and the test split. A split is None if the path does not hold it.
 
     Raises:
-      UserError: the path or what it holds is not such a data set; the text says what is wrong with it.
+      UserError: if the path does not exist, holds no such dataset, or holds a damaged one.
     """
+    # The readers are imported here because each one takes a while to import and only one is needed.
     from flaxresnet.data.array_record import is_array_record_dir, read_records
     from flaxresnet.data.image_folder import is_image_folder, read_folder
 
-    if input not in ("auto", "memory", "stream"):
-        raise UserError(f"--input is {input!r}; give 'auto', 'memory' or 'stream'")
-    given, path = path, Path(path or DEFAULT_FOLDER)
+    use_default = path is None
+    path = DEFAULT_FOLDER if path is None else Path(path)
     with oserror_as_user_error(path, "read"):
-        files = hdf5_files(path) if path.is_dir() else [path]
         exists = path.exists()
-        records = is_array_record_dir(path)
-        pictures = not files and not records and is_image_folder(path)
-    if given is None and not (exists and (files or pictures or records)):
+        files = hdf5_files(path) if path.is_dir() else [path]
+        has_records = is_array_record_dir(path)
+        has_images = not files and not has_records and is_image_folder(path)
+    if use_default and not (exists and (files or has_records or has_images)):
         from flaxresnet.data.hand_signs.cache import load_default_signs
 
         return load_default_signs()
     if not exists:
-        raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with pictures")
-    if pictures or records:
-        read = read_folder if pictures else read_records
-        splits = read(path, image_size, max_corrupt_fraction, input, processes, crop_pct, rescan, eval_preprocessing)
-        return replace(splits, path=str(path.absolute()))
-    if not files:
-        raise UserError(
-            f"{path} holds neither an HDF5 file (*.h5) nor a folder of pictures for each class; give one that does"
-        )
-    from flaxresnet.data.hdf5 import read_hdf5
+        raise UserError(f"{path} does not exist; give an HDF5 file, or a folder with HDF5 files or with images")
+    if has_records:
+        splits = read_records(path, options)
+    elif has_images:
+        splits = read_folder(path, options)
+    elif files:
+        from flaxresnet.data.hdf5 import read_hdf5
 
-    return replace(
-        read_hdf5(files, str(path), max_corrupt_fraction, input, processes, rescan), path=str(path.absolute())
-    )
+        splits = read_hdf5(files, str(path), options)
+    else:
+        raise UserError(
+            f"{path} holds neither an HDF5 file (*.h5) nor a folder of images for each class; give one that does"
+        )
+    return replace(splits, path=str(path.absolute()))
 
 
 def hdf5_files(folder: Path) -> list[Path]:
+    """Returns the HDF5 files directly in a folder, sorted by name; none if the folder does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in HDF5_SUFFIXES and p.is_file())
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in HDF5_SUFFIXES and path.is_file())

@@ -45,11 +45,13 @@ def records(pictures, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(32, 32), (48, 36)])
 def test_pictures_come_out_as_from_their_folder(pictures, records, mode, size):
     by_middle, others_by_middle, whole = (
-        fr.open_dataset(path, size, input=mode, crop_pct=0.5, eval_preprocessing=eval_preprocessing).train.images[:]
+        fr.open_dataset(
+            path, fr.ReadOptions(image_size=size, input=mode, crop_pct=0.5, eval_preprocessing=eval_preprocessing)
+        ).train.images[:]
         for path, eval_preprocessing in ((records, True), (pictures, True), (records, False))
     )
     np.testing.assert_array_equal(by_middle, others_by_middle)
-    mine, theirs = (fr.open_dataset(path, size, input=mode) for path in (records, pictures))
+    mine, theirs = (fr.open_dataset(path, fr.ReadOptions(image_size=size, input=mode)) for path in (records, pictures))
     np.testing.assert_array_equal(whole, mine.train.images[:])
     assert not np.array_equal(by_middle, whole)
     for split in ("train", "test"):
@@ -66,7 +68,7 @@ def test_images_of_one_size_keep_it(tmp_path):
     splits = Splits(train=blobs(20, seed=1), test=blobs(6, seed=2), source="")
     (folder := tmp_path / "records").mkdir()
     list(write_records(folder, splits, 2))
-    found = fr.open_dataset(folder, (64, 64))
+    found = fr.open_dataset(folder, fr.ReadOptions(image_size=(64, 64)))
     np.testing.assert_array_equal(found.train.images, splits.train.images)
     np.testing.assert_array_equal(found.test.labels, splits.test.labels)
     assert found.train.class_names == splits.train.class_names
@@ -74,7 +76,7 @@ def test_images_of_one_size_keep_it(tmp_path):
 
 def test_records_go_back_into_hdf5(records, tmp_path):
     convert(tmp_path / "h5", "--source", records, "--image-size", 40)
-    mine, theirs = fr.open_dataset(tmp_path / "h5"), fr.open_dataset(records, (40, 40))
+    mine, theirs = fr.open_dataset(tmp_path / "h5"), fr.open_dataset(records, fr.ReadOptions(image_size=(40, 40)))
     np.testing.assert_array_equal(mine.train.images, theirs.train.images)
     np.testing.assert_array_equal(mine.test.labels, theirs.test.labels)
 
@@ -85,7 +87,7 @@ def test_what_is_there_is_not_overwritten(records, pictures):
 
 
 def test_fingerprints_do_not_depend_on_streaming_but_on_the_data(records, pictures, tmp_path):
-    streamed, held = (fr.open_dataset(records, input=mode).train for mode in ("stream", "memory"))
+    streamed, held = (fr.open_dataset(records, fr.ReadOptions(input=mode)).train for mode in ("stream", "memory"))
     assert streamed.fingerprint() == held.fingerprint()
     (pictures / "train" / "cat" / "0.jpg").unlink()
     convert(tmp_path / "fewer", "--source", pictures, "--to", "arrayrecord")
@@ -171,7 +173,7 @@ def test_a_damaged_record_is_called_as_its_file_was(records, pictures, tmp_path,
     damaged_at(damaged, pictures, "train/dog/3.jpg")
     for mode in ("memory", "stream"):
         with pytest.raises(fr.UserError) as caught:
-            fr.open_dataset(damaged, input=mode)
+            fr.open_dataset(damaged, fr.ReadOptions(input=mode))
         assert f"{split} (train/dog/3.jpg) cannot be read" in str(caught.value)
 
 
@@ -198,7 +200,7 @@ def test_a_damaged_record_is_named_and_may_be_left_out(tmp_path, pictures):
 def test_a_pipe_in_a_files_place_is_not_waited_for(records):
     (records / "train-names.json").unlink()
     os.mkfifo(records / "train-names.json")
-    assert fr.open_dataset(records, input="stream").train.images.name(0) == "record 0"
+    assert fr.open_dataset(records, fr.ReadOptions(input="stream")).train.images.name(0) == "record 0"
     (records / "train-labels.npy").unlink()
     os.mkfifo(records / "train-labels.npy")
     with pytest.raises(fr.UserError, match=r"train-labels\.npy is a pipe or a device; give a file that is stored"):

@@ -16,6 +16,7 @@ from flaxresnet.data import hdf5_limits
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.hdf5 import Hdf5Images, read_hdf5, write_hdf5
 from flaxresnet.data.open import open_dataset
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runtime.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
@@ -149,7 +150,7 @@ def test_a_file_can_be_read_while_somebody_else_reads_it(tmp_path):
 def test_what_write_hdf5_writes_read_hdf5_reads(tmp_path, name):
     split = Dataset(X, Y.astype(np.int32), ("Fäuste", "五", "c"))
     write_hdf5(tmp_path / "signs.h5", name, split)
-    splits = read_hdf5([tmp_path / "signs.h5"], source="here")
+    splits = read_hdf5([tmp_path / "signs.h5"], "here", ReadOptions())
     check(getattr(splits, name), X, Y, ("Fäuste", "五", "c"))
     assert splits.source == "here"
 
@@ -170,7 +171,7 @@ def truncated(path):
 
 # What is wrong → (the files in the folder, what the error says). The data set is the folder.
 MISTAKES = {
-    "no files": ({}, r"data holds neither an HDF5 file \(\*\.h5\) nor a folder of pictures for each class; give"),
+    "no files": ({}, r"data holds neither an HDF5 file \(\*\.h5\) nor a folder of images for each class; give"),
     "no HDF5 files": ({"a.txt": b"text"}, r"data holds neither an HDF5 file"),
     "neither key": ({"a.h5": {"x": X, "y": Y}}, r"data has neither train_set_x nor test_set_x; the tutorials' layout"),
     "split twice": (
@@ -347,7 +348,9 @@ def test_images_that_stay_in_the_file_are_those_in_memory(tmp_path):
         images = np.random.default_rng(0).integers(0, 256, (50, 8, 9, 3)).astype(np.uint8)
         file.create_dataset("train_set_x", data=images, chunks=(7, 8, 9, 3), compression="gzip")
         file["train_set_y"] = np.arange(50) % 3
-    held, streamed = (open_dataset(tmp_path / "data.h5", input=mode).train for mode in ("memory", "stream"))
+    held, streamed = (
+        open_dataset(tmp_path / "data.h5", ReadOptions(input=mode)).train for mode in ("memory", "stream")
+    )
     assert streamed.is_streamed
     assert not held.is_streamed
     np.testing.assert_array_equal(held.images, images)
@@ -361,7 +364,7 @@ def test_a_file_that_is_gone_while_it_is_streamed_is_a_sentence(tmp_path):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["train_set_x"] = np.zeros((5, 8, 9, 3), np.uint8)
         file["train_set_y"] = np.arange(5)
-    images = open_dataset(tmp_path / "data.h5", input="stream").train.images
+    images = open_dataset(tmp_path / "data.h5", ReadOptions(input="stream")).train.images
     (tmp_path / "data.h5").unlink()
     with pytest.raises(UserError, match=r"data\.h5: train_set_x\[2\] cannot be read"):
         pickle.loads(pickle.dumps(images)).read(2)
@@ -389,8 +392,8 @@ def test_a_damaged_chunk_is_found_before_training_and_may_be_left_out(tmp_path, 
         r"7 of 50 pictures in .*data\.h5 cannot be read; .*: .*data\.h5: train_set_x\[14\] cannot be read \(.* 2 more"
     )
     with pytest.raises(UserError, match=message):
-        open_dataset(tmp_path / "data.h5", input=mode)
-    splits = open_dataset(tmp_path / "data.h5", input=mode, max_corrupt_fraction=0.2)
+        open_dataset(tmp_path / "data.h5", ReadOptions(input=mode))
+    splits = open_dataset(tmp_path / "data.h5", ReadOptions(input=mode, max_corrupt_fraction=0.2))
     good = np.delete(np.arange(50), np.arange(14, 21))
     np.testing.assert_array_equal(splits.train.images[:], images[good])
     np.testing.assert_array_equal(splits.train.labels, good % 3)
@@ -403,10 +406,10 @@ def test_a_streamed_file_is_looked_through_once_until_it_changes(tmp_path, monke
     monkeypatch.setattr(Hdf5Images, "load", lambda self, places: reads.append(len(places)) or load(self, places))
     make(tmp_path / "a.h5", TRAIN)
     for _ in range(2):
-        open_dataset(tmp_path / "a.h5", input="stream")
+        open_dataset(tmp_path / "a.h5", ReadOptions(input="stream"))
     assert reads == [len(Y)]
     make(tmp_path / "a.h5", TRAIN | {"train_set_x": np.zeros((len(Y), 5, 7, 3), np.uint8)})
-    open_dataset(tmp_path / "a.h5", input="stream")
+    open_dataset(tmp_path / "a.h5", ReadOptions(input="stream"))
     assert reads == [len(Y), len(Y)]
 
 
@@ -500,7 +503,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path, s
         more = {"chunks": chunks, "maxshape": (None,) * 4, "compression": "gzip"}
         file.create_dataset("train_set_x", shape, np.uint8, **more)
     with pytest.raises(UserError, match=message):
-        open_dataset(path, input=input)
+        open_dataset(path, ReadOptions(input=input))
 
 
 def store_packed(path, key, shape, streams, chunks=None, **packing):
@@ -540,7 +543,7 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path,
     before = peak_memory()
     chunk = r"train_set_x has a chunk, at \(1, 0, 0, 0\), that unpacks to more than the 480,000 bytes it declares"
     with pytest.raises(UserError, match=rf"{chunk}; store the values anew"):
-        open_dataset(path, input=input)
+        open_dataset(path, ReadOptions(input=input))
     assert peak_memory() - before < 2**28
 
 
@@ -548,7 +551,7 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path,
 def test_such_a_chunk_can_be_left_out(tmp_path, bomb, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
     store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
-    split = open_dataset(path, input=input, max_corrupt_fraction=0.5).train
+    split = open_dataset(path, ReadOptions(input=input, max_corrupt_fraction=0.5)).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
 
@@ -570,7 +573,7 @@ def test_a_chunk_of_many_images_is_looked_at_once_and_not_kept(tmp_path, monkeyp
         file.create_dataset("train_set_x", data=images, chunks=images.shape, compression="gzip", compression_opts=1)
     looked = hdf5_limits.unpacks_to_more
     monkeypatch.setattr(hdf5_limits, "unpacks_to_more", lambda *a: (count.append(a[1]), looked(*a))[1])
-    stored = open_dataset(path, input="stream").train.images
+    stored = open_dataset(path, ReadOptions(input="stream")).train.images
     with ThreadPoolExecutor(8) as threads:
         read = list(threads.map(lambda place: stored.load(np.array([place]))[0], range(64)))
     np.testing.assert_array_equal(np.concatenate(read), images)
@@ -589,8 +592,8 @@ def test_a_large_chunk_whose_place_is_beyond_the_file_is_damaged(tmp_path, input
     assert content.count(at.to_bytes(8, "little")) == 1
     path.write_bytes(content.replace(at.to_bytes(8, "little"), (2**40).to_bytes(8, "little")))
     with pytest.raises(UserError, match=r"train_set_x\[1\] cannot be read"):
-        open_dataset(path, input=input)
-    split = open_dataset(path, input=input, max_corrupt_fraction=0.5).train
+        open_dataset(path, ReadOptions(input=input))
+    split = open_dataset(path, ReadOptions(input=input, max_corrupt_fraction=0.5)).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
 
@@ -667,7 +670,7 @@ def test_images_packed_in_the_usual_ways_are_read(tmp_path, packing, chunks, inp
     path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2]), "list_classes": NAMES})
     with h5py.File(path, "a") as file:
         file.create_dataset("train_set_x", data=NOISE, chunks=chunks, **packing)
-    split = open_dataset(path, input=input).train
+    split = open_dataset(path, ReadOptions(input=input)).train
     np.testing.assert_array_equal(split.images[np.arange(3)], NOISE)
 
 
@@ -695,7 +698,7 @@ def test_images_that_are_declared_but_not_stored_are_refused(tmp_path, input, pa
         file["train_set_x"][0, :5, :6] = X[0]
     message = r"signs\.h5: train_set_x declares 45\.3 GiB, of which [\d,]+ bytes are stored; store the values"
     with pytest.raises(UserError, match=message):
-        open_dataset(path, input=input)
+        open_dataset(path, ReadOptions(input=input))
 
 
 def test_labels_that_are_declared_but_not_stored_are_refused(tmp_path):

@@ -28,7 +28,7 @@ def draw(root, count, classes=tuple(COLOURS), kind="png", size=(40, 50)):
 def test_folders_named_like_splits_are_the_splits(tmp_path):
     draw(tmp_path / "train", 4)
     draw(tmp_path / "test", 2)
-    splits = fr.open_dataset(tmp_path, (32, 36))
+    splits = fr.open_dataset(tmp_path, fr.ReadOptions(image_size=(32, 36)))
     assert splits.train.class_names == splits.test.class_names == ("blue", "green", "red")
     assert (len(splits.train), len(splits.test)) == (12, 6)
     assert splits.train.image_size == (32, 36)
@@ -87,12 +87,12 @@ def test_unreadable_pictures_end_it_or_are_left_out_and_named(tmp_path):
     assert "1 of 31 pictures in" in str(caught.value)
     assert "give --max-corrupt-fraction with the share that may be left out" in str(caught.value)
     assert "bad.jpg cannot be read as a picture" in str(caught.value)
-    splits = fr.open_dataset(tmp_path, max_corrupt_fraction=0.05)
+    splits = fr.open_dataset(tmp_path, fr.ReadOptions(max_corrupt_fraction=0.05))
     assert splits.train.class_counts().tolist() == [10, 10, 10]
     assert splits.train.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     assert "left out 1 unreadable: " in splits.source
     with pytest.raises(fr.UserError, match="1 of 31"):
-        fr.open_dataset(tmp_path, max_corrupt_fraction=0.03)
+        fr.open_dataset(tmp_path, fr.ReadOptions(max_corrupt_fraction=0.03))
 
 
 def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
@@ -114,14 +114,14 @@ def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
 def test_a_size_or_a_share_that_cannot_be_is_named(tmp_path, options, message):
     draw(tmp_path / "train", 2)
     with pytest.raises(fr.UserError, match=message):
-        fr.open_dataset(tmp_path, **options)
+        fr.open_dataset(tmp_path, fr.ReadOptions(**options))
 
 
 def test_a_split_of_which_nothing_can_be_read_is_no_split(tmp_path):
     draw(tmp_path / "train", 10)
     (tmp_path / "test" / "red").mkdir(parents=True)
     (tmp_path / "test" / "red" / "bad.jpg").write_text("no picture")
-    assert fr.open_dataset(tmp_path, max_corrupt_fraction=0.1).test is None
+    assert fr.open_dataset(tmp_path, fr.ReadOptions(max_corrupt_fraction=0.1)).test is None
 
 
 def test_a_folder_of_test_pictures_alone_is_called_that(tmp_path):
@@ -133,7 +133,7 @@ def test_a_folder_of_test_pictures_alone_is_called_that(tmp_path):
 
 def test_a_folder_without_pictures_says_what_is_missing(tmp_path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(fr.UserError, match=r"holds neither an HDF5 file .* nor a folder of pictures for each class"):
+    with pytest.raises(fr.UserError, match=r"holds neither an HDF5 file .* nor a folder of images for each class"):
         fr.open_dataset(tmp_path)
 
 
@@ -141,10 +141,10 @@ def test_more_than_memory_holds_is_streamed_and_refused_only_where_memory_is_ask
     draw(tmp_path / "train", 2)
     monkeypatch.setattr("os.sysconf", lambda name: 1)
     assert fr.open_dataset(tmp_path).train.is_streamed
-    with pytest.raises(fr.UserError, match=r"take 0\.0 GiB, more than the 0\.0 GiB of this .* give --input stream"):
-        fr.open_dataset(tmp_path, input="memory")
+    with pytest.raises(fr.UserError, match=r"take 0\.0 GiB, but a machine has 0\.0 GiB of memory; give --input stream"):
+        fr.open_dataset(tmp_path, fr.ReadOptions(input="memory"))
     with pytest.raises(fr.UserError, match="--input is 'disk'; give 'auto', 'memory' or 'stream'"):
-        fr.open_dataset(tmp_path, input="disk")
+        fr.open_dataset(tmp_path, fr.ReadOptions(input="disk"))
 
 
 def test_a_folder_trains_goes_on_and_is_evaluated(tmp_path):
@@ -211,11 +211,11 @@ def test_prediction_takes_the_middle_as_evaluation_does(tmp_path):
     run = fr.fit(fr.TrainConfig(data=tmp_path / "data", workdir=tmp_path / "run", **options), quiet=True)
     classifier = fr.Classifier.load(run.workdir)
     assert classifier.preprocessing.crop_pct == 0.5
-    splits = fr.open_dataset(tmp_path / "data", (32, 32), crop_pct=0.5)
+    splits = fr.open_dataset(tmp_path / "data", fr.ReadOptions(image_size=(32, 32), crop_pct=0.5))
     photos = sorted((tmp_path / "data" / "test").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     for image, photo in zip(splits.test.images, photos, strict=True):
         np.testing.assert_array_equal(image, classifier.preprocessing.load(photo))
-    whole = fr.open_dataset(tmp_path / "data", (32, 32))
+    whole = fr.open_dataset(tmp_path / "data", fr.ReadOptions(image_size=(32, 32)))
     assert not np.array_equal(whole.test.images, splits.test.images)
     np.testing.assert_array_equal(whole.train.images, splits.train.images)  # of which random parts are taken
     assert fr.evaluate(run.workdir).loss == pytest.approx(run.test_loss, rel=1e-4)
@@ -247,7 +247,10 @@ def test_links_bring_no_other_classes_pictures_and_one_folder_as_often_as_they_s
 
 def test_numpys_integers_are_a_size(tmp_path):
     draw(tmp_path / "train", 2)
-    assert fr.open_dataset(tmp_path, (np.int64(32), np.int32(40))).train.image_size == (32, 40)
+    assert fr.open_dataset(tmp_path, fr.ReadOptions(image_size=(np.int64(32), np.int32(40)))).train.image_size == (
+        32,
+        40,
+    )
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
@@ -256,10 +259,12 @@ def test_a_link_to_nothing_and_a_pipe_are_named_as_unreadable(tmp_path, input):
     (tmp_path / "train" / "red" / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(tmp_path / "train" / "red" / "pipe.png")
     with pytest.raises(fr.UserError, match=r"gone\.png does not exist.*pipe\.png is a pipe or a device"):
-        fr.open_dataset(tmp_path, input=input)
-    splits = fr.open_dataset(tmp_path, input=input, max_corrupt_fraction=0.1)
+        fr.open_dataset(tmp_path, fr.ReadOptions(input=input))
+    splits = fr.open_dataset(tmp_path, fr.ReadOptions(input=input, max_corrupt_fraction=0.1))
     assert splits.train.class_counts().tolist() == [10, 10, 10]
-    every = read_folder(tmp_path, (32, 32), 0.1, input="stream").train.images
+    every = read_folder(
+        tmp_path, fr.ReadOptions(image_size=(32, 32), max_corrupt_fraction=0.1, input="stream")
+    ).train.images
     (tmp_path / "train" / "blue" / "0.png").unlink()
     os.mkfifo(tmp_path / "train" / "blue" / "0.png")
     with pytest.raises(fr.UserError, match=r"0\.png is a pipe or a device"):

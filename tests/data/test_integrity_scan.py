@@ -27,6 +27,10 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path / "pictures"
 
 
+def stream(folder, max_corrupt_fraction=0.1, **options):
+    return fr.open_dataset(folder, fr.ReadOptions(input="stream", max_corrupt_fraction=max_corrupt_fraction, **options))
+
+
 @pytest.fixture
 def looks(monkeypatch):
     """How many pictures each search for unreadable ones reads."""
@@ -44,8 +48,8 @@ def test_streamed_pictures_are_looked_through_before_and_named(pictures, looks):
     with pytest.raises(
         fr.UserError, match=r"1 of 13 pictures in .* give --max-corrupt-fraction .*7\.png cannot be read"
     ):
-        fr.open_dataset(pictures, input="stream")
-    splits = fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1)
+        stream(pictures, 0.0)
+    splits = stream(pictures)
     assert len(splits.train) == len(splits.train.labels) == 12
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
     assert "left out 1 unreadable: " in splits.source
@@ -56,16 +60,16 @@ def test_streamed_pictures_are_looked_through_before_and_named(pictures, looks):
 def test_what_was_unreadable_and_is_mended_counts_again(pictures):
     bad = pictures / "train" / "dog" / "7.png"
     bad.write_bytes(b"x" * 80)
-    assert len(fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train) == 12
+    assert len(stream(pictures).train) == 12
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(bad)
-    assert len(fr.open_dataset(pictures, input="stream").train) == 13
+    assert len(stream(pictures, 0.0).train) == 13
 
 
 def test_another_picture_makes_all_be_looked_through(pictures, looks):
     for _ in range(2):
-        fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1)
+        stream(pictures)
     Image.fromarray(np.zeros((40, 32, 3), np.uint8)).save(pictures / "train" / "cat" / "9.png")
-    fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1)
+    stream(pictures)
     assert looks == [13, 0, 1, 0, 14, 0]
 
 
@@ -78,19 +82,19 @@ def changed_later(path, content=None):
 def test_a_picture_of_the_same_size_that_was_written_later_is_looked_at(pictures, looks):
     picture = pictures / "train" / "cat" / "2.png"
     for _ in range(2):
-        before = fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train.fingerprint()
+        before = stream(pictures).train.fingerprint()
     changed_later(picture)
-    assert fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train.fingerprint() == before
+    assert stream(pictures).train.fingerprint() == before
     changed_later(picture, bytes(picture.stat().st_size))
     with pytest.raises(fr.UserError, match=r"2 of 13 pictures in .*2\.png cannot be read"):
-        fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1)
+        stream(pictures)
     assert looks == [13, 0, 1, 0, 13, 0, 13, 0]
 
 
 @pytest.mark.parametrize("mode", ["memory", "stream"])
 def test_other_bytes_of_the_same_size_are_other_data(pictures, mode, tmp_path):
     def fingerprint(folder=pictures):
-        return fr.open_dataset(folder, input=mode, max_corrupt_fraction=0.1).train.fingerprint()
+        return fr.open_dataset(folder, fr.ReadOptions(input=mode, max_corrupt_fraction=0.1)).train.fingerprint()
 
     one, other = (pictures / "train" / "cat" / name for name in ("2.png", "3.png"))
     before, contents = fingerprint(), [one.read_bytes(), other.read_bytes()]
@@ -107,7 +111,7 @@ def test_other_bytes_of_the_same_size_are_other_data(pictures, mode, tmp_path):
 
 
 def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks, tmp_path, monkeypatch):
-    stored = fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train.images.only(np.arange(12))
+    stored = stream(pictures).train.images.only(np.arange(12))
     whole = scan(stored, "all of them")
     said, parts = [], []
 
@@ -127,7 +131,7 @@ def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks,
 
 
 def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkeypatch):
-    whole = fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train.fingerprint()
+    whole = stream(pictures).train.fingerprint()
     picture, real = pictures / "train" / "dog" / "1.png", ImageFolderImages._bytes
     os.utime(picture, ns=(0, 10**9))
 
@@ -138,53 +142,52 @@ def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageFolderImages, "_bytes", bytes_of)
-        assert len(fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.2).train) == 11
-    assert fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train.fingerprint() == whole
+        assert len(stream(pictures, 0.2).train) == 11
+    assert stream(pictures).train.fingerprint() == whole
 
 
 def test_shards_that_were_written_later_are_looked_through(pictures, looks, tmp_path):
     (pictures / "train" / "dog" / "7.png").unlink()
     (folder := tmp_path / "records").mkdir()
-    list(write_records(folder, fr.open_dataset(pictures, input="stream"), 2))
+    list(write_records(folder, stream(pictures, 0.0), 2))
     looks.clear()
-    before = fr.open_dataset(folder, input="stream").train.fingerprint()
+    before = stream(folder, 0.0).train.fingerprint()
     shard = folder / "train-00001-of-00002.array_record"
     changed_later(shard, shard.read_bytes().replace(b"PNG", b"???"))
     with pytest.raises(fr.UserError, match=r"6 of 12 pictures in .*train/dog/0\.png\) cannot be read"):
-        fr.open_dataset(folder, input="stream")
+        stream(folder, 0.0)
     changed_later(shard, shard.read_bytes().replace(b"???", b"PNG"))
-    assert fr.open_dataset(folder, input="stream").train.fingerprint() == before
+    assert stream(folder, 0.0).train.fingerprint() == before
     assert looks == [12, 0] * 3
 
 
 def test_all_is_looked_through_again_where_that_is_asked_for(pictures, looks):
     picture = pictures / "train" / "cat" / "2.png"
-    fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1)
+    stream(pictures)
     about = picture.stat()
     picture.write_bytes(bytes(about.st_size))  # as a disk that loses what is on it, which changes no times
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
-    assert "left out 1 " in fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.5).source
-    assert "left out 2 " in fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.5, rescan=True).source
-    assert (
-        "left out 2 " in fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.5).source
-    )  # and known from then on
+    assert "left out 1 " in stream(pictures, 0.5).source
+    assert "left out 2 " in stream(pictures, 0.5, rescan=True).source
+    assert "left out 2 " in stream(pictures, 0.5).source  # and known from then on
     assert looks == [13, 0, 1, 0, 13, 0, 2, 0]
 
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_alone(pictures, looks, tmp_path, monkeypatch):
-    fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1)
+    stream(pictures)
     for file in (tmp_path / "cache").rglob("*.json"):
         file.write_text("[[")
-    assert len(fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train) == 12
+    assert len(stream(pictures).train) == 12
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert len(fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.1).train) == 12
+    assert len(stream(pictures).train) == 12
     assert looks == [13, 0] * 3
 
 
 def test_in_memory_the_same_pictures_are_left_out(pictures):
     held, streamed = (
-        fr.open_dataset(pictures, input=mode, max_corrupt_fraction=0.1).train for mode in ("memory", "stream")
+        fr.open_dataset(pictures, fr.ReadOptions(input=mode, max_corrupt_fraction=0.1)).train
+        for mode in ("memory", "stream")
     )
     np.testing.assert_array_equal(held.images, streamed.images[:])
     assert held.fingerprint() == streamed.fingerprint()
@@ -196,7 +199,7 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
         tmp_path / "pictures" / "train" / "cat" / "3.png",
     ):
         broken.write_bytes(b"x")
-    stored = fr.open_dataset(pictures, input="stream", max_corrupt_fraction=0.5).train.images
+    stored = stream(pictures, 0.5).train.images
     stored = stored.only(np.arange(10))
     told = [[[1, "one"]], [[5, "five"], [6, "six"]]]  # by two others; this one is in their middle
     asked = []
@@ -225,7 +228,7 @@ def test_the_machine_with_the_least_memory_decides_for_all(pictures, memories, s
     def gather(mine):
         return memories if mine is None or isinstance(mine, int) else [mine, mine]
 
-    splits = fr.open_dataset(pictures, max_corrupt_fraction=0.1, processes=ProcessGroup(0, 2, gather))
+    splits = fr.open_dataset(pictures, fr.ReadOptions(max_corrupt_fraction=0.1, processes=ProcessGroup(0, 2, gather)))
     assert splits.train.is_streamed == streamed
 
 
@@ -236,13 +239,16 @@ def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
         return [mine, next(of_others)] if isinstance(mine, list) else [mine, mine]
 
     train = fr.open_dataset(
-        pictures, max_corrupt_fraction=0.3, input="memory", processes=ProcessGroup(0, 2, gather)
+        pictures, fr.ReadOptions(max_corrupt_fraction=0.3, input="memory", processes=ProcessGroup(0, 2, gather))
     ).train
     assert train.labels.tolist() == [0] * 5 + [1] * 6
     (pictures / "train" / "cat" / "0.png").write_bytes(b"")  # nor this one
-    assert fr.open_dataset(pictures, max_corrupt_fraction=0.3, input="memory").train.contents == train.contents
+    assert (
+        fr.open_dataset(pictures, fr.ReadOptions(max_corrupt_fraction=0.3, input="memory")).train.contents
+        == train.contents
+    )
 
 
 def test_images_in_memory_are_not_looked_through():
     with pytest.raises(TypeError, match="only stored images can be looked through"):
-        drop_unreadable("here", [blobs(3, 1)], 0.0, "auto")
+        drop_unreadable("here", [blobs(3, 1)], fr.ReadOptions())

@@ -35,12 +35,12 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(pictures):
-    return fr.open_dataset(pictures, (32, 36), input="stream").train
+    return fr.open_dataset(pictures, fr.ReadOptions(image_size=(32, 36), input="stream")).train
 
 
 @pytest.fixture(scope="module")
 def on_device(pictures):
-    dataset = fr.open_dataset(pictures, (32, 36), input="memory").train
+    dataset = fr.open_dataset(pictures, fr.ReadOptions(image_size=(32, 36), input="memory")).train
     return Loader(DeviceSource(dataset, BATCH, WHOLE, SPLIT), dataset, BATCH, SPLIT)
 
 
@@ -145,7 +145,7 @@ def test_workers_leave_a_core_to_training(available_cpus, workers, monkeypatch):
 
 
 def test_images_in_memory_that_a_device_has_no_room_for_go_over_batch_by_batch(pictures, on_device, monkeypatch):
-    dataset = fr.open_dataset(pictures, (32, 36), input="memory").train
+    dataset = fr.open_dataset(pictures, fr.ReadOptions(image_size=(32, 36), input="memory")).train
     assert fits_devices(dataset)  # on a CPU, which is not asked
     for limit, fits in ((4 * dataset.images.nbytes, True), (4 * dataset.images.nbytes - 1, False)):
         device = SimpleNamespace(memory_stats=lambda limit=limit: {"bytes_limit": limit})

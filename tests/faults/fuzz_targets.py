@@ -17,6 +17,7 @@ from random_weights import random_weights
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.decode import decode
 from flaxresnet.data.hdf5 import read_hdf5
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.evaluation import load_training_data
 from flaxresnet.report.plots import learning_curves
 from flaxresnet.runs.run_dir import RunDir
@@ -30,7 +31,7 @@ PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
 
 
 def read_data(path: Path) -> None:
-    splits = read_hdf5([path], str(path))
+    splits = read_hdf5([path], str(path), ReadOptions(input="memory"))
     for split in (splits.train, splits.test):
         if split is not None:
             split.class_counts()

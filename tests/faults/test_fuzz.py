@@ -36,6 +36,7 @@ from flaxresnet.config.validation import flag as flag_for
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runs.metadata import RunMetadata, check_network
 from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
@@ -207,7 +208,7 @@ def records(tmp_path_factory):
     for i, image in enumerate(blobs(6, seed=5).images):
         (of_class := folder / "pictures" / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(of_class / f"{i}.png")
-    splits = read_folder(folder / "pictures", (32, 32), input="stream")
+    splits = read_folder(folder / "pictures", ReadOptions(image_size=(32, 32), input="stream"))
     (folder / "made").mkdir()
     list(write_records(folder / "made", splits, 1))
     return folder / "made"
@@ -218,10 +219,11 @@ def check_records(records, name, what, content):
     original = (records / name).read_bytes()
     try:
         (records / name).write_bytes(content)
-        attempt(f"{name}, {what}", lambda: read_records(records, (32, 32), max_corrupt_fraction=0.9, input="memory"))
+        lenient = ReadOptions(image_size=(32, 32), input="memory", max_corrupt_fraction=0.9)
+        attempt(f"{name}, {what}", lambda: read_records(records, lenient))
     finally:
         (records / name).write_bytes(original)
-    assert attempt(f"{name}, as it is", lambda: read_records(records, (32, 32)))
+    assert attempt(f"{name}, as it is", lambda: read_records(records, ReadOptions(image_size=(32, 32))))
 
 
 def test_changed_bytes_of_records_are_read_or_refused(records):

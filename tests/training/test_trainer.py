@@ -478,7 +478,7 @@ def test_statistics_are_those_of_images_as_training_augments_them(data_folder, t
     }
     fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), quiet=True)
     info, variables = load_run(tmp_path / "run")
-    train = fr.open_dataset(data_folder, (32, 32)).train
+    train = fr.open_dataset(data_folder, fr.ReadOptions(image_size=(32, 32))).train
     order = np.random.default_rng((ORDER_STREAM, 3)).permutation(len(train))
     batches = train.images[order[:16]].reshape(2, 8, 32, 32, 3)
     seen = batches / np.float32(255)

@@ -103,7 +103,7 @@ def scan(
       processes: each reads its share.
       rescan: read all, whatever is known.
     """
-    path, mine = _path(images, identity), processes.share(len(images))
+    path, mine = _path(images, identity), processes.local_indices(len(images))
     known = None if rescan else _load_cached(path)
     if len({*processes.gather(hex(known.contents) if known else None)}) > 1:
         known = None  # a sum of what some recall and others read would be of some pictures twice

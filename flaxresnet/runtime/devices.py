@@ -1,4 +1,4 @@
-"""Whether JAX computes on what it was told to."""
+"""A warning if JAX cannot use the requested device."""
 
 import os
 import sys
@@ -9,16 +9,21 @@ import jax
 
 @cache
 def warn_of_fallback() -> None:
-    """Warns on standard error, once, where JAX_PLATFORMS names a device first that JAX passes over, as it does GPUs.
+    """Warns on standard error, once, if JAX skips the first device in `JAX_PLATFORMS`, such as an unavailable GPU.
 
-    It looks for devices, so that processes that compute together have to be joined before.
+    The check initializes JAX's devices, so several processes must join before it.
     """
-    first, _, others = (asked := os.environ.get("JAX_PLATFORMS", "")).partition(",")
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    first, _, others = platforms.partition(",")
     if not others:
-        return  # of one alone JAX itself says that it is not there
-    used = jax.devices()[0].device_kind
+        return  # JAX itself raises an error if the only platform is unavailable
+    device = jax.devices()[0].device_kind
     try:
         jax.devices(first.strip())
     except RuntimeError:
-        passed_over = f"JAX_PLATFORMS={asked} asks for {first} first, which JAX cannot use here"
-        print(f"warning: {passed_over}; this computes on {used}", file=sys.stderr, flush=True)
+        print(
+            f"warning: JAX_PLATFORMS={platforms} asks for {first} first, which JAX cannot use here; this computes on "
+            f"{device}",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,6 +1,7 @@
-"""Many processes as one: joining them, what only one of them does, and what is said when one is lost.
+"""Several processes that train one run: joining, collective calls, and exits after a failure.
 
-JAX's multi-controller runtime has every process run the same program on arrays that lie across all of them.
+In JAX's multi-controller runtime, every process runs the same program on arrays that are sharded across all of them. A
+collective call returns only after every process has made it.
 """
 
 import json
@@ -21,10 +22,10 @@ from flaxresnet.runtime.process_group import ProcessGroup
 
 T = TypeVar("T")
 
-JOIN_WITHIN = 300  # seconds, for all processes to start
-LOST_AFTER = 30  # seconds without a sign of life from a process, until the others end
-END_TOGETHER = 60  # seconds that a finished process waits for the others
-LEAVE_WITHIN = 20  # seconds for a process that cannot go on, to end as usual
+JOIN_TIMEOUT = 300  # seconds for all processes to join
+HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process counts as lost
+SHUTDOWN_TIMEOUT = 60  # seconds that a finished process waits for the others
+EXIT_TIMEOUT = 20  # seconds for a failed process to exit normally
 EXIT_TEMPFAIL = 75  # exit status, sysexits.h's "try again"
 
 
@@ -34,141 +35,157 @@ def join_processes(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Makes this process one of a run's many, if any argument says so. The arguments are options of `TrainConfig`.
+    """Joins the other processes of the run, if any argument is given. The arguments are options of `TrainConfig`.
 
-    If the others do not come in time, ends the process with status `EXIT_TEMPFAIL` and a sentence, before JAX would
-    abort it.
+    If the others do not join within `JOIN_TIMEOUT`, prints an error and exits with status `EXIT_TEMPFAIL`. JAX would
+    abort the process with a stack trace.
 
     Raises:
-      UserError: nothing tells who the others are.
+      UserError: neither the arguments nor the environment describe the other processes.
     """
-    given = coordinator_address, num_processes, process_id
-    if jax.distributed.is_initialized() or not (distributed or any(value is not None for value in given)):
+    arguments = (coordinator_address, num_processes, process_id)
+    is_requested = distributed or any(value is not None for value in arguments)
+    if jax.distributed.is_initialized() or not is_requested:
         return
-    late = threading.Timer(JOIN_WITHIN, _give_up, [coordinator_address])
-    late.daemon = True
-    late.start()
+    watchdog = _start_timer(JOIN_TIMEOUT, _exit_without_peers, coordinator_address)
     try:
         jax.distributed.initialize(
-            *given,
-            initialization_timeout=2 * JOIN_WITHIN,  # at which it aborts with a stack trace
-            heartbeat_timeout_seconds=LOST_AFTER,
-            shutdown_timeout_seconds=END_TOGETHER,
+            *arguments,
+            initialization_timeout=2 * JOIN_TIMEOUT,  # after which JAX aborts the process
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the processes of the run could not be joined ({reason}); give --coordinator-address HOST:PORT, "
-            "--num-processes and --process-id, or --distributed where Slurm, Open MPI, Kubernetes or a TPU tells them"
+            "--num-processes and --process-id, or --distributed under Slurm, Open MPI, Kubernetes or on a TPU"
         ) from error
     finally:
-        late.cancel()
+        watchdog.cancel()
 
 
-def _give_up(coordinator_address: str | None) -> None:
-    """Ends the process, which waits for others that do not come."""
-    where = f"--coordinator-address {coordinator_address}" if coordinator_address else "--distributed"
+def _start_timer(seconds: float, function: Callable[..., None], *arguments: object) -> threading.Timer:
+    timer = threading.Timer(seconds, function, arguments)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _exit_without_peers(coordinator_address: str | None) -> None:
+    flags = f"--coordinator-address {coordinator_address}" if coordinator_address else "--distributed"
     print(
-        f"error: the processes of the run ({where}) did not all come together within {JOIN_WITHIN} s; see that the "
-        "address is that of process 0, that its port can be reached, and that all of them were started, and start "
-        "them again",
+        f"error: the processes of the run ({flags}) did not all join within {JOIN_TIMEOUT} s; check that the address "
+        "is that of process 0, that its port is reachable and that all processes were started, then start them again",
         file=sys.stderr,
         flush=True,
     )
-    os._exit(EXIT_TEMPFAIL)  # what it waits for cannot be interrupted
+    os._exit(EXIT_TEMPFAIL)  # the main thread is in a call that cannot be interrupted
 
 
 def is_multiprocess() -> bool:
+    """Returns whether the run has several processes."""
     return jax.process_count() > 1
 
 
 def is_process_zero() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Returns whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
-def run_on_process_zero(act: Callable[[], T]) -> T | None:
-    """Lets the first process act when all have come here, while the others wait: its result there, None elsewhere.
+def run_on_process_zero(function: Callable[[], T]) -> T | None:
+    """Runs a function on process 0 while the others wait. Collective call.
 
-    Raises UserError in all of them where it does in the first.
+    Returns:
+      The function's result on process 0, None on the others.
+
+    Raises:
+      UserError: on every process, if the function raises it on process 0.
     """
-    result, mistake = None, None
-    if is_multiprocess():  # what the others read before, it may be about to change
-        multihost_utils.sync_global_devices("flaxresnet: the first acts")
+    result = None
+    error = None
+    if is_multiprocess():  # the function may change files that the others are still reading
+        multihost_utils.sync_global_devices("flaxresnet: run_on_process_zero")
     if is_process_zero():
         try:
-            result = act()
-        except UserError as error:
-            mistake = error
+            result = function()
+        except UserError as caught:
+            error = caught
     if is_multiprocess():
-        failed = bool(multihost_utils.broadcast_one_to_all(np.array(mistake is not None)))
-        mistake = mistake or (UserError("process 0 could not go on; see what it says") if failed else None)
-    if mistake:
-        raise mistake
+        has_failed = bool(multihost_utils.broadcast_one_to_all(np.array(error is not None)))
+        if has_failed and error is None:
+            error = UserError("process 0 failed; see its error message")
+    if error:
+        raise error
     return result
 
 
-def all_gather_json(mine: Any) -> list[Any]:
-    """What each process has, which JSON can say, in their order; all of them have to ask."""
+def all_gather_json(value: Any) -> list[Any]:
+    """Returns the values of all processes, in the order of their indices. Collective call.
+
+    Args:
+      value: this process's value; JSON must be able to represent it.
+    """
     if not is_multiprocess():
-        return [mine]
-    said = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(said)])).ravel()
-    whole = multihost_utils.process_allgather(np.pad(said, (0, lengths.max() - len(said))))
-    return [json.loads(row[:length].tobytes()) for row, length in zip(whole, lengths, strict=True)]
+        return [value]
+    encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(encoded)])).ravel()
+    rows = multihost_utils.process_allgather(np.pad(encoded, (0, lengths.max() - len(encoded))))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def process_group() -> ProcessGroup:
-    """The processes of the run, for those who read its data."""
+    """Returns the processes of the run, for the modules that read data."""
     return ProcessGroup(jax.process_index(), jax.process_count(), all_gather_json)
 
 
-def require_equal_across_processes(**facts: object) -> None:
-    """Raises UserError, in every process, where the processes were given different facts, such as other data."""
-    said = all_gather_json({name: repr(fact) for name, fact in facts.items()})
-    for name, fact in facts.items():
-        if len({one.get(name) for one in said}) > 1:
+def require_equal_across_processes(**values: object) -> None:
+    """Raises UserError, in every process, if the processes have different values of a name. Collective call."""
+    gathered = all_gather_json({name: repr(value) for name, value in values.items()})
+    for name, value in values.items():
+        if len({of_process.get(name) for of_process in gathered}) > 1:
             raise UserError(
-                f"the processes have different {name} (process {jax.process_index()} has {fact}); start all of them "
+                f"the processes have different {name} (process {jax.process_index()} has {value}); start all of them "
                 "with the same options, on the same data"
             )
 
 
-def preemption_requested(asked: int) -> bool:
-    """Whether some process was told to stop (SIGTERM), at the same time of asking for all.
+def preemption_requested(call_number: int) -> bool:
+    """Returns whether some process received SIGTERM. All processes get the same answer for the same call number.
 
-    `asked` is how often this process has asked, now included: JAX finds the first number that none has reached yet.
+    Args:
+      call_number: the number of calls in this process, including this one. After a SIGTERM, JAX picks the first number
+        that no process has reached.
     """
-    return multihost_utils.reached_preemption_sync_point(asked)
+    return multihost_utils.reached_preemption_sync_point(call_number)
 
 
 @contextmanager
 def exit_watchdog() -> Iterator[None]:
-    """Lets a mistake of this process's own, such as a full disk, end all of them soon.
+    """Exits after a UserError of one process, such as one for a full disk, even if the others do not.
 
-    The usual way out waits for the others, who wait for this one: it is given `LEAVE_WITHIN` seconds.
+    A normal exit waits for the other processes, which wait for this one. After `EXIT_TIMEOUT` seconds, the process
+    exits without them.
     """
     try:
         yield
     except UserError as error:
         if is_multiprocess():
-            late = threading.Timer(LEAVE_WITHIN, _leave, [error])
-            late.daemon = True
-            late.start()
+            _start_timer(EXIT_TIMEOUT, _exit_with_error, error)
         raise
 
 
-def _leave(error: UserError) -> None:
+def _exit_with_error(error: UserError) -> None:
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(EXIT_USAGE)
 
 
 @contextmanager
 def exit_on_peer_failure() -> Iterator[None]:
-    """Ends this process with status `EXIT_TEMPFAIL` and a sentence if another process is lost.
+    """Exits with an error message and status `EXIT_TEMPFAIL` if another process is lost.
 
-    A lost process shows as a failed exchange at the next step, or by its silence for `LOST_AFTER` seconds, when JAX
-    ends the others. What is raised for a failed exchange may be anything.
+    After the loss, the next exchange between processes raises an exception of any type. If no exchange takes place, JAX
+    ends the process after `HEARTBEAT_TIMEOUT` seconds.
     """
     try:
         yield
@@ -176,11 +193,12 @@ def exit_on_peer_failure() -> Iterator[None]:
         if not is_multiprocess() or isinstance(error, UserError):
             raise
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        lines = str(error).splitlines() or [""]
         print(
-            f"error: process {jax.process_index()} of {jax.process_count()} ends, for another one was lost, or for "
-            f"what is said above ({reason}); start all of them again to go on from the last checkpoint",
+            f"error: process {jax.process_index()} of {jax.process_count()} stops after the error above or the loss of "
+            f"another process ({type(error).__name__}: {lines[0][:200]}); start all processes again to resume from the "
+            "last checkpoint",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(EXIT_TEMPFAIL)  # the usual way out would wait for the lost one
+        os._exit(EXIT_TEMPFAIL)  # a normal exit would wait for the lost process

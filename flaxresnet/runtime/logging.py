@@ -1,4 +1,4 @@
-"""What other packages log while they do what was asked, and nobody can act on, is left unsaid."""
+"""Log levels of other packages."""
 
 import logging
 from collections.abc import Iterator
@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def log_errors_only(*loggers: str) -> Iterator[None]:
-    """Within, the named loggers say nothing that is less than an error."""
-    before = [(logger, logger.level) for logger in map(logging.getLogger, loggers)]
-    for logger, _ in before:
+def log_errors_only(*names: str) -> Iterator[None]:
+    """Suppresses the messages of the named loggers below ERROR within the `with` block."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in before:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

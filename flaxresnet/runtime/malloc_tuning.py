@@ -1,42 +1,46 @@
-"""The C library's memory allocator: told to keep what a step frees, as the next step asks for the same again."""
+"""Settings of glibc's memory allocator that let a training step reuse the memory of the step before."""
 
 import ctypes
 import sys
 
-# Parameters of glibc's mallopt(3), and what they are set to.
-KEEP = {
-    "M_MMAP_MAX": (-4, 0),  # large blocks come from the heap, not from pages of their own that are unmapped when freed
-    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),  # bytes; the end of the heap is not given back
+# Parameters of glibc's mallopt(3): name → (number, value).
+MALLOPT = {
+    "M_MMAP_MAX": (-4, 0),  # allocate large blocks on the heap instead of in mappings that are unmapped when freed
+    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),  # bytes; do not return the end of the heap to the system
 }
 
 
 def disable_malloc_trim() -> bool:
-    """Lets this process reuse freed memory instead of returning it to the system; True where that could be set.
+    """Makes this process reuse freed memory instead of returning it to the system.
 
-    XLA on CPU allocates a step's scratch memory, hundreds of MiB, anew for every step. By default glibc maps it in and
-    out each time, and the system clears every page: a sixth of a training step on two cores.
+    XLA on CPU allocates a step's scratch memory, hundreds of MiB, again in every step. By default, glibc maps and
+    unmaps that memory each time, and the system clears every page, which takes a sixth of a training step on two cores.
 
-    Only the main thread's heap takes blocks that large, so JAX is told to compute on a CPU in the thread that calls it,
-    which it does if it has not begun to compute. One heap for all threads (`M_ARENA_MAX`) would keep the scratch memory
-    as well, but they would wait for each other there, some 2,000 times in a step.
+    Only the main thread's heap can hold such large blocks. The function therefore also makes JAX compute on CPUs in the
+    calling thread, which works only before JAX's first computation. One heap for all threads (`M_ARENA_MAX`) would
+    reuse the memory as well, but the threads would wait for each other about 2,000 times in a step.
 
-    Elsewhere than on Linux with glibc nothing happens.
+    Returns:
+      True if the allocator accepted the settings; False on systems other than Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not all(mallopt(parameter, value) == 1 for parameter, value in KEEP.values()):
+    if mallopt is None or not all(mallopt(number, value) == 1 for number, value in MALLOPT.values()):
         return False
-    import jax  # here, for `--help` does without it
+    import jax  # not at the top, because `--help` works without JAX
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return True
 
 
 def malloc_trim() -> bool:
-    """Gives the system what this process has freed; True where anything was given back, False also where it cannot be.
+    """Returns freed memory to the system. Compiling a training step leaves about 1 GB that no step needs again.
 
-    Compiling a training step takes XLA a gigabyte that no step needs again.
+    Returns:
+      True if the system got memory back; False also on systems other than Linux with glibc.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if not sys.platform.startswith("linux"):
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and trim(0) == 1

@@ -1,4 +1,4 @@
-"""The processes of a run, as reading data sees them: which of them this is, and how they tell each other."""
+"""The processes of a run that read its data together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +9,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """All processes that open the same data together; by itself, one that is alone.
+    """All processes that open the same data. The default is a single process.
 
     Attributes:
-      index, count: which of how many this is.
-      gather: from what this process has, which JSON can say, to what each of them has, in their order. All of them
-        have to call it.
+      index: the index of this process, from 0.
+      count: the number of processes.
+      gather: returns the values of all processes, in the order of their indices, given this process's JSON value.
+        Every process must call it.
     """
 
     index: int = 0
     count: int = 1
-    gather: Callable[[Any], list[Any]] = lambda mine: [mine]
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
 
-    def share(self, count: int) -> np.ndarray:
-        """The places, of so many, that are this process's to look at: neighbours, as disks like them."""
+    def local_indices(self, count: int) -> np.ndarray:
+        """Returns this process's part of the indices below `count`: consecutive, so that its reads are sequential."""
         return np.array_split(np.arange(count), self.count)[self.index]
 
 

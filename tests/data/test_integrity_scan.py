@@ -216,7 +216,7 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
         assert scan(stored, "these", others).bad == {1: "one", 5: "five", 6: "six"}
     assert asked == [[], []]
     assert looks == [3, 2]  # places 4, 5 and 6; then those of them that somebody could not read
-    assert [others.share(10).tolist() for others in (ProcessGroup(i, 3) for i in range(3))] == [
+    assert [others.local_indices(10).tolist() for others in (ProcessGroup(i, 3) for i in range(3))] == [
         [0, 1, 2, 3],
         [4, 5, 6],
         [7, 8, 9],

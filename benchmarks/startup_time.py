@@ -89,7 +89,7 @@ def child(asked: float) -> None:
 
     fitting.check_splits, trainer.Trainer._train = checked, first_step
     disable_malloc_trim()
-    fitting.fit(parser.parse(TrainConfig, sys.argv[1:], prog="python train.py"), quiet=True, keep_programs=True)
+    fitting.fit(parser.parse(TrainConfig, sys.argv[1:], prog="python train.py"), quiet=True, cache_executables=True)
 
 
 def main(arguments: Arguments) -> None:

@@ -1,7 +1,10 @@
-"""`fit`: a training run, from its options and its data to what is written about it."""
+"""`fit`: trains a network from its options and its data, and writes the report."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import jax
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
@@ -10,13 +13,15 @@ from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import suspicions
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
-from flaxresnet.runs.metadata import check_network
+from flaxresnet.runs.metadata import RunMetadata, check_network
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
+from flaxresnet.training.compiled_steps import CompiledSteps
+from flaxresnet.training.executable_cache import open_executable_cache
 from flaxresnet.training.input_pipeline import InputPipeline
 from flaxresnet.training.oom import oom_as_user_error
 from flaxresnet.training.preemption import PreemptionHandler
@@ -25,61 +30,77 @@ from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.training.progress import ProgressLogger
 from flaxresnet.training.run_setup import check_splits, describe_run, prepare_folder, resolve_image_size, set_aside
 from flaxresnet.training.tensorboard import TensorBoardWriter
-from flaxresnet.training.trainer import Trainer, TrainResult
+from flaxresnet.training.trainer import RunOutput, Session, TrainResult, init_or_restore, train
+from flaxresnet.weights.pretrained_weights import PretrainedWeights
 from flaxresnet.weights.resolve import open_weights
 
-# Options that the processes of a run may have of their own.
-OF_A_PROCESS = ("process_id", "coordinator_address", "workers", "data", "workdir", "compilation_cache")
+# Options in which the processes of one run may differ.
+PER_PROCESS_OPTIONS = (
+    "process_id",
+    "coordinator_address",
+    "workers",
+    "data",
+    "workdir",
+    "compilation_cache",
+    "verbose",
+)
 
 
-def fit(config: TrainConfig, *, quiet: bool = False, keep_programs: bool = False) -> TrainResult:
-    """Trains a network, or goes on with the run found in `config.workdir`.
+def fit(config: TrainConfig, *, quiet: bool = False, cache_executables: bool = False) -> TrainResult:
+    """Trains a network, or resumes the run in `config.workdir`.
 
-    On Linux the process keeps the memory that it frees from then on (see `runtime/malloc_tuning.py`). That makes steps
-    on a CPU faster, most of all if `fit` is the first thing that uses JAX.
+    On Linux the process keeps freed memory from then on (see `runtime/malloc_tuning.py`), which makes steps on a CPU
+    faster, most of all if `fit` is the first use of JAX.
 
     Args:
-      config: see `TrainConfig`; options left at None take the recipe's value.
+      config: the options; None takes the recipe's default.
       quiet: print nothing.
-      keep_programs: on CPUs, keep compiled programs so that the next start with the same options traces nothing, and
-        take those of an earlier one. Only for processes that change nothing in this package, or in those it uses,
-        while they run: such a change is not seen. The command line does so, unless `--no-compilation-cache`.
+      cache_executables: on CPUs, store compiled programs, so that the next run with the same options compiles nothing.
+        The cache does not notice modules that are patched in memory, of this package or of others. The command line
+        uses it unless `--no-compilation-cache` is given.
 
     Returns:
-      The run. Its folder holds `config.json`, `metrics.jsonl` and `checkpoints/`.
+      The finished run. Its folder holds `config.json`, `metrics.jsonl`, `checkpoints/` and, unless `--no-report`,
+      `report/`.
 
     Raises:
-      UserError: the data, an option or the folder does not fit, or the loss stopped being finite.
+      UserError: an option, the data or the folder does not fit, or a loss is not finite.
+      TrainingInterrupted: Ctrl-C or SIGTERM stopped training; the state is saved.
     """
     config.check()
     disable_malloc_trim()
     use_compilation_cache(config.compilation_cache)
     distributed.join_processes(config.distributed, config.coordinator_address, config.num_processes, config.process_id)
     warn_of_fallback()
-    reporter = ProgressLogger(quiet or not distributed.is_process_zero(), config.epochs, config.batch_size)
-    with distributed.exit_watchdog(), WorkdirLock(reporter.note) as lock:
-        distributed.run_on_process_zero(lambda: _lock_early(config, lock, reporter.note))
-        return _fit(config, lock, reporter, keep_programs)
+    logger = ProgressLogger(
+        config.epochs, config.batch_size, quiet or not distributed.is_process_zero(), config.verbose
+    )
+    with distributed.exit_watchdog(), WorkdirLock(logger.note) as lock:
+        distributed.run_on_process_zero(lambda: _lock_early(config, lock, logger.note))
+        return _fit(config, lock, logger, cache_executables)
 
 
 def _lock_early(config: TrainConfig, lock: WorkdirLock, note: Callable[[str], None]) -> None:
-    """Locks the workdir before the data are read, which may take minutes. A new one is locked when it is made.
+    """Locks an existing workdir before the data are read, which may take minutes.
 
-    A run of another format in the default workdir is set aside, so that training without --workdir always works.
+    In the default workdir, a run of another format is renamed, so that training without `--workdir` always works.
     """
     folder = RunDir(config.workdir)
     if not folder.path.is_dir():
         return
     folder.lock(lock)
     if config.workdir == TrainConfig.workdir and folder.has_other_format():
-        note(f"another version wrote the run in {folder.path}; it is kept as {set_aside(folder, lock)}")
+        note(f"another version wrote the run in {folder.path}; it is now {set_aside(folder, lock)}")
 
 
-def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_programs: bool) -> TrainResult:
-    # A run that goes on has its weights; those that it began with need not be there any more.
-    begun = resumable_run(config)
-    weights = open_weights(config.init) if config.init and begun is None else None
-    like = begun.preprocessing if begun else weights.preprocessing if weights else None
+def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_executables: bool) -> TrainResult:
+    # Open the weights and the data. A run that resumes has its weights, and the file of --init may be gone.
+    stored = resumable_run(config)
+    weights: PretrainedWeights | None = None
+    like = stored.preprocessing if stored else None
+    if config.init and stored is None:
+        weights = open_weights(config.init)
+        like = weights.preprocessing
     read_options = ReadOptions(
         image_size=resolve_image_size(config, like),
         input=config.input,
@@ -87,78 +108,120 @@ def _fit(config: TrainConfig, lock: WorkdirLock, reporter: ProgressLogger, keep_
         crop_pct=config.resolved_recipe.crop_pct,
         processes=distributed.process_group(),
     )
-    splits = open_dataset(config.data, read_options)
+    with logger.status("Reading the images…", terminal_only=True):
+        splits = open_dataset(config.data, read_options)
     for line in splits.describe():
-        reporter.note(line)
-    train, test = check_splits(splits, config)
+        logger.note(line)
+    train_data, test_data = check_splits(splits, config)
     for sentence in suspicions(splits):
-        reporter.note(f"warning: {sentence}")
+        logger.note(f"warning: {sentence}")
     if config.init is None and (config.freeze or config.resolved_recipe.freeze_backbone_epochs):
-        reporter.note("without --init the parts that do not learn keep weights that have learned nothing")
-    if begun:
-        config = merge_pretrained_config(config, begun.config.network)
+        logger.note("warning: without --init the frozen layers keep random weights")
+
+    # Complete the options.
+    if stored:
+        config = merge_pretrained_config(config, stored.config.network)
     elif weights:
         config = merge_pretrained_config(config, weights.network, weights.assumed)
     config = config.resolve()
     check_network(config)
+    metadata = describe_run(config, splits, train_data, test_data, like)
+    _require_equal_runs(metadata)
 
-    info = describe_run(config, splits, train, test, like)
-    data = [info.data[name] for name in ("train_fingerprint", "test_fingerprint", "streamed")]
-    options = {name: value for name, value in config.to_json().items() if name not in OF_A_PROCESS}
-    distributed.require_equal_across_processes(data=data, **options)
-    workdir, first = Path(config.workdir), distributed.is_process_zero()
-    events = TensorBoardWriter(workdir / "tensorboard" if config.tensorboard and first else None, reporter.note)
-    profile = StepProfiler(workdir / "profile" if config.profile and first else None)
-    with events:
-        folder = distributed.run_on_process_zero(lambda: prepare_folder(info, lock, reporter.note)) or RunDir(workdir)
-        with CheckpointStore(folder, reporter.note) as saved, profile, PreemptionHandler() as interruption:
+    # Train.
+    is_first = distributed.is_process_zero()
+    workdir = Path(config.workdir)
+    tensorboard = TensorBoardWriter(workdir / "tensorboard" if config.tensorboard and is_first else None, logger.note)
+    profiler = StepProfiler(workdir / "profile" if config.profile and is_first else None)
+    with tensorboard:
+        folder = distributed.run_on_process_zero(lambda: prepare_folder(metadata, lock, logger.note))
+        folder = folder or RunDir(workdir)
+        with CheckpointStore(folder, logger.note) as checkpoints, profiler, PreemptionHandler() as preemption:
+            output = RunOutput(folder, checkpoints, logger, tensorboard, profiler)
             with oom_as_user_error(config):
-                feed = InputPipeline(config, train, test)
-                trainer = Trainer(
-                    info, feed, folder, saved, reporter, events, profile, interruption, weights, keep_programs
-                )
-            del weights  # their memory is for the first step
-            with trainer.programs, distributed.exit_on_peer_failure(), oom_as_user_error(config):
-                run, trained = trainer.run(), trainer.has_steps_left
-        del trainer, feed  # and their arrays
-        if config.profile and first and trained and not profile.written:
-            reporter.note("--profile: no trace, for too few steps were left when all was compiled; give more --epochs")
-        if config.report:
-            reporter.note("looking back on the run, for its report")
+                pipeline = InputPipeline(config, train_data, test_data)
+                logger.steps_per_epoch = pipeline.train.steps_per_epoch
+                logger.detail(pipeline.description)
+                steps = _compile_steps(metadata, pipeline, checkpoints, cache_executables, logger)
+            has_steps_left = steps.has_steps_left
+            with steps, distributed.exit_on_peer_failure(), oom_as_user_error(config):
+                session = Session(config, pipeline, steps, output, preemption)
+                progress = init_or_restore(session, weights, train_data.class_names)
+                weights = None  # frees memory for the first step
+                result = train(session, progress)
+        del session, progress, pipeline, steps  # frees their arrays for the report
+        if config.profile and is_first and has_steps_left and not profiler.written:
+            logger.note("--profile wrote no trace: too few steps were left after compilation; give more --epochs")
+
+        # Report.
         if config.report or config.tensorboard:
-            distributed.run_on_process_zero(lambda: _write_report(run, config, splits, reporter, events))
-        elif run.test_accuracy < 0.5:  # where more is right, labels cannot be wrong in one way
-            distributed.run_on_process_zero(lambda: _warn_label_shift(run, test, reporter))
-    return run
+            distributed.run_on_process_zero(lambda: _write_report(result, config, splits, output))
+        elif result.test_accuracy < 0.5:  # with more correct answers, the labels cannot be shifted
+            distributed.run_on_process_zero(lambda: _warn_label_shift(result, test_data, logger))
+    return result
 
 
-def _warn_label_shift(run: TrainResult, test: Dataset, reporter: ProgressLogger) -> None:
-    """Says where the answers tell that the test images' labels are shifted; a report would have said it."""
+def _require_equal_runs(metadata: RunMetadata) -> None:
+    """Raises UserError, in every process, if the processes have different options or data."""
+    options = {name: value for name, value in metadata.config.to_json().items() if name not in PER_PROCESS_OPTIONS}
+    data = [metadata.data[name] for name in ("train_fingerprint", "test_fingerprint", "streamed")]
+    distributed.require_equal_across_processes(data=data, **options)
+
+
+def _compile_steps(
+    metadata: RunMetadata,
+    pipeline: InputPipeline,
+    checkpoints: CheckpointStore,
+    cache_executables: bool,
+    logger: ProgressLogger,
+) -> CompiledSteps:
+    """Returns the compiled functions. Waits for the training step if there are steps left."""
+    saved_steps = [step for step, _ in checkpoints.available_steps()]
+    total_steps = metadata.config.epochs * pipeline.train.steps_per_epoch
+    has_steps_left = max(saved_steps, default=0) < total_steps
+    cache = open_executable_cache(metadata, cache_executables, pipeline.batch_shapes, pipeline.bn_batches)
+    start = time.perf_counter()
+    with logger.status("Compiling (once, up to a minute)…"):
+        steps = CompiledSteps(metadata, pipeline, cache, bool(saved_steps), has_steps_left)
+        if has_steps_left:
+            _ = steps.train_step
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    logger.detail(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
+    return steps
+
+
+def _warn_label_shift(result: TrainResult, test: Dataset, logger: ProgressLogger) -> None:
+    """Warns if the test labels appear to be shifted by one, which the report would show."""
     from flaxresnet.evaluation import label_shift_warning
 
     try:
-        if warning := label_shift_warning(run.workdir, test):
-            reporter.note(f"warning: {warning}")
-    except Exception as error:  # whatever it is, the run is whole without it
-        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        reporter.note(f"the test images' labels were not looked at: {reason}")
+        warning = label_shift_warning(result.workdir, test)
+        if warning:
+            logger.note(f"warning: {warning}")
+    except Exception as error:  # the training succeeded, whatever happens here
+        logger.note(f"the labels of the test images were not checked: {_reason(error)}")
 
 
-def _write_report(
-    run: TrainResult, config: TrainConfig, splits: Splits, reporter: ProgressLogger, events: TensorBoardWriter
-) -> None:
-    """What is written about a finished run; the run is whole without it, so that what goes wrong here is only said."""
+def _write_report(result: TrainResult, config: TrainConfig, splits: Splits, output: RunOutput) -> None:
+    """Writes the report and TensorBoard's images. It prints errors, since the training succeeded without them."""
     from flaxresnet.report.collect import collect_report_data
     from flaxresnet.report.text import write_report
 
+    logger = output.logger
     try:
-        found = collect_report_data(run.workdir, splits)
-        events.pictures("mistakes", found.named_mistakes(), run.history[-1]["step"])
-        if found.result.warning:
-            reporter.note(f"warning: {found.result.warning}")
+        with logger.status("Writing the report…"):
+            data = collect_report_data(result.workdir, splits)
+            output.tensorboard.pictures("mistakes", data.named_mistakes(), result.history[-1]["step"])
+            if config.report:
+                data.assessment.calibration.write(result.workdir)
+                path = write_report(result.workdir, data)
+        if data.result.warning:
+            logger.note(f"warning: {data.result.warning}")
         if config.report:
-            found.assessment.calibration.write(run.workdir)
-            reporter.note(f"report: {write_report(run.workdir, found)}")
-    except Exception as error:  # whatever it is, what was trained is worth more
-        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        reporter.note(f"there is no report: {reason}; `flaxresnet report {run.workdir}` tries again")
+            logger.note(f"report: {path}")
+    except Exception as error:
+        logger.note(f"there is no report ({_reason(error)}); `flaxresnet report {result.workdir}` tries again")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

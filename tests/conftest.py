@@ -31,6 +31,7 @@ import pytest
 from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet import fitting
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import SIZES
 from flaxresnet.reliability.calibration_file import Calibration, digest
@@ -155,7 +156,8 @@ class SharedPrograms:
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs():
     """Shares programs between runs of the same options, network and shapes; tracing takes half of a short run."""
-    real, shared = compiled_steps.open_executable_cache, {}
+    real = fitting.open_executable_cache
+    shared = {}
 
     def open_executable_cache(info, keep, *shapes):
         if keep or jax.device_count() > 1:
@@ -164,7 +166,7 @@ def shared_programs():
         return shared.setdefault((cache_key(info, *shapes), repr(info.model()), made_by), SharedPrograms())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_steps, "open_executable_cache", open_executable_cache)
+        patch.setattr(fitting, "open_executable_cache", open_executable_cache)
         patch.setattr(compiled_steps, "FAST_COMPILE_FLAGS", {})  # as quickly as all other programs here
         # The tests need little memory, and returning it takes longer than a small step.
         for module in (trainer, compiled_steps):
@@ -175,7 +177,7 @@ def shared_programs():
 @pytest.fixture
 def own_programs(monkeypatch, shared_programs):
     """Has each run trace and compile its own programs."""
-    monkeypatch.setattr(compiled_steps, "open_executable_cache", open_executable_cache)
+    monkeypatch.setattr(fitting, "open_executable_cache", open_executable_cache)
 
 
 def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:

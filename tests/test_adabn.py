@@ -144,7 +144,7 @@ def test_what_a_run_knows_of_its_training_images_goes_along_and_its_report_leave
     assert fr.evaluate(tmp_path / "here").source == fr.evaluate(calibrated_run).source
     config = replace(load_run(tmp_path / "here")[0].config, epochs=9)
     with pytest.raises(
-        fr.UserError, match=r"here holds the weights of .*run, adapted to 24 photos, no run to go on with"
+        fr.UserError, match=r"here holds the weights of .*run, adapted to 24 photos, which cannot be resumed"
     ):
         fr.fit(config, quiet=True)
     # To the new statistics the run's own images are the strange ones: its report must not learn from them.

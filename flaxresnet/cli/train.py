@@ -76,6 +76,7 @@ GROUPS = {
         "report",
         "tensorboard",
         "profile",
+        "verbose",
         "compilation_cache",
     ),
 }
@@ -123,7 +124,7 @@ def main(config: TrainConfig) -> int:
     from flaxresnet.fitting import fit
     from flaxresnet.runtime.distributed import is_process_zero
 
-    run = fit(config, keep_programs=True)
+    run = fit(config, cache_executables=True)
     if is_process_zero():  # of the processes that trained together
         print(f"Loss = {run.test_loss:.4f}")
         print(f"Test Accuracy = {run.test_accuracy:.4f}")

@@ -222,6 +222,9 @@ class TrainConfig:
     allow_config_changes: bool = False
     """Go on with it although options or data differ from those so far, where weights and steps still fit."""
 
+    verbose: bool = False
+    """Also print details for engineers, such as the place of the images and the time of compilation."""
+
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is faster."""
 

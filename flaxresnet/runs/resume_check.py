@@ -18,6 +18,7 @@ RESUMABLE = {
     "precise_bn_images",
     "resume",
     "compilation_cache",
+    "verbose",
     "report",
     "tensorboard",
     "profile",

@@ -1,4 +1,7 @@
-"""The compiled functions of a training run: the step as soon as can be, those of an epoch's end while it trains."""
+"""The compiled functions of a training run.
+
+The training step is compiled first. The functions for the end of an epoch are compiled in a thread while it trains.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,7 +10,6 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
@@ -17,204 +19,226 @@ from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runtime.malloc_tuning import malloc_trim
-from flaxresnet.training.executable_cache import jax_cache_hits, open_executable_cache, state_shapes
-from flaxresnet.training.metrics import Metrics
+from flaxresnet.training.executable_cache import ExecutableCache, jax_cache_hits, state_shapes
+from flaxresnet.training.input_pipeline import InputPipeline
+from flaxresnet.training.metrics import Metrics, all_finite
+from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.param_groups import learning_rate_groups
+from flaxresnet.training.schedule import augmentation_schedule, make_schedule
 from flaxresnet.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from flaxresnet.training.train_state import TrainState
 
-Options = dict[str, str | bool]
+CompilerOptions = dict[str, str | bool]
 
-# For CPUs: operations in an order that keeps few results alive, and parameters updated in place where that can be.
-# Half the scratch memory of a training step, at the same speed (`benchmarks/RESULTS.md`).
-LOW_MEMORY_FLAGS: Options = {
+# For CPUs: schedules operations so that few results are alive at once, and updates parameters in place if possible.
+# This halves the scratch memory of a training step at the same speed (`benchmarks/RESULTS.md`).
+LOW_MEMORY_FLAGS: CompilerOptions = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_copy_insertion_use_region_analysis": True,
 }
-# For CPUs and what runs once: thorough compilation of all the random draws would take longer than the draws themselves.
-# Level 1 compiles 2 s longer than 0 and draws the same bits in 0.2 s instead of 1.5, at every start.
-FAST_COMPILE_FLAGS: Options = {"xla_backend_optimization_level": "1"}
+# For CPUs and programs that run once: full optimization of the random initialization takes longer than it saves.
+# Level 1 compiles 2 s longer than level 0 and draws the same bits in 0.2 s instead of 1.5 s.
+FAST_COMPILE_FLAGS: CompilerOptions = {"xla_backend_optimization_level": "1"}
 
 
-def compile_low_memory(lowered: Lowered, once: bool = False) -> Compiled:
-    """`lowered.compile()` that takes less memory, then and at every call; `once` says that there is one call."""
-    options = (
-        (LOW_MEMORY_FLAGS | FAST_COMPILE_FLAGS if once else LOW_MEMORY_FLAGS) if jax.default_backend() == "cpu" else {}
-    )
+def compile_low_memory(lowered: Lowered, runs_once: bool = False) -> Compiled:
+    """Compiles with the options above on CPUs, and returns freed memory to the system."""
+    options: CompilerOptions = {}
+    if jax.default_backend() == "cpu":
+        options = LOW_MEMORY_FLAGS | FAST_COMPILE_FLAGS if runs_once else LOW_MEMORY_FLAGS
     try:
         compiled = lowered.compile(options)
-    except jax.errors.JaxRuntimeError:  # such as by an XLA that does not know these options
+    except jax.errors.JaxRuntimeError:  # for example, an XLA that does not have these options
         compiled = lowered.compile()
     malloc_trim()
     return compiled
 
 
 def with_sharding(shapes: Any, sharding: NamedSharding, zero1: bool = False) -> Any:
-    """Shapes of a pytree's arrays with where they lie: whole on every device, or divided over all of them.
+    """Returns a pytree of `jax.ShapeDtypeStruct` with shardings: replicated, or divided over all devices.
 
-    Divided is each array along the first axis whose length is a multiple of the number of devices, as in ZeRO, stage 1
-    (Rajbhandari et al. 2020, arXiv:1910.02054); one that has none stays whole.
+    With `zero1`, each array is divided along the first axis whose length is a multiple of the number of devices, as in
+    ZeRO, stage 1 (Rajbhandari et al. 2020, arXiv:1910.02054). An array without such an axis stays replicated.
     """
     devices = sharding.mesh.size
 
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+    def add_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec()
         axes = [axis for axis, length in enumerate(leaf.shape) if length and length % devices == 0]
-        spec = PartitionSpec(*[None] * axes[0], "data") if zero1 and axes else PartitionSpec()
+        if zero1 and axes:
+            spec = PartitionSpec(*[None] * axes[0], "data")
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(sharding.mesh, spec))
 
-    return jax.tree.map(place, shapes)
+    return jax.tree.map(add_sharding, shapes)
 
 
 class CompiledSteps:
-    """Compiles a run's functions in a thread, in the order in which they are needed; a context manager.
+    """Compiles the functions of a run in a thread, in the order in which the run needs them. A context manager.
 
     Attributes:
-      shapes: the state's, a `TrainState` of `jax.ShapeDtypeStruct` that say where it lies.
+      shapes: the `TrainState` of `jax.ShapeDtypeStruct`, with shardings.
+      schedule: the learning rate as a function of the steps done.
+      zero_metrics: the metrics of no image, on the devices.
+      all_finite: returns whether a pytree holds finite numbers only; see `metrics.all_finite`.
+      resuming: whether the run continues from a checkpoint.
+      has_steps_left: whether the run has training steps left.
     """
 
     def __init__(
         self,
-        info: RunMetadata,
-        optimizer: optax.GradientTransformation,
-        augmentation: optax.Schedule,
-        batch: Batch,
-        sample: jax.Array | None,
-        sharding: NamedSharding,
-        fresh: bool,
+        metadata: RunMetadata,
+        pipeline: InputPipeline,
+        cache: ExecutableCache,
+        resuming: bool = False,
         has_steps_left: bool = True,
-        zero1: bool = False,
-        keep: bool = False,
     ) -> None:
-        """Begins with what the first step needs; the first state is drawn as soon as can be, too.
+        """Starts compiling what the first step needs, and draws the initial state unless the run resumes.
 
         Args:
-          info: the run.
-          optimizer, augmentation: as for `make_train_step`.
-          batch: the shapes of a batch, placed as all batches will be.
-          sample: images to measure batch norm's statistics on, or None.
-          sharding: of everything that the functions return.
-          fresh: whether a first state is needed.
-          has_steps_left: whether a step is likely to be taken; where not, it is compiled when it is asked for.
-          zero1: whether the optimiser's state is divided over the devices instead.
-          keep: whether programs may be those of an earlier start, found without tracing (`open_executable_cache`).
+          metadata: the run.
+          pipeline: gives the shapes and shardings of the batches and the images for precise batch norm.
+          cache: keeps compiled programs between runs.
+          resuming: whether the run continues from a checkpoint, which needs no initial state.
+          has_steps_left: whether to compile the training step now. If not, its first use compiles it.
         """
-        self._model, self._preprocessing, self._batch, self._sample = info.model(), info.preprocessing, batch, sample
-        # Crops are taken here in any case: the sample's images are whole where training's are cropped when decoded.
-        self._inputs = make_inputs(info.preprocessing, info.config, augmentation, self._model.num_classes)
-        self._jit = partial(jax.jit, out_shardings=sharding)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiler")
-        self._drawing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
-        self._rest: tuple[Future[Compiled], Future[Compiled] | None] | None = None
-        self._kept = open_executable_cache(info, keep, batch, sample)
+        config = metadata.config
+        recipe = config.resolved_recipe
+        steps_per_epoch = pipeline.train.steps_per_epoch
+        sharding = pipeline.replicated
+        augmentation = augmentation_schedule(config, steps_per_epoch)
+        self.schedule = make_schedule(config, steps_per_epoch)
+        optimizer = make_optimizer(recipe, self.schedule, learning_rate_groups(config, steps_per_epoch))
+        self.resuming = resuming
+        self.has_steps_left = has_steps_left
+        self.zero_metrics = jax.device_put(Metrics.zero(), sharding)
+        self.all_finite = jax.jit(all_finite, out_shardings=sharding)
 
-        key, (_, height, width, _) = jax.random.key(info.config.seed), batch.images.shape
-        first = partial(
-            TrainState.create, self._model, optimizer, key, (height, width), info.config.resolved_recipe.ema > 0
-        )
-        kept_step = self._kept.load("train_step")
-        shapes = state_shapes(kept_step) if kept_step else jax.eval_shape(first)
-        metrics = jax.eval_shape(Metrics.zero)
+        self._model = metadata.model()
+        self._preprocessing = metadata.preprocessing
+        self._batch = pipeline.batch_shapes
+        self._bn_batches = pipeline.bn_batches
+        # The images for precise batch norm are uncropped, even if the training images are cropped when decoded.
+        self._inputs = make_inputs(metadata.preprocessing, config, augmentation, self._model.num_classes)
+        self._jit = partial(jax.jit, out_shardings=sharding)
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiler")
+        self._initializer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="initializer")
+        self._eval_programs: tuple[Future[Compiled], Future[Compiled] | None] | None = None
+        self._cache = cache
+
+        _, height, width, _ = self._batch.images.shape
+        key = jax.random.key(config.seed)
+        create = partial(TrainState.create, self._model, optimizer, key, (height, width), recipe.ema > 0)
+        cached_step = cache.load("train_step")
+        shapes = state_shapes(cached_step) if cached_step else jax.eval_shape(create)
         self.shapes = with_sharding(shapes, sharding)
-        if zero1:
+        if config.shard_optimizer:
             self.shapes = self.shapes.replace(opt_state=with_sharding(shapes.opt_state, sharding, zero1=True))
-        self._metrics = with_sharding(metrics, sharding)
+        self._metrics = with_sharding(jax.eval_shape(Metrics.zero), sharding)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, (self.shapes, self._metrics))
-        # Both are traced here, one after the other, for Python traces one thing at a time; the first one is compiled
-        # and run while the second one, which takes longest, is traced.
-        create = jax.jit(first, out_shardings=shardings[0])
-        self._first: Future[TrainState] | None = None
-        if fresh:
-            self._first = self._drawing.submit(self._init_state, self._cached_or_lowered("create", create.lower))
-        cropped = bool(info.data["streamed"])
-        step = make_train_step(self._model, optimizer, self._preprocessing, info.config, augmentation, cropped)
+        # Python traces one function at a time. The initialization is compiled and run in its thread while the training
+        # step, which takes longest, is traced here.
+        self._initial_state: Future[TrainState] | None = None
+        if not resuming:
+            program = self._cached_or_lowered("create", jax.jit(create, out_shardings=shardings[0]).lower)
+            self._initial_state = self._initializer.submit(self._init_state, program)
+        cropped = bool(metadata.data["streamed"])
+        step = make_train_step(self._model, optimizer, self._preprocessing, config, augmentation, cropped)
         jitted = jax.jit(step, out_shardings=shardings, donate_argnums=0)
-        self._step: Future[Compiled] | None = None
-        self._lowered_step = lambda: kept_step or jitted.lower(self.shapes, self._metrics, batch)
+        self._train_step: Future[Compiled] | None = None
+        self._lower_train_step = lambda: cached_step or jitted.lower(self.shapes, self._metrics, self._batch)
         if has_steps_left:
-            self._begin_step()
+            self._compile_train_step()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for thread in (self._drawing, self._thread):
+        for thread in (self._initializer, self._compiler):
             thread.shutdown(cancel_futures=True)
 
-    def _begin_step(self) -> Future[Compiled]:
-        if self._step is None:
-            self._step = self._thread.submit(self._compiled, "train_step", self._lowered_step())
-        return self._step
+    def _compile_train_step(self) -> Future[Compiled]:
+        if self._train_step is None:
+            self._train_step = self._compiler.submit(self._compiled, "train_step", self._lower_train_step())
+        return self._train_step
 
     def compile_eval_async(self) -> tuple[Future[Compiled], Future[Compiled] | None]:
-        """Begins, once, with what an epoch's end needs: when the first step is done, which it would only delay."""
-        if self._rest is None:
+        """Starts, once, to compile the functions for an epoch's end. Call it after the first step, not to delay it."""
+        if self._eval_programs is None:
             variables = {"params": self.shapes.params, "batch_stats": self.shapes.batch_stats}
             evaluate = self._jit(make_eval_step(self._model, self._preprocessing))
-            measure = self._jit(self._measured)
-            evaluated = self._start("evaluate", partial(evaluate.lower, variables, self._metrics, self._batch))
-            measured = partial(measure.lower, self._sample, variables, self.shapes.step)
-            self._rest = evaluated, None if self._sample is None else self._start("measure", measured)
-        return self._rest
+            eval_program = self._submit("evaluate", partial(evaluate.lower, variables, self._metrics, self._batch))
+            bn_program = None
+            if self._bn_batches is not None:
+                measure = self._jit(self._measure_batch_stats)
+                lower = partial(measure.lower, self._bn_batches, variables, self.shapes.step)
+                bn_program = self._submit("measure", lower)
+            self._eval_programs = eval_program, bn_program
+        return self._eval_programs
 
     @property
     def all_compiled(self) -> bool:
-        """Whether all that an epoch needs is compiled, so that steps have the machine to themselves."""
-        return self._rest is not None and all(rest is None or rest.done() for rest in self._rest)
+        """Whether all functions of an epoch are compiled, so that steps have the machine to themselves."""
+        if self._eval_programs is None:
+            return False
+        return all(program is None or program.done() for program in self._eval_programs)
 
     def create(self) -> TrainState:
-        """The state before the first step."""
-        if self._first is None:
-            raise ValueError("there is no first state: a run that goes on has its own, and it is given once")
-        first, self._first = self._first, None  # a step uses it up
-        return first.result()
+        """Returns the state before the first step. Raises ValueError at a second call, or if the run resumes."""
+        if self._initial_state is None:
+            raise ValueError("there is no initial state: the run resumes, or its first step has consumed the state")
+        initial = self._initial_state
+        self._initial_state = None  # the first step donates its buffers
+        return initial.result()
 
     @property
     def train_step(self) -> TrainStep:
-        """(state, metrics, batch) → (state, metrics); the state passed in is used up."""
-        return self._begin_step().result()
+        """(state, metrics, batch) → (state, metrics). Donates the state. Waits for compilation."""
+        return self._compile_train_step().result()
 
     @property
     def eval_step(self) -> EvalStep:
-        """({"params", "batch_stats"}, metrics, batch) → metrics."""
+        """({"params", "batch_stats"}, metrics, batch) → metrics. Waits for compilation."""
         return self.compile_eval_async()[0].result()
 
     @property
     def measure(self) -> Callable[[Any, jax.Array], Any] | None:
-        """({"params", "batch_stats"}, step) → batch norm's statistics on the sample; None where there is no sample."""
-        measure = self.compile_eval_async()[1]
-        return None if measure is None else partial(measure.result(), self._sample)
+        """({"params", "batch_stats"}, step) → precise statistics of batch norm; None if the run measures none."""
+        program = self.compile_eval_async()[1]
+        return None if program is None else partial(program.result(), self._bn_batches)
 
-    def _measured(self, images: jax.Array, variables: Any, step: jax.Array) -> Any:
-        """The statistics that training has: of images as they would be augmented in the next steps.
+    def _measure_batch_stats(self, images: jax.Array, variables: Any, step: jax.Array) -> Any:
+        """Returns batch norm's statistics of training images, augmented as in the next steps.
 
-        Weights have learned to work with these, and other people's photos are more like those images than like the
-        training images themselves (`benchmarks/RESULTS.md`).
+        The weights have learned with statistics of augmented images, and photos from elsewhere resemble augmented
+        images more than the training images themselves (`benchmarks/RESULTS.md`).
         """
-        running, frozen = variables["batch_stats"], self._model.frozen
+        running = variables["batch_stats"]
 
         def prepare(part: tuple[jax.Array, jax.Array]) -> jax.Array:
             step, images = part
-            no = jnp.zeros(len(images), jnp.int32)
-            return self._inputs(step, Batch(images, labels=no, mask=no))[0]
+            zeros = jnp.zeros(len(images), jnp.int32)
+            return self._inputs(step, Batch(images, labels=zeros, mask=zeros))[0]
 
         batches = step + jnp.arange(len(images)), images
         measured = measure_batch_stats(self._model, variables["params"], batches, running, prepare)
-        return measured | {layer: stats for layer, stats in running.items() if stage_of(layer) in frozen}
+        frozen = {layer: stats for layer, stats in running.items() if stage_of(layer) in self._model.frozen}
+        return measured | frozen
 
-    def _start(self, name: str, lower: Callable[[], Lowered]) -> Future[Compiled]:
-        return self._thread.submit(lambda: self._compiled(name, self._cached_or_lowered(name, lower)))
+    def _submit(self, name: str, lower: Callable[[], Lowered]) -> Future[Compiled]:
+        return self._compiler.submit(lambda: self._compiled(name, self._cached_or_lowered(name, lower)))
 
     def _init_state(self, program: Compiled | Lowered) -> TrainState:
-        return jax.block_until_ready(self._compiled("create", program, once=True)())
+        return jax.block_until_ready(self._compiled("create", program, runs_once=True)())
 
     def _cached_or_lowered(self, name: str, lower: Callable[[], Lowered]) -> Compiled | Lowered:
-        return self._kept.load(name) or lower()
+        return self._cache.load(name) or lower()
 
-    def _compiled(self, name: str, program: Compiled | Lowered, once: bool = False) -> Compiled:
-        """The program as it was kept, or compiled, and then kept where it can be."""
+    def _compiled(self, name: str, program: Compiled | Lowered, runs_once: bool = False) -> Compiled:
+        """Returns a cached program, or compiles one and stores it in the cache."""
         if isinstance(program, Compiled):
             return program
-        before = jax_cache_hits()
-        compiled = compile_low_memory(program, once)
-        if jax_cache_hits() == before:
-            self._kept.store(name, compiled)
+        hits_before = jax_cache_hits()
+        compiled = compile_low_memory(program, runs_once)
+        if jax_cache_hits() == hits_before:  # see `jax_cache_hits`
+            self._cache.store(name, compiled)
         return compiled

@@ -1,9 +1,9 @@
-"""Compiled programs kept whole between starts, so that a run that was started before traces nothing.
+"""Keeps compiled programs between runs, so that a repeated run traces and compiles nothing.
 
-JAX's own cache finds a program by its text, and to write that text takes seconds of tracing. These are found by what
-the text is made from: the run's options, the shapes of a batch, the versions and settings of JAX, the machine, and this
-package's own sources. That holds where nothing was changed in memory, which only the caller can know, and where of a
-package's version there is one.
+JAX's own compilation cache finds a program by its text, which takes seconds of tracing to produce. This cache finds it
+by everything that the text depends on: the run's options, the shapes of a batch, the versions and settings of JAX, the
+machine, and the sources of this package. The key assumes unpatched modules, which only the caller can promise, and that
+a version number identifies a package's code.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runtime.atomic_io import atomic_write
 
 PACKAGE = Path(__file__).parents[1]
-FOLDER = "flaxresnet-programs"  # in JAX's folder for compiled programs, which may hold anything else
-# Options that no program depends on, or only by what is in the key besides: shapes, and the network.
+FOLDER = "flaxresnet-programs"  # in the folder of JAX's compilation cache
+# Options that do not change a program, or only through the shapes and the network, which the key holds anyway.
 CACHE_KEY_EXCLUDES = (
     "data",
     "image_size",
@@ -52,39 +52,42 @@ CACHE_KEY_EXCLUDES = (
     "resume",
     "allow_config_changes",
     "compilation_cache",
+    "verbose",
 )
-MAX_RUNS = 12  # kept; some 4 MB each
-DIGEST = hashlib.sha256().digest_size
+MAX_RUNS = 12  # runs in the cache, about 4 MB each
+DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class ExecutableCache:
-    """A folder of one run's compiled programs.
+    """A folder with the compiled programs of one run.
 
-    Whoever can write there can have this process run any code, as with JAX's own cache.
+    Anyone who can write there can make this process run any code, as with JAX's own cache.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """Keeps them there, or nowhere."""
+        """Uses a folder; None caches nothing."""
         self._folder = folder
 
     def load(self, name: str) -> Compiled | None:
-        """The program of that name, or None: it is not there, damaged, or JAX cannot load it."""
+        """Returns the program, or None if it is missing or damaged, or if JAX cannot load it."""
         if self._folder is None:
             return None
         try:
             with contextlib.suppress(OSError):
-                os.utime(self._folder)  # so that it is not the next to go
+                os.utime(self._folder)  # marks the folder as recently used
             content = (self._folder / name).read_bytes()
-            if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+            digest = content[:DIGEST_SIZE]
+            compressed = content[DIGEST_SIZE:]
+            if hashlib.sha256(compressed).digest() != digest:
                 return None
-            return serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(content[DIGEST:])))
-        except Exception:  # not there, or one of JAX's own errors, of many kinds; it is compiled
+            return serialize_executable.deserialize_and_load(*pickle.loads(zlib.decompress(compressed)))
+        except Exception:  # JAX raises errors of many types here; in each case the program is compiled
             return None
 
     def store(self, name: str, program: Compiled) -> None:
-        """Writes a program for the next start, where JAX can write it and the disk takes it.
+        """Writes a program, if JAX can serialize it and the disk has room. Call it before the program first runs.
 
-        Before it first runs: XLA (jaxlib 0.10) does not write what has a sort that has run.
+        XLA (jaxlib 0.10) does not serialize a program with a sort that has run.
         """
         if self._folder is None:
             return
@@ -94,36 +97,37 @@ class ExecutableCache:
             with atomic_write(self._folder / name) as temporary:
                 temporary.write_bytes(hashlib.sha256(content).digest() + content)
             _evict_lru(self._folder)
-        except Exception:  # what cannot be written, or finds no room, is compiled again by the next start
+        except Exception:  # the next run compiles the program again
             return
 
 
 def state_shapes(train_step: Compiled) -> Any:
-    """The pytree of shapes of the state that a training step takes, its first argument."""
+    """Returns the shapes of the state, the first argument of a training step, as a pytree."""
     (state, *_), _ = train_step.args_info
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
-def open_executable_cache(info: RunMetadata, keep: bool, *shapes: Any) -> ExecutableCache:
-    """Where the programs of a run lie that is trained with arrays of these shapes, in JAX's folder for its own.
+def open_executable_cache(metadata: RunMetadata, enabled: bool, *shapes: Any) -> ExecutableCache:
+    """Returns the cache of a run that trains with arrays of these shapes.
 
-    Kept are those of one process on CPUs, where `keep` says so and JAX keeps compiled programs at all.
+    It caches nothing on accelerators, with several processes, or if JAX's compilation cache is off or remote.
     """
-    cache = jax.config.values.get("jax_compilation_cache_dir")
-    used = keep and cache and "://" not in cache and jax.config.values["jax_enable_compilation_cache"]
-    flags = os.environ.get("XLA_FLAGS", "").strip()
-    from_a_file = flags and not flags.startswith("-")  # whose content nobody has looked at
-    if not used or from_a_file or not SOURCES or jax.process_count() > 1 or jax.default_backend() != "cpu":
+    cache_dir = jax.config.values.get("jax_compilation_cache_dir")
+    if not enabled or not cache_dir or "://" in cache_dir or not jax.config.values["jax_enable_compilation_cache"]:
         return ExecutableCache(None)
-    _listen()
-    return ExecutableCache(Path(cache) / FOLDER / cache_key(info, *shapes))
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    flags_in_file = flags and not flags.startswith("-")  # the key does not cover the content of that file
+    if flags_in_file or not SOURCES or jax.process_count() > 1 or jax.default_backend() != "cpu":
+        return ExecutableCache(None)
+    _count_jax_cache_hits()
+    return ExecutableCache(Path(cache_dir) / FOLDER / cache_key(metadata, *shapes))
 
 
-_hits = threading.local()  # programs that JAX has taken from its cache, in each thread
+_hits = threading.local()  # programs that JAX took from its own cache, by thread
 
 
 @functools.cache
-def _listen() -> None:
+def _count_jax_cache_hits() -> None:
     def count(event: str, **_: Any) -> None:
         if event == "/jax/compilation_cache/cache_hits":
             _hits.count = jax_cache_hits() + 1
@@ -132,60 +136,67 @@ def _listen() -> None:
 
 
 def jax_cache_hits() -> int:
-    """Programs that JAX has taken from its own cache in this thread, since programs are kept.
+    """Returns how many programs JAX has taken from its own cache in this thread.
 
-    Those cannot be: XLA (jaxlib 0.10) writes a program that it has loaded without the program's functions.
+    Such a program cannot be stored here: XLA (jaxlib 0.10) serializes it without its functions.
     """
     return getattr(_hits, "count", 0)
 
 
-def cache_key(info: RunMetadata, *shapes: Any) -> str:
-    """A digest of all that a run's programs are made from."""
-    described = info.to_json()
-    settings = {name: value for name, value in described["config"].items() if name not in CACHE_KEY_EXCLUDES}
-    made_from = {
-        "config": settings,
-        "network": [len(info.class_names), described["preprocessing"], bool(info.data["streamed"])],
-        "steps": info.data["train_images"] // info.config.batch_size,
+def cache_key(metadata: RunMetadata, *shapes: Any) -> str:
+    """Returns the SHA-256 of everything that the programs of a run depend on."""
+    values = metadata.to_json()
+    options = {name: value for name, value in values["config"].items() if name not in CACHE_KEY_EXCLUDES}
+    versions = [module.__version__ for module in (jax, jaxlib, flax, optax, np)]
+    key = {
+        "config": options,
+        "network": [len(metadata.class_names), values["preprocessing"], bool(metadata.data["streamed"])],
+        "steps": metadata.data["train_images"] // metadata.config.batch_size,
         "shapes": repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), shapes)),
-        "versions": [sys.version, *(module.__version__ for module in (jax, jaxlib, flax, optax, np))],
+        "versions": [sys.version, *versions],
         "settings": {name: repr(value) for name, value in jax.config.values.items()},
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
-        "machine": [platform.machine(), os.cpu_count(), len(_allowed_cores()), _instructions(), repr(jax.devices())],
+        "machine": [platform.machine(), os.cpu_count(), _allowed_cores(), _cpu_features(), repr(jax.devices())],
         "sources": SOURCES,
     }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def _allowed_cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+def _allowed_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 
 
-def _instructions() -> str:
-    """What the processor can do, as far as the system says; programs are compiled for that."""
+def _cpu_features() -> str:
+    """Returns the instruction sets of the processor, for which XLA compiles."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return line
+    return platform.processor()
 
 
-def _evict_lru(mine: Path) -> None:
-    """Removes the folders beside this one that were used longest ago, and nothing else that may lie there."""
-    others = [path for path in mine.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != mine]
+def _evict_lru(current: Path) -> None:
+    """Removes the least recently used folders beside `current`, and no other files."""
+    others = [path for path in current.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != current]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in others[MAX_RUNS - 1 :]:
         for path in folder.iterdir():
-            path.unlink()  # programs, finished or, by a process that was killed, not
+            path.unlink()  # programs, and temporary files of killed processes
         folder.rmdir()
 
 
-def _digest_of_sources() -> str:
-    """Of this package's sources; "" where they are not to be found, such as in an archive."""
-    sources, digest = sorted(PACKAGE.rglob("*.py")), hashlib.sha256()
+def _digest_sources() -> str:
+    """Returns the SHA-256 of the package's sources, or "" if there are no files, as in an archive."""
+    sources = sorted(PACKAGE.rglob("*.py"))
+    if not sources:
+        return ""
+    digest = hashlib.sha256()
     for path in sources:
         digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
-    return digest.hexdigest() if sources else ""
+    return digest.hexdigest()
 
 
-SOURCES = _digest_of_sources()  # as they are when they are loaded, not when they are traced: data may take minutes
+SOURCES = _digest_sources()  # at import: the files may change before the step is traced

@@ -1,7 +1,7 @@
-"""Gradient accumulation: a batch goes through the network in parts, one after another, for one step.
+"""Gradient accumulation: the network processes a batch in equal parts, and one step follows the mean gradient.
 
-The step follows the mean of the parts' gradients. It is the step of the whole batch in less memory, except for batch
-norm, which normalizes each part with the part's own statistics and moves its running averages at every part.
+It is the step of the full batch in less memory, except for batch norm, which normalizes each part with the part's own
+statistics and updates its running averages with every part.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,22 @@ import jax.numpy as jnp
 def accumulate_gradients(
     micro_step: Callable[..., tuple[Any, Any]], count: int, zeros: Any, batch_stats: Any, *batch: jax.Array
 ) -> tuple[Any, Any]:
-    """Returns `micro_step(batch_stats, *batch)`, computed on `count` equal parts of the batch one after another.
+    """Returns `micro_step(batch_stats, *batch)`, computed in `count` equal parts of the batch, one after another.
 
     Args:
-      micro_step: (batch_stats, *arrays) → (batch_stats, (means, scores)); scores have an entry an image.
-      count: number of parts. Part i has the images i, i + count, i + 2 · count, …, so that a batch whose neighbors lie
-        on one device keeps all devices busy with every part.
+      micro_step: (batch_stats, *arrays) → (batch_stats, (means, scores)); scores have one entry per image.
+      count: number of parts. Part i has the images i, i + count, i + 2 · count, …: neighbors in a batch lie on one
+        device, so every part keeps all devices busy.
       zeros: zeros like the means.
       batch_stats: passed on from part to part.
       *batch: arrays (batch, …).
 
     Returns:
-      The last batch_stats, the mean of the parts' means, and all images' scores, part by part.
+      The last batch_stats, the mean of the parts' means, and the scores of all images, part by part.
     """
     if count == 1:
         return micro_step(batch_stats, *batch)
-    parts = [jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0) for array in batch]
+    parts = [jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0) for array in batch]  # (count, part, …)
 
     def body(carry: tuple[Any, Any], part: list[jax.Array]) -> tuple[tuple[Any, Any], Any]:
         batch_stats, sums = carry

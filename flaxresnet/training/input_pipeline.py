@@ -1,4 +1,4 @@
-"""Where a run's arrays lie, and the batches that it is fed with."""
+"""The data loaders of a run, and the shardings of its arrays over the devices."""
 
 import jax
 import numpy as np
@@ -6,39 +6,55 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset
-from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
+from flaxresnet.data.loader import Batch, DeviceSource, Loader, fits_devices
 from flaxresnet.data.streaming import StreamSource, usual_workers
 
 
 class InputPipeline:
-    """The batches of a run, each divided over all devices of all processes.
+    """The data loaders of a run. Each batch is divided over all devices of all processes.
 
     Attributes:
-      replicated, split: the shardings of what every device has, and of a batch's leading axis.
-      train, test: loaders.
-      words: where the images are.
+      replicated, split: the shardings of arrays that every device holds, and of a batch's leading axis.
+      train, test: data loaders.
+      bn_batches: images for precise batch norm, (k, batch, height, width, 3) uint8; None if the run measures none.
+      description: one line that tells where the training images are.
     """
 
     def __init__(self, config: TrainConfig, train: Dataset, test: Dataset) -> None:
         mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
-        self._config, self._workers = config, usual_workers() if config.workers is None else config.workers
-        self.train, self.test = self._loader(train), self._loader(test)
-        self.words = f"input: {train.images.nbytes / 2**20:,.0f} MiB of training images, {self._where(train)}"
+        self._config = config
+        self._workers = usual_workers() if config.workers is None else config.workers
+        self.train = self._loader(train)
+        self.test = self._loader(test)
+        self.bn_batches: jax.Array | None = None
+        if config.measures_statistics:
+            self.bn_batches = self.train.bn_batches(config.precise_bn_images, config.seed)
+        mebibytes = train.images.nbytes / 2**20
+        self.description = f"input: {mebibytes:,.0f} MiB of training images, {self._location(train)}"
+
+    @property
+    def batch_shapes(self) -> Batch:
+        """A batch of `jax.ShapeDtypeStruct`, with shardings."""
+        return self.test.shapes()
 
     def _loader(self, dataset: Dataset) -> Loader:
-        size = self._config.batch_size
+        batch_size = self._config.batch_size
         source: DeviceSource | StreamSource
         if dataset.is_streamed:
-            source = StreamSource(dataset, size, self.split, self._workers, self._config.resolved_recipe.crop_min_area)
+            crop_min_area = self._config.resolved_recipe.crop_min_area
+            source = StreamSource(dataset, batch_size, self.split, self._workers, crop_min_area)
         elif fits_devices(dataset):
-            source = DeviceSource(dataset, size, self.replicated, self.split)
-        else:  # they go over from this process's memory batch by batch
-            source = StreamSource(dataset, size, self.split, workers=0)
-        return Loader(source, dataset, size, self.split)
+            source = DeviceSource(dataset, batch_size, self.replicated, self.split)
+        else:  # copied to the devices batch by batch
+            source = StreamSource(dataset, batch_size, self.split, workers=0)
+        return Loader(source, dataset, batch_size, self.split)
 
-    def _where(self, dataset: Dataset) -> str:
+    def _location(self, dataset: Dataset) -> str:
         if dataset.is_streamed:
-            return f"streamed from disk by {f'{self._workers} worker process(es)' if self._workers else 'threads'}"
-        return "all on the device" if fits_devices(dataset) else "in memory, but not on the device"
+            readers = f"{self._workers} worker process(es)" if self._workers else "threads"
+            return f"streamed from disk by {readers}"
+        if fits_devices(dataset):
+            return "all on the device"
+        return "in memory, but not on the device"

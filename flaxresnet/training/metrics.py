@@ -1,4 +1,4 @@
-"""Sums that become a loss and an accuracy."""
+"""Sums on the device that give a mean loss and an accuracy."""
 
 from typing import Any, Self
 
@@ -10,13 +10,13 @@ NO_STEP = -1
 
 
 class Metrics(flax.struct.PyTreeNode):
-    """Sums over images, added up on the device so that the host need not wait for a step.
+    """Sums over images. They stay on the device, so that the host need not wait for each step.
 
     Attributes:
-      loss: summed cross-entropy, float32 scalar, nats.
-      correct: images whose largest logit is their label's, float32 scalar.
-      count: images, float32 scalar.
-      first_non_finite_step: the first step whose objective was not finite, else `NO_STEP`; int32 scalar.
+      loss: summed cross-entropy in nats, float32 scalar.
+      correct: number of correct answers, float32 scalar.
+      count: number of images, float32 scalar.
+      first_non_finite_step: the first step whose objective was NaN or infinite, else `NO_STEP`; int32 scalar.
     """
 
     loss: jax.Array
@@ -26,10 +26,16 @@ class Metrics(flax.struct.PyTreeNode):
 
     @classmethod
     def zero(cls) -> Self:
-        return cls(*(jnp.zeros(()) for _ in range(3)), jnp.full((), NO_STEP, jnp.int32))
+        """Returns the metrics of no image."""
+        return cls(
+            loss=jnp.zeros(()),
+            correct=jnp.zeros(()),
+            count=jnp.zeros(()),
+            first_non_finite_step=jnp.full((), NO_STEP, jnp.int32),
+        )
 
     def add(self, losses: jax.Array, correct: jax.Array, mask: jax.Array) -> Self:
-        """Adds (batch,) losses and hits where `mask`, (batch,) 0 or 1, is 1."""
+        """Adds losses and correct answers, both (batch,), of the images whose mask, (batch,) 0 or 1, is 1."""
         return self.replace(
             loss=self.loss + jnp.sum(jnp.where(mask > 0, losses, 0)),
             correct=self.correct + jnp.sum(jnp.where(mask > 0, correct, 0)),
@@ -37,16 +43,16 @@ class Metrics(flax.struct.PyTreeNode):
         )
 
     def record_non_finite(self, objective: jax.Array, step: jax.Array) -> Self:
-        """Remembers `step` if it is the first whose objective is not finite."""
-        first = (self.first_non_finite_step == NO_STEP) & ~jnp.isfinite(objective)
-        return self.replace(first_non_finite_step=jnp.where(first, step, self.first_non_finite_step))
+        """Records `step` if its objective is the first that is not finite."""
+        is_first = (self.first_non_finite_step == NO_STEP) & ~jnp.isfinite(objective)
+        return self.replace(first_non_finite_step=jnp.where(is_first, step, self.first_non_finite_step))
 
     def means(self) -> tuple[float, float]:
-        """Loss and accuracy an image; waits for the device."""
+        """Returns the mean loss in nats and the accuracy from 0 to 1. Waits for the device."""
         count = max(float(self.count), 1.0)
         return float(self.loss) / count, float(self.correct) / count
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether there is neither a NaN nor an infinity in any array of a pytree: bool scalar."""
+    """Returns whether no array of a pytree holds a NaN or an infinity: bool scalar."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

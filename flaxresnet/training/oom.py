@@ -1,4 +1,4 @@
-"""What is said where a device, or the machine, has not enough memory."""
+"""Turns an out-of-memory error into a sentence that names the options to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,21 +8,22 @@ import jax
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.runtime.errors import UserError
 
-MARKS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # in what XLA says then
+OOM_TEXTS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # in XLA's messages
 
 
 @contextmanager
 def oom_as_user_error(config: TrainConfig) -> Iterator[None]:
-    """Turns a lack of memory into a UserError that names the options that need less."""
+    """Raises UserError, which names options that need less memory, if the device or the host runs out of memory."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        text = str(error).strip() or "no memory was left"
-        if isinstance(error, jax.errors.JaxRuntimeError) and not any(mark in text for mark in MARKS):
+        message = str(error).strip() or "no memory left"
+        if isinstance(error, jax.errors.JaxRuntimeError) and not any(text in message for text in OOM_TEXTS):
             raise
+        first_line = message.splitlines()[0][:200]
         parts = 2 * config.grad_accum_steps
         raise UserError(
-            f"there is not enough memory for --batch-size {config.batch_size} ({text.splitlines()[0][:200]}); give "
-            f"fewer, or --grad-accum-steps {parts} for the same batch in {parts} parts, or --input stream to keep "
-            "images there; what was saved is kept"
+            f"not enough memory for --batch-size {config.batch_size} ({first_line}); give a smaller one, or "
+            f"--grad-accum-steps {parts} for the same batch in {parts} parts, or --input stream to leave the images "
+            "on the disk; everything saved so far is kept"
         ) from error

@@ -1,73 +1,46 @@
-"""Makes the optimizer from a configuration."""
+"""Makes the optimizer that a recipe names."""
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import optax
 
-from flaxresnet.config.recipes import Optimizer
-from flaxresnet.config.train_config import STAGES
-from flaxresnet.models.resnet import stage_of
+from flaxresnet.config.recipes import Recipe
+from flaxresnet.training.param_groups import ParamGroups, scale_by_groups, weight_decay_mask
 
-ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-7}  # Keras's constants
-
-
-def weight_decay_mask(params: Any) -> Any:
-    """Which parameters decay: kernels, not biases and batch norm's scales (He et al. 2019, arXiv:1812.01187)."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+# The constants of Adam and AdamW, as in Keras.
+B1 = 0.9
+B2 = 0.999
+EPS = 1e-7
 
 
-# The optimisers by name, from the learning rate by the steps done and the weight decay.
-OPTIMIZERS: dict[Optimizer, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
-    # Kingma & Ba 2015, arXiv:1412.6980.
-    "adam": lambda rate, _: optax.adam(rate, **ADAM),
-    # Nesterov's momentum as in Sutskever et al. 2013; the decay is part of the gradient, as published for ResNets.
-    "sgd": lambda rate, decay: optax.chain(
-        optax.add_decayed_weights(decay, weight_decay_mask), optax.sgd(rate, momentum=0.9, nesterov=True)
-    ),
-    # Loshchilov & Hutter 2019, arXiv:1711.05101: the decay goes past Adam's averages, multiplied by the learning rate.
-    "adamw": lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay, mask=weight_decay_mask),
-    # You et al. 2020, arXiv:1904.00962, algorithm 2: AdamW's step, brought to the length of each array it is for.
-    "lamb": lambda rate, decay: optax.lamb(
-        rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=decay, mask=weight_decay_mask
-    ),
-}
-
-
-def make_optimizer(
-    schedule: optax.Schedule,
-    layer_decay: float = 1.0,
-    head_steps: int = 0,
-    kind: Optimizer = "adam",
-    weight_decay: float = 0.0,
-    clip_grad: float = 0.0,
-) -> optax.GradientTransformation:
-    """The optimiser, from the gradient of the parameters that learn to their change.
+def make_optimizer(recipe: Recipe, schedule: optax.Schedule, groups: ParamGroups) -> optax.GradientTransformation:
+    """Returns the transformation from the gradient of the trainable parameters to their update.
 
     Args:
-      schedule: the learning rate by the steps done.
-      layer_decay: the last layer learns at the full rate, each part before it (stage 5, …, stage 2, stem) at this
-        factor of the next one's (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
-      head_steps: steps at the beginning in which only the last layer learns.
-      kind: a name in `OPTIMIZERS`.
-      weight_decay: of parameters with two axes or more; "adam" has none.
-      clip_grad: a gradient whose norm, over all parameters, is above this is shortened to it; 0 leaves all as they are.
+      recipe: gives the optimizer, the weight decay and the largest norm of the gradient. A gradient whose norm over
+        all parameters is above `clip_grad` is scaled down to it; 0 clips nothing.
+      schedule: the learning rate as a function of the steps done.
+      groups: multipliers of the learning rate; see `learning_rate_groups`.
     """
-    clipped, optimizer = (
-        [optax.clip_by_global_norm(clip_grad)] * (clip_grad > 0),
-        OPTIMIZERS[kind](schedule, weight_decay),
-    )
-    by_depth = optax.stateless(lambda updates, _: _layerwise_lr_scale(updates, layer_decay))
-    head_first = optax.masked(optax.scale_by_schedule(lambda done: (done >= head_steps) * 1.0), _not_of_head)
-    extras = [by_depth] * (layer_decay != 1) + [head_first] * (head_steps > 0)
-    return optax.chain(*clipped, optimizer, *extras) if clipped or extras else optimizer
+    parts = [_base_optimizer(recipe, schedule)]
+    if recipe.clip_grad > 0:
+        parts.insert(0, optax.clip_by_global_norm(recipe.clip_grad))
+    if recipe.layer_decay != 1 or recipe.freeze_backbone_epochs > 0:
+        parts.append(scale_by_groups(groups))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
-def _layerwise_lr_scale(updates: Any, decay: float) -> Any:
-    factors = {part: decay**distance for distance, part in enumerate(("head", *reversed(STAGES)))}
-    return {layer: jax.tree.map(lambda u: u * factors[stage_of(layer)], tree) for layer, tree in updates.items()}  # noqa: B023 - called at once
-
-
-def _not_of_head(params: Any) -> Any:
-    return {layer: jax.tree.map(lambda _: stage_of(layer) != "head", tree) for layer, tree in params.items()}  # noqa: B023
+def _base_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
+    decay = recipe.weight_decay
+    if recipe.optimizer == "adam":
+        # Kingma & Ba 2015, arXiv:1412.6980.
+        return optax.adam(schedule, B1, B2, EPS)
+    if recipe.optimizer == "sgd":
+        # Nesterov's momentum as in Sutskever et al. 2013; the decay is part of the gradient, as published for ResNets.
+        momentum = optax.sgd(schedule, momentum=0.9, nesterov=True)
+        return optax.chain(optax.add_decayed_weights(decay, weight_decay_mask), momentum)
+    if recipe.optimizer == "adamw":
+        # Loshchilov & Hutter 2019, arXiv:1711.05101: the decay bypasses Adam's averages and scales with the rate.
+        return optax.adamw(schedule, B1, B2, EPS, weight_decay=decay, mask=weight_decay_mask)
+    if recipe.optimizer == "lamb":
+        # You et al. 2020, arXiv:1904.00962, algorithm 2: AdamW's update, scaled to the norm of each array.
+        return optax.lamb(schedule, B1, B2, eps=1e-6, weight_decay=decay, mask=weight_decay_mask)
+    raise ValueError(f"unknown optimizer {recipe.optimizer!r}")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step that is under way is finished and saved, then training ends."""
+"""Graceful stop on Ctrl-C and SIGTERM: the current step finishes, the state is saved, and training ends."""
 
 import os
 import signal
@@ -13,47 +13,49 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class PreemptionHandler:
-    """Hears that training is to stop; a context manager, in which signals wait for the end of a step.
+    """Records signals that ask training to stop. A context manager: it restores the previous handlers.
 
-    Before `begin`, when there is nothing to save, and at the second time a signal ends everything at once. Where there
-    are several processes JAX hears SIGTERM, so that all of them stop at the same point, and Ctrl-C is passed on as one.
+    Before `begin`, when there is nothing to save, a signal exits at once; so does a second signal. With several
+    processes, JAX receives SIGTERM, so that all processes stop after the same step, and Ctrl-C is passed on as SIGTERM.
     """
 
     def __init__(self) -> None:
-        self._asked = 0
-        self._heard: signal.Signals | None = None
-        self._may_wait = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._queries = 0
+        self._received: signal.Signals | None = None
+        self._can_save = False
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread hear signals
-            heard = [signal.SIGINT] if distributed.is_multiprocess() else SIGNALS
-            self._before = {number: signal.signal(number, self._hear) for number in heard}
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in the main thread only
+            handled = [signal.SIGINT] if distributed.is_multiprocess() else SIGNALS
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def begin(self) -> None:
-        """From now on there is something to save."""
-        self._may_wait = True
+        """Marks that there is a state to save: from now on, a signal waits for the end of the step."""
+        self._can_save = True
 
     def wanted(self) -> signal.Signals | None:
-        """The signal that was heard, if any, by any process.
+        """Returns the signal that any process received, or None.
 
-        Asked after each training step and before each batch of an evaluation, by every process equally often.
+        A collective call: every process has to call it equally often, after each training step and before each batch
+        of an evaluation.
         """
         if not distributed.is_multiprocess():
-            return self._heard
-        self._asked += 1
-        if not distributed.preemption_requested(self._asked):
+            return self._received
+        self._queries += 1
+        if not distributed.preemption_requested(self._queries):
             return None
-        return signal.SIGINT if any(distributed.all_gather_json(self._heard is not None)) else signal.SIGTERM
+        interrupted = distributed.all_gather_json(self._received is not None)
+        return signal.SIGINT if any(interrupted) else signal.SIGTERM
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
-        if self._heard or not self._may_wait:
-            raise TrainingInterrupted(signal.Signals(number), "stopped; what had been written is kept")
-        self._heard = signal.Signals(number)
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._received or not self._can_save:
+            raise TrainingInterrupted(signal.Signals(number), "stopped; everything written so far is kept")
+        self._received = signal.Signals(number)
         if distributed.is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)

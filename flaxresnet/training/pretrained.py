@@ -1,4 +1,4 @@
-"""Starting from weights that have learned elsewhere: `--init` and `--freeze`."""
+"""Fine-tuning: starts a run from pretrained weights (`--init`), with frozen stages (`--freeze`)."""
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
@@ -21,96 +21,119 @@ from flaxresnet.weights.pretrained_weights import PretrainedWeights, require_sam
 
 
 def resumable_run(config: TrainConfig) -> RunMetadata | None:
-    """The run that `config` goes on with, where it began with the same weights and has a checkpoint."""
+    """Returns the run that `config` resumes, if it started from the same `--init` and has a checkpoint.
+
+    Such a run does not need the file of its weights again.
+    """
     folder = RunDir(config.workdir)
     if not (config.init and config.resume and folder.exists()):
         return None
-    if not (checkpoint_paths(folder.checkpoints) or checkpoint_paths(folder.mid_epoch)):
+    if not (
+        checkpoint_paths(folder.checkpoints) or checkpoint_paths(folder.mid_epoch)
+    ):  # there may be rows without a checkpoint
         return None
-    info = folder.read_metadata()
-    return info if info.config.init == config.init else None
+    metadata = folder.read_metadata()
+    return metadata if metadata.config.init == config.init else None
 
 
 def merge_pretrained_config(config: TrainConfig, network: Network, assumed: Collection[str] = ()) -> TrainConfig:
-    """The configuration with the network of the weights; raises UserError where it asks for another one.
+    """Returns the configuration with the network of the weights.
 
-    Fields that are only assumed of the network give way to what the configuration asks for.
+    Args:
+      config: the options that the user gave.
+      network: the network of the weights.
+      assumed: fields of `network` that the file does not state; the user's options override them.
+
+    Raises:
+      UserError: an option asks for another network.
     """
-    theirs = asdict(network)
-    for name, value in theirs.items():
-        if (asked := getattr(config, name)) in (value, None):
+    fields = asdict(network)
+    for name, value in fields.items():
+        requested = getattr(config, name)
+        if requested in (value, None):
             continue
-        if name in assumed:
-            theirs[name] = asked
-        else:
-            raise UserError(f"--init {config.init} has {flag(name)} {value}, not {asked}; leave {flag(name)} out")
-    return replace(config, **theirs)
+        if name not in assumed:
+            raise UserError(f"--init {config.init} has {flag(name)} {value}, not {requested}; leave {flag(name)} out")
+        fields[name] = requested
+    return replace(config, **fields)
 
 
 def load_pretrained(
     state: TrainState, weights: PretrainedWeights, class_names: tuple[str, ...]
 ) -> tuple[TrainState, bool]:
-    """The first state with the weights laid into it, and whether their last layer is among them.
+    """Returns the state with pretrained weights, and whether these include the last layer.
 
-    The last layer is taken where it is for these classes, in whatever order, and images of this size; elsewhere it
-    starts anew.
+    The last layer is taken if the weights have the same classes, in any order, and the same image size. Otherwise it
+    keeps its random initialization.
 
     Raises:
-      UserError: the weights do not fit; not to be expected after `merge_pretrained_config`.
+      UserError: the weights do not fit. After `merge_pretrained_config` that does not happen.
     """
-    held = flat_params.flatten({"params": state.params, "batch_stats": state.batch_stats})
-    with_head = _head_fits(weights, held, class_names)
-    table = {name: array for name, array in weights.arrays.items() if not _of_head(name)}
+    initial = flat_params.flatten({"params": state.params, "batch_stats": state.batch_stats})
+    with_head = _head_fits(weights, initial, class_names)
+    table = {name: array for name, array in weights.arrays.items() if not _is_head(name)}
     if with_head:
         order = [(weights.class_names or class_names).index(name) for name in class_names]
-        table |= {name: array[..., order] for name, array in weights.arrays.items() if _of_head(name)}
-    expected = {name: leaf.shape for name, leaf in held.items() if with_head or not _of_head(name)}
-    require_same_shapes(
-        expected, {name: array.shape for name, array in table.items()}, "the weights do not fit the network"
-    )
-    laid = {name: jax.device_put(table[name], leaf.sharding) if name in table else leaf for name, leaf in held.items()}
-    variables = flat_params.unflatten(laid, len(class_names))
+        table |= {name: array[..., order] for name, array in weights.arrays.items() if _is_head(name)}
+    expected = {name: leaf.shape for name, leaf in initial.items() if with_head or not _is_head(name)}
+    shapes = {name: array.shape for name, array in table.items()}
+    require_same_shapes(expected, shapes, "the weights do not fit the network")
+
+    merged = dict(initial)
+    for name, array in table.items():
+        merged[name] = jax.device_put(array, initial[name].sharding)
+    variables = flat_params.unflatten(merged, len(class_names))
     ema_params = copy_tree({layer: variables["params"][layer] for layer in state.ema_params})
     return state.replace(**variables, ema_params=ema_params), with_head
 
 
-def _of_head(name: str) -> bool:
+def _is_head(name: str) -> bool:
     return name.startswith(HEAD_KEY + "/")
 
 
-def _head_fits(weights: PretrainedWeights, held: dict[str, Any], class_names: tuple[str, ...]) -> bool:
+def _head_fits(weights: PretrainedWeights, initial: dict[str, Any], class_names: tuple[str, ...]) -> bool:
     name = f"{HEAD_KEY}/kernel"
-    same_shape = name in weights.arrays and weights.arrays[name].shape == held[name].shape
+    same_shape = name in weights.arrays and weights.arrays[name].shape == initial[name].shape
     return same_shape and (weights.class_names is None or set(weights.class_names) == set(class_names))
 
 
 def describe_start(
     config: TrainConfig, weights: PretrainedWeights, with_head: bool, class_names: tuple[str, ...]
 ) -> str:
-    """What the run starts from, as a line for people."""
-    head = "its last layer too"
-    if not with_head:
-        there = "none" if weights.num_classes is None else f"{weights.num_classes} classes"
-        same = weights.num_classes == len(class_names)
-        why = "other names or another size of images" if same else f"{there} there, {len(class_names)} here"
-        head = f"the last layer starts anew ({why})"
-        if weights.class_names and set(class_names) < set(weights.class_names):  # some of its own, left out by chance
-            lost = [name for name in weights.class_names if name not in class_names]
-            head += f"; it will not know {listed(lost)} any more, unless the data have pictures of them too"
-    scaling = "; it does not tell how its pixels were scaled: as those of its kind are, it is assumed"
-    told = "" if "preprocessing" not in weights.assumed else scaling
-    return f"starting from {config.init}: {weights.network.model}, {weights.network.variant}; {head}{told}"
+    """Returns the line that reports the pretrained weights and whether they include the last layer."""
+    network = f"{weights.network.model}, {weights.network.variant}"
+    head = "with the last layer" if with_head else _describe_new_head(weights, class_names)
+    text = f"starting from {config.init}: {network}; {head}"
+    if "preprocessing" in weights.assumed:
+        text += f"; the file has no preprocessing metadata, so the defaults of {weights.network.variant} apply"
+    return text
+
+
+def _describe_new_head(weights: PretrainedWeights, class_names: tuple[str, ...]) -> str:
+    if weights.num_classes == len(class_names):
+        reason = "other class names or another image size"
+    elif weights.num_classes is None:
+        reason = "the weights have none"
+    else:
+        reason = f"the weights have {weights.num_classes} classes, the data {len(class_names)}"
+    text = f"the last layer starts from random weights ({reason})"
+    if weights.class_names and set(class_names) < set(weights.class_names):  # possibly left out by mistake
+        missing = [name for name in weights.class_names if name not in class_names]
+        text += f"; the network forgets {listed(missing)} unless the data have pictures of them too"
+    return text
 
 
 def describe_frozen(params: Any, frozen: tuple[str, ...]) -> str:
-    """How many parameters of which parts stay and learn, as a line for people."""
+    """Returns the line that reports how many parameters are frozen and trainable, by stage."""
     counts: dict[str, int] = {}
     for layer, tree in params.items():
-        counts[stage_of(layer)] = counts.get(stage_of(layer), 0) + sum(leaf.size for leaf in jax.tree.leaves(tree))
+        stage = stage_of(layer)
+        counts[stage] = counts.get(stage, 0) + sum(leaf.size for leaf in jax.tree.leaves(tree))
+    stages = [stage for stage in (*STAGES, "head") if stage in counts]
 
-    def said(parts: list[str]) -> str:
-        return f"{', '.join(parts)} ({sum(counts[part] for part in parts):,} parameters)"
+    def describe(selected: list[str]) -> str:
+        return f"{', '.join(selected)} ({sum(counts[stage] for stage in selected):,} parameters)"
 
-    present = [part for part in (*STAGES, "head") if part in counts]
-    frozen_ones, trainable_params = ([part for part in present if (part in frozen) is stays] for stays in (True, False))
-    return f"frozen: {said(frozen_ones)}; learning: {said(trainable_params)}"
+    frozen_text = describe([stage for stage in stages if stage in frozen])
+    trainable_text = describe([stage for stage in stages if stage not in frozen])
+    return f"frozen: {frozen_text}; trainable: {trainable_text}"

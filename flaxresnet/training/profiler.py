@@ -1,26 +1,27 @@
-"""A trace of a few steady training steps, for XProf, TensorBoard's profiler or Perfetto."""
+"""A trace of a few training steps, for XProf, TensorBoard's profiler or Perfetto."""
 
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
-BEFORE = 2  # steady steps that are not in it
-STEPS = 5  # that are in it
+SKIPPED_STEPS = 2  # steady steps before the trace
+TRACED_STEPS = 5
 
 
 class StepProfiler:
-    """Traces steps BEFORE + 1 to BEFORE + STEPS of those that are steady, or as many of them as an epoch has.
-
-    A context manager: leaving it ends a trace that has begun.
+    """Traces `TRACED_STEPS` steady steps of one epoch, or fewer if the epoch is short. A context manager.
 
     Attributes:
-      written: whether there is a trace.
+      written: whether a trace was written.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """None for no trace."""
-        self._folder, self._seen, self._tracing, self.written = folder, 0, False, False
+        """Writes to `folder`; None traces nothing."""
+        self._folder = folder
+        self._steady_steps = 0
+        self._tracing = False
+        self.written = False
 
     def __enter__(self) -> Self:
         return self
@@ -29,25 +30,28 @@ class StepProfiler:
         self.end(None)
 
     def before_step(self, previous: Any, steady: bool) -> None:
-        """To be called before each step; waits for the one before where a trace begins or ends.
+        """Starts or ends the trace, if this step is the first or the last. Call it before each step.
 
         Args:
-          previous: what the step before gave.
-          steady: whether nothing else is under way, such as compilation.
+          previous: the result of the step before, which a trace waits for.
+          steady: whether nothing else runs, such as compilation.
         """
         if not self._folder or not steady:
             return
-        self._seen += 1
-        if self._seen == BEFORE + 1:
+        self._steady_steps += 1
+        if self._steady_steps == SKIPPED_STEPS + 1:
             jax.block_until_ready(previous)
             jax.profiler.start_trace(self._folder)
             self._tracing = True
-        elif self._seen == BEFORE + STEPS + 1:
+        elif self._steady_steps == SKIPPED_STEPS + TRACED_STEPS + 1:
             self.end(previous)
 
     def end(self, last: Any) -> None:
-        """To be called after the last step of an epoch, too; ends a trace that has begun, and there is no other."""
-        if self._tracing:
-            jax.block_until_ready(last)
-            jax.profiler.stop_trace()
-            self._tracing, self._folder, self.written = False, None, True
+        """Ends the trace if one is running; later calls do nothing. Call it after the last step of an epoch, too."""
+        if not self._tracing:
+            return
+        jax.block_until_ready(last)
+        jax.profiler.stop_trace()
+        self._tracing = False
+        self._folder = None
+        self.written = True

@@ -1,4 +1,4 @@
-"""What a training run shows: a progress bar in a terminal, plain lines elsewhere."""
+"""Prints the progress of a training run: a progress bar and a spinner in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,36 +12,63 @@ Update = Callable[[int, float, float], None]  # steps done in this epoch, mean l
 
 
 class ProgressLogger:
-    """Prints a run's lines; nothing if `quiet`.
+    """Prints the lines of a run.
 
     Attributes:
-      batch_size, steps_per_epoch, epochs: of the run, for images/s and the time left.
+      epochs, batch_size, steps_per_epoch: those of the run, for images/s and the remaining time.
     """
 
-    def __init__(self, quiet: bool, epochs: int, batch_size: int) -> None:
+    def __init__(self, epochs: int, batch_size: int, quiet: bool = False, verbose: bool = False) -> None:
+        """Prints nothing if `quiet`; also the lines of `detail` if `verbose`."""
         self.epochs = epochs
         self.batch_size = batch_size
         self.steps_per_epoch = 0
+        self._verbose = verbose
         self._console = Console(quiet=quiet, soft_wrap=True)
 
     def note(self, text: str) -> None:
+        """Prints a line."""
         self._console.print(text, markup=False, highlight=False)
 
+    def detail(self, text: str) -> None:
+        """Prints a line for engineers, with `--verbose` only."""
+        if self._verbose:
+            self.note(text)
+
+    @contextmanager
+    def status(self, text: str, terminal_only: bool = False) -> Iterator[None]:
+        """Shows a spinner beside the text while the body runs. Outside of a terminal, prints the text as a line.
+
+        With `terminal_only`, prints nothing outside of a terminal.
+        """
+        if self._console.is_terminal:
+            with self._console.status(text):
+                yield
+            return
+        if not terminal_only:
+            self.note(text)
+        yield
+
     def row(self, row: dict[str, Any]) -> None:
-        """The line of a finished epoch, short enough for a terminal of 100 columns."""
+        """Prints the line of a finished epoch, which fits into 100 columns."""
         width = len(str(self.epochs))
+        seconds = row["seconds"] + row["precise_bn_seconds"] + row["evaluate_seconds"]
         self.note(
             f"epoch {row['epoch']:{width}}/{self.epochs}"
             f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
             f"  test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.3f}"
-            f"  {row['seconds']:.1f} s + {row['precise_bn_seconds']:.1f} s"
+            f"  {seconds:.1f} s"
         )
 
     @contextmanager
-    def epoch(self, epoch: int, earlier: int = 0) -> Iterator[Update]:
-        """A progress bar for one epoch, `earlier` steps of which were done by an earlier process.
+    def epoch(self, epoch: int, done_before: int = 0) -> Iterator[Update]:
+        """Shows a progress bar for one epoch; yields a function that updates it.
 
-        The time left is that of all training steps to come, without compilation.
+        The remaining time is that of all training steps to come. It includes no compilation.
+
+        Args:
+          epoch: number of the epoch, from 1.
+          done_before: steps of the epoch that an earlier process has trained.
         """
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
@@ -49,15 +76,18 @@ class ProgressLogger:
             TextColumn("{task.completed}/{task.total}  {task.fields[figures]}"),
         )
         start = time.perf_counter()
-        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task("", total=self.steps_per_epoch, epoch=f"{epoch}/{self.epochs}", figures="")
+        hidden = not self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(
+                "", total=self.steps_per_epoch, completed=done_before, epoch=f"{epoch}/{self.epochs}", figures=""
+            )
 
             def update(done: int, loss: float, accuracy: float) -> None:
-                step_seconds = (time.perf_counter() - start) / max(done - earlier, 1)
-                left = step_seconds * ((self.epochs - epoch + 1) * self.steps_per_epoch - done)
+                step_seconds = (time.perf_counter() - start) / max(done - done_before, 1)
+                steps_left = (self.epochs - epoch + 1) * self.steps_per_epoch - done
                 figures = (
                     f"loss {loss:.4f}  accuracy {accuracy:.3f}  {self.batch_size / step_seconds:.0f} images/s"
-                    f"  {duration(left)} left"
+                    f"  {duration(step_seconds * steps_left)} left"
                 )
                 bar.update(task, completed=done, figures=figures)
 
@@ -65,7 +95,7 @@ class ProgressLogger:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
+    """Formats seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

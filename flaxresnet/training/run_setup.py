@@ -1,4 +1,4 @@
-"""What must hold before the first step: fitting data, and a folder that takes this run."""
+"""Checks that precede the first step: the data can be trained on, and the workdir takes this run."""
 
 import os
 import platform
@@ -19,57 +19,78 @@ from flaxresnet.runs.resume_check import config_diff
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
-NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start anew"
+NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start again"
 
 
 def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
-    """Height and width for pictures of any size: as asked for, as the run that goes on has them, or as weights do."""
+    """Returns the (height, width) for folders of pictures: `--image-size`, or that of the run or the weights.
+
+    Args:
+      config: the options.
+      like: the preprocessing of the pretrained weights, or None.
+    """
+    if config.image_size is not None:
+        return config.image_size
     folder = RunDir(config.workdir)
-    if config.image_size is None and config.resume and folder.exists() and folder.has_progress():
+    if config.resume and folder.exists() and folder.has_progress():
         like = folder.read_metadata().preprocessing
-    return config.image_size or ((like.height, like.width) if like else USUAL_SIZE)
+    return (like.height, like.width) if like else USUAL_SIZE
 
 
 def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """The training and the test split; raises UserError where training cannot begin with them."""
+    """Returns the training and the test split; raises UserError if the options do not fit them."""
     train, test = check_trainable(splits)
     if config.image_size not in (None, train.image_size):
-        wanted, there = ("×".join(map(str, size)) for size in (config.image_size or (), train.image_size))
-        raise UserError(f"--image-size {wanted} is for folders of pictures; the images in {splits.source} are {there}")
-    if config.batch_size > len(train):
-        raise UserError(f"--batch-size {config.batch_size} is more than the {len(train)} training images; give fewer")
-    if config.batch_size % (config.grad_accum_steps * (devices := jax.device_count())):
-        parts = f" in {config.grad_accum_steps} parts (--grad-accum-steps)" if config.grad_accum_steps > 1 else ""
+        requested = "×".join(map(str, config.image_size or ()))
+        actual = "×".join(map(str, train.image_size))
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided over {devices} devices{parts}; "
-            f"give a multiple of {config.grad_accum_steps * devices}"
+            f"--image-size {requested} applies to folders of pictures, and the images in {splits.source} are {actual}; "
+            "leave --image-size out"
+        )
+    if config.batch_size > len(train):
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {len(train)} training images; give a smaller one"
+        )
+    parts = config.grad_accum_steps * jax.device_count()
+    if config.batch_size % parts:
+        accumulation = f" × --grad-accum-steps {config.grad_accum_steps}" if config.grad_accum_steps > 1 else ""
+        raise UserError(
+            f"--batch-size {config.batch_size} is no multiple of {jax.device_count()} devices{accumulation}; "
+            f"give a multiple of {parts}"
         )
     return train, test
 
 
 def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
-    """Both splits; raises UserError where no configuration could train on them."""
-    source, train, test = splits.source, splits.train, splits.test
-    for some in (train, test):
-        if some is not None and len(some.class_names) < 2:
-            raise UserError(f"{source} has one class ({some.class_names[0]}); a classifier needs two or more")
+    """Returns the training and the test split; raises UserError if no options could train on them."""
+    source = splits.source
+    train = splits.train
+    test = splits.test
+    for split in (train, test):
+        if split is not None and len(split.class_names) < 2:
+            raise UserError(f"{source} has one class ({split.class_names[0]}); a classifier needs two or more")
     if train is None or test is None:
         missing = "training" if train is None else "test"
         raise UserError(f"{source} has no {missing} split; give both, in one file or in a folder of two")
-    if len(there := train.class_counts().nonzero()[0]) == 1:
-        only = f"all {len(train)} training images are of the class {train.class_names[there[0]]}"
-        raise UserError(f"{source}: {only}; a classifier needs two or more, so look at the labels")
-    if min(train.image_size) < MIN_IMAGE_SIZE:
-        height, width = train.image_size
-        needed = f"the network needs {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} or more"
-        raise UserError(f"{source} has images of {height}×{width} pixels; {needed}")
+    present = train.class_counts().nonzero()[0]
+    if len(present) == 1:
+        raise UserError(
+            f"{source}: all {len(train)} training images are of the class {train.class_names[present[0]]}; "
+            "a classifier needs two or more, so check the labels"
+        )
+    height, width = train.image_size
+    if min(height, width) < MIN_IMAGE_SIZE:
+        raise UserError(
+            f"{source} has images of {height}×{width} pixels; the network needs {MIN_IMAGE_SIZE}×{MIN_IMAGE_SIZE} or "
+            "more"
+        )
     return train, test
 
 
 def describe_run(
     config: TrainConfig, splits: Splits, train: Dataset, test: Dataset, like: Preprocessing | None = None
 ) -> RunMetadata:
-    """The run's description, for `config.json`; photos are resized and scaled `like` those of given weights."""
+    """Returns the metadata for `config.json`. Photos are resized and normalized `like` those of pretrained weights."""
     height, width = train.image_size
     like = like or Preprocessing(height, width)
     return RunMetadata(
@@ -86,85 +107,99 @@ def describe_run(
             "test_fingerprint": test.fingerprint(),
         },
         versions=package_versions(),
-        device=device_words(),
+        device=describe_device(),
     )
 
 
-def device_words() -> str:
-    """What this computes on: "1 × cpu (x86_64, 2 cores)"."""
+def describe_device() -> str:
+    """Returns the devices in words, such as "1 × cpu (x86_64, 2 cores)"."""
     kind = jax.devices()[0].device_kind
     host = f" ({platform.machine()}, {os.cpu_count()} cores)" if kind == "cpu" else ""
     return f"{jax.device_count()} × {kind}{host}"
 
 
-def prepare_folder(info: RunMetadata, lock: WorkdirLock, note: Callable[[str], None]) -> RunDir:
-    """The run's folder, locked, its `config.json` written; raises UserError where it is in use or holds another run."""
-    folder = RunDir(info.config.workdir)
+def prepare_folder(metadata: RunMetadata, lock: WorkdirLock, note: Callable[[str], None]) -> RunDir:
+    """Locks the workdir, writes `config.json`, and returns the folder.
+
+    Raises:
+      UserError: the workdir is in use, cannot be written, or holds a run that this one does not resume.
+    """
+    folder = RunDir(metadata.config.workdir)
     folder.lock(lock)
-    if info.config.resume:
-        if folder.has_progress():
-            info = _resume_run(info, folder, note)
-        elif folder.exists() and [*config_diff(info, folder.read_metadata())]:  # refuses what describes no run
-            # What a start leaves that was refused or cut off before its first step does not bind the next one.
-            note(f"no step was made in {folder.path}; how it was to be is in {folder.backup_config()}")
-    elif folder.exists() or folder.has_progress():
-        note(f"the run in {folder.path} is kept as {set_aside(folder, lock)}")
-        folder.lock(lock)
-    folder.create(info)
+    if not metadata.config.resume:
+        if folder.exists() or folder.has_progress():
+            note(f"the previous run in {folder.path} is now {set_aside(folder, lock)}")
+            folder.lock(lock)
+    elif folder.has_progress():
+        metadata = _resume_run(metadata, folder, note)
+    elif folder.exists() and [*config_diff(metadata, folder.read_metadata())]:
+        # A start that failed before its first step leaves a config.json that another run may overwrite.
+        note(f"{folder.path} has no training step yet; its previous configuration is {folder.backup_config()}")
+    folder.create(metadata)
     return folder
 
 
 def set_aside(folder: RunDir, lock: WorkdirLock) -> Path:
     """Renames the folder of an old run, releases its lock, and returns its new path."""
-    aside = folder.rename_old_run()
-    lock.rename(aside)
+    new_path = folder.rename_old_run()
+    lock.rename(new_path)
     lock.release()
-    return aside
+    return new_path
 
 
-def _resume_run(info: RunMetadata, folder: RunDir, note: Callable[[str], None]) -> RunMetadata:
-    """The description of a run that goes on in its folder; raises UserError where it cannot, or would lose rows."""
+def _resume_run(metadata: RunMetadata, folder: RunDir, note: Callable[[str], None]) -> RunMetadata:
+    """Returns the metadata of the run that the folder resumes; raises UserError if it would lose or mix results."""
     if not folder.exists():
-        what = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
-        raise UserError(f"--workdir {folder.path} holds {what} of a run without its config.json; {NEW_WORKDIR_HINT}")
+        content = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
+        raise UserError(f"--workdir {folder.path} holds {content} of a run without config.json; {NEW_WORKDIR_HINT}")
     stored = folder.read_metadata()
-    made_of = stored.data["source"] if stored.data["train_fingerprint"] is None else stored.data.get("adapted")
-    if made_of:
+    # Converted weights have no data; an adapted run has the statistics of other photos.
+    origin = stored.data["source"] if stored.data["train_fingerprint"] is None else stored.data.get("adapted")
+    if origin:
         raise UserError(
-            f"--workdir {folder.path} holds {made_of}, no run to go on with; "
-            f"start from it with --init {folder.path} and give another --workdir"
+            f"--workdir {folder.path} holds {origin}, which cannot be resumed; give --init {folder.path} and another "
+            "--workdir to start from its weights"
         )
-    check_same_experiment(info, stored, note)
+    check_same_experiment(metadata, stored, note)
     if not (checkpoint_paths(folder.checkpoints) or checkpoint_paths(folder.mid_epoch)):
-        _check_figures(folder, note)
-    # Where nothing will be trained, the record of how many epochs were stays.
-    return replace(info, config=replace(info.config, epochs=max(info.config.epochs, last_epoch(folder.checkpoints))))
+        _check_metrics_without_checkpoint(folder, note)
+    # A smaller --epochs trains nothing; the folder keeps the number of epochs that it has.
+    epochs = max(metadata.config.epochs, last_epoch(folder.checkpoints))
+    return replace(metadata, config=replace(metadata.config, epochs=epochs))
 
 
-def _check_figures(folder: RunDir, note: Callable[[str], None]) -> None:
-    """Keeps the figures of a run without checkpoints; raises UserError where these have been taken away."""
+def _check_metrics_without_checkpoint(folder: RunDir, note: Callable[[str], None]) -> None:
+    """Keeps the metrics of a first epoch without a checkpoint; raises UserError if checkpoints are missing."""
     rows = folder.read_metrics()
-    # A second epoch's row is written when the first one's checkpoint is whole; the first one's may be before that.
+    # The second epoch writes its row after the first one's checkpoint; only the first row may precede its checkpoint.
     if len(rows) > 1 or (rows and not folder.checkpoints.is_dir()):
         raise UserError(
-            f"--workdir {folder.path} holds the figures of {len(rows)} epoch(s), but no checkpoint to go on from; "
-            f"put its checkpoints back, or {NEW_WORKDIR_HINT}"
+            f"--workdir {folder.path} holds metrics of {len(rows)} epoch(s), but no checkpoint to resume from; "
+            f"restore its checkpoints, or {NEW_WORKDIR_HINT}"
         )
     if rows:
-        note(f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {folder.backup_metrics()}")
+        note(f"epoch 1 has no checkpoint and starts again; its metrics are in {folder.backup_metrics()}")
 
 
-def check_same_experiment(info: RunMetadata, stored: RunMetadata, note: Callable[[str], None]) -> None:
-    """Raises UserError if a stored run is another experiment, unless `--allow-config-changes` lets it go on.
+def check_same_experiment(metadata: RunMetadata, stored: RunMetadata, note: Callable[[str], None]) -> None:
+    """Raises UserError if options or data differ from the stored run's.
 
-    What differs then, and versions of packages that do, is told to `note`.
+    `--allow-config-changes` permits changes that fit the weights and the steps; `note` then reports each of them.
+    `note` also reports packages whose versions differ.
     """
-    told = info.config.allow_config_changes
-    for difference, fits in config_diff(info, stored):
-        if not (told and fits):
-            way = ", or --allow-config-changes to go on with it all the same" if fits else ""
-            raise UserError(f"--workdir {info.config.workdir} holds a run with {difference}; {NEW_WORKDIR_HINT}{way}")
-        note(f"--allow-config-changes: the run so far was with {difference}")
-    if others := [name for name, number in stored.versions.items() if info.versions.get(name, number) != number]:
-        changes = ", ".join(f"{name} {stored.versions[name]} (here {info.versions[name]})" for name in others)
-        note(f"the run so far was made with {changes}: figures may differ from those of one version by rounding")
+    config = metadata.config
+    for difference, can_resume in config_diff(metadata, stored):
+        if config.allow_config_changes and can_resume:
+            note(f"--allow-config-changes: the run so far had {difference}")
+            continue
+        hint = NEW_WORKDIR_HINT
+        if can_resume:
+            hint += ", or --allow-config-changes to resume anyway"
+        raise UserError(f"--workdir {config.workdir} holds a run with {difference}; {hint}")
+    changes = []
+    for name, number in stored.versions.items():
+        current = metadata.versions.get(name, number)
+        if current != number:
+            changes.append(f"{name} {number} (now {current})")
+    if changes:
+        note(f"warning: the run so far used {', '.join(changes)}; metrics may differ by rounding")

@@ -8,41 +8,54 @@ from flaxresnet.runtime.errors import UserError
 
 
 def steps_for(option: str, epochs: float, steps_per_epoch: int) -> int:
-    """The steps of as many epochs as an option says; raises UserError where these are more than can be counted."""
-    if epochs * steps_per_epoch > MAX_STEPS:
-        many = f"{epochs * steps_per_epoch:.3g} steps, more than the {MAX_STEPS:,} that can be counted"
-        raise UserError(f"{flag(option)} {epochs} is {many}; give fewer epochs")
-    return round(epochs * steps_per_epoch)
+    """Returns an option's epochs as steps, rounded.
+
+    Raises:
+      UserError: these are more steps than an int32 counts.
+    """
+    steps = epochs * steps_per_epoch
+    if steps > MAX_STEPS:
+        raise UserError(
+            f"{flag(option)} {epochs} is {steps:.3g} steps, more than the {MAX_STEPS:,} that can be counted; "
+            "give fewer epochs"
+        )
+    return round(steps)
 
 
 def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate as a function of the steps done: a linear warm-up, then constant or half a cosine down to zero.
+    """Returns the learning rate: a linear warm-up, then a constant or half a cosine that ends at zero.
 
-    The cosine ends with the last step of `config.epochs`
-    (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts). Raises as `steps_for` does.
+    The cosine ends with the last step of `config.epochs` (Loshchilov & Hutter 2017, arXiv:1608.03983, without
+    restarts).
+
+    Raises:
+      UserError: `--epochs` or `--warmup-epochs` is more steps than an int32 counts.
     """
     recipe = config.resolved_recipe
-    peak, warmup = recipe.learning_rate, steps_for("warmup_epochs", recipe.warmup_epochs, steps_per_epoch)
+    peak = recipe.learning_rate
+    warmup = steps_for("warmup_epochs", recipe.warmup_epochs, steps_per_epoch)
     total = steps_for("epochs", config.epochs, steps_per_epoch)
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, max(1, total - warmup)),
-    }[recipe.schedule]()
+    if recipe.schedule == "cosine":
+        after_warmup = optax.cosine_decay_schedule(peak, max(1, total - warmup))
+    else:
+        after_warmup = optax.constant_schedule(peak)
     if warmup == 0:
-        return after
-    # Step 0 takes the first rung, not a rate of zero, which would waste it.
+        return after_warmup
+    # The warm-up starts at its first increment: a rate of zero would waste step 0.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
-    return optax.join_schedules([ramp, after], [warmup])
+    return optax.join_schedules([ramp, after_warmup], [warmup])
 
 
 def augmentation_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Strength of the augmentation as a function of the steps done: up from zero in a line, then constant.
+    """Returns the augmentation strength: a linear rise from zero, then `--aug-strength`.
 
-    A network that is given distorted images from the first step on takes epochs to learn anything at all. Raises as
-    `steps_for` does.
+    A network that sees strongly augmented images from the first step takes several epochs to learn anything.
+
+    Raises:
+      UserError: `--aug-warmup-epochs` is more steps than an int32 counts.
     """
     recipe = config.resolved_recipe
-    ramp = steps_for("aug_warmup_epochs", recipe.aug_warmup_epochs, steps_per_epoch)
-    return (
-        optax.linear_schedule(0.0, recipe.aug_strength, ramp) if ramp else optax.constant_schedule(recipe.aug_strength)
-    )
+    warmup = steps_for("aug_warmup_epochs", recipe.aug_warmup_epochs, steps_per_epoch)
+    if warmup == 0:
+        return optax.constant_schedule(recipe.aug_strength)
+    return optax.linear_schedule(0.0, recipe.aug_strength, warmup)

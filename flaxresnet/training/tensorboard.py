@@ -1,4 +1,4 @@
-"""A run's figures for TensorBoard, beside `metrics.jsonl`, which stays the truth."""
+"""Writes the metrics of a run as TensorBoard events, besides `metrics.jsonl`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,38 +10,50 @@ from flaxresnet.runtime.errors import UserError
 
 
 class TensorBoardWriter:
-    """Writes TensorBoard's events; does nothing where there is no folder. A context manager: leaving it closes them.
+    """Writes TensorBoard events. A context manager: it closes the file.
 
-    A folder that cannot be written is said once; training goes on without it.
+    If the folder cannot be written, it warns once and training continues without events.
     """
 
     def __init__(self, folder: Path | None, note: Callable[[str], None]) -> None:
-        """Writes nothing yet. Raises UserError where tensorboardX is not installed."""
-        self._folder, self._note, self._writer = folder, note, None
+        """Opens nothing yet.
+
+        Args:
+          folder: receives the events; None writes none.
+          note: prints a warning.
+
+        Raises:
+          UserError: tensorboardX is not installed.
+        """
+        self._folder = folder
+        self._note = note
+        self._writer: Any = None
         if folder is not None:
-            self._make: Any = _summary_writer()
+            self._writer_class = _import_summary_writer()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._write(lambda writer: writer.close(), begin=False)
+        if self._writer is not None:
+            self._write(lambda writer: writer.close())
 
     def row(self, row: dict[str, Any]) -> None:
-        """An epoch's figures: losses and accuracies in one chart for both splits, the others each in its own."""
+        """Writes the metrics of an epoch. Losses and accuracies of both splits share a chart each."""
 
         def write(writer: Any) -> None:
             for name, value in row.items():
-                split, _, figure = name.partition("_")
-                tag = f"{figure}/{split}" if split in ("train", "test") else f"run/{name}"
-                if name not in ("epoch", "step"):
-                    writer.add_scalar(tag, value, row["step"])
+                if name in ("epoch", "step"):
+                    continue
+                split, _, metric = name.partition("_")
+                tag = f"{metric}/{split}" if split in ("train", "test") else f"run/{name}"
+                writer.add_scalar(tag, value, row["step"])
             writer.flush()
 
         self._write(write)
 
     def pictures(self, tag: str, pictures: Iterable[tuple[np.ndarray, str]], step: int) -> None:
-        """Images, (height, width, 3) uint8, each with its name."""
+        """Writes images, (height, width, 3) uint8, each with its name."""
 
         def write(writer: Any) -> None:
             for image, name in pictures:
@@ -49,18 +61,20 @@ class TensorBoardWriter:
 
         self._write(write)
 
-    def _write(self, write: Callable[[Any], None], begin: bool = True) -> None:
-        if self._folder is None or (self._writer is None and not begin):
+    def _write(self, write: Callable[[Any], None]) -> None:
+        if self._folder is None:
             return
         try:
-            self._writer = self._writer or self._make(str(self._folder), write_to_disk=True)
+            if self._writer is None:
+                self._writer = self._writer_class(str(self._folder), write_to_disk=True)
             write(self._writer)
         except OSError as error:
-            self._note(f"{self._folder} cannot be written: {error.strerror or error}; nothing more goes to TensorBoard")
+            reason = error.strerror or error
+            self._note(f"warning: {self._folder} cannot be written ({reason}); TensorBoard receives no more events")
             self._folder = None
 
 
-def _summary_writer() -> Any:
+def _import_summary_writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

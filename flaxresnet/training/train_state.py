@@ -1,4 +1,4 @@
-"""What training changes from step to step."""
+"""The state that a training step reads and writes."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxresnet.models.resnet import ResNet, stage_of
+from flaxresnet.models.resnet import ResNet
+from flaxresnet.training.param_groups import frozen_groups, trainable_params
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a training step reads and writes.
+    """Everything that a training step changes.
 
     Attributes:
       step: training steps done, int32 scalar.
-      params: trainable parameters, float32.
-      batch_stats: batch norm's running averages, float32.
-      opt_state: the optimiser's state, for the parameters that learn.
-      ema_params: the exponential moving average (EMA) of the parameters that learn over the steps done (`--ema`);
-      without it, {}.
+      params: all parameters, float32.
+      batch_stats: the running averages of batch norm, float32.
+      opt_state: the optimizer's state, for the trainable parameters.
+      ema_params: the exponential moving average (EMA, `--ema`) of the trainable parameters over the steps; {} without.
     """
 
     step: jax.Array
@@ -35,29 +35,38 @@ class TrainState(flax.struct.PyTreeNode):
         optimizer: optax.GradientTransformation,
         key: jax.Array,
         image_size: tuple[int, int],
-        averaging: bool = False,
+        use_ema: bool = False,
     ) -> "TrainState":
-        """The state before the first step, with parameters drawn from `key`; `averaging` with an average of them."""
+        """Returns the state before the first step, with random parameters.
+
+        Args:
+          model, optimizer: as for `make_train_step`.
+          key: the random key of the initialization.
+          image_size: (height, width) in pixels.
+          use_ema: whether to keep an average of the trainable parameters.
+        """
         variables = model.init(key, jnp.zeros((1, *image_size, 3)))
-        trained = trainable_params(variables["params"], model.frozen)
+        trained = trainable_params(variables["params"], frozen_groups(model.frozen))
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             opt_state=optimizer.init(trained),
-            ema_params=copy_tree(trained) if averaging else {},
+            ema_params=copy_tree(trained) if use_ema else {},
         )
 
     @property
     def eval_params(self) -> Any:
-        """The parameters to evaluate and to predict with."""
+        """The parameters for evaluation and prediction: averaged if there is an EMA."""
         return self.params | self.ema_params
 
     @property
     def resume_state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides `eval_params`, so that training goes on as if it had not stopped."""
-        kept = {"step": self.step, "batch_stats": self.batch_stats, "opt_state": self.opt_state}
-        return kept | ({"params": {layer: self.params[layer] for layer in self.ema_params}} if self.ema_params else {})
+        """What a checkpoint holds besides `eval_params`, so that training resumes exactly."""
+        state = {"step": self.step, "batch_stats": self.batch_stats, "opt_state": self.opt_state}
+        if self.ema_params:
+            state["params"] = {layer: self.params[layer] for layer in self.ema_params}
+        return state
 
     @property
     def items(self) -> dict[str, Any]:
@@ -65,30 +74,27 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.eval_params, "training": self.resume_state}
 
     def restored(self, items: dict[str, Any]) -> "TrainState":
-        """Returns the state whose `items` these are; this one tells whether there is an average."""
-        weights, training = items["params"], items["training"]
-        ema_params = {layer: weights[layer] for layer in self.ema_params}
-        return self.replace(**(training | {"params": weights | training.get("params", {}), "ema_params": ema_params}))
+        """Returns the state with these `items`; the layers of `self.ema_params` are those with an average."""
+        eval_params = items["params"]
+        resume_state = items["training"]
+        ema_params = {layer: eval_params[layer] for layer in self.ema_params}
+        params = eval_params | resume_state.get("params", {})
+        return self.replace(**(resume_state | {"params": params, "ema_params": ema_params}))
 
 
-def copy_tree(params: Any) -> Any:
-    """The same values in memory of their own, for a step gives up what it is passed, each array once."""
-    return jax.tree.map(jnp.copy, params)
+def copy_tree(tree: Any) -> Any:
+    """Copies each array. A jitted step that donates its state may not receive one buffer twice."""
+    return jax.tree.map(jnp.copy, tree)
 
 
-def ema_update(ema_params: Any, new: Any, step: jax.Array, decay: float) -> Any:
-    """The average of parameters after one more step: decay_t · average + (1 - decay_t) · new.
+def ema_update(ema_params: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """Returns the average after one more step: decay_t · average + (1 - decay_t) · params.
 
     Args:
-      ema_params, new: pytrees of one structure; an empty one stays empty.
+      ema_params, params: pytrees of one structure.
       step: steps done before this one, from 0.
-      decay: the limit of decay_t = min(decay, (1 + step) / (10 + step)), which lets the first weights, random ones, be
-        forgotten soon; as in TensorFlow's `tf.train.ExponentialMovingAverage` with `num_updates`.
+      decay: the limit of decay_t = min(decay, (1 + step) / (10 + step)), which reduces the weight of the random
+        initialization; as `tf.train.ExponentialMovingAverage` with `num_updates`.
     """
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, now: rate * old + (1 - rate) * now, ema_params, new)
-
-
-def trainable_params(params: Any, frozen: tuple[str, ...]) -> Any:
-    """Those of a network's parameters that are in no frozen part (`stage_of`)."""
-    return {layer: tree for layer, tree in params.items() if stage_of(layer) not in frozen}
+    return jax.tree.map(lambda average, value: rate * average + (1 - rate) * value, ema_params, params)

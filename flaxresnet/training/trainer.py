@@ -1,4 +1,4 @@
-"""The loop over epochs and steps, and the only place with side effects."""
+"""The training loop over epochs and steps. Only these functions have side effects; steps and states are pure."""
 
 import math
 import time
@@ -10,34 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.runs.checkpoint_store import CheckpointStore
-from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import TrainingInterrupted, UserError
 from flaxresnet.runtime.malloc_tuning import malloc_trim
 from flaxresnet.training.compiled_steps import CompiledSteps
 from flaxresnet.training.input_pipeline import InputPipeline
-from flaxresnet.training.metrics import NO_STEP, Metrics, all_finite
-from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.preemption import PreemptionHandler
 from flaxresnet.training.pretrained import describe_frozen, describe_start, load_pretrained
 from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.training.progress import ProgressLogger
-from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
-from flaxresnet.training.step import EvalStep
 from flaxresnet.training.tensorboard import TensorBoardWriter
 from flaxresnet.training.train_state import TrainState
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
-# Steps that may be under way before the host reads figures: enough to keep the device busy, few enough to be current.
-STEPS_AHEAD = 2
-READ_EVERY = 0.2  # seconds between two readings
-READ_TOGETHER = 10  # steps between two readings of many processes, which have to find the same mistake at the same step
-SIGNALS_APART = 1.0  # seconds in which all processes of a group get a signal
+STEPS_IN_FLIGHT = 2  # dispatched before the host reads metrics: keeps the device busy and the metrics current
+READ_INTERVAL = 0.2  # seconds between two readings of the metrics
+READ_STEPS = 10  # the same in steps for many processes, which must detect an error at the same step
+SIGNAL_GRACE = 1.0  # seconds within which all processes of a group receive a signal
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,9 @@ class TrainResult:
     """A finished training run.
 
     Attributes:
-      workdir: its folder.
-      history: the rows of `metrics.jsonl`, one an epoch.
-      test_loss, test_accuracy: of the last epoch, on all test images.
+      workdir: the run's folder.
+      history: the rows of `metrics.jsonl`, one per epoch.
+      test_loss, test_accuracy: of the last epoch, over all test images; nats, and a fraction from 0 to 1.
     """
 
     workdir: Path
@@ -62,229 +57,284 @@ class TrainResult:
         return self.history[-1]["test_accuracy"]
 
 
-class Trainer:
-    """One run's compiled functions and the loop over epochs."""
+@dataclass(frozen=True)
+class RunOutput:
+    """Everything that a training run writes to.
 
-    def __init__(
-        self,
-        info: RunMetadata,
-        feed: InputPipeline,
-        folder: RunDir,
-        saved: CheckpointStore,
-        reporter: ProgressLogger,
-        events: TensorBoardWriter,
-        profile: StepProfiler,
-        interruption: PreemptionHandler,
-        weights: PretrainedWeights | None = None,
-        keep_programs: bool = False,
-    ) -> None:
-        self.config, self.feed, self.folder, self.saved, self.reporter = info.config, feed, folder, saved, reporter
-        self.events, self.profile, self.interruption = events, profile, interruption
-        self.weights, self.class_names = weights, info.class_names
-        self.train, self.test = feed.train, feed.test
-        reporter.note(feed.words)
-        reporter.steps_per_epoch = self.train.steps_per_epoch
+    Attributes:
+      folder: `config.json` and `metrics.jsonl`.
+      checkpoints: checkpoints after epochs and within them.
+      logger: the terminal.
+      tensorboard: TensorBoard's event file.
+      profiler: a trace of a few steps.
+    """
 
-        self.schedule = make_schedule(self.config, self.train.steps_per_epoch)
-        measures = self.config.measures_statistics
-        self.sample = self.train.bn_batches(self.config.precise_bn_images, self.config.seed) if measures else None
-        self.state: TrainState
-        steps = [step for step, _ in saved.available_steps()]
-        self.resuming = bool(steps)
-        self.has_steps_left = max(steps, default=0) < self.config.epochs * self.train.steps_per_epoch
-        self.empty_metrics = jax.device_put(Metrics.zero(), feed.replicated)
-        self.all_finite = jax.jit(all_finite, out_shardings=feed.replicated)
-        self.programs = self._compile(info, keep_programs)
+    folder: RunDir
+    checkpoints: CheckpointStore
+    logger: ProgressLogger
+    tensorboard: TensorBoardWriter
+    profiler: StepProfiler
 
-    def _compile(self, info: RunMetadata, keep: bool) -> CompiledSteps:
-        """The functions of the loop; those that the first step needs are compiled."""
-        start = time.perf_counter()
-        programs = CompiledSteps(
-            info,
-            self._optimizer(),
-            augmentation_schedule(self.config, self.train.steps_per_epoch),
-            self.test.shapes(),
-            self.sample,
-            self.feed.replicated,
-            fresh=not self.resuming,
-            has_steps_left=self.has_steps_left,
-            zero1=self.config.shard_optimizer,
-            keep=keep,
-        )
-        if not self.has_steps_left:
-            return programs
-        _ = programs.train_step  # waits for it
-        devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-        self.reporter.note(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
-        if self.sample is not None:
-            measured = self.sample.shape[0] * self.sample.shape[1]
-            self.reporter.note(
-                f"seconds of an epoch: training + measuring batch norm's statistics on {measured} images"
-            )
-        return programs
 
-    def _optimizer(self) -> optax.GradientTransformation:
-        recipe = self.config.resolved_recipe
-        head_steps = steps_for("freeze_backbone_epochs", recipe.freeze_backbone_epochs, self.train.steps_per_epoch)
-        kind = recipe.optimizer, recipe.weight_decay, recipe.clip_grad
-        return make_optimizer(self.schedule, recipe.layer_decay, head_steps, *kind)
+@dataclass(frozen=True)
+class Session:
+    """The parts of one training run, which the functions below share."""
 
-    def run(self) -> TrainResult:
-        """Trains the epochs that are left, with a row and a checkpoint for each."""
-        rows = self._init_or_restore()
-        done = rows[-1]["epoch"] if rows else 0
-        with closing(self.train.train(self.config.seed, int(self.state.step))) as batches:
-            for epoch in range(done + 1, self.config.epochs + 1):
-                row, eval_stats = self._epoch(epoch, batches)
-                rows.append(row)
-                self.saved.save_epoch(int(self.state.step), self.state.items, eval_stats, row)
-                if distributed.is_process_zero():
-                    self.folder.append_metrics(row)
-                self.reporter.row(row)
-                self.events.row(row)
-                self.metrics = self.empty_metrics
-                malloc_trim()  # what an epoch's end took, a step may not find a use for
-        self.saved.finish()
-        return TrainResult(self.folder.path, rows)
+    config: TrainConfig
+    pipeline: InputPipeline
+    steps: CompiledSteps
+    output: RunOutput
+    preemption: PreemptionHandler
 
-    def _init_or_restore(self) -> list[dict[str, Any]]:
-        """Fills the state, from the newest checkpoint or afresh; returns the rows of the epochs that it has seen."""
-        rows, self.metrics = list[dict[str, Any]](), self.empty_metrics
-        if self.resuming:
-            items, sums, rows = self.saved.restore(self.programs.shapes.items, vars(self.empty_metrics))
-            self.state, self.metrics = self.programs.shapes.restored(items), Metrics(**sums)
-        else:
-            self.state = self.programs.create()
-            if self.weights:
-                self.state, with_head = load_pretrained(self.state, self.weights, self.class_names)
-                self.reporter.note(describe_start(self.config, self.weights, with_head, self.class_names))
-                self.weights = None  # their memory is for the first step
-        if step := int(self.state.step):
-            self.reporter.note(self._resume_message(step, rows[-1]["epoch"] if rows else 0))
-        if self.config.frozen:
-            self.reporter.note(describe_frozen(self.state.params, self.config.frozen))
-        if self.config.resolved_recipe.freeze_bn_stats:
-            self.reporter.note("batch norm's statistics stay as the weights have them")
-        if distributed.is_process_zero() and (kept := self.folder.write_metrics(rows)):
-            self.reporter.note(f"metrics.jsonl had lines that are no epoch's figures; as it was, it is {kept}")
-        return rows
 
-    def _resume_message(self, step: int, epochs: int) -> str:
-        within, where = step - epochs * self.train.steps_per_epoch, self.folder.path
-        if within:
-            steps = f"{within} of {self.train.steps_per_epoch} steps of epoch {epochs + 1}"
-            return f"{steps} are done in {where}; going on with the next"
-        more = f"going on to epoch {self.config.epochs}"
-        return f"epoch {epochs} is done in {where}; " + (
-            more if epochs < self.config.epochs else f"nothing left for --epochs {self.config.epochs}"
-        )
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has trained.
 
-    def _epoch(self, epoch: int, batches: Iterator[Batch]) -> tuple[dict[str, Any], Any]:
-        """Trains and evaluates for one epoch: its row, and the statistics that it was evaluated with."""
-        start, steps = time.perf_counter(), epoch * self.train.steps_per_epoch - int(self.state.step)
-        train_loss, train_accuracy = self._train(epoch, steps, batches)
-        trained = time.perf_counter()
-        # In the first epoch this waits for compilation, which is no part of its figures.
-        measure, eval_step = self.programs.measure, self.programs.eval_step
-        ready = time.perf_counter()
-        eval_stats = self.state.batch_stats
-        if measure is not None:
-            variables = {"params": self.state.eval_params, "batch_stats": eval_stats}
-            eval_stats = jax.block_until_ready(measure(variables, self.state.step))
-        measured = time.perf_counter()
-        test_loss, test_accuracy = self._evaluate(eval_step, eval_stats)
-        if not math.isfinite(test_loss):  # the last step's update was not finite, which no later step has seen
-            raise self._non_finite_error(int(self.state.step))
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "step": int(self.state.step),
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "learning_rate": float(self.schedule(int(self.state.step) - 1)),
-            "seconds": trained - start,
-            "images_per_second": steps * self.config.batch_size / (trained - start),
-            "precise_bn_seconds": measured - ready,
-            "evaluate_seconds": time.perf_counter() - measured,
-        }
-        return row, eval_stats
+    Attributes:
+      state: parameters and optimizer.
+      metrics: sums over the current epoch so far.
+      history: rows of the finished epochs.
+    """
 
-    def _train(self, epoch: int, steps: int, batches: Iterator[Batch]) -> tuple[float, float]:
-        """Trains the steps that are left of an epoch: loss and accuracy over all of it."""
-        train_step = self.programs.train_step
-        in_flight, next_read, start = deque[tuple[int, Metrics]](), 0.0, time.perf_counter()
-        earlier = self.train.steps_per_epoch - steps
-        first = (epoch - 1) * self.train.steps_per_epoch
-        self.interruption.begin()
-        with self.reporter.epoch(epoch, earlier) as update:
-            for done in range(earlier + 1, self.train.steps_per_epoch + 1):
-                batch = self._next(batches, first + done - 1)
-                self.profile.before_step(self.metrics, self.programs.all_compiled)
-                self.state, self.metrics = train_step(self.state, self.metrics, batch)
-                in_flight.append((done, self.metrics))
-                if len(in_flight) > STEPS_AHEAD:
-                    over, oldest = in_flight.popleft()
-                    together = distributed.is_multiprocess()
-                    # Waits for that step, so not at every one where steps are short.
-                    if over % READ_TOGETHER == 0 if together else over >= next_read:
-                        update(over, *self._read_metrics(oldest))
-                        self.programs.compile_eval_async()
-                        next_read = over + READ_EVERY * (over - earlier) / (time.perf_counter() - start)
-                self._stop_if_wanted(first + done)
-                if (first + done) % self.config.checkpoint_steps == 0:
-                    self._save()
-            self.profile.end(self.metrics)
-            return self._read_metrics(self.metrics)
+    state: TrainState
+    metrics: Metrics
+    history: list[dict[str, Any]]
 
-    def _next(self, batches: Iterator[Batch], step: int) -> Batch:
-        try:
-            return next(batches)
-        except UserError:
-            raise
-        except Exception:  # a worker process may have got the signal too, and sooner
-            if not distributed.is_multiprocess():  # who all have to ask equally often
-                time.sleep(SIGNALS_APART)
-                self._stop_if_wanted(step)
-            raise
 
-    def _stop_if_wanted(self, step: int) -> None:
-        """Saves the state and raises `TrainingInterrupted` where a signal said so; `step` is that of the state."""
-        if wanted := self.interruption.wanted():
-            self.reporter.note(f"{wanted.name}: saving what is trained so far")
+def init_or_restore(session: Session, weights: PretrainedWeights | None, class_names: tuple[str, ...]) -> Progress:
+    """Returns the progress of the newest checkpoint, or an initial state with the given weights.
+
+    Raises:
+      UserError: the checkpoints are damaged, or the weights do not fit.
+    """
+    config = session.config
+    steps = session.steps
+    output = session.output
+    logger = output.logger
+
+    if steps.resuming:
+        items, sums, history = output.checkpoints.restore(steps.shapes.items, vars(steps.zero_metrics))
+        state = steps.shapes.restored(items)
+        metrics = Metrics(**sums)
+        logger.note(_resume_message(session, int(state.step), _epochs_done(history)))
+    else:
+        history = []
+        state = steps.create()
+        metrics = steps.zero_metrics
+        if weights is not None:
+            state, with_head = load_pretrained(state, weights, class_names)
+            logger.note(describe_start(config, weights, with_head, class_names))
+
+    if config.frozen:
+        logger.note(describe_frozen(state.params, config.frozen))
+    if config.resolved_recipe.freeze_bn_stats:
+        logger.note("batch norm keeps the statistics of the weights (--freeze-bn-stats)")
+    if distributed.is_process_zero():
+        damaged = output.folder.write_metrics(history)
+        if damaged:
+            logger.note(f"warning: metrics.jsonl had damaged lines; the original file is {damaged}")
+    return Progress(state, metrics, history)
+
+
+def _epochs_done(history: list[dict[str, Any]]) -> int:
+    return history[-1]["epoch"] if history else 0
+
+
+def _resume_message(session: Session, step: int, epochs: int) -> str:
+    steps_per_epoch = session.pipeline.train.steps_per_epoch
+    path = session.output.folder.path
+    steps_in_epoch = step - epochs * steps_per_epoch
+    if steps_in_epoch:
+        return f"resuming {path} in epoch {epochs + 1}, after step {steps_in_epoch} of {steps_per_epoch}"
+    if epochs < session.config.epochs:
+        return f"resuming {path} after epoch {epochs} of {session.config.epochs}"
+    return f"{path} has trained {epochs} epochs; nothing left for --epochs {session.config.epochs}"
+
+
+def train(session: Session, progress: Progress) -> TrainResult:
+    """Trains the remaining epochs, and writes a row of metrics and a checkpoint after each.
+
+    Raises:
+      UserError: a loss or a gradient is not finite.
+      TrainingInterrupted: a signal stopped training; the state is saved.
+    """
+    config = session.config
+    steps = session.steps
+    output = session.output
+    loader = session.pipeline.train
+    state = progress.state
+    metrics = progress.metrics
+    history = list(progress.history)
+
+    with closing(loader.train(config.seed, int(state.step))) as batches:
+        for epoch in range(_epochs_done(history) + 1, config.epochs + 1):
+            # Train.
             start = time.perf_counter()
-            self._save()
-            self.saved.wait()
-            seconds = time.perf_counter() - start
-            saved = f"saved in {self.folder.path} in {seconds:.1f} s; the same command goes on from there"
-            raise TrainingInterrupted(wanted, f"stopped by {wanted.name} after step {step}, {saved}")
+            steps_left = epoch * loader.steps_per_epoch - int(state.step)
+            state, metrics = train_epoch(session, epoch, state, metrics, batches)
+            train_loss, train_accuracy = read_metrics(session, metrics)
+            trained = time.perf_counter()
 
-    def _save(self) -> None:
-        """Starts writing the state as it is within an epoch, unless it is beyond saving."""
-        self._read_metrics(self.metrics)
-        # A gradient that is not finite shows in the weights at once, but in the loss only at the step after.
-        if not self.all_finite(self.state.params):
-            raise self._non_finite_error(int(self.state.step))
-        self.saved.save_mid_epoch(int(self.state.step), self.state.items, vars(self.metrics))
+            # Measure batch norm's statistics. In the first epoch this waits for compilation, which no figure includes.
+            measure = steps.measure
+            eval_step = steps.eval_step
+            compiled = time.perf_counter()
+            eval_stats = state.batch_stats
+            if measure is not None:
+                variables = {"params": state.eval_params, "batch_stats": eval_stats}
+                eval_stats = jax.block_until_ready(measure(variables, state.step))
+            measured = time.perf_counter()
 
-    def _read_metrics(self, metrics: Metrics) -> tuple[float, float]:
-        """Mean loss and accuracy, when the step is done; raises UserError where a loss was not finite."""
-        if (step := int(metrics.first_non_finite_step)) != NO_STEP:
-            raise self._non_finite_error(step)
-        return metrics.means()
+            # Evaluate.
+            test_metrics = evaluate(session, state, metrics, eval_stats, eval_step)
+            test_loss, test_accuracy = test_metrics.means()
+            if not math.isfinite(test_loss):  # only the last step's update was not finite
+                raise _non_finite_error(session, int(state.step))
+            evaluated = time.perf_counter()
 
-    def _non_finite_error(self, step: int) -> UserError:
-        kept = self.saved.step()
-        after = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint had been written"
-        return UserError(
-            f"the loss or its gradient was not finite at step {step} ({after}); try a --learning-rate below "
-            f"{self.config.learning_rate}, and look at the data with `flaxresnet check-data`"
-        )
+            # Write.
+            row = {
+                "epoch": epoch,
+                "step": int(state.step),
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "learning_rate": float(steps.schedule(int(state.step) - 1)),
+                "seconds": trained - start,
+                "images_per_second": steps_left * config.batch_size / (trained - start),
+                "precise_bn_seconds": measured - compiled,
+                "evaluate_seconds": evaluated - measured,
+            }
+            history.append(row)
+            output.checkpoints.save_epoch(int(state.step), state.items, eval_stats, row)
+            if distributed.is_process_zero():
+                output.folder.append_metrics(row)
+            output.logger.row(row)
+            output.tensorboard.row(row)
+            metrics = steps.zero_metrics
+            malloc_trim()  # the next step may not reuse the memory of the evaluation
+    output.checkpoints.finish()
+    return TrainResult(output.folder.path, history)
 
-    def _evaluate(self, eval_step: EvalStep, eval_stats: Any) -> tuple[float, float]:
-        variables = {"params": self.state.eval_params, "batch_stats": eval_stats}
-        metrics = self.empty_metrics
-        for batch in self.test.eval_batches():
-            self._stop_if_wanted(int(self.state.step))
-            metrics = eval_step(variables, metrics, batch)
-        return metrics.means()
+
+def train_epoch(
+    session: Session, epoch: int, state: TrainState, metrics: Metrics, batches: Iterator[Batch]
+) -> tuple[TrainState, Metrics]:
+    """Trains the steps that are left of an epoch. Saves every `--checkpoint-steps`, and when a signal stops training.
+
+    Returns:
+      The state, and the metrics over all steps of the epoch.
+    """
+    steps = session.steps
+    steps_per_epoch = session.pipeline.train.steps_per_epoch
+    first_step = (epoch - 1) * steps_per_epoch
+    done_before = int(state.step) - first_step
+    train_step = steps.train_step
+    in_flight = deque[tuple[int, Metrics]]()
+    next_read = 0.0
+    start = time.perf_counter()
+    session.preemption.begin()
+
+    with session.output.logger.epoch(epoch, done_before) as update:
+        for done in range(done_before + 1, steps_per_epoch + 1):
+            step = first_step + done
+            batch = next_batch(session, batches, state, metrics)
+            session.output.profiler.before_step(metrics, steps.all_compiled)
+            state, metrics = train_step(state, metrics, batch)
+
+            in_flight.append((done, metrics))
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                finished, finished_metrics = in_flight.popleft()
+                if _should_read(finished, next_read):
+                    update(finished, *read_metrics(session, finished_metrics))
+                    steps.compile_eval_async()
+                    seconds_per_step = (time.perf_counter() - start) / (finished - done_before)
+                    next_read = finished + READ_INTERVAL / seconds_per_step
+
+            stop_if_preempted(session, state, metrics)
+            if step % session.config.checkpoint_steps == 0:
+                save_mid_epoch(session, state, metrics)
+        session.output.profiler.end(metrics)
+        jax.block_until_ready(metrics)
+    return state, metrics
+
+
+def _should_read(step: int, next_read: float) -> bool:
+    """Returns whether to read a step's metrics, which waits for the device: not after each of many short steps."""
+    if distributed.is_multiprocess():
+        return step % READ_STEPS == 0
+    return step >= next_read
+
+
+def next_batch(session: Session, batches: Iterator[Batch], state: TrainState, metrics: Metrics) -> Batch:
+    """Returns the next training batch. If loading fails because of a signal, saves and stops as for that signal."""
+    try:
+        return next(batches)
+    except UserError:
+        raise
+    except Exception:
+        # A signal may have reached the worker processes before this one. Many processes may not wait here: all of them
+        # have to call `stop_if_preempted` equally often.
+        if not distributed.is_multiprocess():
+            time.sleep(SIGNAL_GRACE)
+            stop_if_preempted(session, state, metrics)
+        raise
+
+
+def evaluate(session: Session, state: TrainState, metrics: Metrics, eval_stats: Any, eval_step: Any) -> Metrics:
+    """Returns the metrics over all test images, with the given statistics of batch norm.
+
+    `metrics` are those of the epoch, which a signal saves with the state.
+    """
+    variables = {"params": state.eval_params, "batch_stats": eval_stats}
+    test_metrics = session.steps.zero_metrics
+    for batch in session.pipeline.test.eval_batches():
+        stop_if_preempted(session, state, metrics)
+        test_metrics = eval_step(variables, test_metrics, batch)
+    return test_metrics
+
+
+def stop_if_preempted(session: Session, state: TrainState, metrics: Metrics) -> None:
+    """Saves the state and raises `TrainingInterrupted` if a signal asks to stop."""
+    signal = session.preemption.wanted()
+    if not signal:
+        return
+    output = session.output
+    output.logger.note(f"{signal.name}: saving the state…")
+    start = time.perf_counter()
+    save_mid_epoch(session, state, metrics)
+    output.checkpoints.wait()
+    seconds = time.perf_counter() - start
+    raise TrainingInterrupted(
+        signal,
+        f"stopped by {signal.name} after step {int(state.step)}, saved in {output.folder.path} in {seconds:.1f} s; "
+        "repeat the command to resume",
+    )
+
+
+def save_mid_epoch(session: Session, state: TrainState, metrics: Metrics) -> None:
+    """Starts writing a checkpoint within an epoch. Raises UserError if the state is not finite."""
+    read_metrics(session, metrics)
+    # A gradient that is not finite shows in the weights at once, but in the loss only at the next step.
+    if not session.steps.all_finite(state.params):
+        raise _non_finite_error(session, int(state.step))
+    session.output.checkpoints.save_mid_epoch(int(state.step), state.items, vars(metrics))
+
+
+def read_metrics(session: Session, metrics: Metrics) -> tuple[float, float]:
+    """Returns the mean loss and the accuracy. Waits for the device. Raises UserError if a loss was not finite."""
+    step = int(metrics.first_non_finite_step)
+    if step != NO_STEP:
+        raise _non_finite_error(session, step)
+    return metrics.means()
+
+
+def _non_finite_error(session: Session, step: int) -> UserError:
+    saved_step = session.output.checkpoints.step()
+    saved = f"the checkpoint after step {saved_step} is kept" if saved_step else "no checkpoint was written"
+    return UserError(
+        f"the loss or its gradient was not finite at step {step} ({saved}); try a --learning-rate below "
+        f"{session.config.learning_rate}, and inspect the data with `flaxresnet check-data`"
+    )

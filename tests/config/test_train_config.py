@@ -78,6 +78,7 @@ FLAGS = {
     "process_id": (["--process-id", "0"], 0),
     "resume": (["--no-resume"], False),
     "allow_config_changes": (["--allow-config-changes"], True),
+    "verbose": (["--verbose"], True),
     "compilation_cache": (["--no-compilation-cache"], False),
 }
 
@@ -142,6 +143,7 @@ def test_defaults_are_those_of_the_help():
         "profile": False,
         "resume": True,
         "allow_config_changes": False,
+        "verbose": False,
         "compilation_cache": True,
     }
 
@@ -492,6 +494,7 @@ MISTAKES = [
     ("process_id", -1, "--process-id must be at least 0, not -1"),
     ("resume", 0, "--resume must be true or false, not 0"),
     ("allow_config_changes", 1, "--allow-config-changes must be true or false, not 1"),
+    ("verbose", "yes", "--verbose must be true or false, not 'yes'"),
     ("compilation_cache", "yes", "--compilation-cache must be true or false, not 'yes'"),
 ]
 

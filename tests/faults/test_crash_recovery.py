@@ -33,11 +33,11 @@ root, log = sys.argv[1:3]
 sys.path.append(root)
 from flaxresnet.cli import exit_status
 from flaxresnet.models.resnet import SIZES
-from flaxresnet.training.trainer import Trainer
+from flaxresnet.training import trainer
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
-real = Trainer._next
+real = trainer.next_batch
 CHANGE
-Trainer._next = changed
+trainer.next_batch = changed
 sys.argv = ["train.py", *sys.argv[3:]]
 import train
 if __name__ == "__main__":  # and not a worker process, which comes by here
@@ -49,8 +49,9 @@ import hashlib, json, time
 from pathlib import Path
 import numpy as np
 seen = Path(log).open("a")
-def changed(self, batches, step):
-    batch = real(self, batches, step)
+def changed(session, batches, state, metrics):
+    step = int(state.step)
+    batch = real(session, batches, state, metrics)
     pictures = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in np.asarray(batch.images)]
     print(json.dumps([step, pictures]), file=seen, flush=True)
     time.sleep(0.2)  # as long as a larger network's step, so that checkpoints within an epoch are whole before its end
@@ -58,12 +59,12 @@ def changed(self, batches, step):
 """
 # It goes no farther than to the eighth step, of five an epoch, and says so when the sixth and seventh are saved.
 STOPPING = """
-def changed(self, batches, step):
-    if step == 7:
-        self.saved.wait()
+def changed(session, batches, state, metrics):
+    if state.step == 7:
+        session.output.checkpoints.wait()
         print("trained", file=sys.stderr, flush=True)
         sys.stdin.read()  # forever
-    return real(self, batches, step)
+    return real(session, batches, state, metrics)
 """
 FLAGS = ["--model", "resnet14", "--width", "16", "--batch-size", "8", "--no-report"]
 LONG = ["--image-size", "32", "32", "--input", "stream", "--epochs", "12", "--checkpoint-steps", "3", "--workers", "1"]

@@ -58,14 +58,14 @@ def begun(data_folder, tmp_path_factory):
     """The same after two epochs, with checkpoints 5 and 10."""
     workdir = tmp_path_factory.mktemp("runs") / "begun"
 
-    def next_batch(self, batches, now, real=trainer.Trainer._next):
-        if now == 10:
-            self.saved.wait()
+    def next_batch(session, batches, state, metrics, real=trainer.next_batch):
+        if state.step == 10:
+            session.output.checkpoints.wait()
             raise KilledError
-        return real(self, batches, now)
+        return real(session, batches, state, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_next", next_batch)
+        patch.setattr(trainer, "next_batch", next_batch)
         with pytest.raises(KilledError):
             train(data_folder, workdir)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "5"]
@@ -109,7 +109,7 @@ def go_on_damaged(begun, whole, data_folder, copy, capsys, damage):
     train(data_folder, copy)
     said = capsys.readouterr().out.replace("\n", " ")
     back = "10 cannot be restored: " in said and (copy / "corrupt").is_dir()
-    assert back == ("epoch 1 is done in" in said)
+    assert back == ("after epoch 1 of" in said)
     if back:
         assert len([*(copy / "corrupt").iterdir()]) == 1  # put aside, not deleted
     assert_same_run(copy, whole)
@@ -276,15 +276,11 @@ def test_too_little_memory_at_the_first_step_says_what_to_lower(data_folder, beg
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_next", full)
-        said = (
-            r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give fewer, or --grad-accum-"
-        )
+        patch.setattr(trainer, "next_batch", full)
+        said = r"not enough memory for --batch-size 8 \(RESOURCE_EXHAUSTED: .* 123 bytes.\); give a smaller one, or --"
         with pytest.raises(fr.UserError, match=said):
             train(data_folder, copy)
-        patch.setattr(
-            trainer.Trainer, "_next", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL"))
-        )
+        patch.setattr(trainer, "next_batch", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")))
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
             train(data_folder, copy)
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3

@@ -39,7 +39,8 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runs.metadata import RunMetadata, check_network
 from flaxresnet.training.optimizer import make_optimizer
-from flaxresnet.training.schedule import augmentation_schedule, make_schedule, steps_for
+from flaxresnet.training.param_groups import learning_rate_groups
+from flaxresnet.training.schedule import augmentation_schedule, make_schedule
 from flaxresnet.weights.weight_files import read_weights
 
 LONGEST = 10  # seconds for one input
@@ -417,9 +418,7 @@ def build(config):
     for step in (0, 1, STEPS):
         float(schedule(step)), float(augmentation_schedule(config, STEPS)(step))
     chosen = config.resolved_recipe
-    head = steps_for("freeze_backbone_epochs", chosen.freeze_backbone_epochs, STEPS)
-    kind = chosen.optimizer, chosen.weight_decay, chosen.clip_grad
-    optimizer = make_optimizer(schedule, chosen.layer_decay, head, *kind)
+    optimizer = make_optimizer(chosen, schedule, learning_rate_groups(config, STEPS))
     info = RunMetadata(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})
     images = (config.batch_size, info.preprocessing.height, info.preprocessing.width, 3)
     jax.eval_shape(optimizer.init, shapes_of(info.model(), images)["params"])

@@ -136,13 +136,13 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("flaxresnet.report.collect.collect_report_data", fail)
-    monkeypatch.setattr("flaxresnet.training.profiler.BEFORE", 1000)
+    monkeypatch.setattr("flaxresnet.training.profiler.SKIPPED_STEPS", 1000)
     run = tmp_path / "run"
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
     said = capsys.readouterr().out.replace("\n", "")
-    assert f"there is no report: RuntimeError: out of memory; `flaxresnet report {run}` tries again" in said
-    assert "--profile: no trace, for too few steps were left" in said.replace("\n", "")
+    assert f"there is no report (RuntimeError: out of memory); `flaxresnet report {run}` tries again" in said
+    assert "--profile wrote no trace: too few steps were left" in said.replace("\n", "")
     assert not (run / "profile").exists()
 
 
@@ -196,7 +196,7 @@ def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, cap
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
     said = capsys.readouterr().out.replace("\n", "")
-    expected = f"there is no report: {run}/report cannot be written: File exists; `flaxresnet report {run}`"
+    expected = f"there is no report ({run}/report cannot be written: File exists); `flaxresnet report {run}`"
     assert expected in said
     assert len(list((run / "profile").rglob("*.xplane.pb"))) == 1
 
@@ -463,7 +463,8 @@ def test_a_folder_that_tensorboard_cannot_write_ends_no_training(tmp_path, capsy
     with tensorboard.TensorBoardWriter(tmp_path / "file" / "tensorboard", said.append) as events:
         for step in (1, 2):
             events.row({"epoch": 1, "step": step, "train_loss": 0.5})
-    assert said == [f"{tmp_path}/file/tensorboard cannot be written: Not a directory; nothing more goes to TensorBoard"]
+    message = "cannot be written (Not a directory); TensorBoard receives no more events"
+    assert said == [f"warning: {tmp_path}/file/tensorboard {message}"]
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ OTHER = {
     "profile": True,
     "resume": False,
     "allow_config_changes": True,
+    "verbose": True,
     "compilation_cache": False,
 }
 
@@ -109,7 +110,16 @@ HARMLESS = [
     "tensorboard",
     "profile",
 ]
-HARMLESS += ["resume", "compilation_cache", "input", "workers", "checkpoint_steps", "shard_optimizer", "distributed"]
+HARMLESS += [
+    "resume",
+    "verbose",
+    "compilation_cache",
+    "input",
+    "workers",
+    "checkpoint_steps",
+    "shard_optimizer",
+    "distributed",
+]
 HARMLESS += ["allow_config_changes", "coordinator_address", "num_processes", "process_id"]
 
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import TINY_CONFIG
 
 import flaxresnet as fr
-from flaxresnet.training import compiled_steps, trainer
+from flaxresnet import fitting
+from flaxresnet.training import compiled_steps
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_an_xla_that_does_not_know_the_options_compiles_all_the_same(gradient, m
 
 def test_no_first_state_is_compiled_for_a_run_that_goes_on(finished_run, data_folder, tmp_path, monkeypatch):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
-    monkeypatch.setattr(trainer.Trainer, "_init_or_restore", lambda self: self.programs.create())
+    monkeypatch.setattr(fitting, "init_or_restore", lambda session, *_: session.steps.create())
     config = fr.TrainConfig(data=data_folder, workdir=copy, epochs=4, **TINY_CONFIG)
-    with pytest.raises(ValueError, match="there is no first state: a run that goes on has its own"):
+    with pytest.raises(ValueError, match="there is no initial state: the run resumes"):
         fr.fit(config, quiet=True)

@@ -206,7 +206,7 @@ def test_stopped_and_lost_processes_cost_nothing(start, tmp_path, one_process):
     lose_a_process(start, run, 2, EPOCHS)
     alone = start(1, run, "--epochs", EPOCHS, "--checkpoint-steps", "3")
     assert statuses(alone) == [0]
-    assert "going on" in alone[0].log.read_text()
+    assert "resuming" in alone[0].log.read_text()
     assert_same_training(run, one_process)
 
 
@@ -217,7 +217,7 @@ def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(s
     lose_a_process(start, tmp_path / "killed", count, 8)
     again = start(count, tmp_path / "killed", "--epochs", 8, "--checkpoint-steps", "3")
     assert statuses(again) == [0] * count
-    assert "going on" in again[0].log.read_text()
+    assert "resuming" in again[0].log.read_text()
     assert_same_training(tmp_path / "killed", tmp_path / "whole", exact=True)
 
 
@@ -272,7 +272,9 @@ def test_processes_with_other_data_or_options_are_told_so(monkeypatch):
         if different is None:
             distributed.require_equal_across_processes(data="mine", seed=3)
             continue
-        with pytest.raises(UserError, match=rf"have different {different} \(process 0 has (mine|3)\); start all of them"):
+        with pytest.raises(
+            UserError, match=rf"have different {different} \(process 0 has (mine|3)\); start all of them"
+        ):
             distributed.require_equal_across_processes(data="mine", seed=3)
 
 

@@ -42,10 +42,10 @@ def all_compiled():
     """Names of the programs that were compiled and not taken from an earlier start."""
     names, real = [], compiled_steps.CompiledSteps._compiled
 
-    def spy(self, name, program, once=False):
+    def spy(self, name, program, runs_once=False):
         if not isinstance(program, Compiled):
             names.append(name)
-        return real(self, name, program, once)
+        return real(self, name, program, runs_once)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled_steps.CompiledSteps, "_compiled", spy)
@@ -74,7 +74,7 @@ def info(finished_run):
 
 def train(data_folder, workdir, keep=True, **options):
     config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 2, **TINY_CONFIG, **options})
-    return fr.fit(config, quiet=True, keep_programs=keep)
+    return fr.fit(config, quiet=True, cache_executables=keep)
 
 
 def weights(run):
@@ -181,6 +181,7 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     harmless = {
         *(
             "data",
+            "verbose",
             "image_size",
             "max_corrupt_fraction",
             "workdir",
@@ -246,13 +247,13 @@ def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeyp
         keys.append(executable_cache.cache_key(info, batch))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     keys.append(executable_cache.cache_key(info, batch))
-    monkeypatch.setattr(executable_cache, "_instructions", lambda: "of another processor")
+    monkeypatch.setattr(executable_cache, "_cpu_features", lambda: "of another processor")
     keys.append(executable_cache.cache_key(info, batch))
     shutil.copytree(executable_cache.PACKAGE, tmp_path / "flaxresnet")
     monkeypatch.setattr(executable_cache, "PACKAGE", tmp_path / "flaxresnet")
-    assert executable_cache._digest_of_sources() == executable_cache.SOURCES
+    assert executable_cache._digest_sources() == executable_cache.SOURCES
     (tmp_path / "flaxresnet" / "models" / "resnet.py").write_text("")
-    monkeypatch.setattr(executable_cache, "SOURCES", executable_cache._digest_of_sources())
+    monkeypatch.setattr(executable_cache, "SOURCES", executable_cache._digest_sources())
     keys.append(executable_cache.cache_key(info, batch))
     monkeypatch.setattr(executable_cache.optax, "__version__", "0")
     keys.append(executable_cache.cache_key(info, batch))

@@ -8,7 +8,15 @@ import pytest
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.param_groups import learning_rate_groups
 from flaxresnet.training.schedule import make_schedule
+
+
+def optimizer_of(schedule, kind="adam", head_epochs=0, **options):
+    """Returns the optimizer of these options, with epochs of one step."""
+    config = TrainConfig(recipe="tutorial", optimizer=kind, freeze_backbone_epochs=head_epochs, **options)
+    return make_optimizer(config.resolved_recipe, schedule, learning_rate_groups(config, 1))
+
 
 # Large, ordinary and so small that epsilon matters.
 GRADIENTS = np.array([[3.0, -0.2, 1e-7, 0.0], [-1.0, -0.2, -3e-7, 1e-6], [2.5, 0.7, 2e-7, 0.0]])
@@ -33,7 +41,7 @@ def adam(gradients, rate, b1=0.9, b2=0.999, epsilon=1e-7):
     ids=["constant", "climbing"],
 )
 def test_the_first_three_updates_are_those_of_adam(schedule, rate):
-    optimizer = make_optimizer(schedule)
+    optimizer = optimizer_of(schedule)
     parameters = {"kernel": jnp.ones(4)}
     state, updates = optimizer.init(parameters), []
     for gradient in GRADIENTS:
@@ -64,12 +72,12 @@ def steps_of(optimizer, count):
 
 
 def test_earlier_layers_learn_at_a_lower_rate():
-    full, less = steps_of(make_optimizer(lambda _: 0.1), 2), steps_of(make_optimizer(lambda _: 0.1, layer_decay=0.5), 2)
+    full, less = steps_of(optimizer_of(lambda _: 0.1), 2), steps_of(optimizer_of(lambda _: 0.1, layer_decay=0.5), 2)
     np.testing.assert_allclose(less, full * [0.5**5, 0.5**2, 1], rtol=1e-6)
 
 
 def test_only_the_last_layer_learns_at_first():
-    full, head = steps_of(make_optimizer(lambda _: 0.1), 4), steps_of(make_optimizer(lambda _: 0.1, head_steps=2), 4)
+    full, head = steps_of(optimizer_of(lambda _: 0.1), 4), steps_of(optimizer_of(lambda _: 0.1, head_epochs=2), 4)
     assert (head[:2, :2] == 0).all()
     np.testing.assert_allclose(head[:, 2], full[:, 2], rtol=1e-6)
     np.testing.assert_allclose(head[2:], full[2:], rtol=1e-6)
@@ -82,7 +90,7 @@ RATES = [0.1, 0.05, 0.2]
 
 def walk(**options):
     """Where three steps of an optimiser lead a kernel and a bias, after each."""
-    optimizer = make_optimizer(lambda step: jnp.array(RATES)[step], **options)
+    optimizer = optimizer_of(lambda step: jnp.array(RATES)[step], **options)
     params = {"fc6": {"kernel": jnp.asarray(KERNEL, jnp.float32), "bias": jnp.asarray(BIAS, jnp.float32)}}
     state, seen = optimizer.init(params), []
     for kernel, bias in SLOPES:
@@ -153,8 +161,8 @@ def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
 def test_depth_and_the_head_first_count_for_every_optimiser(kind):
     options = {"kind": kind, "weight_decay": 0.1, "clip_grad": 1.0}
     full, less, head = (
-        steps_of(make_optimizer(lambda _: 0.1, **options, **more), 3)
-        for more in ({}, {"layer_decay": 0.5}, {"head_steps": 2})
+        steps_of(optimizer_of(lambda _: 0.1, **options, **more), 3)
+        for more in ({}, {"layer_decay": 0.5}, {"head_epochs": 2})
     )
     np.testing.assert_allclose(less, full * [0.5**5, 0.5**2, 1], rtol=1e-6)
     assert (head[:2, :2] == 0).all()

@@ -46,14 +46,14 @@ def assert_same_run(mine, theirs):
 def killed_at(pictures, workdir, monkeypatch, step, every=2):
     """A run that saved at every so many steps and died before this one, counted from 0."""
 
-    def next_batch(self, batches, now, real=trainer.Trainer._next):
-        if now == step:
-            self.saved.wait()
+    def next_batch(session, batches, state, metrics, real=trainer.next_batch):
+        if state.step == step:
+            session.output.checkpoints.wait()
             raise KilledError
-        return real(self, batches, now)
+        return real(session, batches, state, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_next", next_batch)
+        patch.setattr(trainer, "next_batch", next_batch)
         with pytest.raises(KilledError):
             train(pictures, workdir, checkpoint_steps=every)
 
@@ -61,11 +61,11 @@ def killed_at(pictures, workdir, monkeypatch, step, every=2):
 def told_at(patch, step):
     """Has runs be told to stop after this step."""
 
-    def stop_if_wanted(self, now, real=trainer.Trainer._stop_if_wanted):
-        patch.setattr(PreemptionHandler, "wanted", lambda _: signal.SIGTERM if now >= step else None)
-        real(self, now)
+    def stop_if_preempted(session, state, metrics, real=trainer.stop_if_preempted):
+        patch.setattr(PreemptionHandler, "wanted", lambda _: signal.SIGTERM if state.step >= step else None)
+        real(session, state, metrics)
 
-    patch.setattr(trainer.Trainer, "_stop_if_wanted", stop_if_wanted)
+    patch.setattr(trainer, "stop_if_preempted", stop_if_preempted)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,14 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
     with monkeypatch.context() as patch:
         told_at(patch, step)
         with pytest.raises(
-            TrainingInterrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; the same command"
+            TrainingInterrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; repeat the command"
         ):
             train(pictures, tmp_path / "run")
     assert (tmp_path / "run" / "mid_epoch" / str(step)).is_dir()
     options = TINY_CONFIG | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **options))
     within = (step - 1) % 5 + 1
-    said = f"{within} of 5 steps of epoch {(step - 1) // 5 + 1} are done in {tmp_path / 'run'}; going on with the next"
+    said = f"resuming {tmp_path / 'run'} in epoch {(step - 1) // 5 + 1}, after step {within} of 5"
     assert said in capsys.readouterr().out
     assert_same_run(tmp_path / "run", whole)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
@@ -158,12 +158,12 @@ def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monke
 def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_path, monkeypatch):
     evaluating = []
 
-    def evaluate(*arguments, real=trainer.Trainer._evaluate):
+    def evaluate(*arguments, real=trainer.evaluate):
         evaluating.append(True)
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_evaluate", evaluate)
+        patch.setattr(trainer, "evaluate", evaluate)
         patch.setattr(PreemptionHandler, "wanted", lambda *_: signal.SIGINT if evaluating else None)
         with pytest.raises(TrainingInterrupted) as stop:
             train(pictures, tmp_path / "run")
@@ -177,7 +177,7 @@ def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_pa
 def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
     before = signal.getsignal(number)
     with PreemptionHandler() as heard:
-        with pytest.raises(TrainingInterrupted, match="stopped; what had been written is kept") as stop:
+        with pytest.raises(TrainingInterrupted, match="stopped; everything written so far is kept") as stop:
             signal.raise_signal(number)  # nothing to save yet
         assert stop.value.status == status
     with PreemptionHandler() as heard:
@@ -218,7 +218,7 @@ def test_another_thread_leaves_signals_alone():
 
 
 def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SIGNALS_APART", 0.0)
+    monkeypatch.setattr(trainer, "SIGNAL_GRACE", 0.0)
 
     def broken(*_):
         raise RuntimeError("the worker is gone")

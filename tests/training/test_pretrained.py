@@ -21,7 +21,8 @@ from flaxresnet.cli import parser
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.runs.run_dir import RunDir
-from flaxresnet.training.train_state import TrainState, trainable_params
+from flaxresnet.training.param_groups import frozen_groups, trainable_params
+from flaxresnet.training.train_state import TrainState
 from flaxresnet.weights import run_weights
 from flaxresnet.weights.run_weights import read_run, write_run
 from flaxresnet.weights.weight_files import write_weights
@@ -77,8 +78,8 @@ def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_class
     train(two_classes, tmp_path / "run", quiet=False, init=str(finished_run), learning_rate=1e-9)
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        f"starting from {finished_run}: resnet14, tutorial; the last layer starts anew (3 classes there, 2 here); "
-        "it will not know blue any more, unless the data have pictures of them too"
+        f"starting from {finished_run}: resnet14, tutorial; the last layer starts from random weights "
+        "(the weights have 3 classes, the data 2); the network forgets blue unless the data have pictures of them too"
     ) in said
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     assert after["fc/kernel"].shape[1] == 2
@@ -94,7 +95,7 @@ def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_c
     parameters = {name: array.size for name, array in after.items() if not name.endswith(("/mean", "/var"))}
     head = sum(size for name, size in parameters.items() if name.startswith("fc/"))
     rest = sum(parameters.values()) - head
-    assert f"frozen: stem, stage2 ({rest:,} parameters); learning: head ({head:,} parameters)" in said
+    assert f"frozen: stem, stage2 ({rest:,} parameters); trainable: head ({head:,} parameters)" in said
     for name in before:
         if not name.startswith("fc/"):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
@@ -154,7 +155,7 @@ def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
     tmp_path, data_folder, finished_run, capsys, more
 ):
     run = train(data_folder, tmp_path / "run", quiet=False, init=str(finished_run), freeze_bn_stats=True, **more)
-    assert "batch norm's statistics stay as the weights have them" in " ".join(capsys.readouterr().out.split())
+    assert "batch norm keeps the statistics of the weights" in " ".join(capsys.readouterr().out.split())
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     for name in before:
         statistic = name.endswith(("/mean", "/var"))
@@ -174,7 +175,7 @@ def test_what_is_frozen_costs_no_gradient(small_init):
             params = {"params": variables["params"] | some, "batch_stats": variables["batch_stats"]}
             return network.apply(params, images, train=True, mutable=["batch_stats"])[0].sum()
 
-        some = trainable_params(variables["params"], frozen)
+        some = trainable_params(variables["params"], frozen_groups(frozen))
         return jax.jit(jax.grad(loss)).lower(some).compile().cost_analysis()["flops"]
 
     everything, half, head = (
@@ -224,7 +225,7 @@ def test_a_folder_made_of_weights_answers_and_does_not_go_on(tmp_path, data_fold
     )
     with pytest.raises(fr.UserError, match=r"copy exists and is not overwritten; name another folder"):
         write_run(weights, tmp_path / "copy", "weights of a test")
-    with pytest.raises(fr.UserError, match=r"copy holds weights of a test, no run to go on with; start from it with"):
+    with pytest.raises(fr.UserError, match=r"copy holds weights of a test, which cannot be resumed; give --init"):
         train(data_folder, tmp_path / "copy")
     with pytest.raises(fr.UserError, match=r"have no last layer; train one with --init first"):
         write_run(dataclasses.replace(weights, num_classes=None), tmp_path / "headless", "nothing")

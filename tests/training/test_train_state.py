@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import flaxresnet as fr
-from flaxresnet.training.train_state import TrainState, ema_update, trainable_params
+from flaxresnet.training.param_groups import frozen_groups, trainable_params
+from flaxresnet.training.train_state import TrainState, ema_update
 
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8, frozen=("stem",))
 
@@ -30,7 +31,7 @@ def test_the_average_is_that_of_the_formula(decay):
 
 def test_the_average_starts_at_the_first_weights_that_learn_in_memory_of_its_own():
     state = create(averaging=True)
-    assert set(state.ema_params) == set(trainable_params(state.params, MODEL.frozen)) < set(state.params)
+    assert set(state.ema_params) == set(trainable_params(state.params, frozen_groups(MODEL.frozen))) < set(state.params)
     jax.tree.map(np.testing.assert_array_equal, state.eval_params, state.params)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema_params))]
     assert len(set(pointers)) == len(pointers)

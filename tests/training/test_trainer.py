@@ -20,6 +20,9 @@ from flaxresnet.data.shuffle import ORDER_STREAM
 from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import compiled_steps, trainer
+from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.param_groups import learning_rate_groups
+from flaxresnet.training.schedule import make_schedule
 from flaxresnet.training.train_state import TrainState
 
 ROW = {
@@ -36,16 +39,11 @@ def config(data, workdir, **options):
 def saved_bytes(workdir) -> list[bytes]:
     """Everything in the latest checkpoint, as bytes."""
     info = RunDir(workdir).read_metadata()
-    state = TrainState.create
-    from flaxresnet.training.optimizer import make_optimizer
-    from flaxresnet.training.schedule import make_schedule
-
     recipe = info.config.resolved_recipe
-    kind = recipe.optimizer, recipe.weight_decay, recipe.clip_grad
-    optimizer = make_optimizer(make_schedule(info.config, 5), recipe.layer_decay, 0, *kind)
+    optimizer = make_optimizer(recipe, make_schedule(info.config, 5), learning_rate_groups(info.config, 5))
     size = (info.preprocessing.height, info.preprocessing.width)
-    averaging = info.config.resolved_recipe.ema > 0
-    shapes = jax.eval_shape(lambda: state(info.model(), optimizer, jax.random.key(0), size, averaging))
+    create = partial(TrainState.create, info.model(), optimizer, jax.random.key(0), size, recipe.ema > 0)
+    shapes = jax.eval_shape(create)
     with EpochCheckpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         items, _ = checkpoints.restore(shapes.items)
         restored = shapes.restored(items)
@@ -105,13 +103,13 @@ def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_fol
     class KilledError(Exception):
         pass
 
-    def killed_in_the_second_epoch(self, epoch, *rest, train=trainer.Trainer._train):
+    def killed_in_second_epoch(session, epoch, *rest, train_epoch=trainer.train_epoch):
         if epoch == 2:
             raise KilledError
-        return train(self, epoch, *rest)
+        return train_epoch(session, epoch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_train", killed_in_the_second_epoch)
+        patch.setattr(trainer, "train_epoch", killed_in_second_epoch)
         with pytest.raises(KilledError):
             fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), quiet=True)
     resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), quiet=True)
@@ -204,17 +202,15 @@ def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, dat
     stored["versions"] |= {"jax": "0.1.2"}
     (copy / "config.json").write_text(json.dumps(stored))
     changes = {"seed": 1, "epochs": 4}
-    with pytest.raises(
-        fr.UserError, match="--no-resume to start anew, or --allow-config-changes to go on with it all the"
-    ):
+    with pytest.raises(fr.UserError, match="--no-resume to start again, or --allow-config-changes to resume anyway"):
         fr.fit(config(data_folder, copy, **changes), quiet=True)
     run = fr.fit(config(data_folder, copy, allow_config_changes=True, **changes))
     said = " ".join(capsys.readouterr().out.split())
-    assert "--allow-config-changes: the run so far was with --seed 0, not 1" in said
-    assert f"the run so far was made with jax 0.1.2 (here {jax.__version__})" in said
+    assert "--allow-config-changes: the run so far had --seed 0, not 1" in said
+    assert f"the run so far used jax 0.1.2 (now {jax.__version__})" in said
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert json.loads((copy / "config.json").read_text())["config"]["seed"] == 1
-    with pytest.raises(fr.UserError, match=r"--width 16, not 8; give another --workdir, or --no-resume to start anew$"):
+    with pytest.raises(fr.UserError, match=r"--width 16, not 8; give another --workdir, or --no-resume .* again$"):
         fr.fit(config(data_folder, copy, allow_config_changes=True, width=8, **changes), quiet=True)
 
 
@@ -257,7 +253,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_a
 def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "config.json").unlink()
-    with pytest.raises(fr.UserError, match=r"holds checkpoints of a run without its config\.json; give another"):
+    with pytest.raises(fr.UserError, match=r"holds checkpoints of a run without config\.json; give another"):
         fr.fit(config(data_folder, copy), quiet=True)
     run = fr.fit(config(data_folder, copy, epochs=1, resume=False), quiet=True)
     assert [row["epoch"] for row in run.history] == [1]
@@ -270,7 +266,7 @@ def test_fewer_epochs_than_are_done_train_nothing_and_leave_the_record(finished_
     (copy / "metrics.jsonl").write_text(rows[-1])  # as where those before were lost
     run = fr.fit(config(data_folder, copy, epochs=2))
     said = capsys.readouterr().out.replace("\n", " ")
-    assert f"epoch 3 is done in {copy}; nothing left for --epochs 2" in said
+    assert f"{copy} has trained 3 epochs; nothing left for --epochs 2" in said
     assert "compiled" not in said
     assert [row["epoch"] for row in run.history] == [3]
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
@@ -287,7 +283,7 @@ def test_the_record_of_epochs_is_that_of_the_checkpoint_whatever_a_row_says(
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
     assert [row["epoch"] for row in RunDir(copy).read_metrics()] == [1, 2, 3]
     kept = copy / "corrupt" / "metrics.jsonl.1"
-    assert f"lines that are no epoch's figures; as it was, it is {kept}" in capsys.readouterr().out.replace("\n", " ")
+    assert f"damaged lines; the original file is {kept}" in capsys.readouterr().out.replace("\n", " ")
     assert "999999999999" in kept.read_text()
 
 
@@ -295,9 +291,7 @@ def test_figures_that_are_no_runs_are_left_alone(data_folder, tmp_path):
     (folder := tmp_path / "mine").mkdir()
     for text in ('{"epoch": 1, "step": 10, "mine": "precious"}\n', "notes"):
         (folder / "metrics.jsonl").write_text(text)
-        message = (
-            r"mine holds a metrics\.jsonl of a run without its config\.json; give another --workdir, or --no-resume"
-        )
+        message = r"mine holds a metrics\.jsonl of a run without config\.json; give another --workdir, or --no-resume"
         with pytest.raises(fr.UserError, match=message):
             fr.fit(config(data_folder, folder), quiet=True)
         assert (folder / "metrics.jsonl").read_text() == text
@@ -314,9 +308,7 @@ def test_figures_of_a_run_whose_checkpoints_are_gone_are_kept(finished_run, data
     text = "".join((copy / "metrics.jsonl").read_text().splitlines(keepends=True)[:rows])
     (copy / "metrics.jsonl").write_text(text)
     for _ in range(2):
-        message = (
-            rf"holds the figures of {rows} epoch\(s\), but no checkpoint to go on from; put its checkpoints back, or"
-        )
+        message = rf"holds metrics of {rows} epoch\(s\), but no checkpoint to resume from; restore its checkpoints, or"
         with pytest.raises(fr.UserError, match=message):
             fr.fit(config(data_folder, copy, epochs=4), quiet=True)
         assert (copy / "metrics.jsonl").read_text() == text
@@ -339,7 +331,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew
     run = fr.fit(config(data_folder, copy, epochs=1))
     assert [row["epoch"] for row in run.history] == [1]
     kept = copy / "corrupt" / "metrics.jsonl.1"
-    assert f"epoch 1 begins anew, for its checkpoint was not written; its figures are in {kept}" in (
+    assert f"epoch 1 has no checkpoint and starts again; its metrics are in {kept}" in (
         capsys.readouterr().out.replace("\n", " ")
     )
     assert kept.read_text() == row
@@ -415,11 +407,11 @@ def poison(monkeypatch):
     monkeypatch.setattr(compiled_steps, "make_train_step", poisoned_train_step)
 
     def poison(step, mark):
-        def next_batch(self, batches, now, real=trainer.Trainer._next):
-            batch = real(self, batches, now)
-            return batch.replace(labels=batch.labels + mark) if now == step - 1 else batch
+        def next_batch(session, batches, state, metrics, real=trainer.next_batch):
+            batch = real(session, batches, state, metrics)
+            return batch.replace(labels=batch.labels + mark) if state.step == step - 1 else batch
 
-        monkeypatch.setattr(trainer.Trainer, "_next", next_batch)
+        monkeypatch.setattr(trainer, "next_batch", next_batch)
 
     return poison
 
@@ -446,11 +438,11 @@ def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder
 def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, monkeypatch):
     taken = []
 
-    def train(self, *rest, real=trainer.Trainer._train):
-        taken.extend(jax.tree.leaves(self.state.params))
-        return real(self, *rest)
+    def train_epoch(session, epoch, state, *rest, real=trainer.train_epoch):
+        taken.extend(jax.tree.leaves(state.params))
+        return real(session, epoch, state, *rest)
 
-    monkeypatch.setattr(trainer.Trainer, "_train", train)
+    monkeypatch.setattr(trainer, "train_epoch", train_epoch)
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     assert taken
     assert all(leaf.is_deleted() for leaf in taken)
@@ -522,7 +514,7 @@ def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, messag
         (
             fr.Dataset(blobs(9, 1).images, np.ones(9, np.int32), ("a", "b")),
             fr.Dataset(blobs(9, 1).images, np.arange(9, dtype=np.int32) % 2, ("a", "b")),
-            "all 9 training images are of the class b; a classifier needs two or more, so look at the labels",
+            "all 9 training images are of the class b; a classifier needs two or more, so check the labels",
         ),
     ],
 )
@@ -536,10 +528,8 @@ def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_pat
 
 def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr(
-        trainer.Trainer, "_read_metrics", lambda *a, real=trainer.Trainer._read_metrics: (reads.append(1), real(*a))[1]
-    )
-    monkeypatch.setattr(trainer, "READ_EVERY", 1000.0)
+    monkeypatch.setattr(trainer, "read_metrics", lambda *a, real=trainer.read_metrics: (reads.append(1), real(*a))[1])
+    monkeypatch.setattr(trainer, "READ_INTERVAL", 1000.0)
     fr.fit(config(data_folder, tmp_path / "run"), quiet=True)
     assert len(reads) == 4  # an epoch's first step and its sum
 
@@ -552,15 +542,15 @@ def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     monkeypatch.setattr(
-        trainer.Trainer,
-        "_read_metrics",
-        lambda *a, real=trainer.Trainer._read_metrics: (at_update.append(len(compiled)), real(*a))[1],
+        trainer, "read_metrics", lambda *a, real=trainer.read_metrics: (at_update.append(len(compiled)), real(*a))[1]
     )
-    make, start = compiled_steps.CompiledSteps._compiled, compiled_steps.CompiledSteps._start
+    make, submit = compiled_steps.CompiledSteps._compiled, compiled_steps.CompiledSteps._submit
     noted = lambda self, name, *a, **k: (made.update({name: len(at_update)}), make(self, name, *a, **k))[1]  # noqa: E731
     monkeypatch.setattr(compiled_steps.CompiledSteps, "_compiled", noted)
-    monkeypatch.setattr(compiled_steps.CompiledSteps, "_start", lambda *a: (begun.append(len(at_update)), start(*a))[1])
-    monkeypatch.setattr(trainer, "READ_EVERY", 0.0)
+    monkeypatch.setattr(
+        compiled_steps.CompiledSteps, "_submit", lambda *a: (begun.append(len(at_update)), submit(*a))[1]
+    )
+    monkeypatch.setattr(trainer, "READ_INTERVAL", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), quiet=True)
     assert made["create"] == made["train_step"] == 0  # at once
     assert begun == [1, 1]  # evaluation and statistics when the first step is done
@@ -576,7 +566,7 @@ def test_an_error_in_the_first_epoch_does_not_wait_for_what_was_to_be_compiled(d
         "make_eval_step",
         lambda *a, real=compiled_steps.make_eval_step: (begun.append("evaluate"), real(*a))[1],
     )
-    monkeypatch.setattr(trainer.Trainer, "_init_or_restore", lambda self: 1 / 0)
+    monkeypatch.setattr(fitting, "init_or_restore", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     assert not begun
@@ -587,7 +577,8 @@ def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_pat
     lines = capsys.readouterr().out.splitlines()
     assert "number of training examples = 44" in lines
     assert "X_train shape: (44, 32, 32, 3)  Y_train shape: (44,)" in lines
-    assert any(line.startswith("compiled for 1 ") for line in lines)
+    assert any(line.startswith("Compiling") for line in lines)
+    assert not any(line.startswith("compiled for 1 ") for line in lines)  # a detail for engineers
     assert lines[-1].startswith("epoch 1/1  train loss ")
     assert not any("\x1b" in line or "\r" in line for line in lines)
 
@@ -602,12 +593,11 @@ def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder)
 def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folder, tmp_path, monkeypatch):
     seen = []
 
-    def epoch(self, *rest, real=trainer.Trainer._epoch):
-        row, stats = real(self, *rest)
-        seen.append(jax.tree.map(np.asarray, (self.state.params, self.state.ema_params, stats)))
-        return row, stats
+    def evaluate(session, state, metrics, stats, *rest, real=trainer.evaluate):
+        seen.append(jax.tree.map(np.asarray, (state.params, state.ema_params, stats)))
+        return real(session, state, metrics, stats, *rest)
 
-    monkeypatch.setattr(trainer.Trainer, "_epoch", epoch)
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
     options = {"optimizer": "sgd", "learning_rate": 1e-2}  # Adam's first steps divide rounding by rounding
     run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), quiet=True)
     params, averaged, stats = seen[-1]
@@ -635,14 +625,14 @@ def test_the_optimiser_and_what_belongs_to_it_are_those_of_the_options(optimizer
     class AskedError(Exception):
         pass
 
-    def make(schedule, *options):
-        raise AskedError(options)
+    def make(recipe, schedule, groups):
+        raise AskedError({name: getattr(recipe, name) for name in options})
 
-    monkeypatch.setattr(trainer, "make_optimizer", make)
+    monkeypatch.setattr(compiled_steps, "make_optimizer", make)
     options = {"optimizer": optimizer, "weight_decay": 0.01, "clip_grad": 0.5, "layer_decay": 0.5}
     with pytest.raises(AskedError) as asked:
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), quiet=True)
-    assert asked.value.args == ((0.5, 0, optimizer, 0.01, 0.5),)
+    assert asked.value.args == (options,)
 
 
 def test_an_average_begins_with_the_weights_that_are_given(finished_run, data_folder, tmp_path):
@@ -658,7 +648,7 @@ def test_other_format_in_default_workdir(finished_run, data_folder, tmp_path, mo
     stored = json.loads(Path("runs/default/config.json").read_text())
     Path("runs/default/config.json").write_text(json.dumps(stored | {"format": 1}))
     fr.fit(fr.TrainConfig(data=data_folder, epochs=1, **TINY_CONFIG))
-    aside = re.search(r"another version wrote the run in runs/default; it is kept as (\S+)", capsys.readouterr().out)[1]
+    aside = re.search(r"another version wrote the run in runs/default; it is now (\S+)", capsys.readouterr().out)[1]
     assert json.loads(Path(aside, "config.json").read_text())["format"] == 1
     assert len(RunDir("runs/default").read_metrics()) == 1
     shutil.copytree(aside, "elsewhere")

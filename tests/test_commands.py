@@ -542,8 +542,8 @@ def test_what_is_said_of_a_file_has_to_fit_it(shell, silent_file, finished_run, 
         ((silent_file, tmp_path / "x", "--image-size", 3, 3), "and the tutorials' last layer is tied to its own"),
         ((any_size, tmp_path / "x", "--image-size", 60_000, 60_000), "an image 16,777,216 at most, and the"),
         ((finished_run, tmp_path / "x", "--no-stem-relu"), "--stem-relu is for weights that do not tell"),
-        ((silent_file, tmp_path / "x", "--class-names", "a,,c"), "'' among the names of classes is empty"),
-        ((silent_file, tmp_path / "x", "--class-names", "a,b,a"), "'a' among the names of classes is"),
+        ((silent_file, tmp_path / "x", "--class-names", "a,,c"), "class name '' is empty"),
+        ((silent_file, tmp_path / "x", "--class-names", "a,b,a"), "class name 'a' is empty, unprintable or repeated"),
     ):
         status, _, err = shell("convert", *words)
         assert status == 2

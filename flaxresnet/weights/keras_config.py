@@ -1,7 +1,7 @@
-"""A ResNet as Keras describes it: its layers, how they are joined, and the order in which Keras goes through them.
+"""Keras's configuration of a ResNet: its layers, their connections, and Keras's layer order.
 
-Keras stores a model as its layers' configurations, and weights in the order of its layers, so that files which Keras is
-to open need both. `tests/weights` holds them against the real Keras.
+Keras stores a model as its layers' configurations, and weights in the order of the layers. Files for Keras therefore
+need both. `tests/weights` compares them with the real Keras.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from flaxresnet.weights.key_maps import KeyFormat
 
 
 def keras_layers(model: ResNet, image_size: tuple[int, int], key_format: KeyFormat) -> list[Layer]:
-    """The network's layers as the world of Keras files that it belongs to calls them, inputs before what takes them.
+    """Returns the network's layers with the names of a key format, each after its inputs.
 
     Args:
       model: a network of the variant `"tutorial"` or `"keras"`.
-      image_size: height and width of its images.
-      world: names the layers with weights; an entry of `KEY_FORMATS`.
+      image_size: height and width of the images, in pixels.
+      key_format: an entry of `KEY_FORMATS`, of the same variant.
     """
 
     def name_of(layer: str) -> str:
@@ -26,31 +26,41 @@ def keras_layers(model: ResNet, image_size: tuple[int, int], key_format: KeyForm
     def name_of_block(label: str) -> str:  # conv2_block1 of conv2_block1_1_conv
         return name_of(f"res{label}_branch2a").rsplit("_", 2)[0]
 
-    applications = key_format.variant == "keras"
-    return graph(model, image_size, LayerNaming(name_of, name_of_block, True) if applications else LayerNaming(name_of))
+    if key_format.variant == "keras":
+        return graph(model, image_size, LayerNaming(name_of, name_of_block, True))
+    return graph(model, image_size, LayerNaming(name_of))
 
 
 def topological_order(layers: list[Layer]) -> list[Layer]:
-    """As `keras.Model.layers` has them: by the longest way to the output, then by a walk back from it."""
-    hash_split = {layer.name: layer for layer in layers}
+    """Returns the layers in the order of `keras.Model.layers`.
+
+    Keras sorts by the length of the longest path to the output, descending, and then by a depth-first walk from the
+    output.
+    """
+    by_name = {layer.name: layer for layer in layers}
     depth = {layers[-1].name: 0}
     for layer in reversed(layers):
         for source in layer.inputs:
             depth[source] = max(depth.get(source, 0), depth[layer.name] + 1)
     visited: dict[str, int] = {}
-    waiting = [layers[-1].name]
-    while waiting:
-        name = waiting.pop()
+    stack = [layers[-1].name]
+    while stack:
+        name = stack.pop()
         if name not in visited:
             visited[name] = len(visited)
-            waiting.extend(reversed(hash_split[name].inputs))
+            stack.extend(reversed(by_name[name].inputs))
     return sorted(layers, key=lambda layer: (-depth[layer.name], visited[layer.name]))
 
 
 def keras_config(layers: list[Layer], name: str) -> dict[str, Any]:
-    """The model as Keras's JSON."""
+    """Returns the configuration that Keras writes as JSON for a functional model.
 
-    def of_layer(layer: Layer) -> dict[str, Any]:
+    Args:
+      layers: the layers; the first is the input and the last the output.
+      name: the model's name.
+    """
+
+    def layer_config(layer: Layer) -> dict[str, Any]:
         inputs = [[source, 0, 0, {}] for source in layer.inputs]
         return {
             "module": "keras.layers",
@@ -67,7 +77,7 @@ def keras_config(layers: list[Layer], name: str) -> dict[str, Any]:
         "config": {
             "name": name,
             "trainable": True,
-            "layers": [of_layer(layer) for layer in layers],
+            "layers": [layer_config(layer) for layer in layers],
             "input_layers": [[layers[0].name, 0, 0]],
             "output_layers": [[layers[-1].name, 0, 0]],
         },

@@ -1,4 +1,4 @@
-"""How each world names what a ResNet holds: one map a world, from our table's names to its own."""
+"""Key formats: the names that Keras, PyTorch and Hugging Face give to a ResNet's arrays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +13,15 @@ TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "
 
 @dataclass(frozen=True)
 class KeyFormat:
-    """A family of files that name a network's layers alike.
+    """A family of files that give a network's arrays the same names.
 
     Attributes:
-      title: for people.
-      variant: how networks are written there, a name in `VARIANTS`.
-      outside: names of the layers outside of blocks: `conv1`, `bn_conv1` and `fc`, where `{}` is the number of classes.
-      inside: the name of a block's layer, or None where it is ours.
-      torch: whether arrays and leaves are PyTorch's, else Keras's.
+      title: the family's name in messages.
+      variant: the architecture of the family's networks, a name in `VARIANTS`.
+      top_level_keys: names of the layers outside of blocks (`conv1`, `bn_conv1`, `fc`) that differ from the tutorials';
+        `{}` stands for the number of classes.
+      block_key: returns the name of a block's layer; None if it is the tutorials' name.
+      torch: True if leaf names and array layout are PyTorch's, False if they are Keras's.
     """
 
     title: str
@@ -31,55 +32,64 @@ class KeyFormat:
 
     @property
     def stem_key(self) -> str:
-        """The name of the first convolution's kernel, by which a file of this world is recognised."""
+        """Returns the key of the first convolution's kernel, which identifies the key format of a file."""
         return self.key("conv1/kernel", None)
 
     def key(self, name: str, num_classes: int | None) -> str:
-        """Our table's name → this world's."""
+        """Returns the key of a flat parameter in this format.
+
+        Args:
+          name: the flat parameter, `"layer/leaf"`.
+          num_classes: number of classes, which is a part of some last layers' names.
+        """
         layer, leaf = name.split("/")
-        place = parse_layer_name(layer)
-        theirs = (
-            self.block_key(place)
-            if place and self.block_key
-            else self.top_level_keys.get(layer, layer).format(num_classes)
-        )
+        index = parse_layer_name(layer)
+        if index is not None and self.block_key is not None:
+            prefix = self.block_key(index)
+        else:
+            prefix = self.top_level_keys.get(layer, layer).format(num_classes)
         if self.torch:
-            return f"{theirs}.{TORCH_LEAVES[leaf]}"
-        is_norm = layer == "bn_conv1" or (place is not None and place.is_norm)
-        return f"{theirs}/{'beta' if leaf == 'bias' and is_norm else KERAS_LEAVES.get(leaf, leaf)}"
+            return f"{prefix}.{TORCH_LEAVES[leaf]}"
+        is_norm = layer == "bn_conv1" or (index is not None and index.is_norm)
+        if leaf == "bias" and is_norm:
+            return f"{prefix}/beta"
+        return f"{prefix}/{KERAS_LEAVES.get(leaf, leaf)}"
 
     def import_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that an array of that world has in ours."""
+        """Returns the shape in Flax's layout of an array that has this shape in the file."""
         if not self.torch:
             return shape
         return tuple(shape[axis] for axis in (2, 3, 1, 0)) if len(shape) == 4 else shape[::-1]
 
     def import_array(self, array: np.ndarray) -> np.ndarray:
-        """An array of that world as it lies in ours, float32."""
-        return np.ascontiguousarray(_turned(array, (2, 3, 1, 0)) if self.torch else array, np.float32)
+        """Returns a file's array as contiguous float32 in Flax's layout."""
+        return np.ascontiguousarray(_transpose(array, (2, 3, 1, 0)) if self.torch else array, np.float32)
 
     def export_array(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(_turned(array, (3, 2, 0, 1)) if self.torch else array, np.float32)
+        """Returns an array in Flax's layout as contiguous float32 in this format's layout."""
+        return np.ascontiguousarray(_transpose(array, (3, 2, 0, 1)) if self.torch else array, np.float32)
 
 
-def _turned(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Convolutions' kernels with their axes in another order, the dense layer's transposed, vectors as they are."""
-    return array.transpose(axes) if array.ndim == 4 else array.T
+def _transpose(array: np.ndarray, kernel_axes: tuple[int, ...]) -> np.ndarray:
+    """Returns a convolution's kernel with its axes permuted, the dense layer's kernel transposed, or the vector."""
+    return array.transpose(kernel_axes) if array.ndim == 4 else array.T
 
 
-def _torchvision(place: LayerIndex) -> str:
-    main = f"{'bn' if place.is_norm else 'conv'}{place.number}"
-    return f"layer{place.stage - 1}.{place.block}.{main if place.number else f'downsample.{int(place.is_norm)}'}"
+def _torchvision(index: LayerIndex) -> str:
+    layer = f"{'bn' if index.is_norm else 'conv'}{index.number}"
+    if index.number == 0:
+        layer = f"downsample.{int(index.is_norm)}"
+    return f"layer{index.stage - 1}.{index.block}.{layer}"
 
 
-def _hugging_face(place: LayerIndex) -> str:
-    part = f"layer.{place.number - 1}" if place.number else "shortcut"
-    kind = "normalization" if place.is_norm else "convolution"
-    return f"resnet.encoder.stages.{place.stage - 2}.layers.{place.block}.{part}.{kind}"
+def _hugging_face(index: LayerIndex) -> str:
+    branch = f"layer.{index.number - 1}" if index.number else "shortcut"
+    kind = "normalization" if index.is_norm else "convolution"
+    return f"resnet.encoder.stages.{index.stage - 2}.layers.{index.block}.{branch}.{kind}"
 
 
-def _keras(place: LayerIndex) -> str:
-    return f"conv{place.stage}_block{place.block + 1}_{place.number}_{'bn' if place.is_norm else 'conv'}"
+def _keras(index: LayerIndex) -> str:
+    return f"conv{index.stage}_block{index.block + 1}_{index.number}_{'bn' if index.is_norm else 'conv'}"
 
 
 _EMBEDDER = "resnet.embedder.embedder"

@@ -1,4 +1,4 @@
-"""A trained network as it travels between worlds: what it is, its arrays, and how it wants its images."""
+"""Pretrained weights in any format: architecture, arrays, preprocessing, and the identification of all three."""
 
 import math
 from collections import Counter
@@ -15,34 +15,34 @@ from flaxresnet.models.layer_graph import count_convolutions, head_size
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet, width_step
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.weights import flat_params
-from flaxresnet.weights.flat_params import HEAD_KEY, Entries, FlatParams, Shapes
+from flaxresnet.weights.flat_params import HEAD_KEY, Entries, FlatParams, LazyArray, Shapes
 from flaxresnet.weights.key_maps import KEY_FORMATS, KeyFormat
 
-# What the pretrained weights of each variant expect of pixels: Keras's "caffe" mode, ImageNet's mean and deviation.
+# Pixel scaling of each variant's pretrained weights: ÷255, Keras's "caffe" mode, ImageNet's mean and deviation.
 SCALING: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "keras": {"scale": 1.0, "channels": "bgr", "mean": (103.939, 116.779, 123.68)},
     "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
 }
-# Height and width of images, in pixels, where a file does not tell: of networks that take any, and of those that are
-# tied to one by their last layer, the likeliest first.
-USUAL_SIDE = 224
-USUAL_SIDES = (64, *range(32, 513, 32))
-FEW_NUMBERS = 2**22  # that a file may declare whatever its size; 16 MiB of float32
-METADATA_KEY = "flaxresnet"  # under which files of every kind keep what `describe` says
+# Height and width of images, in pixels, for files that do not store them.
+DEFAULT_SIDE = 224  # for networks that take any size
+# For networks whose last layer fits one size only, the likeliest first.
+CANDIDATE_SIDES = (64, *range(32, 513, 32))
+ALWAYS_ALLOWED = 2**22  # elements that a file of any size may declare: 16 MiB of float32
+METADATA_KEY = "flaxresnet"  # the entry of every file format that holds `describe`'s result
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """A network's variables and what is known of it.
+    """A network's arrays, and the facts that a classifier needs about them.
 
     Attributes:
-      network: which network.
-      num_classes: None where the last layer is missing, as in files made for fine-tuning.
-      arrays: the variables; see `flat_params.py`.
+      network: the architecture.
+      num_classes: number of classes; None if the last layer is missing, as in files for fine-tuning.
+      arrays: float32 arrays by flat name; see `flat_params.py`.
       preprocessing: from a photo to the network's input.
-      class_names: one a class, or None where the file does not tell.
-      assumed: what the file does not tell: `"preprocessing"`, fields of `network`.
+      class_names: a name for each class, or None if the file has none.
+      assumed: facts that the file does not store, so that defaults apply: `"preprocessing"`, fields of `network`.
     """
 
     network: Network
@@ -54,13 +54,13 @@ class PretrainedWeights:
 
     @property
     def model(self) -> ResNet:
-        """The network; without a last layer among the weights, with one of two classes."""
+        """Returns the module; if the weights have no last layer, the module has one for two classes."""
         n = self.network
         return resnet(n.model, n.variant, num_classes=self.num_classes or 2, width=n.width, stem_relu=n.stem_relu)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """{"params", "batch_stats"} for `model.apply`; there has to be a last layer."""
+        """Returns {"params", "batch_stats"} for `model.apply`; the weights must have a last layer."""
         return flat_params.unflatten(self.arrays, self.num_classes)
 
 
@@ -68,89 +68,86 @@ def identify(
     entries: Entries,
     nbytes: int,
     image_size: tuple[int, int] | None = None,
-    about: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
     stem_relu: bool | None = None,
 ) -> PretrainedWeights:
-    """The network that a file's entries belong to, every one of them in its place; before that none is loaded.
+    """Identifies the network in a file by names and shapes, then loads its arrays.
+
+    No array is loaded before all names and shapes fit.
 
     Args:
-      entries: the file's arrays by its own names.
-      nbytes: the file's size.
-      image_size: height and width of the images, where the file tells.
-      about: what `describe` wrote into the file, if it did.
-      stem_relu: whether the network has a ReLU after its first batch norm, where the file tells.
+      entries: the file's arrays, by their names in the file.
+      nbytes: the file's size in bytes.
+      image_size: height and width of the images, if the file stores them.
+      metadata: the result of `describe`, if the file stores it.
+      stem_relu: True if a ReLU follows the first batch norm; None if the file does not store it.
 
     Raises:
-      UserError: the names are of no known world, entries are missing, unexpected or of another shape, hold what no
-        network holds, or are more than the file has bytes for.
+      UserError: the names are of no known key format; an array is missing, unexpected or of another shape; an array
+        has values that are not finite numbers; or the arrays have more elements than the file has bytes.
     """
-    about = about or {}
-    stored = Preprocessing.from_json(about["preprocessing"]) if about.get("preprocessing") else None
-    image_size = (stored.height, stored.width) if stored else image_size
-    key_format = next((w for w in KEY_FORMATS.values() if w.stem_key in entries), None)
+    metadata = metadata or {}
+    stored = Preprocessing.from_json(metadata["preprocessing"]) if metadata.get("preprocessing") else None
+    if stored is not None:
+        image_size = (stored.height, stored.width)
+    key_format = next((known for known in KEY_FORMATS.values() if known.stem_key in entries), None)
     if key_format is None:
-        stem_keys = ", ".join(f"{w.stem_key} ({w.title})" for w in KEY_FORMATS.values())
-        raise UserError(f"no ResNet is recognised; the first convolution would be one of {stem_keys}")
-    found = {key: entry for key, entry in entries.items() if not key.endswith("num_batches_tracked")}
-    _check_count(found, nbytes)
-    if len(found[key_format.stem_key].shape) != 4:
-        raise UserError(
-            f"{key_format.stem_key} has shape {found[key_format.stem_key].shape}, which is no convolution's"
-        )
-    num_classes = _classes_of(found, key_format)
-    found = _with_head_as_there(found, key_format, num_classes)
-    names = about.get("class_names") if num_classes else None
+        stem_keys = ", ".join(f"{known.stem_key} ({known.title})" for known in KEY_FORMATS.values())
+        raise UserError(f"no ResNet is recognized; the first convolution's kernel must be one of {stem_keys}")
+    entries = {key: entry for key, entry in entries.items() if not key.endswith("num_batches_tracked")}
+    _check_count(entries, nbytes)
+    stem_shape = entries[key_format.stem_key].shape
+    if len(stem_shape) != 4:
+        raise UserError(f"{key_format.stem_key} has shape {stem_shape}, but a convolution's kernel has 4 axes")
+    num_classes = _num_classes(entries, key_format)
+    entries = _rename_head(entries, key_format, num_classes)
+    names = metadata.get("class_names") if num_classes else None
     if names:
         check_class_names(names, num_classes)
-    width = key_format.import_shape(found[key_format.stem_key].shape)[-1]
-    size, shapes, side = match_architecture(found, key_format, width, num_classes, image_size)
+    width = key_format.import_shape(stem_shape)[-1]
+    size, shapes, image_size = match_architecture(entries, key_format, width, num_classes, image_size)
     keys = {name: key_format.key(name, num_classes) for name in shapes}
     expected = {key: shapes[name] for name, key in keys.items()}
-    have = {
-        key: key_format.import_shape(entry.shape) if key in expected else entry.shape for key, entry in found.items()
-    }
-    require_same_shapes(expected, have, f"the weights are not those of a {size} of {key_format.title}")
-    table = {name: key_format.import_array(_loaded(key, found[key].load())) for name, key in keys.items()}
-    stem_relu = about.get("stem_relu", stem_relu)
-    network = Network(cast(Any, size), cast(Any, key_format.variant), width, stem_relu is not False)
+    actual = {}
+    for key, entry in entries.items():
+        actual[key] = key_format.import_shape(entry.shape) if key in expected else entry.shape
+    require_same_shapes(expected, actual, f"the arrays do not fit a {size} of {key_format.title}")
+    arrays = {name: key_format.import_array(_load(key, entries[key])) for name, key in keys.items()}
+    stem_relu = metadata.get("stem_relu", stem_relu)
     assumed = [] if stored else ["preprocessing"]
-    if (
-        stem_relu is None and key_format.variant == "tutorial"
-    ):  # of the two tutorials one has none; all other worlds have it
+    if stem_relu is None and key_format.variant == "tutorial":  # one of the two tutorials leaves out the stem's ReLU
         assumed.append("stem_relu")
     return PretrainedWeights(
-        network=network,
+        network=Network(cast(Any, size), cast(Any, key_format.variant), width, stem_relu is not False),
         num_classes=num_classes,
-        arrays=table,
-        preprocessing=stored or Preprocessing(*side, **SCALING[key_format.variant]),
+        arrays=arrays,
+        preprocessing=stored or Preprocessing(*image_size, **SCALING[key_format.variant]),
         class_names=tuple(names) if names else None,
         assumed=frozenset(assumed),
     )
 
 
 def check_class_names(names: Sequence[Any], num_classes: int | None) -> None:
-    """Raises UserError unless there is a name for each class, each its own and of printable letters."""
+    """Raises UserError unless `names` is a list of distinct printable strings, one for each class."""
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"its names of classes are {str(names)[:80]!r}, not a list of words")
+        raise UserError(f"class names are {str(names)[:80]!r}; give a list of strings")
     if len(names) != num_classes:
-        raise UserError(f"it names {len(names)} classes, and its last layer has {num_classes} outputs")
+        raise UserError(f"the number of class names is {len(names)}, but the last layer has {num_classes} outputs")
     for name, count in Counter(names).items():
         if not name.strip() or not name.isprintable() or count > 1:
-            raise UserError(f"{name!r} among the names of classes is empty, not printable, or there twice")
+            raise UserError(f"class name {name!r} is empty, unprintable or repeated; give each class its own name")
 
 
 def fits_images(weights: PretrainedWeights, image_size: tuple[int, int]) -> bool:
-    """Whether the network takes images of this height and width."""
-    return (
-        min(image_size) >= MIN_IMAGE_SIZE
-        and is_input_size(image_size)
-        and weights.arrays.keys() <= flat_params.shapes_of(weights.model, image_size).keys()
-        and all(flat_params.shapes_of(weights.model, image_size)[n] == a.shape for n, a in weights.arrays.items())
-    )
+    """Returns whether the network takes images of this height and width, in pixels."""
+    if min(image_size) < MIN_IMAGE_SIZE or not is_input_size(image_size):
+        return False
+    shapes = flat_params.shapes_of(weights.model, image_size)
+    return all(shapes.get(name) == array.shape for name, array in weights.arrays.items())
 
 
 def describe(weights: PretrainedWeights) -> dict[str, Any]:
-    """What a file of weights cannot say by names and shapes, for `identify` to read back; values are JSON's."""
+    """Returns JSON values for the facts that names and shapes do not show; `identify` reads them back."""
     return {
         "stem_relu": weights.network.stem_relu,
         "class_names": list(weights.class_names) if weights.class_names else None,
@@ -158,90 +155,114 @@ def describe(weights: PretrainedWeights) -> dict[str, Any]:
     }
 
 
-def require_same_shapes(expected: Shapes, found: Shapes, complaint: str) -> None:
-    """Raises UserError, with sorted lists, unless the same names have the same shapes."""
-    lists = {
-        "missing": expected.keys() - found.keys(),
-        "unexpected": found.keys() - expected.keys(),
-        "of another shape": {
-            f"{key} {found[key]}, not {expected[key]}"
-            for key in expected.keys() & found.keys()
-            if found[key] != expected[key]
-        },
+def require_same_shapes(expected: Shapes, actual: Shapes, complaint: str) -> None:
+    """Raises UserError unless both have the same names with the same shapes.
+
+    Args:
+      expected: shapes by name.
+      actual: shapes by name.
+      complaint: the start of the message; sorted lists of the differences follow.
+    """
+    wrong_shapes = []
+    for key in expected.keys() & actual.keys():
+        if actual[key] != expected[key]:
+            wrong_shapes.append(f"{key} {actual[key]}, not {expected[key]}")
+    differences = {
+        "missing": expected.keys() - actual.keys(),
+        "unexpected": actual.keys() - expected.keys(),
+        "wrong shape": wrong_shapes,
     }
-    if any(lists.values()):
-        wrong = (f"{what}: {listed(sorted(names), 8)}" for what, names in lists.items() if names)
-        raise UserError(f"{complaint}: {'; '.join(wrong)}")
+    texts = [f"{title}: {listed(sorted(names), 8)}" for title, names in differences.items() if names]
+    if texts:
+        raise UserError(f"{complaint}: {'; '.join(texts)}")
 
 
-def _check_count(found: Entries, nbytes: int) -> None:
-    """Raises UserError for more numbers than bytes, each of which takes one or more: a small file may declare any."""
-    count = sum(math.prod(entry.shape) for entry in found.values())
-    if count > max(nbytes, FEW_NUMBERS):
-        raise UserError(f"its arrays have {count:,} numbers, and it has {nbytes:,} bytes; store every number")
+def _check_count(entries: Entries, nbytes: int) -> None:
+    """Raises UserError if the arrays have more elements than the file has bytes, which small files can declare."""
+    count = sum(math.prod(entry.shape) for entry in entries.values())
+    if count > max(nbytes, ALWAYS_ALLOWED):
+        raise UserError(f"the arrays have {count:,} elements, but the file has {nbytes:,} bytes; store every element")
 
 
-def _loaded(key: str, array: np.ndarray) -> np.ndarray:
-    """The array; raises UserError unless all its numbers are real and finite."""
-    wrong = None
+def _load(key: str, entry: LazyArray) -> np.ndarray:
+    """Returns the array; raises UserError unless it has a real dtype and every element is finite."""
+    array = entry.load()
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):  # bfloat16 is floating
-        wrong = f"numbers of the type {array.dtype}"
-    elif not np.isfinite(array).all():
-        wrong = array[~np.isfinite(array)].flat[0]
-    if wrong is not None:
-        raise UserError(f"its array {key} holds {wrong}, which no trained network has")
+        raise UserError(f"array {key} has dtype {array.dtype}; store floats or integers")
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise UserError(f"array {key} contains {array[~finite].flat[0]}; every weight must be finite")
     return array
 
 
-def _classes_of(found: Entries, key_format: KeyFormat) -> int | None:
-    """How many classes the last layer tells apart; None where there is no such layer."""
-    heads = [entry.shape for entry in found.values() if len(entry.shape) == 2]
-    count = key_format.import_shape(heads[0])[1] if len(heads) == 1 else None
-    if count is not None and count < 2:
-        raise UserError(f"its last layer has {count} output; a classifier needs one for each of two or more classes")
+def _num_classes(entries: Entries, key_format: KeyFormat) -> int | None:
+    """Returns the number of outputs of the last layer, or None if there is no such layer."""
+    heads = [entry.shape for entry in entries.values() if len(entry.shape) == 2]
+    if len(heads) != 1:
+        return None
+    count = key_format.import_shape(heads[0])[1]
+    if count < 2:
+        raise UserError(f"the last layer has {count} output; a classifier needs 2 or more")
     return count
 
 
-def _with_head_as_there(found: Entries, key_format: KeyFormat, num_classes: int | None) -> Entries:
-    """The entries with the last layer under the name that it has in that world; people name it as they like."""
-    kernels = [key for key, entry in found.items() if len(entry.shape) == 2]
+def _rename_head(entries: Entries, key_format: KeyFormat, num_classes: int | None) -> Entries:
+    """Returns the entries with the last layer under the key format's name; files may have any name for it."""
+    kernels = [key for key, entry in entries.items() if len(entry.shape) == 2]
     expected = key_format.key(f"{HEAD_KEY}/kernel", num_classes)
     if len(kernels) != 1 or kernels[0] == expected:
-        return found
-    divider = "." if key_format.torch else "/"
-    theirs, usual = (key.rpartition(divider)[0] + divider for key in (kernels[0], expected))
-    return {usual + key.removeprefix(theirs) if key.startswith(theirs) else key: e for key, e in found.items()}
+        return entries
+    separator = "." if key_format.torch else "/"
+    old = kernels[0].rpartition(separator)[0] + separator
+    new = expected.rpartition(separator)[0] + separator
+    return {new + key.removeprefix(old) if key.startswith(old) else key: entry for key, entry in entries.items()}
 
 
 def match_architecture(
-    found: Entries, key_format: KeyFormat, width: int, num_classes: int | None, image_size: tuple[int, int] | None
+    entries: Entries,
+    key_format: KeyFormat,
+    width: int,
+    num_classes: int | None,
+    image_size: tuple[int, int] | None,
 ) -> tuple[str, Shapes, tuple[int, int]]:
-    """The size that most of the entries fit, its shapes (without a last layer where there is none) and its images'."""
-    fitting_groups = [size for size in SIZES if width % width_step(size) == 0]
-    sizes = {
-        size: resnet(size, key_format.variant, num_classes=num_classes or 2, width=width) for size in fitting_groups
-    }
-    have = {key: key_format.import_shape(entry.shape) for key, entry in found.items()}
-    convolutions = sum(len(shape) == 4 for shape in have.values())
-    distance = {size: abs(count_convolutions(model) - convolutions) for size, model in sizes.items()}
-    rows = next((shape[0] for shape in have.values() if len(shape) == 2), None)
+    """Returns the network size that fits most entries, its shapes by flat name, and its image size.
 
-    def fitting(size: str) -> tuple[int, str, Shapes, tuple[int, int]]:
-        side = image_size or _usual_image(sizes[size], rows)
-        shapes = flat_params.shapes_of(sizes[size], side)
+    The shapes have no last layer if `num_classes` is None. Only the sizes with the closest number of convolutions are
+    compared.
+    """
+    actual = {key: key_format.import_shape(entry.shape) for key, entry in entries.items()}
+    head_inputs = next((shape[0] for shape in actual.values() if len(shape) == 2), None)
+    convolutions = sum(len(shape) == 4 for shape in actual.values())
+    models = {}
+    for size in SIZES:
+        if width % width_step(size) == 0:
+            models[size] = resnet(size, key_format.variant, num_classes=num_classes or 2, width=width)
+    distance = {size: abs(count_convolutions(model) - convolutions) for size, model in models.items()}
+    candidates = []
+    for size, model in models.items():
+        if distance[size] > min(distance.values()):
+            continue
+        model_image_size = image_size or _default_image_size(model, head_inputs)
+        shapes = flat_params.shapes_of(model, model_image_size)
         if num_classes is None:
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(HEAD_KEY + "/")}
-        keys = {key_format.key(name, num_classes): shape for name, shape in shapes.items()}
-        fits = sum(shape == keys.get(key) for key, shape in have.items())
-        return fits, size, shapes, side
+        expected = {key_format.key(name, num_classes): shape for name, shape in shapes.items()}
+        matches = sum(shape == expected.get(key) for key, shape in actual.items())
+        candidates.append((matches, size, shapes, model_image_size))
+    return max(candidates)[1:]
 
-    return max(fitting(size) for size in sizes if distance[size] == min(distance.values()))[1:]
 
+def _default_image_size(model: ResNet, head_inputs: int | None) -> tuple[int, int]:
+    """Returns the height and width to assume for a file without an image size.
 
-def _usual_image(model: ResNet, rows: int | None) -> tuple[int, int]:
-    """Height and width for a network that does not say; `rows` are the last layer's."""
+    Args:
+      model: the network.
+      head_inputs: number of inputs of the last layer; None if there is no such layer.
+    """
     if model.head == "average":
-        return USUAL_SIDE, USUAL_SIDE
-    outside = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
-    sides = (side for side in USUAL_SIDES if head_size(model, side) ** 2 * outside == rows)
-    return (next(sides, USUAL_SIDES[0]),) * 2
+        return DEFAULT_SIDE, DEFAULT_SIDE
+    channels = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
+    for side in CANDIDATE_SIDES:
+        if head_size(model, side) ** 2 * channels == head_inputs:
+            return side, side
+    return CANDIDATE_SIDES[0], CANDIDATE_SIDES[0]

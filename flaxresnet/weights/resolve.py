@@ -1,4 +1,4 @@
-"""Where weights come from: a run's folder, a file, or the Hugging Face hub."""
+"""Sources of weights: a run folder, a file, or a model on the Hugging Face hub."""
 
 import logging
 import re
@@ -15,53 +15,55 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def open_weights(source: str, checkpoint: CheckpointChoice = "latest") -> PretrainedWeights:
-    """The weights of a run's folder, a file, or a model on the hub, such as `"microsoft/resnet-50"`.
+    """Reads the weights of a run, a file, or a model on the hub.
 
     Args:
-      source: which.
-      checkpoint: of a run, the latest or the best on the test images.
+      source: a run folder, a folder that Hugging Face's `save_pretrained` wrote, a weight file, or a hub id such as
+        `"microsoft/resnet-50"`. An existing path takes precedence over a hub id.
+      checkpoint: "latest" or "best", for a run folder.
 
     Raises:
-      UserError: there is nothing of that name, it cannot be fetched, or it holds no ResNet that fits.
+      UserError: the source does not exist, cannot be read or downloaded, or contains no known ResNet.
     """
     path = Path(source)
     with oserror_as_user_error(path, "read"):
         is_folder = path.is_dir()
         exists = path.exists()
     if is_folder:
-        # A folder as Hugging Face's `save_pretrained` makes it holds a file of weights.
         saved = [path / name for name in HUB_FILES if (path / name).exists()]
         return read_weights(saved[0]) if saved else read_run(path, checkpoint)
     if not exists and HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
-        return read_weights(_from_hub(source))
+        return read_weights(_download(source))
     return read_weights(path)
 
 
-def _from_hub(model: str) -> Path:
-    """The path of a model's weights in the hub's cache, fetched where they are not there yet."""
+def _download(model: str) -> Path:
+    """Returns the path of a model's weights in the hub's cache, after downloading them if necessary."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise UserError(
-            f"{model} is no file or folder here; to fetch it from the Hugging Face hub: pip install 'flaxresnet[hub]'"
+            f"{model} is not a local path; to download it from the Hugging Face hub: pip install 'flaxresnet[hub]'"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what goes wrong is said below, once
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # the UserErrors below already report the failure
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(model, name))
         except RepositoryNotFoundError:
-            raise UserError(f"{model} is neither a file or folder here nor a public model on the hub") from None
+            raise UserError(
+                f"{model} is neither a local path nor a public model on the Hugging Face hub; check the spelling"
+            ) from None
         except EntryNotFoundError as error:
             if getattr(error, "response", None) is None:  # not in the cache, and the hub is out of reach
                 raise _unreachable(model) from error
-        except Exception as error:  # whatever the network brings
+        except Exception as error:  # the exceptions of the network stack are not documented
             raise _unreachable(model) from error
-    raise UserError(f"{model} on the hub holds none of {', '.join(HUB_FILES)}")
+    raise UserError(f"{model} on the Hugging Face hub has none of the files {', '.join(HUB_FILES)}; use another model")
 
 
 def _unreachable(model: str) -> UserError:
     return UserError(
-        f"{model} is no file or folder here, and the Hugging Face hub cannot be reached; go online once, "
-        f"or download {HUB_FILES[0]} elsewhere and give its path"
+        f"{model} is not a local path, and the Hugging Face hub cannot be reached; go online once, or download "
+        f"{HUB_FILES[0]} elsewhere and give its path"
     )

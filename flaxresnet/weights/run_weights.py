@@ -1,4 +1,4 @@
-"""A run's folder as one of the worlds: weights from it, and a folder made from weights."""
+"""The weights of a run folder, and run folders made from weights."""
 
 import tempfile
 from dataclasses import asdict
@@ -19,7 +19,10 @@ from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
 
 def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> PretrainedWeights:
-    """A run's weights, with the statistics that it was evaluated with. Raises UserError as `Classifier.load` does."""
+    """Reads a run's weights, with the batch norm statistics that its evaluation used.
+
+    Raises UserError as `Classifier.load` does.
+    """
     info, variables = load_run(run, checkpoint)
     return PretrainedWeights(
         network=info.config.network,
@@ -31,15 +34,15 @@ def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> Pretra
 
 
 def write_run(weights: PretrainedWeights, run: str | Path, source: str) -> None:
-    """Makes a run's folder of weights, for prediction and evaluation; there is nothing in it to go on training with.
+    """Makes a run folder from weights, for prediction and evaluation. Training cannot resume from it.
 
     Args:
-      weights: with a last layer. Classes without names are called 0, 1, ….
-      run: a folder that does not exist yet.
-      source: where the weights come from, in words.
+      weights: weights with a last layer. If they have no class names, the classes are called 0, 1, ….
+      run: the folder to make; it must not exist.
+      source: the origin of the weights, for people.
 
     Raises:
-      UserError: the folder exists or cannot be written, or the last layer is missing.
+      UserError: the folder exists or cannot be written, or the weights have no last layer.
     """
     if weights.num_classes is None:
         raise UserError("the weights have no last layer; train one with --init first")
@@ -55,7 +58,7 @@ def write_run(weights: PretrainedWeights, run: str | Path, source: str) -> None:
 
 
 def require_absent(run: str | Path) -> None:
-    """Raises UserError where there is something of this name, or cannot be."""
+    """Raises UserError if the path exists or cannot exist, such as a name that is too long."""
     with oserror_as_user_error(run):
         exists = Path(run).exists()
     if exists:
@@ -63,11 +66,19 @@ def require_absent(run: str | Path) -> None:
 
 
 def write_variables(info: RunMetadata, variables: Any, run: str | Path, calibration: Calibration | None = None) -> None:
-    """Makes a run's folder, whole or not at all, of {"params", "batch_stats"}, and what it knows of its answers.
+    """Makes a run folder atomically.
 
-    Raises UserError where the folder exists or cannot be written.
+    Args:
+      info: the run's metadata.
+      variables: {"params", "batch_stats"}.
+      run: the folder to make; it must not exist.
+      calibration: the run's calibration, if it has one.
+
+    Raises:
+      UserError: the folder exists or cannot be written.
     """
-    require_absent(run := Path(run))
+    run = Path(run)
+    require_absent(run)
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=run.name + ".", dir=run.parent) as temporary:
@@ -78,5 +89,5 @@ def write_variables(info: RunMetadata, variables: Any, run: str | Path, calibrat
             if calibration is not None:
                 calibration.write(folder.path)
             folder.path.rename(run)
-    except Exception as error:  # Orbax tells a full disk in many ways
+    except Exception as error:  # Orbax reports a full disk with several exception types
         raise UserError(f"{run} cannot be written: {short_reason(error)}") from error

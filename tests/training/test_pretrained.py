@@ -207,7 +207,7 @@ def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, dat
         ({"model": "resnet34"}, r"--init .* has --model resnet14, not resnet34; leave --model out"),
         ({"variant": "keras"}, r"--init .* has --variant tutorial, not keras; leave --variant out"),
         ({"width": 8}, r"--init .* has --width 16, not 8; leave --width out"),
-        ({"init": "nowhere.h5"}, r"nowhere\.h5 does not exist; give a file of weights or a run's folder"),
+        ({"init": "nowhere.h5"}, r"nowhere\.h5 does not exist; give a weight file or a run"),
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path, data_folder, finished_run, options, message):

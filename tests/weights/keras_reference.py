@@ -1,10 +1,10 @@
-"""What the real Keras does, in a process of its own that imports it once and serves many tests.
+"""The real Keras, in a child process that imports it once and serves many tests.
 
-Each line of the standard input asks for one thing, as JSON: the name of a function below and its arguments; a line of
-the standard output answers. Keras computes with PyTorch here, which has nothing to compile.
+Each line of the standard input is a call as JSON: the name of a function below and its arguments. A line of the
+standard output has its result. Keras computes with PyTorch here, which needs no compilation.
 
-A network is a name in `keras.applications`, "tutorial", or one of the two shallow ones, which have the blocks of the
-real ones, two in the first stage and one in the second: "shallow application" and "shallow tutorial".
+A network is a name in `keras.applications`, "tutorial", or a shallow version of either: "shallow application" and
+"shallow tutorial" have the blocks of the full networks, two in the first stage and one in the second.
 """
 
 import json
@@ -22,12 +22,13 @@ import torch
 from keras.src.applications import resnet
 from keras_network import block, keras_resnet50
 
-SIZE, CLASSES = 64, 5
-torch.set_num_threads(1)  # what waits for others takes time of a core as well
-TUTORIALS = ("tutorial", "shallow tutorial")
+SIZE = 64
+CLASSES = 5
+torch.set_num_threads(1)  # idle threads of PyTorch busy-wait
 
 
 def build(network, **options):
+    """Returns a network of `CLASSES` logits for images of `SIZE` pixels."""
     if network == "tutorial":
         return keras_resnet50(classes=CLASSES, size=SIZE)
     if network == "shallow tutorial":
@@ -56,130 +57,127 @@ def shallow_tutorial(width=8):
     return keras.Model(inputs, keras.layers.Dense(CLASSES, name=f"fc{CLASSES}")(x))
 
 
-def randomise(model):
-    """Every variable away from its start; residual branches end small, as after training."""
+def randomize(model):
+    """Gives every variable random values; residual branches get small scales, as after training."""
     rng = np.random.default_rng(0)
     for layer in model.layers:
         for variable in layer.variables:
-            name, values = variable.name, rng.normal(size=variable.shape)
+            name = variable.name
+            values = rng.normal(size=variable.shape)
             if name == "kernel":
                 values *= np.sqrt(2 / np.prod(variable.shape[:-1]))
             elif name == "moving_variance":
                 values = np.abs(values) + 0.5
             else:
-                last = layer.name.endswith(("branch2c", "3_bn"))
-                values = 0.1 * values + (name == "gamma") * (0.3 if last else 1)
+                ends_branch = layer.name.endswith(("branch2c", "3_bn"))
+                values = 0.1 * values + (name == "gamma") * (0.3 if ends_branch else 1)
             variable.assign(values.astype(np.float32))
 
 
-def answers(model, images):
+def logits_of(model, images):
     return keras.ops.convert_to_numpy(model(images, training=False))
 
 
+def variables_of(model):
+    """Returns {"layer/variable": array}."""
+    variables = {}
+    for layer in model.layers:
+        for variable in layer.variables:
+            variables[f"{layer.name}/{variable.name}"] = keras.ops.convert_to_numpy(variable)
+    return variables
+
+
 def shapes(network):
-    """The shape of each variable by its name, of a network that is described and never made."""
+    """Returns the shape of each variable by name, without allocating the network."""
     with keras.device("meta"):
         model = build(network)
     return {f"{layer.name}/{v.name}": list(v.shape) for layer in model.layers for v in layer.variables}
 
 
 def make(folder, network):
-    """Draws a network, saves it in all of Keras's formats, and writes what it answers.
+    """Saves a random network in all of Keras's formats, with its logits and running statistics.
 
-    That is its logits in inference and its running statistics after one pass in training mode.
+    The logits are those of inference, the statistics those after one pass in training mode.
     """
-    folder, model = Path(folder), build(network)
-    randomise(model)
-    for kind in ("h5", "keras"):
-        model.save(folder / f"theirs.{kind}")
-    model.save_weights(folder / "theirs.weights.h5")
+    folder = Path(folder)
+    model = build(network)
+    randomize(model)
+    for file_format in ("h5", "keras"):
+        model.save(folder / f"keras.{file_format}")
+    model.save_weights(folder / "keras.weights.h5")
     images = np.load(folder / "images.npy")
-    np.save(folder / "logits.npy", answers(model, images))
+    np.save(folder / "logits.npy", logits_of(model, images))
     model(images, training=True)
-    moving = {
-        f"{layer.name}/{v.name}": keras.ops.convert_to_numpy(v)
-        for layer in model.layers
-        for v in layer.variables
-        if v.name.startswith("moving")
-    }
+    moving = {name: array for name, array in variables_of(model).items() if "/moving" in name}
     np.savez(folder / "moving.npz", **moving)
 
 
 def check(folder, network):
-    """Loads the files that are ours and writes what they answer."""
+    """Loads the project's files into Keras and saves the logits."""
     folder = Path(folder)
     images = np.load(folder / "images.npy")
     for path in folder.glob("ours.*"):
-        kind = path.name.removeprefix("ours.")
+        file_format = path.name.removeprefix("ours.")
         model = build(network)
         model.load_weights(path)
-        np.save(folder / f"loaded_weights_{kind}.npy", answers(model, images))
-        if kind != "weights.h5":
+        np.save(folder / f"loaded_weights_{file_format}.npy", logits_of(model, images))
+        if file_format != "weights.h5":
             model = keras.saving.load_model(path)
-            model.layers[-1].activation = None  # what we write ends in a softmax, as Keras's own models do
-            np.save(folder / f"loaded_model_{kind}.npy", answers(model, images))
-    if network not in TUTORIALS:
+            model.layers[-1].activation = None  # written models end in a softmax, as Keras's own do
+            np.save(folder / f"loaded_model_{file_format}.npy", logits_of(model, images))
+    if "tutorial" not in network:
         model = build(network, weights=str(folder / "ours.h5"))
-        np.save(folder / "loaded_application.npy", answers(model, images))
+        np.save(folder / "loaded_application.npy", logits_of(model, images))
 
 
-def learn(folder):
-    """Loads a network of ours from all formats, and writes what it holds, what it answers, and what it learns.
-
-    That is its variables after each file, its logits, and a file of weights after one pass in training mode.
-    """
+def train(folder):
+    """Loads the project's files into Keras and saves variables, logits and the weights after one training pass."""
     folder = Path(folder)
-    for kind in ("keras", "h5"):
-        model = keras.saving.load_model(folder / f"weights.{kind}", compile=False)
-        np.savez(folder / f"model_{kind}.npz", **held(model))
-    for kind in ("h5", "weights.h5"):
+    for file_format in ("keras", "h5"):
+        model = keras.saving.load_model(folder / f"weights.{file_format}", compile=False)
+        np.savez(folder / f"model_{file_format}.npz", **variables_of(model))
+    for file_format in ("h5", "weights.h5"):
         for variable in model.variables:
             variable.assign(np.zeros(variable.shape))
-        model.load_weights(folder / f"weights.{kind}")
-        np.savez(folder / f"weights_{kind}.npz", **held(model))
+        model.load_weights(folder / f"weights.{file_format}")
+        np.savez(folder / f"weights_{file_format}.npz", **variables_of(model))
     model.layers[-1].activation = None
     images = np.load(folder / "images.npy")
-    np.save(folder / "logits.npy", answers(model, images))
+    np.save(folder / "logits.npy", logits_of(model, images))
     model(images, training=True)
-    model.save_weights(folder / "passed.weights.h5")
-
-
-def held(model):
-    named = ((f"{layer.name}/{v.name}", v) for layer in model.layers for v in layer.variables)
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in named}
+    model.save_weights(folder / "trained.weights.h5")
 
 
 def input_shape(path):
-    """The shape of the images that a saved model takes."""
+    """Returns the input shape of a saved model."""
     return keras.saving.load_model(path, compile=False).input_shape
 
 
-def harm(folder):
-    """Saves models with a layer that makes a folder wherever it is executed."""
-    done = Path(folder, "harm-was-done")
-    layer = keras.layers.Lambda(
-        lambda x, place=str(done): (__import__("os").mkdir(place), x)[1], output_shape=(8, 8, 3)
-    )
+def save_malicious(folder):
+    """Saves models with a layer that makes a folder when it is executed."""
+    proof = Path(folder, "executed")
+    layer = keras.layers.Lambda(lambda x, path=str(proof): (__import__("os").mkdir(path), x)[1], output_shape=(8, 8, 3))
     model = keras.Sequential([keras.Input((8, 8, 3)), layer, keras.layers.Flatten(), keras.layers.Dense(3)])
     for name in ("w.keras", "w.h5"):
         model.save(Path(folder, name))
-    if done.exists():  # by Keras, when the model was built
-        done.rmdir()
+    if proof.exists():  # Keras executes the layer when it builds the model
+        proof.rmdir()
 
 
-FUNCTIONS = {function.__name__: function for function in (shapes, make, check, learn, input_shape, harm)}
+FUNCTIONS = {function.__name__: function for function in (shapes, make, check, train, input_shape, save_malicious)}
 
 
-def serve(said):
+def serve(output):
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         try:
-            answer = {"answer": FUNCTIONS[name](*arguments)}
+            reply = {"result": FUNCTIONS[name](*arguments)}
         except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=said, flush=True)
+            reply = {"error": traceback.format_exc()}
+        print(json.dumps(reply), file=output, flush=True)
 
 
 if __name__ == "__main__":
-    answers_go_to, sys.stdout = sys.stdout, sys.stderr  # Keras itself prints now and then
-    serve(answers_go_to)
+    output = sys.stdout
+    sys.stdout = sys.stderr  # Keras itself prints now and then
+    serve(output)

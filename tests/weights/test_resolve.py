@@ -1,4 +1,4 @@
-"""Where weights come from: folders, files and the hub, which is played here."""
+"""Sources of weights: folders, files and a fake hub."""
 
 import sys
 import types
@@ -12,77 +12,78 @@ from flaxresnet.weights.weight_files import write_weights
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub with one model; what it is asked for is noted."""
-    asked = []
+def hub_requests(monkeypatch, tmp_path):
+    """Installs a fake `huggingface_hub` with one model, and yields the list of (model, file) that are requested."""
+    requests = []
 
-    class NotFoundError(Exception):
+    class EntryNotFoundError(Exception):
         response = object()
 
-    class NoSuchModelError(Exception):
+    class RepositoryNotFoundError(Exception):
         pass
 
-    def download(model, name):
-        asked.append((model, name))
+    def hf_hub_download(model, name):
+        requests.append((model, name))
         if model == "other/files":
-            raise NotFoundError
+            raise EntryNotFoundError
         if model == "not/cached":
-            error = NotFoundError()
+            error = EntryNotFoundError()
             error.response = None
             raise error
         if model == "off/line":
             raise ConnectionError("no network")
         if model != "timm/resnet18.a1_in1k":
-            raise NoSuchModelError
+            raise RepositoryNotFoundError
         if name != "model.safetensors":
-            raise NotFoundError
+            raise EntryNotFoundError
         return str(tmp_path / "cache.safetensors")
 
     package = types.ModuleType("huggingface_hub")
-    package.hf_hub_download = download
+    package.hf_hub_download = hf_hub_download
     errors = types.ModuleType("huggingface_hub.errors")
-    errors.EntryNotFoundError, errors.RepositoryNotFoundError = NotFoundError, NoSuchModelError
+    errors.EntryNotFoundError = EntryNotFoundError
+    errors.RepositoryNotFoundError = RepositoryNotFoundError
     monkeypatch.setitem(sys.modules, "huggingface_hub", package)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
     monkeypatch.chdir(tmp_path)
-    return asked
+    return requests
 
 
-def test_a_model_on_the_hub_is_fetched_and_read(hub, tmp_path):
+def test_open_weights_downloads_hub_model(hub_requests, tmp_path):
     weights = random_weights("resnet18", "torchvision")
     write_weights(weights, tmp_path / "cache.safetensors")
-    (tmp_path / "timm").mkdir()  # a folder of that name is in nobody's way
+    (tmp_path / "timm").mkdir()  # the owner's name alone does not make the id a local path
     assert_same(open_weights("timm/resnet18.a1_in1k"), weights)
-    assert hub == [("timm/resnet18.a1_in1k", "model.safetensors")]
+    assert hub_requests == [("timm/resnet18.a1_in1k", "model.safetensors")]
 
 
-def test_what_the_hub_has_not_and_what_cannot_be_reached_is_said(hub):
-    with pytest.raises(UserError, match=r"no/model is neither a file or folder here nor a public model on the hub"):
-        open_weights("no/model")
-    with pytest.raises(UserError, match=r"off/line .* hub cannot be reached; go online once, or"):
-        open_weights("off/line")
-    with pytest.raises(UserError, match=r"not/cached is no file .* hub cannot be reached; go online once, or"):
-        open_weights("not/cached")
-    with pytest.raises(UserError, match=r"other/files on the hub holds none of model\.safetensors, pytorch"):
-        open_weights("other/files")
-    with pytest.raises(UserError, match=r"folder/weights\.h5 does not exist"):
-        open_weights("folder/weights.h5")
-    assert ("folder/weights.h5", "model.safetensors") not in hub
+def test_open_weights_explains_hub_failures(hub_requests):
+    failures = {
+        "no/model": r"no/model is neither a local path nor a public model on the Hugging Face hub",
+        "off/line": r"off/line .* hub cannot be reached; go online once, or",
+        "not/cached": r"not/cached is not a local path, .* hub cannot be reached; go online once, or",
+        "other/files": r"other/files .* has none of the files model\.safetensors, pytorch",
+        "folder/weights.h5": r"folder/weights\.h5 does not exist",
+    }
+    for source, message in failures.items():
+        with pytest.raises(UserError, match=message):
+            open_weights(source)
+    assert ("folder/weights.h5", "model.safetensors") not in hub_requests
 
 
-def test_without_the_hubs_package_the_sentence_says_so(monkeypatch, tmp_path):
+def test_open_weights_names_missing_extra(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"microsoft/resnet-50 is no file .* pip install 'flaxresnet\[hub\]'"):
+    with pytest.raises(UserError, match=r"microsoft/resnet-50 is not a local path.* pip install 'flaxresnet\[hub\]'"):
         open_weights("microsoft/resnet-50")
 
 
-def test_a_folder_of_hugging_face_is_read(tmp_path):
+def test_open_weights_reads_save_pretrained_folder(tmp_path):
     weights = random_weights("resnet18", "torchvision")
     write_weights(weights, tmp_path / "model.safetensors", "huggingface")
     assert_same(open_weights(str(tmp_path)), weights)
 
 
-def test_a_name_that_is_too_long_is_no_traceback():
+def test_open_weights_rejects_overlong_name():
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         open_weights("x" * 300)

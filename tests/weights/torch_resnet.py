@@ -1,4 +1,4 @@
-"""A ResNet in PyTorch with torchvision's names, written for the tests from the paper: what its weights must fit."""
+"""A ResNet in PyTorch with torchvision's names, written from the paper as a reference for the tests."""
 
 import torch
 from torch import nn
@@ -7,20 +7,21 @@ from torch import nn
 class Block(nn.Module):
     def __init__(self, channels, planes, stride, bottleneck, groups, widen):
         super().__init__()
-        inside, outside = planes * widen, planes * (4 if bottleneck else 1)
+        inner = planes * widen
+        outer = planes * (4 if bottleneck else 1)
         if bottleneck:
-            layers = [(channels, inside, 1, 1, 1), (inside, inside, 3, stride, groups), (inside, outside, 1, 1, 1)]
+            layers = [(channels, inner, 1, 1, 1), (inner, inner, 3, stride, groups), (inner, outer, 1, 1, 1)]
         else:
             layers = [(channels, planes, 3, stride, 1), (planes, planes, 3, 1, 1)]
-        for index, (before, after, size, step, parts) in enumerate(layers, start=1):
-            conv = nn.Conv2d(before, after, size, step, size // 2, groups=parts, bias=False)
+        for index, (in_channels, out_channels, size, step, conv_groups) in enumerate(layers, start=1):
+            conv = nn.Conv2d(in_channels, out_channels, size, step, size // 2, groups=conv_groups, bias=False)
             setattr(self, f"conv{index}", conv)
-            setattr(self, f"bn{index}", nn.BatchNorm2d(after))
+            setattr(self, f"bn{index}", nn.BatchNorm2d(out_channels))
         self.depth = len(layers)
         self.downsample = None
-        if stride > 1 or channels != outside:
-            shortcut = nn.Conv2d(channels, outside, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outside))
+        if stride > 1 or channels != outer:
+            shortcut = nn.Conv2d(channels, outer, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outer))
 
     def forward(self, x):
         y = x
@@ -35,11 +36,14 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        channels, self.stages = width, len(stage_sizes)
+        self.stages = len(stage_sizes)
+        channels = width
         for stage, blocks in enumerate(stage_sizes):
-            planes, layers = width * 2**stage, []
+            planes = width * 2**stage
+            layers = []
             for index in range(blocks):
-                layers.append(Block(channels, planes, 1 if index or not stage else 2, bottleneck, groups, widen))
+                stride = 2 if stage > 0 and index == 0 else 1
+                layers.append(Block(channels, planes, stride, bottleneck, groups, widen))
                 channels = planes * (4 if bottleneck else 1)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.fc = nn.Linear(channels, classes)

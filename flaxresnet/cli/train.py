@@ -117,7 +117,14 @@ def _default_text(values: dict[str, object]) -> str:
     return "; ".join([usual, *others])
 
 
-LAYOUT = HelpLayout(GROUPS, COMMON, recipe_defaults())
+# The defaults that depend on other options, the data or the machine.
+COMPUTED_DEFAULTS = {
+    "data": "datasets/ if it exists, else generated hand signs",
+    "image_size": "the size of --init, else 64 64",
+    "workers": "CPU cores - 1, at most 16; 0 on one or two cores",
+    "ghost_batch_size": "all images of the batch, or of its part with --grad-accum-steps",
+}
+LAYOUT = HelpLayout(GROUPS, COMMON, recipe_defaults() | COMPUTED_DEFAULTS)
 
 
 def main(config: TrainConfig) -> int:

@@ -1,4 +1,4 @@
-"""What options are that are not given: recipes of training, each a set of values, and the networks."""
+"""Recipes of training: default values of the options that `TrainConfig` leaves at None."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ AugmentPolicy = Literal["none", "trivialaugment", "randaugment"]
 
 @dataclass(frozen=True)
 class Network:
-    """Which network: what the options become that are left at None without `--init`, as `TrainConfig` explains them."""
+    """Default values of the options of the network without `--init`. `TrainConfig` describes the options."""
 
     model: Model = "resnet50"
     variant: Variant = "tutorial"
@@ -32,7 +32,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the options become that are left at None; `TrainConfig` says what each means. By itself, the tutorials'."""
+    """Default values of the options of training; here, the Keras tutorials'. `TrainConfig` describes the options."""
 
     optimizer: Optimizer = "adam"
     learning_rate: float = 1e-3
@@ -59,7 +59,7 @@ class Recipe:
 
 
 TUTORIAL = Recipe()
-# The shortest way to a good test accuracy on images like those of training: give it 5 to 10 epochs.
+# For the best test accuracy in 5 to 10 epochs on test images that resemble the training images.
 FAST = Recipe(
     learning_rate=2e-3,
     schedule="cosine",
@@ -68,7 +68,7 @@ FAST = Recipe(
     bn_momentum=0.9,
     zero_init_residual=True,
 )
-# Made for photos that other people take.
+# For predictions on photos that other people take.
 ROBUST = dataclasses.replace(
     FAST,
     warmup_epochs=1.0,
@@ -76,7 +76,7 @@ ROBUST = dataclasses.replace(
     aug_warmup_epochs=6.0,
     background_prob=0.2,
 )
-# For weights that have learned from other pictures (--init): first the last layer, then all, the first layers least.
+# For pretrained weights (--init): the first epoch trains only the last layer, then earlier layers have lower rates.
 FINETUNE = dataclasses.replace(
     ROBUST,
     learning_rate=3e-4,
@@ -87,10 +87,11 @@ FINETUNE = dataclasses.replace(
     freeze_backbone_epochs=1.0,
     layer_decay=0.8,
 )
-# For hundreds of thousands of pictures, as published with 90 to 120 epochs. Goyal et al. 2017, arXiv:1706.02677: rate,
-# warm-up, weight decay, silent residual branches, batch norm's momentum. He et al. 2019, arXiv:1812.01187: no decay of
-# biases and norms, cosine, label smoothing. Szegedy et al. 2015, arXiv:1409.4842: the crop; and the middle 224 of 256
-# pixels for evaluation. The kernels start as in all recipes (Glorot & Bengio 2010), not as published (He et al. 2015).
+# For hundreds of thousands of images and 90 to 120 epochs. Goyal et al. 2017, arXiv:1706.02677: learning rate, warm-up,
+# weight decay, zero-init of the residual branches, batch norm's momentum. He et al. 2019, arXiv:1812.01187: no weight
+# decay of biases and batch norm, cosine schedule, label smoothing. Szegedy et al. 2015, arXiv:1409.4842: random crop,
+# and the central 224 of 256 pixels for evaluation. Unlike the published recipe (He et al. 2015), kernels have the
+# initialization of all recipes (Glorot & Bengio 2010).
 IMAGENET = Recipe(
     optimizer="sgd",
     learning_rate=0.1,
@@ -104,7 +105,7 @@ IMAGENET = Recipe(
     zero_init_residual=True,
 )
 RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FINETUNE, "imagenet": IMAGENET}
-# Recipes whose learning rate is that for steps of so many images, and in proportion for others (Goyal, section 2.1).
-RATE_IS_FOR = {"imagenet": 256}
-# Recipes with a network of their own: "v1.5", whose 3×3 convolution takes the stride.
+# Recipe → the batch size that its learning rate is for. The rate scales in proportion (Goyal et al. 2017, section 2.1).
+REFERENCE_BATCH_SIZES = {"imagenet": 256}
+# Recipe → its network, if not the default. ResNet "v1.5" has the stride in the 3×3 convolution.
 NETWORKS = {"imagenet": Network(variant="torchvision")}

@@ -1,4 +1,4 @@
-"""Every option of a training run, once: its type, default, help text and check; to and from JSON."""
+"""The options of a training run: types, default values, help texts, checks, and conversion to and from JSON."""
 
 import dataclasses
 import os
@@ -6,12 +6,10 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
-import numpy as np
-
 from flaxresnet.config.recipes import (
     NETWORKS,
-    RATE_IS_FOR,
     RECIPES,
+    REFERENCE_BATCH_SIZES,
     AugmentPolicy,
     Model,
     Network,
@@ -31,22 +29,25 @@ from flaxresnet.config.validation import (
 )
 from flaxresnet.runtime.errors import UserError
 
-CheckpointChoice = Literal["latest", "best"]  # after the last epoch, or the best on the test images
+CheckpointChoice = Literal["latest", "best"]  # the last epoch, or the epoch with the best test accuracy
 Defaults = TypeVar("Defaults", Recipe, Network)
 MAX_EPOCHS = 1_000_000
-MAX_STEPS = 2**31 - 1  # that are counted in 32 bits
+MAX_STEPS = 2**31 - 1  # the step counter has 32 bits
 STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
 
-
+EPOCHS = at_least(0), at_most(MAX_EPOCHS)
+POSITIVE_COUNT = at_least(1), at_most(MAX_STEPS)
+MIX_ALPHA = at_least(0), at_most(1000)
 IMAGE_SIZE: Check = (lambda value: min(value) >= 32 and max(value) <= 2**16, "two numbers of 32 or more")
 NOT_EMPTY: Check = (lambda value: value != ""), "a name"
 STAGE_LIST: Check = (
     (lambda value: set(value.replace(" ", "").split(",")) <= {*STAGES, "backbone"}),
-    f"backbone, or some of {','.join(STAGES)}, divided by commas",
+    f"backbone or a comma-separated list of {', '.join(STAGES)}",
 )
 
 
 def field_with_checks(default: Any, *checks: Check) -> Any:
+    """Returns a dataclass field with a default value and the checks of its value."""
     return field(default=default, metadata={"checks": checks})
 
 
@@ -61,265 +62,299 @@ class TrainConfig:
     """
 
     data: str | None = None
-    """HDF5 or ArrayRecord files, or a folder of pictures for each class. Left out: datasets/, or drawn hand signs."""
+    """Training data: HDF5 or ArrayRecord files, or a folder with one subfolder of images per class."""
 
     image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
-    """Height and width that pictures in folders are resized to. Left out: those of --init, or 64 64."""
+    """Height and width in pixels, each 32 or more, to resize image files to."""
 
     max_corrupt_fraction: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
-    """Maximum fraction of corrupt images to skip; training fails above it."""
+    """Maximum fraction of corrupt images to skip, at least 0 and below 1. Training fails above it."""
 
     workdir: str = field_with_checks("runs/default", NOT_EMPTY)
-    """Folder for configuration, metrics and checkpoints. A run found there goes on where it stopped."""
+    """Folder for the configuration, metrics and checkpoints. Training resumes a run in this folder."""
 
     input: Literal["auto", "memory", "stream"] = "auto"
-    """Where images are: in memory, on the devices; or on disk, read while training. auto: in memory if they are few."""
+    """Hold all images in memory on the devices, or stream them from disk during training. auto streams if they take too
+    much memory."""
 
     workers: int | None = field_with_checks(None, at_least(0), at_most(1024))
-    """Processes that read images; 0: threads of this one. Left out: 0 on two cores, else cores but one, up to 16."""
+    """Number of processes that read streamed images, 0 to 1024; 0 reads in threads."""
 
     epochs: int = field_with_checks(20, at_least(1), at_most(MAX_EPOCHS))
-    """Passes over the training images, counted from the beginning of the run."""
+    """Number of epochs, 1 or more. A resumed run counts from its first epoch."""
 
-    batch_size: int = field_with_checks(32, at_least(1), at_most(MAX_STEPS))
-    """Images in a training step, over all devices together."""
+    batch_size: int = field_with_checks(32, *POSITIVE_COUNT)
+    """Number of images per training step, 1 or more, over all devices together."""
 
-    grad_accum_steps: int = field_with_checks(1, at_least(1), at_most(MAX_STEPS))
-    """Parts that a batch goes through the network in, to save memory, for one step; batch norm sees each part alone."""
+    grad_accum_steps: int = field_with_checks(1, *POSITIVE_COUNT)
+    """Number of parts, 1 or more, to split a batch into to save memory. Gradients are accumulated over the parts; batch
+    norm normalizes each part separately."""
 
-    ghost_batch_size: int | None = field_with_checks(None, at_least(1), at_most(MAX_STEPS))
-    """Images that batch norm takes its statistics over in training. Left out: all of the batch, or of its part."""
+    ghost_batch_size: int | None = field_with_checks(None, *POSITIVE_COUNT)
+    """Number of images, 1 or more, that batch norm computes its training statistics over."""
 
     seed: int = field_with_checks(0, between(0, 2**32 - 1))
-    """Random seed for initialization, shuffling and augmentation."""
+    """Random seed for initialization, shuffling and augmentation, 0 to 4294967295."""
 
     recipe: Literal["robust", "fast", "tutorial", "finetune", "imagenet"] = "robust"
-    """robust: others' photos. fast: few epochs. tutorial: as in Keras. finetune: from --init. imagenet: many images."""
+    """Set of defaults. robust: for photos by other people; fast: few epochs; tutorial: the Keras tutorials' settings;
+    finetune: for --init; imagenet: for 100,000 images or more."""
 
     init: str | None = field_with_checks(None, NOT_EMPTY)
-    """Weights to start from: a Keras or PyTorch file, a run's folder or a Hugging Face model; the network is theirs."""
+    """Pretrained weights to start from: a Keras or PyTorch file, a run's folder, or a Hugging Face model. The weights
+    determine the network."""
 
     freeze: str | None = field_with_checks(None, STAGE_LIST)
-    """Parts that do not learn, batch norm's statistics among them: stem,stage2,…,stage5; backbone is all of them."""
+    """Stages to freeze, including their batch norm statistics: a comma-separated list of stem, stage2, stage3, stage4
+    and stage5, or backbone for all of them."""
 
     model: Model | None = None
-    """Architecture. With --init, left out: that of the weights."""
+    """Architecture. With --init, the weights determine it."""
 
     variant: Variant | None = None
-    """As in the tutorials, Keras Applications, or torchvision. With --init, left out: that of the weights."""
+    """Details of the architecture: as in the Keras tutorials, Keras Applications or torchvision. With --init, the
+    weights determine them."""
 
     width: int | None = field_with_checks(None, at_least(1), at_most(4096))
-    """Features of the first convolution, which all others scale with. With --init, left out: that of the weights."""
+    """Number of channels of the first convolution, 1 to 4096; all other layers scale with it. With --init, the weights
+    determine it."""
 
     stem_relu: bool | None = None
-    """Apply a ReLU after bn_conv1; one of the two tutorials has none. With --init, left out: that of the weights."""
+    """Apply a ReLU after bn_conv1; one of the two Keras tutorials omits it. With --init, the weights determine it."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the layers; parameters, statistics, logits and loss are float32 with either."""
+    """Data type of the layers' computations. Parameters, batch norm statistics, logits and loss are always float32."""
 
     optimizer: Optimizer | None = None
-    """adam, sgd (Nesterov's momentum of 0.9), adamw (Adam with weight decay), or lamb, for batches of thousands."""
+    """Optimizer. sgd has Nesterov momentum of 0.9; adamw is Adam with decoupled weight decay; lamb suits batches of
+    thousands of images."""
 
     learning_rate: float | None = field_with_checks(None, POSITIVE)
-    """Learning rate; with a schedule, its peak."""
+    """Peak learning rate, above 0."""
 
     schedule: Literal["constant", "cosine"] | None = None
-    """Course of the learning rate after the warm-up: constant, or down to zero along half a cosine."""
+    """Schedule of the learning rate after the warm-up: constant, or cosine decay to zero."""
 
-    warmup_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
-    """Epochs in which the learning rate rises from zero."""
+    warmup_epochs: float | None = field_with_checks(None, *EPOCHS)
+    """Number of epochs, 0 or more, in which the learning rate rises linearly from zero."""
 
     weight_decay: float | None = field_with_checks(None, at_least(0))
-    """Pull of kernels towards zero, not of biases and batch norm; for sgd an L2 term in the gradient. Not for adam."""
+    """Weight decay of the kernels, 0 or more; biases and batch norm have none. It adds an L2 term to the gradient of
+    sgd, and needs adamw instead of adam."""
 
     clip_grad: float | None = field_with_checks(None, at_least(0))
-    """Largest norm of the gradient of all parameters together; longer ones are shortened to it. 0: any."""
+    """Maximum global norm of the gradient; larger gradients are scaled down to it. 0 turns clipping off."""
 
     ema: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
-    """Decay of an average of the weights over the steps, which is what is evaluated and predicts. 0: no average."""
+    """Decay of the exponential moving average (EMA) of the weights, at least 0 and below 1. Evaluation and prediction
+    use the average; 0 turns it off."""
 
     label_smoothing: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
-    """Share of the target probability that is spread evenly over all classes."""
+    """Fraction of the target probability to spread evenly over all classes, at least 0 and below 1."""
 
     aug_strength: float | None = field_with_checks(None, between(0, 2))
-    """Strength of random geometry, light, colour, blur and noise; 0: none of these (see --hflip, --background-prob)."""
+    """Strength, 0 to 2, of random changes in geometry, light, color, blur and noise. 0 turns them off, but not --hflip
+    or --background-prob."""
 
-    aug_warmup_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
-    """Epochs in which the augmentation grows from nothing to its strength."""
+    aug_warmup_epochs: float | None = field_with_checks(None, *EPOCHS)
+    """Number of epochs, 0 or more, in which the augmentation strength rises linearly from zero."""
 
     background_prob: float | None = field_with_checks(None, between(0, 1))
-    """Share of the images with a plain background that get another one at random."""
+    """Probability, 0 to 1, that an image with a plain background gets a random background."""
 
     crop_min_area: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
-    """Smallest share of an image's area in a random crop, which is brought to the full size. 1: no crops."""
+    """Minimum area of a random crop as a fraction of the image, above 0 and at most 1. Crops are resized to the full
+    size; 1 turns them off."""
 
     crop_pct: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
-    """Share of a test picture's shorter side that evaluation and prediction take, at its middle. 1: whole pictures."""
+    """Side of the central crop for evaluation and prediction as a fraction of the image's shorter side, above 0 and at
+    most 1. 1 uses the full image."""
 
     auto_augment: AugmentPolicy | None = None
-    """trivialaugment: one random operation an image, of any strength; randaugment: two strong operations."""
+    """Augmentation policy. trivialaugment applies one random operation of random strength per image; randaugment
+    applies two strong operations."""
 
     random_erasing: float | None = field_with_checks(None, between(0, 1))
-    """Share of the images in which a random box is replaced by noise (random erasing)."""
+    """Probability, 0 to 1, that a random box of an image is replaced by noise."""
 
-    mixup: float | None = field_with_checks(None, at_least(0), at_most(1000))
-    """Alpha of mixup: images and labels averaged in pairs; with --cutmix too a batch takes one of the two. 0: off."""
+    mixup: float | None = field_with_checks(None, *MIX_ALPHA)
+    """Alpha of mixup, 0 to 1000, which blends pairs of images and their labels. 0 turns it off; with --cutmix, each
+    batch gets one of the two."""
 
-    cutmix: float | None = field_with_checks(None, at_least(0), at_most(1000))
-    """Alpha of CutMix: a box of one image is laid into another, and labels are mixed by its share. 0: off."""
+    cutmix: float | None = field_with_checks(None, *MIX_ALPHA)
+    """Alpha of CutMix, 0 to 1000, which pastes a box of one image into another and mixes their labels by area. 0 turns
+    it off."""
 
     hflip: bool = True
-    """Flip half of the images if any augmentation moves pixels; turn it off if mirror images mean other classes."""
+    """Flip half of the images horizontally if any augmentation moves pixels. Turn it off if mirror images belong to
+    other classes."""
 
     bn_momentum: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
-    """Momentum of batch norm's running averages."""
+    """Momentum of batch norm's running averages, at least 0 and below 1."""
 
     zero_init_residual: bool | None = None
-    """Start each block's last batch norm with a scale of 0 (zero-init), so that it begins as its shortcut alone."""
+    """Initialize the scale of each block's last batch norm to zero, so that each block starts as its shortcut."""
 
-    freeze_backbone_epochs: float | None = field_with_checks(None, at_least(0), at_most(MAX_EPOCHS))
-    """Epochs at the beginning in which only the last layer learns."""
+    freeze_backbone_epochs: float | None = field_with_checks(None, *EPOCHS)
+    """Number of epochs at the start, 0 or more, that train only the last layer."""
 
     layer_decay: float | None = field_with_checks(None, UNIT_OPEN_CLOSED)
-    """Factor of the learning rate from each stage to the one before it, the last layer having the full rate."""
+    """Factor, above 0 and at most 1, by which the learning rate falls from each stage to the stage before it. The last
+    layer has the full rate."""
 
     freeze_bn_stats: bool | None = None
-    """Batch norm's statistics stay as --init has them while the weights learn; for batches of a few images."""
+    """Keep batch norm's statistics from --init unchanged while the weights train, for batches of a few images."""
 
     precise_bn_images: int = field_with_checks(512, at_least(0), at_most(MAX_STEPS))
-    """Images, augmented as in training, to measure batch norm's statistics on, unless kept; 0: running averages."""
+    """Number of augmented training images, 0 or more, to measure batch norm's statistics on for evaluation (precise
+    BN). 0 uses the running averages."""
 
     report: bool = True
-    """Write a page about the run at its end, report/index.html in the workdir, and calibrate its probabilities."""
+    """Write a report to report/index.html in the workdir at the end of the run, and calibrate the probabilities."""
 
     tensorboard: bool = False
-    """Write the figures of each epoch for TensorBoard too, and pictures of mistakes at the end (extra tensorboard)."""
+    """Write the metrics of each epoch and the misclassified test images for TensorBoard. It needs the extra
+    tensorboard."""
 
     profile: bool = False
-    """Write a trace of five training steps into the folder profile in the workdir, for XProf or TensorBoard."""
+    """Write a trace of five training steps to the folder profile in the workdir, for XProf or TensorBoard."""
 
-    checkpoint_steps: int = field_with_checks(1000, at_least(1), at_most(MAX_STEPS))
-    """Training steps between checkpoints within an epoch; after an epoch there is one in any case."""
+    checkpoint_steps: int = field_with_checks(1000, *POSITIVE_COUNT)
+    """Number of training steps, 1 or more, between checkpoints within an epoch. Each epoch ends with a checkpoint."""
 
     shard_optimizer: bool = False
-    """Divide the optimiser's state over the devices (ZeRO, stage 1), so that each has less to keep."""
+    """Shard the optimizer state over the devices (ZeRO stage 1) to save memory on each."""
 
     distributed: bool = False
-    """Train with the other processes of this job, as Slurm, Open MPI, Kubernetes or a TPU tells of them."""
+    """Train with the other processes of this job, which Slurm, Open MPI, Kubernetes or a TPU pod announces."""
 
     coordinator_address: str | None = field_with_checks(None, NOT_EMPTY)
-    """HOST:PORT of process 0, where nothing tells: the same for all processes."""
+    """HOST:PORT of process 0, the same for all processes. Give it if the cluster does not announce it."""
 
     num_processes: int | None = field_with_checks(None, at_least(1), at_most(2**20))
-    """How many processes train together, where nothing tells."""
+    """Number of processes that train together, 1 or more. Give it if the cluster does not announce it."""
 
     process_id: int | None = field_with_checks(None, at_least(0), at_most(2**20))
-    """Which of them this is, from 0, where nothing tells."""
+    """Index of this process, from 0. Give it if the cluster does not announce it."""
 
     resume: bool = True
-    """Go on with the run in the workdir; otherwise start anew and keep the old run beside it, renamed."""
+    """Resume the run in the workdir. Otherwise, rename the old run's folder and start a new run."""
 
     allow_config_changes: bool = False
-    """Go on with it although options or data differ from those so far, where weights and steps still fit."""
+    """Resume although options or data changed, if the weights and the step count still fit."""
 
     verbose: bool = False
     """Also print details for engineers, such as the place of the images and the time of compilation."""
 
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next start is faster."""
+    """Cache compiled programs in the user's cache folder, so that the next start is faster."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "workdir", "init"):
-            if isinstance(value := getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(value))
-        if isinstance(self.image_size, list):  # as JSON has it
-            object.__setattr__(self, "image_size", tuple(self.image_size))
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            check_value(f.name, value := getattr(self, f.name), hints[f.name], f.metadata.get("checks", ()))
-            if isinstance(value, np.generic):
-                object.__setattr__(self, f.name, value.item())
+            value = getattr(self, f.name)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            elif isinstance(value, list):  # JSON has no tuples
+                value = tuple(value)
+            value = check_value(f.name, value, hints[f.name], f.metadata.get("checks", ()))
+            object.__setattr__(self, f.name, value)
 
     @property
     def resolved_recipe(self) -> Recipe:
-        """The recipe's options, with those given explicitly in place of the recipe's."""
+        """Returns the recipe's values, overridden by the options that are given."""
         recipe = RECIPES[self.recipe]
-        share = self.batch_size / RATE_IS_FOR.get(self.recipe, self.batch_size)
-        return self._override(dataclasses.replace(recipe, learning_rate=recipe.learning_rate * share))
+        batch_ratio = self.batch_size / REFERENCE_BATCH_SIZES.get(self.recipe, self.batch_size)
+        return self._override(dataclasses.replace(recipe, learning_rate=recipe.learning_rate * batch_ratio))
 
     @property
     def network(self) -> Network:
-        """Which network, with what was left out filled in."""
+        """Returns the recipe's network, overridden by the options that are given."""
         return self._override(NETWORKS.get(self.recipe, Network()))
 
     def _override(self, defaults: Defaults) -> Defaults:
-        """The defaults, with the options that were given in their place."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(defaults)}
-        return dataclasses.replace(defaults, **{name: value for name, value in options.items() if value is not None})
+        given = {}
+        for f in dataclasses.fields(defaults):
+            value = getattr(self, f.name)
+            if value is not None:
+                given[f.name] = value
+        return dataclasses.replace(defaults, **given)
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The parts of the network that `freeze` names."""
-        named = self.freeze.replace(" ", "").split(",") if self.freeze else []
-        return STAGES if "backbone" in named else tuple(part for part in STAGES if part in named)
+        """Returns the stages that `freeze` names, in the order of `STAGES`."""
+        names = self.freeze.replace(" ", "").split(",") if self.freeze else []
+        if "backbone" in names:
+            return STAGES
+        return tuple(stage for stage in STAGES if stage in names)
+
+    @property
+    def updates_bn_stats(self) -> bool:
+        """Returns whether training changes any batch norm statistics."""
+        return not self.resolved_recipe.freeze_bn_stats and self.frozen != STAGES
 
     @property
     def measures_statistics(self) -> bool:
-        """Whether batch norm's statistics are measured for evaluation: not where all of them stay as they are."""
-        return self.precise_bn_images > 0 and not self.resolved_recipe.freeze_bn_stats and self.frozen != STAGES
+        """Returns whether batch norm's statistics are measured for evaluation (precise BN)."""
+        return self.precise_bn_images > 0 and self.updates_bn_stats
 
     @property
     def uses_hflip(self) -> bool:
-        """Whether half of the images are mirrored: with any of what changes where in an image things are."""
+        """Returns whether half of the images are flipped: if `hflip` is on and any augmentation moves pixels."""
         recipe = self.resolved_recipe
         return self.hflip and (recipe.aug_strength > 0 or recipe.crop_min_area < 1 or recipe.auto_augment != "none")
 
     def check(self) -> None:
-        """Raises UserError where options that are well each by itself do not fit together."""
-        recipe, part = self.resolved_recipe, self.batch_size // self.grad_accum_steps
+        """Raises UserError if options that are valid separately contradict each other."""
+        recipe = self.resolved_recipe
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"--grad-accum-steps {self.grad_accum_steps} does not divide --batch-size {self.batch_size}; "
                 "give a divisor of it"
             )
-        if self.ghost_batch_size and part % self.ghost_batch_size:
-            parts = f" / --grad-accum-steps {self.grad_accum_steps}" if self.grad_accum_steps > 1 else ""
+        part_size = self.batch_size // self.grad_accum_steps
+        if self.ghost_batch_size and part_size % self.ghost_batch_size:
             raise UserError(
-                f"--ghost-batch-size {self.ghost_batch_size} does not divide --batch-size {self.batch_size}{parts}; "
-                f"give a divisor of {part}"
+                f"--ghost-batch-size {self.ghost_batch_size} does not divide the {part_size} images that go through "
+                f"the network at once; give a divisor of {part_size}"
             )
         if recipe.weight_decay and recipe.optimizer == "adam":
             raise UserError(
-                f"--weight-decay {recipe.weight_decay} is not for --optimizer adam, whose steps would undo it; "
+                f"--weight-decay {recipe.weight_decay} has no use with --optimizer adam, whose steps would undo it; "
                 "give --optimizer adamw, or --weight-decay 0"
             )
         if recipe.freeze_bn_stats and not self.init:
             raise UserError(
-                "--freeze-bn-stats needs --init, whose statistics of batch norm it keeps; give --init, or "
+                "--freeze-bn-stats needs --init, whose batch norm statistics it keeps; give --init, or "
                 "--no-freeze-bn-stats"
             )
         if recipe.freeze_bn_stats and self.ghost_batch_size:
             raise UserError(
-                f"--ghost-batch-size {self.ghost_batch_size} says what batch norm takes its statistics over, which "
-                "--freeze-bn-stats keeps as they are; leave one of them out"
+                f"--ghost-batch-size {self.ghost_batch_size} sets the images for batch norm's statistics, which "
+                "--freeze-bn-stats keeps unchanged; give only one of them"
             )
-        if recipe.ema and not self.precise_bn_images and not recipe.freeze_bn_stats and self.frozen != STAGES:
+        if recipe.ema and self.updates_bn_stats and not self.precise_bn_images:
             raise UserError(
-                f"--ema {recipe.ema} needs --precise-bn-images above 0, for batch norm's running averages are those of "
-                "the weights before averaging; leave --precise-bn-images out, or give --ema 0"
+                f"--ema {recipe.ema} needs --precise-bn-images above 0, because batch norm's running averages do not "
+                "fit the averaged weights; leave --precise-bn-images out, or give --ema 0"
             )
 
     def resolve(self) -> Self:
-        """The same configuration with every option filled in that was left to the recipe or to the network."""
+        """Returns the configuration with the values of the recipe and the network filled in."""
         return dataclasses.replace(self, **dataclasses.asdict(self.resolved_recipe), **dataclasses.asdict(self.network))
 
     def to_json(self) -> dict[str, Any]:
+        """Returns option → value; JSON can represent all values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`. Raises UserError for a name that is no option, or a value that does not fit."""
+        """Returns the configuration that `to_json` turned into `values`; a missing option gets its default.
+
+        Raises:
+          UserError: an option is unknown or has an invalid value.
+        """
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
-            raise UserError(f"unknown options {unknown}; the options are those of `python train.py --help`")
+            raise UserError(f"unknown options {unknown}; `flaxresnet train --help-all` lists the options")
         return cls(**values)

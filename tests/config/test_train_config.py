@@ -1,12 +1,13 @@
-"""Options: defaults, recipes, checks, JSON, help texts and flags."""
+"""Options of training: defaults, recipes, checks, JSON, help texts and flags."""
 
 import ast
 import dataclasses
-import itertools
 import json
 import pathlib
 import typing
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from flaxresnet.cli import parser
@@ -17,12 +18,12 @@ from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import SIZES, VARIANTS
 from flaxresnet.runtime.errors import UserError
 
-STAGE_WORDS = "backbone, or some of stem,stage2,stage3,stage4,stage5, divided by commas"
+STAGE_LIST = "backbone or a comma-separated list of stem, stage2, stage3, stage4, stage5"
 MODELS = " or ".join(map(repr, SIZES))
 
 NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
 
-# A value of each option that is not its default, as flags and as Python has it.
+# Option → flags that set a value other than the default, and the value.
 FLAGS = {
     "data": (["--data", "some/file.h5"], "some/file.h5"),
     "image_size": (["--image-size", "96", "80"], (96, 80)),
@@ -87,7 +88,7 @@ def parse(*argv):
     return parser.parse(TrainConfig, argv, prog="python train.py")
 
 
-def test_defaults_are_those_of_the_help():
+def test_config_has_default_values():
     assert TrainConfig().to_json() == {
         "data": None,
         "workdir": "runs/default",
@@ -148,8 +149,8 @@ def test_defaults_are_those_of_the_help():
     }
 
 
-# What recipes for small data do without.
-PLAIN = {
+# Options that most recipes leave off.
+OFF = {
     "freeze_bn_stats": False,
     "optimizer": "adam",
     "weight_decay": 0,
@@ -164,10 +165,10 @@ PLAIN = {
     "cutmix": 0,
 }
 RESOLVED = {
-    "imagenet": PLAIN
+    "imagenet": OFF
     | {
         "optimizer": "sgd",
-        "learning_rate": 0.0125,  # 0.1 for 256 images, and the default is 32
+        "learning_rate": 0.0125,  # 0.1 × 32 / 256, for the default batch size of 32
         "schedule": "cosine",
         "warmup_epochs": 5,
         "weight_decay": 1e-4,
@@ -181,7 +182,7 @@ RESOLVED = {
         "freeze_backbone_epochs": 0,
         "layer_decay": 1,
     },
-    "fast": PLAIN
+    "fast": OFF
     | {
         "learning_rate": 0.002,
         "schedule": "cosine",
@@ -194,7 +195,7 @@ RESOLVED = {
         "freeze_backbone_epochs": 0,
         "layer_decay": 1,
     },
-    "tutorial": PLAIN
+    "tutorial": OFF
     | {
         "learning_rate": 0.001,
         "schedule": "constant",
@@ -207,7 +208,7 @@ RESOLVED = {
         "freeze_backbone_epochs": 0,
         "layer_decay": 1,
     },
-    "finetune": PLAIN
+    "finetune": OFF
     | {
         "learning_rate": 0.0003,
         "schedule": "cosine",
@@ -220,7 +221,7 @@ RESOLVED = {
         "freeze_backbone_epochs": 1,
         "layer_decay": 0.8,
     },
-    "robust": PLAIN
+    "robust": OFF
     | {
         "learning_rate": 0.002,
         "schedule": "cosine",
@@ -242,7 +243,7 @@ NETWORKS = dict.fromkeys(RECIPES, NETWORK) | {"imagenet": NETWORK | {"variant": 
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_recipe_and_the_network_fill_in_what_was_left_to_them_and_nothing_else(recipe):
+def test_resolve_fills_in_recipe(recipe):
     given = TrainConfig(recipe=recipe, epochs=3, seed=9)
     resolved = given.resolve()
     assert resolved.to_json() == given.to_json() | RESOLVED[recipe] | NETWORKS[recipe]
@@ -261,7 +262,7 @@ def test_the_recipe_and_the_network_fill_in_what_was_left_to_them_and_nothing_el
 
 
 @pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.1), (1024, 0.4), (32, 0.0125)])
-def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_size, rate):
+def test_learning_rate_scales_with_batch(batch_size, rate):
     given = TrainConfig(recipe="imagenet", batch_size=batch_size)
     assert given.resolved_recipe.learning_rate == pytest.approx(rate)
     assert given.resolve().resolve().learning_rate == pytest.approx(rate)
@@ -281,41 +282,44 @@ def test_imagenets_learning_rate_grows_with_the_batch_unless_it_is_given(batch_s
         ({"aug_strength": 0, "mixup": 0.2, "random_erasing": 0.25}, False),
     ],
 )
-def test_images_are_mirrored_with_whatever_changes_positions(options, uses_hflip):
+def test_hflip_needs_moving_augmentation(options, uses_hflip):
     assert TrainConfig(**options).uses_hflip is uses_hflip
 
 
 CONTRADICTIONS = [
     ({"grad_accum_steps": 3}, "--grad-accum-steps 3 does not divide --batch-size 32; give a divisor of it"),
-    ({"ghost_batch_size": 5}, "--ghost-batch-size 5 does not divide --batch-size 32; give a divisor of 32"),
+    (
+        {"ghost_batch_size": 5},
+        "--ghost-batch-size 5 does not divide the 32 images that go through the network at once; give a divisor of 32",
+    ),
     (
         {"ghost_batch_size": 16, "grad_accum_steps": 4},
-        "--ghost-batch-size 16 does not divide --batch-size 32 / --grad-accum-steps 4; give a divisor of 8",
+        "--ghost-batch-size 16 does not divide the 8 images that go through the network at once; give a divisor of 8",
     ),
     (
         {"weight_decay": 0.1},
-        "--weight-decay 0.1 is not for --optimizer adam, whose steps would undo it; "
+        "--weight-decay 0.1 has no use with --optimizer adam, whose steps would undo it; "
         "give --optimizer adamw, or --weight-decay 0",
     ),
     (
         {"ema": 0.9, "precise_bn_images": 0},
-        "--ema 0.9 needs --precise-bn-images above 0, for batch norm's running averages are those of the weights "
-        "before averaging; leave --precise-bn-images out, or give --ema 0",
+        "--ema 0.9 needs --precise-bn-images above 0, because batch norm's running averages do not fit the averaged "
+        "weights; leave --precise-bn-images out, or give --ema 0",
     ),
     (
         {"freeze_bn_stats": True},
-        "--freeze-bn-stats needs --init, whose statistics of batch norm it keeps; give --init, or --no-freeze-bn-stats",
+        "--freeze-bn-stats needs --init, whose batch norm statistics it keeps; give --init, or --no-freeze-bn-stats",
     ),
     (
         {"freeze_bn_stats": True, "ghost_batch_size": 8, "init": "runs/signs"},
-        "--ghost-batch-size 8 says what batch norm takes its statistics over, which --freeze-bn-stats keeps as they "
-        "are; leave one of them out",
+        "--ghost-batch-size 8 sets the images for batch norm's statistics, which --freeze-bn-stats keeps unchanged; "
+        "give only one of them",
     ),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), CONTRADICTIONS)
-def test_options_that_contradict_each_other_are_refused(options, message):
+def test_check_rejects_contradictions(options, message):
     with pytest.raises(UserError) as caught:
         TrainConfig(**options).check()
     assert str(caught.value) == message
@@ -328,21 +332,21 @@ def test_options_that_contradict_each_other_are_refused(options, message):
         {"recipe": "imagenet"},
         {"grad_accum_steps": 4, "ghost_batch_size": 8},
         {"optimizer": "adamw", "weight_decay": 0.1},
-        {"ema": 0.9, "precise_bn_images": 0, "freeze": "backbone"},  # no statistics move there
+        {"ema": 0.9, "precise_bn_images": 0, "freeze": "backbone"},  # freezes all statistics
         {"ema": 0.9, "precise_bn_images": 0, "freeze_bn_stats": True, "init": "runs/signs"},
     ],
 )
-def test_options_that_fit_together_are_accepted(options):
+def test_check_accepts_consistent_options(options):
     TrainConfig(**options).check()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_an_explicit_value_goes_before_the_recipe(recipe):
-    usual = TrainConfig(recipe=recipe).resolve().to_json()
+def test_given_value_overrides_recipe(recipe):
+    recipe_values = TrainConfig(recipe=recipe).resolve().to_json()
     for name in (*RESOLVED["robust"], *NETWORK):
         value = FLAGS[name][1]
         resolved = TrainConfig(recipe=recipe, **{name: value}).resolve()
-        assert resolved.to_json() == usual | {name: value}, name
+        assert resolved.to_json() == recipe_values | {name: value}, name
 
 
 @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ def test_an_explicit_value_goes_before_the_recipe(recipe):
         "zero_init_residual",
     ],
 )
-def test_an_explicit_value_equal_to_zero_or_one_recipe_is_still_explicit(name):
+def test_tutorial_value_overrides_robust(name):
     value = RESOLVED["tutorial"][name]
     assert getattr(TrainConfig(recipe="robust", **{name: value}).resolve(), name) == value
 
@@ -367,29 +371,26 @@ def test_an_explicit_value_equal_to_zero_or_one_recipe_is_still_explicit(name):
     [TrainConfig(), TrainConfig().resolve(), TrainConfig(**{name: value for name, (_, value) in FLAGS.items()})],
     ids=["defaults", "resolved", "all different"],
 )
-def test_a_configuration_survives_json(given):
+def test_json_round_trip_keeps_config(given):
     assert TrainConfig.from_json(json.loads(json.dumps(given.to_json()))) == given
 
 
-def test_options_that_json_leaves_out_have_their_default():
+def test_from_json_fills_in_defaults():
     assert TrainConfig.from_json({"epochs": 3}) == TrainConfig(epochs=3)
 
 
-def test_an_unknown_option_in_json_is_named():
-    message = r"^unknown options \['colour', 'epoch'\]; the options are those of `python train.py --help`$"
+def test_from_json_rejects_invalid_options():
+    message = r"^unknown options \['colour', 'epoch'\]; `flaxresnet train --help-all` lists the options$"
     with pytest.raises(UserError, match=message):
         TrainConfig.from_json({"epoch": 3, "epochs": 3, "colour": "red"})
-
-
-def test_json_values_are_checked():
     with pytest.raises(UserError, match="--epochs must be at least 1, not 0"):
         TrainConfig.from_json({"epochs": 0})
 
 
 NAN, INFINITY = float("nan"), float("inf")
 
-RECIPE_WORDS = " or ".join(map(repr, RECIPES))
-MISTAKES = [
+RECIPE_NAMES = " or ".join(map(repr, RECIPES))
+INVALID_VALUES = [
     ("grad_accum_steps", 0, "--grad-accum-steps must be at least 1, not 0"),
     ("ghost_batch_size", 0, "--ghost-batch-size must be at least 1, not 0"),
     ("optimizer", "lars", "--optimizer must be 'adam' or 'sgd' or 'adamw' or 'lamb', not 'lars'"),
@@ -418,15 +419,15 @@ MISTAKES = [
     ("seed", -1, "--seed must be between 0 and 4294967295, not -1"),
     ("seed", 2**32, "--seed must be between 0 and 4294967295, not 4294967296"),
     ("seed", 0.5, "--seed must be a whole number, not 0.5"),
-    ("recipe", "fancy", f"--recipe must be {RECIPE_WORDS}, not 'fancy'"),
+    ("recipe", "fancy", f"--recipe must be {RECIPE_NAMES}, not 'fancy'"),
     ("init", "", "--init must be a name, not ''"),
     ("init", 3, "--init must be text, not 3"),
-    ("freeze", "stage9", f"--freeze must be {STAGE_WORDS}, not 'stage9'"),
-    ("freeze", "", f"--freeze must be {STAGE_WORDS}, not ''"),
+    ("freeze", "stage9", f"--freeze must be {STAGE_LIST}, not 'stage9'"),
+    ("freeze", "", f"--freeze must be {STAGE_LIST}, not ''"),
     ("freeze_backbone_epochs", -1, "--freeze-backbone-epochs must be at least 0, not -1"),
     ("layer_decay", 0, "--layer-decay must be above 0 and at most 1, not 0"),
     ("layer_decay", 1.5, "--layer-decay must be above 0 and at most 1, not 1.5"),
-    ("recipe", None, f"--recipe must be {RECIPE_WORDS}, not None"),
+    ("recipe", None, f"--recipe must be {RECIPE_NAMES}, not None"),
     ("model", "resnet51", f"--model must be {MODELS}, not 'resnet51'"),
     ("model", 50, f"--model must be {MODELS}, not 50"),
     ("variant", "tf", "--variant must be 'tutorial' or 'keras' or 'torchvision', not 'tf'"),
@@ -437,6 +438,11 @@ MISTAKES = [
     ("learning_rate", 0, "--learning-rate must be above 0, not 0"),
     ("learning_rate", -1e-3, "--learning-rate must be above 0, not -0.001"),
     ("learning_rate", NAN, "--learning-rate must be above 0, not nan"),
+    ("learning_rate", 10**400, f"--learning-rate must be above 0, not {10**400}"),
+    ("weight_decay", 10**400, f"--weight-decay must be at least 0, not {10**400}"),
+    ("learning_rate", INFINITY, "--learning-rate must be above 0, not inf"),
+    ("learning_rate", np.float32("inf"), "--learning-rate must be above 0, not np.float32(inf)"),
+    ("warmup_epochs", INFINITY, "--warmup-epochs must be at least 0, not inf"),
     ("learning_rate", "1e-3", "--learning-rate must be a number, not '1e-3'"),
     ("learning_rate", True, "--learning-rate must be a number, not True"),
     ("schedule", "linear", "--schedule must be 'constant' or 'cosine', not 'linear'"),
@@ -499,21 +505,15 @@ MISTAKES = [
 ]
 
 
-def test_a_wrong_value_is_named_with_its_option():
-    for name, value, message in MISTAKES:
+def test_config_rejects_invalid_values():
+    for name, value, message in INVALID_VALUES:
         with pytest.raises(UserError) as caught:
             TrainConfig(**{name: value})
         assert str(caught.value) == message, (name, value)
 
 
-def test_every_option_has_a_mistake_in_the_table_above():
-    assert {name for name, _, _ in MISTAKES} == set(NAMES)
-
-
-@pytest.mark.parametrize("name", ["learning_rate", "warmup_epochs"])
-def test_infinity_is_refused(name):
-    with pytest.raises(UserError, match=f"^{flag(name)} must be .*, not inf$"):
-        TrainConfig(**{name: INFINITY})
+def test_invalid_values_cover_options():
+    assert {name for name, _, _ in INVALID_VALUES} == set(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -534,92 +534,101 @@ def test_infinity_is_refused(name):
         ("precise_bn_images", 0),
     ],
 )
-def test_the_ends_of_a_range_are_allowed(name, value):
+def test_config_accepts_range_limits(name, value):
     assert getattr(TrainConfig(**{name: value}), name) == value
 
 
-def test_a_user_error_is_a_value_error():
+def test_user_error_is_value_error():
     with pytest.raises(ValueError, match="--epochs"):
         TrainConfig(epochs=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 10**30),  # JAX cannot hold the int
+        ("learning_rate", np.float32(0.5)),
+        ("learning_rate", Fraction(1, 2)),
+        ("epochs", np.int64(3)),
+    ],
+)
+def test_numbers_become_plain_python(name, value):
+    expected = float(value) if name == "learning_rate" else int(value)
+    result = getattr(TrainConfig(**{name: value}), name)
+    assert result == expected
+    assert type(result) is type(expected)
+
+
+def test_image_size_becomes_int_tuple():
+    config = TrainConfig(image_size=[np.int64(96), 80])
+    assert json.dumps(config.image_size) == "[96, 80]"
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
 @pytest.mark.parametrize("name", ["data", "workdir"])
-def test_path_objects_become_text(name):
+def test_config_accepts_path_objects(name):
     assert getattr(TrainConfig(**{name: pathlib.Path("some") / "where"}), name) == "some/where"
 
 
-def test_a_configuration_cannot_be_changed():
+def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3
 
 
-def docstrings():
-    """The string under each field of TrainConfig, from the source."""
-    tree = ast.parse(pathlib.Path(train_config.__file__).read_text(encoding="utf-8"))
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainConfig")
-    return {
-        field.target.id: below.value.value
-        for field, below in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
-    }
-
-
-def test_every_option_has_a_help_text_of_one_line():
-    texts = docstrings()
+def test_help_texts_are_sentences():
+    texts = parser.field_docstrings(TrainConfig)
     assert list(texts) == NAMES
     for name, text in texts.items():
-        assert text.strip() == text != "", name
-        assert "\n" not in text, name
         assert text.endswith("."), name
+        assert len(text.splitlines()) <= 2, name
+        assert "default" not in text or name == "recipe", name  # the parser adds the default
 
 
-def test_no_flags_give_the_defaults():
+def test_parse_gives_defaults():
     assert parse() == TrainConfig()
 
 
-def test_every_option_is_in_the_table_of_flags():
+def test_flag_table_covers_options():
     assert list(FLAGS) == NAMES
-
-
-@pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("bit", range((len(FLAGS) - 1).bit_length()))
-def test_every_option_is_a_flag(bit, given):
-    """Of any two options, some parse has the first and not the second: each sets its own value and no other."""
-    some = {name: pair for number, (name, pair) in enumerate(FLAGS.items()) if bool(number >> bit & 1) == given}
-    argv = [argument for arguments, _ in some.values() for argument in arguments]
-    assert parse(*argv) == dataclasses.replace(TrainConfig(), **{name: value for name, (_, value) in some.items()})
-
-
-def test_flags_values_are_not_the_defaults():
     for name, (_, value) in FLAGS.items():
         assert value != getattr(TrainConfig(), name), name
 
 
-def test_a_switch_can_be_given_both_ways():
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("bit", range((len(FLAGS) - 1).bit_length()))
+def test_flags_set_own_options(bit, given):
+    """For any two options, one of these parses has the first and not the second, so each sets only its own value."""
+    argv = []
+    options = {}
+    for number, (name, (arguments, value)) in enumerate(FLAGS.items()):
+        if bool(number >> bit & 1) == given:
+            argv += arguments
+            options[name] = value
+    assert parse(*argv) == TrainConfig(**options)
+
+
+def test_switches_have_two_flags():
     switches = [f.name for f in dataclasses.fields(TrainConfig) if f.default is True]
-    on, off = (parse(*words) for words in ([flag(name) for name in switches], [flag(f"no-{n}") for n in switches]))
+    on = parse(*[flag(name) for name in switches])
+    off = parse(*[flag(f"no-{name}") for name in switches])
     assert len(switches) > 3
     for name in switches:
         assert getattr(on, name) is True, name
         assert getattr(off, name) is False, name
 
 
-def test_all_flags_can_be_given_together():
-    argv = [argument for arguments, _ in FLAGS.values() for argument in arguments]
-    assert parse(*argv) == TrainConfig(**{name: value for name, (_, value) in FLAGS.items()})
-
-
-def test_the_networks_to_choose_from_are_those_that_there_are():
+def test_choices_match_models():
     hints = typing.get_type_hints(TrainConfig)
     assert typing.get_args(typing.get_args(hints["model"])[0]) == tuple(SIZES)
     assert typing.get_args(typing.get_args(hints["variant"])[0]) == tuple(VARIANTS)
 
 
-def test_every_option_is_read():
-    """An option that is renamed where it is declared, and not where it is used, is in vain."""
+def test_every_option_is_used():
+    """Finds an option that was renamed in its declaration but not in its uses."""
     package = pathlib.Path(train_config.__file__).parents[1]
     modules = [path for path in package.rglob("*.py") if path.parent.name != "config"]
-    nodes = (node for path in modules for node in ast.walk(ast.parse(path.read_text())))
-    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    inside = {"freeze", "hflip"}  # read as `frozen` and, with the augmentation, as `uses_hflip`
-    assert set(NAMES) - read - inside == set()
+    attributes = set()
+    for path in modules:
+        attributes |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    used_in_config = {"freeze", "hflip"}  # for `frozen` and `uses_hflip`
+    assert set(NAMES) - attributes - used_in_config == set()

@@ -293,7 +293,10 @@ DAMAGED = {
     "no versions": (lacking("versions"), r"is damaged \(KeyError: 'versions'\); restore it$"),
     "options null": (edited(config=None), r"is damaged \(TypeError: .+\); restore it$"),
     "unknown preprocessing": (edited(preprocessing={"crop_min_area": 1}), r"is damaged \(TypeError: .+\); restore it$"),
-    "unknown option": (edited(config={"epoch": 3}), r": unknown options \['epoch'\]; the options are those of"),
+    "unknown option": (
+        edited(config={"epoch": 3}),
+        r": unknown options \['epoch'\]; `flaxresnet train --help-all` lists",
+    ),
     "wrong option": (edited(config={"epochs": 0}), r": --epochs must be at least 1, not 0$"),
     **{
         f"a field of another kind, {number}": (edited(**changes), rf"is damaged \(TypeError: {message}\); restore it$")

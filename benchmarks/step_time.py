@@ -209,7 +209,7 @@ def inference(batch_size: int, size: int, conv: str, precision: str = "float32",
     if conv == "ours":
         module, variables = fold_batch_norm(module, variables)
     images = random_images(batch_size, size)
-    infer, *costs = compiled(lambda v, x: module.apply(v, preprocessing.scaled(x)), variables, images)
+    infer, *costs = compiled(lambda v, x: module.apply(v, preprocessing.preprocess_uint8(x)), variables, images)
     return Program(lambda: jax.block_until_ready(infer(variables, images)), *costs, infer)
 
 

@@ -93,6 +93,6 @@ def compute_bn_stats(model: ResNet, params: Any, preprocessing: Preprocessing, i
     learning = model.clone(frozen=(), freeze_bn_stats=False)
 
     def measure(params: Any, images: jax.Array) -> Any:
-        return measure_batch_stats(learning, params, images, prepare=preprocessing.scaled)
+        return measure_batch_stats(learning, params, images, prepare=preprocessing.preprocess_uint8)
 
     return jax.jit(measure)(params, np.stack([images[some] for some in places]))

@@ -92,9 +92,9 @@ class Classifier:
         def view(variables: Any, images: jax.Array, matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
             maps = jnp.broadcast_to(matrix, (len(images), 2, 2))
             viewed = sample_bilinear(images.astype(jnp.float32) / 255, maps, jnp.zeros((len(images), 2)))
-            return seen(variables, preprocessing.normalized(viewed))
+            return seen(variables, preprocessing.normalize(viewed))
 
-        self._apply = jax.jit(lambda v, images: seen(v, preprocessing.scaled(images)))
+        self._apply = jax.jit(lambda v, images: seen(v, preprocessing.preprocess_uint8(images)))
         self._view = jax.jit(view)
 
     @classmethod

@@ -92,7 +92,7 @@ def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., An
         # jax2onnx replaces `jax.nn.relu` while it traces. A reference from before would be written as `Max`.
         model = model.clone(act=lambda x: jax.nn.relu(x))
     model, variables = fold_batch_norm(model, classifier.variables, conv)
-    scaled = classifier.preprocessing.scaled if preprocessing else lambda images: images
+    scaled = classifier.preprocessing.preprocess_uint8 if preprocessing else lambda images: images
     return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)) / classifier.temperature)
 
 

@@ -10,7 +10,7 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
-from flaxresnet.data.sanity_checks import suspicions
+from flaxresnet.data.sanity_checks import data_warnings
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.metadata import RunMetadata, check_network
@@ -113,7 +113,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
     for line in splits.describe():
         logger.note(line)
     train_data, test_data = check_splits(splits, config)
-    for sentence in suspicions(splits):
+    for sentence in data_warnings(splits):
         logger.note(f"warning: {sentence}")
     if config.init is None and (config.freeze or config.resolved_recipe.freeze_backbone_epochs):
         logger.note("warning: without --init the frozen layers keep random weights")

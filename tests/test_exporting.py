@@ -46,7 +46,7 @@ def program_in(path):
 @pytest.mark.parametrize("preprocessing", [True, False])
 def test_stablehlo_program_answers_alike(tmp_path, classifier, preprocessing):
     export_stablehlo(classifier, tmp_path / "signs.zip", preprocessing)
-    images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.scaled(IMAGES))
+    images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.preprocess_uint8(IMAGES))
     for count in (1, 5):
         answers = program_in(tmp_path / "signs.zip").call(images[:count])
         np.testing.assert_allclose(answers, classifier.probabilities(IMAGES[:count]), atol=1e-5)
@@ -124,7 +124,7 @@ def test_onnx_answers_alike(tmp_path, classifier, preprocessing, caplog):
     session = onnxruntime.InferenceSession(str(tmp_path / "signs.onnx"))
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert about["class_names"] == ["red", "green", "blue"]
-    images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.scaled(IMAGES))
+    images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.preprocess_uint8(IMAGES))
     for count in (1, 5):
         (answers,) = session.run(["probabilities"], {"images": images[:count]})
         np.testing.assert_allclose(answers, classifier.probabilities(IMAGES[:count]), atol=1e-4)

@@ -53,6 +53,6 @@ def make_inputs(
         if recipe.mixup or recipe.cutmix:
             shares = jax.nn.one_hot(labels, num_classes)
             images, labels = mix(jax.random.fold_in(key, MIX), images, shares, recipe.mixup, recipe.cutmix)
-        return preprocessing.normalized(images), labels
+        return preprocessing.normalize(images), labels
 
     return inputs

@@ -6,7 +6,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.data.dataset import USUAL_SIZE
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
-from flaxresnet.data.sanity_checks import suspicions
+from flaxresnet.data.sanity_checks import data_warnings
 from flaxresnet.training.run_setup import check_trainable
 
 
@@ -45,6 +45,6 @@ def main(arguments: Arguments) -> int:
         print(f"only a {there} split: a run can be evaluated on it, but training needs a {missing} split as well")
     else:
         check_trainable(splits)
-    for sentence in suspicions(splits, thorough=True):
+    for sentence in data_warnings(splits, thorough=True):
         print(f"warning: {sentence}")
     return 0

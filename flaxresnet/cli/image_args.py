@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.data.image_folder import ENDINGS
+from flaxresnet.data.image_folder import IMAGE_SUFFIXES
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def files_of(word: str) -> list[str]:
     """
     with oserror_as_user_error(word, "read"):
         if Path(word).is_dir():
-            found, wrong = _pictures_in(word), f"holds no picture ({', '.join(sorted(ENDINGS))})"
+            found, wrong = _pictures_in(word), f"holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
         elif has_magic(word) and not Path(word).exists():
             matches = sorted(glob(word, recursive=True))  # noqa: PTH207 - Path's wants no absolute
             found = [file for match in matches for file in (_pictures_in(match) if Path(match).is_dir() else [match])]
@@ -42,7 +42,7 @@ def files_of(word: str) -> list[str]:
 
 
 def _pictures_in(folder: str) -> list[str]:
-    paths = (path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    paths = (path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     return sorted(str(path) for path in paths if not path.name.endswith(EXPLAINED))
 
 

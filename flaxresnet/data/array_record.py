@@ -1,8 +1,10 @@
-"""Pictures in ArrayRecord files, which are read at random as fast as in order: a few large files for many small ones.
+"""Reads and writes images in ArrayRecord files: a few large files that support fast random access.
 
-A folder holds `index.json`, the labels, `train-labels.npy` and `test-labels.npy`, (n,) int32, and the pictures in
-shards, `train-00000-of-00016.array_record`, …: a record is the bytes of a picture, as a file would have them. What the
-files were called is in `train-names.json`, a list, where the pictures come from files.
+A folder holds
+- `index.json`: format, class names, image size (null if images differ in size), and the shards of each split;
+- `train-labels.npy` and `test-labels.npy`: (n,) int32;
+- `train-names.json` and `test-names.json`: a list of the original file names, if the images come from files;
+- `train-00000-of-00016.array_record`, …: shards, in which a record is the encoded bytes of an image.
 """
 
 import hashlib
@@ -27,54 +29,57 @@ from flaxresnet.runtime.errors import UserError
 INDEX = "index.json"
 FORMAT = 1
 SPLITS = ("train", "test")
-OPTIONS = "group_size:1,uncompressed"  # one record at a time is asked for, and pictures are compressed already
+OPTIONS = "group_size:1,uncompressed"  # records are read one at a time, and images are compressed already
 NO_LABELS = np.zeros(0, np.int32)
 
 
 class ArrayRecordImages(EncodedImages):
-    """Pictures in shards, decoded and brought to one size when they are asked for."""
+    """Images in shards that are decoded and resized when they are indexed."""
 
     def __init__(
         self, folder: Path, shards: list[str], count: int, image_size: tuple[int, int], crop_pct: float = 1.0
     ) -> None:
         super().__init__(str(folder.absolute()), count, image_size)
-        self._shards, self._preprocessing = shards, Preprocessing(*image_size, crop_pct=crop_pct)
+        self._shards = shards
+        self._preprocessing = Preprocessing(*image_size, crop_pct=crop_pct)
 
     @cached_property
-    def _records(self) -> Any:
+    def records(self) -> Any:
+        """The records of all shards in order, as a Grain data source of bytes."""
         from grain.sources import ArrayRecordDataSource
 
         return ArrayRecordDataSource([str(Path(self.location) / shard) for shard in self._shards])
 
-    def state(self) -> str:
+    def mtime_key(self) -> str:
         return repr([(Path(self.location) / shard).stat().st_mtime_ns for shard in self._shards])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_records", "_names")}
+        return {name: value for name, value in vars(self).items() if name not in ("records", "_names")}
 
-    def _bytes(self, place: int) -> bytes:
+    def _read_bytes(self, index: int) -> bytes:
         try:
-            return self._records[place]
-        except Exception as error:  # whatever a damaged shard makes the library raise
+            return self.records[index]
+        except Exception as error:  # the library raises various types for a damaged shard
             reason = _first_line(error) if str(error) else type(error).__name__
-            raise UserError(f"{self._where(place)} cannot be read ({reason})") from error
+            raise UserError(f"{self._describe(index)} cannot be read ({reason})") from error
 
-    def _read(self, place: int, part: Part | None) -> np.ndarray:
+    def _read(self, index: int, part: Part | None) -> np.ndarray:
         try:
-            return self._preprocessing.load(io.BytesIO(self._bytes(place)), part)
+            return self._preprocessing.load(io.BytesIO(self._read_bytes(index)), part)
         except UserError as error:
-            raise UserError(f"{self._where(place)} cannot be read ({error})") from error
+            raise UserError(f"{self._describe(index)} cannot be read ({error})") from error
 
-    def _name(self, place: int) -> str:
-        return str(self._names[place]) if place < len(self._names) else f"record {place}"
+    def _name(self, index: int) -> str:
+        return str(self._names[index]) if index < len(self._names) else f"record {index}"
 
     @cached_property
     def _names(self) -> list[Any]:
+        """The original file names; read only if a message needs one. Empty for drawn images and in older folders."""
         path = Path(self.location) / f"{self._split}-names.json"
-        try:  # read where a name is asked for, which is seldom
+        try:
             require_regular_file(path)
             names = json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError):  # there is none in folders of before, nor of drawn pictures
+        except (OSError, ValueError, RecursionError):
             return []
         return names if isinstance(names, list) else []
 
@@ -82,12 +87,12 @@ class ArrayRecordImages(EncodedImages):
     def _split(self) -> str:
         return self._shards[0].partition("-")[0]
 
-    def _where(self, place: int) -> str:
-        return f"record {place} of the {self._split} split of {self.location} ({self._name(place)})"
+    def _describe(self, index: int) -> str:
+        return f"record {index} of the {self._split} split of {self.location} ({self._name(index)})"
 
 
 def is_array_record_dir(folder: Path) -> bool:
-    """Whether a folder is what `write_records` makes."""
+    """Returns whether a folder has the files that `write_records` writes."""
     return (folder / INDEX).is_file() and next(folder.glob("*.array_record"), None) is not None
 
 
@@ -95,53 +100,59 @@ def read_records(folder: Path, options: ReadOptions) -> Splits:
     """Opens a folder of ArrayRecord files.
 
     Args:
-      folder: see above.
+      folder: see the module's docstring.
       options: image size (unless the index gives one), streaming, and the handling of unreadable images.
 
     Raises:
-      UserError: the folder is damaged, records cannot be read, or memory was asked for that the machine has not.
+      UserError: if the folder is damaged or has a newer format, too many images are unreadable, or the images do not
+        fit in memory.
     """
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] > FORMAT:
-            newer = f"has format {index['format']}; this version reads up to {FORMAT}"
-            raise UserError(f"{folder / INDEX} {newer}")
-        names, size = tuple(map(str, index["class_names"])), tuple(index["image_size"] or options.image_size)
-        if not is_input_size(size):
-            raise ValueError(f"image_size is {size}")
+            raise UserError(
+                f"{folder / INDEX} has format {index['format']}, but this version reads up to {FORMAT}; "
+                "update flaxresnet, or make the folder again"
+            )
         if index["image_size"]:
-            options = replace(options, crop_pct=1.0)
-        shares = {"train": options.train_crop_pct, "test": options.crop_pct}
-        found = [_split(folder, name, index["shards"].get(name, []), names, size, shares[name]) for name in SPLITS]
+            options = replace(options, image_size=tuple(index["image_size"]), crop_pct=1.0)
+        train = _open_split(folder, "train", index, options.image_size, options.train_crop_pct)
+        test = _open_split(folder, "test", index, options.image_size, options.crop_pct)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"{folder} is damaged ({reason}); make it again") from error
-    splits, left_out = drop_unreadable(folder, found, options)
-    return Splits(train=splits[0], test=splits[1], source=f"{folder} (ArrayRecord){left_out}", crop_pct=shares["test"])
+    splits, skipped = drop_unreadable(folder, [train, test], options)
+    return Splits(splits[0], splits[1], source=f"{folder} (ArrayRecord){skipped}", crop_pct=options.crop_pct)
 
 
-def _split(
-    folder: Path, name: str, shards: list[str], names: tuple[str, ...], image_size: tuple[int, int], crop_pct: float
+def _open_split(
+    folder: Path, name: str, index: dict[str, Any], image_size: tuple[int, int], crop_pct: float
 ) -> Dataset:
-    if wrong := [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]:
-        raise UserError(f"{folder / INDEX} names {wrong[0]!r}, which is not a file beside it; make the folder again")
-    labels = _labels(folder / f"{name}-labels.npy") if shards else NO_LABELS
-    if labels.ndim != 1 or labels.dtype != np.int32 or not np.all((labels >= 0) & (labels < len(names))):
-        raise ValueError(f"{name}-labels.npy holds {labels.dtype} {labels.shape}, not a class for each picture")
-    digest = hashlib.sha256(repr([(shard, (folder / shard).stat().st_size) for shard in shards]).encode())
+    """Returns a split, empty if the folder has none. Raises ValueError and others for a damaged folder."""
+    if not is_input_size(image_size):
+        raise ValueError(f"image_size is {image_size}")
+    class_names = tuple(map(str, index["class_names"]))
+    shards = index["shards"].get(name, [])
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise UserError(f"{folder / INDEX} names {shard!r}, which is not a file beside it; make the folder again")
+    labels = _read_labels(folder / f"{name}-labels.npy") if shards else NO_LABELS
+    if labels.ndim != 1 or labels.dtype != np.int32 or not np.all((labels >= 0) & (labels < len(class_names))):
+        raise ValueError(f"{name}-labels.npy holds {labels.dtype} {labels.shape}, not a class for each image")
+    sizes = [(shard, (folder / shard).stat().st_size) for shard in shards]
     images = ArrayRecordImages(folder, shards, len(labels), image_size, crop_pct)
-    if shards and len(images._records) != len(labels):
-        raise ValueError(f"{len(images._records)} {name} pictures, but {len(labels)} labels")
-    return Dataset(images, labels, names, identity=digest.hexdigest())
+    if shards and len(images.records) != len(labels):
+        raise ValueError(f"{len(images.records)} {name} images, but {len(labels)} labels")
+    return Dataset(images, labels, class_names, identity=hashlib.sha256(repr(sizes).encode()).hexdigest())
 
 
-def _labels(path: Path) -> np.ndarray:
+def _read_labels(path: Path) -> np.ndarray:
     require_regular_file(path)
     try:
         return np.load(path, allow_pickle=False)
-    except Exception as error:  # whatever a damaged file makes the library raise, if only for memory that it declares
+    except Exception as error:  # NumPy raises various types, such as MemoryError for the declared shape
         raise ValueError(f"{path.name} cannot be read, {type(error).__name__}: {_first_line(error)}") from error
 
 
@@ -150,43 +161,47 @@ def _first_line(error: Exception) -> str:
 
 
 def write_records(folder: Path, splits: Splits, shards: int) -> Iterator[str]:
-    """Writes splits as ArrayRecord files and yields a line for each when it is done.
+    """Writes splits as ArrayRecord files, and yields a line for the user after each split.
 
-    Pictures in files go in as they are, and all others as PNGs.
+    Copies the bytes of images that are files; encodes all others as PNG.
 
     Args:
-      folder: is there, and holds none of these files.
-      splits: what to write.
-      shards: files for each split, so that many machines can each read some.
+      folder: an existing folder without these files.
+      splits: the images to write.
+      shards: number of files for each split, at least 1.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    present = {name: split for name, split in ((name, getattr(splits, name)) for name in SPLITS) if split is not None}
-    names = {name: [f"{name}-{k:05}-of-{shards:05}.array_record" for k in range(shards)] for name in present}
-    for name, split in present.items():
+    index: dict[str, Any] = {"format": FORMAT, "class_names": [], "image_size": None, "shards": {}}
+    for name in SPLITS:
+        split = getattr(splits, name)
+        if split is None:
+            continue
+        shard_names = [f"{name}-{shard:05}-of-{shards:05}.array_record" for shard in range(shards)]
         bounds = np.linspace(0, len(split), shards + 1, dtype=int)
-        for shard, start, stop in zip(names[name], bounds[:-1], bounds[1:], strict=True):
-            writer = ArrayRecordWriter(str(folder / shard), OPTIONS)
-            for place in range(start, stop):
-                writer.write(encoded(split.images, place))
+        for shard_name, start, stop in zip(shard_names, bounds[:-1], bounds[1:], strict=True):
+            writer = ArrayRecordWriter(str(folder / shard_name), OPTIONS)
+            for row in range(start, stop):
+                writer.write(encode(split.images, row))
             writer.close()
         np.save(folder / f"{name}-labels.npy", split.labels.astype(np.int32))
         if isinstance(split.images, EncodedImages):
-            called = [split.images.name(place) for place in range(len(split))]
-            (folder / f"{name}-names.json").write_text(json.dumps(called, indent=0))
-        yield f"{folder}: {len(split)} {name} pictures in {shards} shards"
-    some = next(iter(present.values()))
-    size = None if isinstance(some.images, EncodedImages) else some.image_size
-    index = {"format": FORMAT, "class_names": list(some.class_names), "image_size": size, "shards": names}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")  # last, for it says that the rest is whole
+            file_names = [split.images.name(row) for row in range(len(split))]
+            (folder / f"{name}-names.json").write_text(json.dumps(file_names, indent=0))
+        else:
+            index["image_size"] = split.image_size
+        index["class_names"] = list(split.class_names)
+        index["shards"][name] = shard_names
+        yield f"{folder}: {len(split)} {name} images in {shards} shards"
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")  # last: it marks the folder as complete
 
 
-def encoded(images: np.ndarray | LazyImages, place: int) -> bytes:
-    """The bytes of the picture at a place, as a file has them."""
+def encode(images: np.ndarray | LazyImages, index: int) -> bytes:
+    """Returns an image as the bytes of its file, or as PNG if it has no file."""
     if isinstance(images, EncodedImages):
-        return images.encoded(place)
+        return images.encoded(index)
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(images[place]).save(file, "PNG")
+    Image.fromarray(images[index]).save(file, "PNG")
     return file.getvalue()

@@ -10,23 +10,23 @@ from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.runtime.errors import listed
 
 USUAL_SIZE = (64, 64)  # the tutorials' images
-MAX_CLASS_COUNTS = 20  # classes whose numbers of images are said one by one
-MAX_HASHED_BYTES = 2**31  # bytes of pixels; of more, a fingerprint looks at some images only
-HASH_SAMPLE = 512  # of those
-ALL_TOGETHER = ", all of them together"  # in words, where splits do not count
+MAX_CLASS_COUNTS = 20  # with more classes, `describe` summarizes the number of images of each
+MAX_HASHED_BYTES = 2**31  # bytes of pixels; of larger datasets, the fingerprint hashes a sample
+HASH_SAMPLE = 512  # images of that sample
+ALL_TOGETHER = ", all of them together"  # ends the source of merged splits
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images of one size.
+    """Labeled images of one size.
 
     Attributes:
-      images: (n, height, width, 3), uint8, RGB, 0–255: in memory, or on disk and read when asked for.
-      labels: (n,), int32, 0 ≤ label < len(class_names).
-      class_names: one name a class.
-      names_given: whether the names came with the data (else they are "0", "1", …).
-      identity: what tells these images from others where pixels are not looked at, such as names and sizes of files.
-      contents: what tells their files' bytes from others, where `identity` does not.
+      images: (n, height, width, 3) uint8 RGB in [0, 255], in memory or read from disk when indexed.
+      labels: (n,) int32, 0 ≤ label < len(class_names).
+      class_names: one name for each class.
+      names_given: whether the names came with the data; if not, they are "0", "1", ….
+      identity: a string that replaces the pixels in the fingerprint, such as a hash of file names and sizes.
+      contents: a hash of the files' bytes, if `identity` does not cover them.
     """
 
     images: np.ndarray | LazyImages
@@ -45,24 +45,25 @@ class Dataset:
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         return self.images.shape[1], self.images.shape[2]
 
     def class_counts(self) -> np.ndarray:
-        """Images a class: (classes,), int."""
+        """Returns the number of images of each class: (classes,) int."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def fingerprint(self) -> str:
-        """SHA-256 of shapes, pixels, labels and class names, to be compared by `is_same_data`.
+        """Returns the SHA-256 of shapes, pixels, labels and class names, for `is_same_data`.
 
-        In place of pictures' pixels, their `identity` and, behind a dash, their `contents`: other bytes are other data,
-        whether they are streamed or not. Of more than 2 GiB of pixels without those, as HDF5 files may have them, 512
-        images are looked at, and a change to any other goes unnoticed.
+        Image files contribute their `identity` in place of pixels, and `contents` after a hyphen, so the fingerprint
+        does not depend on streaming. For HDF5 files of more than 2 GiB of pixels, the hash covers 512 images; a change
+        to any other image stays undetected.
         """
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        for pixels in self._hash_blocks():
-            digest.update(np.ascontiguousarray(pixels).data)
+        for block in self._hash_blocks():
+            digest.update(np.ascontiguousarray(block).data)
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
-        return "-".join(filter(None, (digest.hexdigest(), self.contents)))
+        return f"{digest.hexdigest()}-{self.contents}" if self.contents else digest.hexdigest()
 
     def _hash_blocks(self) -> Iterator[np.ndarray]:
         if self.identity is not None:
@@ -70,25 +71,26 @@ class Dataset:
         elif self.images.nbytes > MAX_HASHED_BYTES:
             yield self.images[np.linspace(0, len(self) - 1, HASH_SAMPLE, dtype=int)]
         else:
-            yield from (self.images[start : start + HASH_SAMPLE] for start in range(0, len(self), HASH_SAMPLE))
+            for start in range(0, len(self), HASH_SAMPLE):
+                yield self.images[start : start + HASH_SAMPLE]
 
 
-def is_same_data(one: str | None, other: str | None) -> bool:
-    """Whether two fingerprints are of the same data, as far as both tell: older ones say nothing of files' contents."""
-    if one is None or other is None:
-        return one is other
-    return all(mine == theirs for mine, theirs in zip(one.split("-"), other.split("-"), strict=False))
+def is_same_data(a: str | None, b: str | None) -> bool:
+    """Returns whether two fingerprints match. One without `contents`, of an older run, matches any contents."""
+    if a is None or b is None:
+        return a is b
+    return all(part_a == part_b for part_a, part_b in zip(a.split("-"), b.split("-"), strict=False))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The training and the test images of a data set; either may be missing.
+    """The training and the test split of a dataset. Either may be None.
 
     Attributes:
-      source: where they come from, as words.
-      path: the absolute path of the file or folder; None where the images were drawn.
-      crop_pct: the share of test pictures that was taken, as `Preprocessing` has it.
-      hash_split: whether hashes of their names divide the images into training and test, for want of anything else.
+      source: describes where the images come from.
+      path: absolute path of the file or folder; None for drawn images.
+      crop_pct: fraction of each test image that was center-cropped; see `Preprocessing`.
+      hash_split: whether a hash of each file name assigns the images to splits, because no folders do.
     """
 
     train: Dataset | None
@@ -99,28 +101,32 @@ class Splits:
     hash_split: bool = False
 
     def merge_into_test(self) -> "Splits":
-        """All images as the test split, read into memory; of pictures, opened with `eval_preprocessing`."""
-        parts = [part for part in (self.train, self.test) if part is not None]
-        images, labels = (np.concatenate([getattr(part, name)[:] for part in parts]) for name in ("images", "labels"))
-        whole = Dataset(images, labels, parts[0].class_names, parts[0].names_given)
-        return replace(self, train=None, test=whole, source=f"{self.source}{ALL_TOGETHER}")
+        """Returns all images, in memory, as the test split. Open images with `eval_preprocessing` before."""
+        splits = [split for split in (self.train, self.test) if split is not None]
+        images = np.concatenate([split.images[:] for split in splits])
+        labels = np.concatenate([split.labels for split in splits])
+        merged = Dataset(images, labels, splits[0].class_names, splits[0].names_given)
+        return replace(self, train=None, test=merged, source=f"{self.source}{ALL_TOGETHER}")
 
     def describe(self) -> Iterator[str]:
-        """Lines that say what was loaded, as the tutorials print it, with the class balance."""
+        """Yields lines about the splits, in the tutorials' format, and the class balance."""
         yield f"data: {self.source}"
-        present = {name: split for name, split in (("train", self.train), ("test", self.test)) if split is not None}
-        for name, split in present.items():
-            word = {"train": "training", "test": "test"}[name]
-            yield f"number of {word} examples = {len(split)}"
+        present = {}
+        if self.train is not None:
+            present["train"] = self.train
+            yield f"number of training examples = {len(self.train)}"
+        if self.test is not None:
+            present["test"] = self.test
+            yield f"number of test examples = {len(self.test)}"
         for name, split in present.items():
             yield f"X_{name} shape: {split.images.shape}  Y_{name} shape: {split.labels.shape}"
-        some = next(iter(present.values()))
-        yield f"{len(some.class_names)} classes: {listed(some.class_names)}"
+        class_names = next(iter(present.values())).class_names
+        yield f"{len(class_names)} classes: {listed(class_names)}"
         for name, split in present.items():
-            yield f"{name} images a class: {_balance(split.class_counts())}"
+            yield f"{name} images a class: {_describe_counts(split.class_counts())}"
 
 
-def _balance(counts: np.ndarray) -> str:
+def _describe_counts(counts: np.ndarray) -> str:
     if len(counts) <= MAX_CLASS_COUNTS:
         return ", ".join(map(str, counts))
     return f"{counts.min():,} to {counts.max():,}, median {int(np.median(counts)):,}"

@@ -1,4 +1,4 @@
-"""From a picture file to its pixels: upright, in sRGB, 8 bits a channel, in memory that is bounded."""
+"""Decodes image files to upright 8-bit sRGB pixels, in bounded memory."""
 
 import io
 import os
@@ -18,25 +18,27 @@ from flaxresnet.runtime.errors import UserError
 if TYPE_CHECKING:
     import PIL.Image
 
-# Pillow's names of what cameras, telephones, scanners and browsers make. It knows many more, some of which it hands to
-# other programs by what is in the file, such as EPS to Ghostscript. HEIF is there where pillow-heif is installed.
+# Pillow's names of the formats of cameras, phones, scanners and browsers. Pillow knows many more, some of which start
+# another program, such as Ghostscript for EPS, whatever the file's suffix. HEIF needs pillow-heif.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
-MAX_PIXELS = 10**8  # of a picture that is decoded; telephones' have 12 to 50 million, cameras' up to 100
-BYTES_A_PIXEL = 25  # at most, while a picture is decoded: JPEG 2000 takes so much, JPEG and PNG a third of it
-PIXELS_A_CORE = 2**24  # of pictures that are decoded at one time, on average
-STRIP = 2**20  # pixels that are converted together
+MAX_PIXELS = 10**8  # of an image; phones make 12 to 50 million, cameras up to 100 million
+BYTES_PER_PIXEL = 25  # memory while decoding, at most: JPEG 2000 takes that much, JPEG and PNG a third of it
+PIXELS_PER_CORE = 2**24  # decoded at the same time, on average
+STRIP_PIXELS = 2**20  # converted at once
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # in bytes 8 to 11
-SRGB_TOLERANCE = 2  # of 255: a profile that moves no colour further says that the picture is in sRGB
+SRGB_TOLERANCE = 2  # of 255; a profile that changes no color by more is sRGB
 
 
 class PixelBudget:
-    """Lets so many pixels in at one time; who brings more waits."""
+    """Limits the pixels that all threads decode at the same time."""
 
     def __init__(self, pixels: int) -> None:
-        self._free, self._changed = pixels, threading.Condition()
+        self._free = pixels
+        self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
+    def acquire(self, pixels: int) -> Iterator[None]:
+        """Waits until so many pixels are free, and takes them until the context ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
@@ -48,19 +50,25 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-DECODE_BUDGET = PixelBudget(max(MAX_PIXELS, PIXELS_A_CORE * (os.cpu_count() or 1)))
+DECODE_BUDGET = PixelBudget(max(MAX_PIXELS, PIXELS_PER_CORE * (os.cpu_count() or 1)))
 
 
 def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
-    """Reads a picture in one of `FORMATS` as (height, width, 3) uint8 RGB.
+    """Decodes an image in one of `FORMATS`.
 
-    EXIF rotation is applied, colours in another profile are brought to sRGB, transparency is laid on white, 16-bit grey
-    is brought to 8 bits, its profile ignored; of an animation the first frame is taken. A JPEG of more than
-    `MAX_PIXELS` is decoded at half its size, up to Pillow's own limit of 178 million. It takes `BYTES_A_PIXEL` of
-    memory at most, and some MiB.
+    Applies the EXIF orientation, converts colors with another ICC profile to sRGB, composites transparent pixels on
+    white, scales 16-bit gray to 8 bits (and ignores its profile), and takes the first frame of an animation. Decodes a
+    JPEG of more than `MAX_PIXELS` at half its size, up to Pillow's limit of 178 million pixels. Takes at most
+    `BYTES_PER_PIXEL` of memory for each pixel, plus some MiB.
+
+    Args:
+      photo: a path, or a binary file that supports seeking.
+
+    Returns:
+      (height, width, 3) uint8 RGB.
 
     Raises:
-      UserError: there is no such file, it is no picture that can be decoded, or it has more than `MAX_PIXELS`.
+      UserError: if the file does not exist, is not an image that can be decoded, or has more than `MAX_PIXELS`.
     """
     with decoded(photo) as pixels:
         return pixels
@@ -68,32 +76,32 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
 
 @contextmanager
 def decoded(photo: str | Path | IO[bytes]) -> Iterator[np.ndarray]:
-    """As `decode`; within, the picture counts among those decoded at one time, of which there may be only so many."""
+    """Decodes an image as `decode` does. Its pixels count against `DECODE_BUDGET` until the context ends."""
     if isinstance(photo, str | Path):
         require_regular_file(photo)
     with ExitStack() as stack:
         try:
             with warnings.catch_warnings(action="ignore"), _opened(photo) as file:
-                stack.enter_context(DECODE_BUDGET.taken(file.width * file.height))
+                stack.enter_context(DECODE_BUDGET.acquire(file.width * file.height))
                 pixels = _pixels(photo, file)
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(f"{photo} does not exist; give the path of a picture") from None
+            raise UserError(f"{photo} does not exist; give the path of an image") from None
         except Exception as error:  # a decoder may raise anything for a damaged file: struct.error, RuntimeError, …
-            advice = "give a JPEG, PNG or the like"
+            advice = "give a JPEG or PNG"
             if _is_heif(photo) and "HEIF" not in formats():
-                advice = "pip install pillow-heif, which reads HEIC, or give a JPEG or PNG"
+                advice = "pip install pillow-heif to read HEIC, or give a JPEG or PNG"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if type(error).__name__ == "UnidentifiedImageError":  # Pillow's, whose text has the path once more
-                reason = "of no kind that is known"
-            raise UserError(f"{photo} cannot be read as a picture ({reason}); {advice}") from error
+            if type(error).__name__ == "UnidentifiedImageError":  # by Pillow, with the path in its text
+                reason = "unknown format"
+            raise UserError(f"{photo} cannot be read as an image ({reason}); {advice}") from error
         yield pixels
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that can be read here."""
+    """Returns the formats of `FORMATS` that the installed packages can read."""
     from PIL import Image
 
     Image.init()
@@ -105,16 +113,16 @@ def formats() -> tuple[str, ...]:
 
 
 def _opened(photo: str | Path | IO[bytes]) -> "PIL.Image.Image":
-    """The file with its header read; raises UserError where it has too many pixels to be decoded."""
+    """Opens an image and reads its header; raises UserError if it has too many pixels."""
     from PIL import Image
 
     file = Image.open(photo, formats=formats())
     width, height = file.size
     if width * height > MAX_PIXELS and file.format in ("JPEG", "MPO"):
-        file.draft(None, (width // 2, height // 2))  # which takes a quarter of the memory
+        file.draft(None, (width // 2, height // 2))  # takes a quarter of the memory
     if file.width * file.height > MAX_PIXELS:
         file.close()
-        raise UserError(f"{photo} has {width}×{height} pixels; give a picture of up to {MAX_PIXELS // 10**6} million")
+        raise UserError(f"{photo} has {width}×{height} pixels; give an image of up to {MAX_PIXELS // 10**6} million")
     return file
 
 
@@ -142,25 +150,29 @@ def _pixels(photo: str | Path | IO[bytes], image: "PIL.Image.Image") -> np.ndarr
 
 
 def _strips(image: "PIL.Image.Image") -> Iterator[tuple[int, "PIL.Image.Image"]]:
-    """A picture from above to below, each part with its first row: what is done with one copies no more than that."""
-    rows = max(1, STRIP // max(1, image.width))
+    """Yields horizontal strips with the number of their first row, so that a conversion copies one strip at a time."""
+    rows = max(1, STRIP_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _rgb_converter(image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
-    """How strips of a picture of 8 bits a channel become sRGB."""
+    """Returns a function that converts strips of an image with 8 bits a channel to sRGB."""
     from PIL import Image
 
-    see_through = image.has_transparency_data
-    mode = "RGBA" if see_through else "RGB" if image.mode in ("P", "PA") else image.mode
+    is_transparent = image.has_transparency_data
+    mode = image.mode
+    if is_transparent:
+        mode = "RGBA"
+    elif mode in ("P", "PA"):
+        mode = "RGB"
     to_srgb = _to_srgb(image.info.get("icc_profile"), mode)
 
     def convert(strip: "PIL.Image.Image") -> np.ndarray:
         strip = strip.convert(mode)
         if to_srgb is not None:
             strip = to_srgb.apply(strip)
-        if see_through:
+        if is_transparent:
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
         return np.asarray(strip.convert("RGB"))
 
@@ -169,7 +181,7 @@ def _rgb_converter(image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np
 
 @lru_cache(maxsize=8)
 def _to_srgb(profile: bytes | None, mode: str) -> Any | None:
-    """What brings colours of a mode and an ICC profile to sRGB; None where they are there, or the profile is no use."""
+    """Returns the transform from a mode and an ICC profile to sRGB; None if it changes nothing or is invalid."""
     from PIL import Image, ImageCms
 
     if not profile:
@@ -182,35 +194,38 @@ def _to_srgb(profile: bytes | None, mode: str) -> Any | None:
             "RGBA" if mode == "RGBA" else "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
         )
-        steps = np.linspace(0, 255, 9).round().astype(np.uint8)
-        some = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
-        probe = Image.fromarray(some).convert(mode)
-        moved = np.asarray(transform.apply(probe).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
-    except Exception:  # a damaged profile, one of another kind of colours, Pillow without LittleCMS
+        levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+        colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+        probe = Image.fromarray(colors).convert(mode)
+        change = np.asarray(transform.apply(probe).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
+    except Exception:  # a damaged profile, one of another color space, or Pillow without LittleCMS
         return None
-    return transform if np.abs(moved).max() > SRGB_TOLERANCE else None
+    return transform if np.abs(change).max() > SRGB_TOLERANCE else None
 
 
 def _gray16_converter(
     photo: str | Path | IO[bytes], image: "PIL.Image.Image"
 ) -> Callable[["PIL.Image.Image"], np.ndarray]:
-    """How strips of grey of more than 8 bits become RGB: 16 bits are brought to 8, floats in [0, 1] to 0–255.
+    """Returns a function that converts strips of gray to 8-bit RGB: 16-bit integers, floats in [0, 1], or 0–255.
 
-    Pillow gives 16-bit grey as 32-bit integers at times, so the values, not the type, tell 8 bits from 16.
+    Pillow reads some 16-bit files as 32-bit integers, so the largest value decides between 8 and 16 bits.
     """
-    largest, kind = 0.0, np.dtype(np.uint8)
+    largest = 0.0
+    dtype = np.dtype(np.uint8)
     for _, strip in _strips(image):
         values = np.asarray(strip)
         if not np.isfinite(values).all():
-            raise UserError(f"{photo} has pixels that are NaN or infinite; store finite ones, from 0 to 1 or to 255")
-        largest, kind = max(largest, float(values.max(initial=0))), values.dtype
-    if kind.kind == "f":
-        full = 1.0 if largest <= 1 else 255.0
+            raise UserError(f"{photo} has pixels that are NaN or infinite; store values from 0 to 1, or from 0 to 255")
+        largest = max(largest, float(values.max(initial=0)))
+        dtype = values.dtype
+    if dtype.kind == "f":
+        white = 1.0 if largest <= 1 else 255.0
     else:
-        full = 65535.0 if kind.itemsize == 2 or largest > 255 else 255.0
+        white = 65535.0 if dtype.itemsize == 2 or largest > 255 else 255.0
 
     def convert(strip: "PIL.Image.Image") -> np.ndarray:
-        grey = np.clip(np.rint(np.asarray(strip).astype(np.float64) * (255 / full)), 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        values = np.asarray(strip).astype(np.float64) * (255 / white)
+        gray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
 
     return convert

@@ -1,6 +1,6 @@
-"""Packed chunks of HDF5 arrays: those that would unpack to more than they declare are found before they do.
+"""Limits on compressed chunks of HDF5 arrays: rejects chunks that decompress to more than they declare.
 
-The library makes room for whatever a chunk unpacks to, and looks at the size afterwards.
+The HDF5 library allocates memory for whatever a chunk decompresses to, and checks the size afterwards.
 """
 
 import math
@@ -15,62 +15,70 @@ from flaxresnet.runtime.errors import UserError
 
 ChunkOffset = tuple[int, ...]
 
-DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000  # as HDF5 numbers its filters
-PACKING = (DEFLATE, LZF)
-KNOWN = (DEFLATE, SHUFFLE, FLETCHER32, LZF)
-CHECKSUM = 8  # bytes at most, that a chunk has beside its values
-DEFLATED = 1032  # bytes that one stored byte may stand for in deflate's format (zlib.net/zlib_tech.html)
-HARMLESS = 2**28  # bytes; chunks that cannot unpack to more are left to the library
-MAX_LZF = 2**23  # bytes of a chunk; one stored byte may stand for 88, and nothing here unpacks them to see
-UNPACKED_SPARE = 2**16  # bytes by which what does not pack may grow
-CHUNK_BYTES = 2**18  # packed bytes that are unpacked, and left, together
+# Filter numbers of HDF5.
+DEFLATE = 1
+SHUFFLE = 2
+FLETCHER32 = 3
+LZF = 32000
+COMPRESSION_FILTERS = (DEFLATE, LZF)
+KNOWN_FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)
+MAX_CHECKSUM_BYTES = 8  # that a chunk holds besides its values
+MAX_DEFLATE_RATIO = 1032  # of DEFLATE's format (zlib.net/zlib_tech.html)
+MAX_TRUSTED_BYTES = 2**28  # chunks that cannot decompress to more are not checked
+MAX_LZF_CHUNK = 2**23  # bytes; LZF's ratio is at most 88, and nothing here decompresses LZF to check it
+INCOMPRESSIBLE_OVERHEAD = 2**16  # bytes by which compression may enlarge incompressible data
+CHUNK_BYTES = 2**18  # compressed bytes that are decompressed, and discarded, at once
+REPACK = "`h5repack -f GZIP=4` compresses it again"
 
 
-def unsupported_reason(item: h5py.Dataset) -> str | None:
-    """What speaks against unpacking any of it: words that follow the array's name."""
-    filters = filters_of(item)
-    if unknown := set(filters) - set(KNOWN):
-        return f"is packed by HDF5's filter {min(unknown)}, which is not read; `h5repack -f GZIP=4` packs it anew"
-    after = [number for i, number in enumerate(filters) if not {*filters[:i]}.isdisjoint(PACKING)]
-    if set(after) - {FLETCHER32}:  # so that what is stored is the packed stream itself
-        return "is packed, and changed again after that; `h5repack -f GZIP=4` packs it anew"
-    if LZF in filters and chunk_nbytes(item) > MAX_LZF:
-        return f"is packed by LZF in chunks of {item.chunks}; `h5repack -f GZIP=4` packs it anew"
+def unsupported_reason(array: h5py.Dataset) -> str | None:
+    """Returns why an array is not decompressed, as a predicate after its name; None if it can be."""
+    filters = filters_of(array)
+    unknown = set(filters) - set(KNOWN_FILTERS)
+    if unknown:
+        return f"is compressed by HDF5's filter {min(unknown)}, which is not supported; {REPACK}"
+    is_compressed = False
+    for number in filters:
+        if is_compressed and number != FLETCHER32:  # else the stored bytes are not the compressed stream itself
+            return f"is filtered again after its compression; {REPACK}"
+        is_compressed |= number in COMPRESSION_FILTERS
+    if LZF in filters and chunk_nbytes(array) > MAX_LZF_CHUNK:
+        return f"is compressed by LZF in chunks of {array.chunks}; {REPACK}"
     return None
 
 
-def filters_of(item: h5py.Dataset) -> list[int]:
-    """What HDF5 does to a chunk before it is stored, in this order."""
-    plist = item.id.get_create_plist()
-    return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+def filters_of(array: h5py.Dataset) -> list[int]:
+    """Returns the numbers of the filters that HDF5 applies to a chunk before it is stored, in order."""
+    plist = array.id.get_create_plist()
+    return [plist.get_filter(position)[0] for position in range(plist.get_nfilters())]
 
 
-def chunk_nbytes(item: h5py.Dataset) -> int:
-    """Bytes of a chunk, once unpacked."""
-    return math.prod(item.chunks) * item.id.get_type().get_size()
+def chunk_nbytes(array: h5py.Dataset) -> int:
+    """Returns the bytes of a decompressed chunk."""
+    return math.prod(array.chunks) * array.id.get_type().get_size()
 
 
-def max_chunk_nbytes(item: h5py.Dataset) -> int:
-    """Bytes that a chunk has in the file where packing failed and made it larger."""
-    return chunk_nbytes(item) * 9 // 8 + UNPACKED_SPARE
+def max_chunk_nbytes(array: h5py.Dataset) -> int:
+    """Returns the most bytes that a chunk can have in the file, if compression enlarged it."""
+    return chunk_nbytes(array) * 9 // 8 + INCOMPRESSIBLE_OVERHEAD
 
 
 class ChunkSizeGuard:
-    """Chunks of an array that might unpack to much more than they declare, by what is stored of them."""
+    """Checks the chunks of an array that, by their stored size, might decompress to more than they declare."""
 
-    def __init__(self, item: h5py.Dataset) -> None:
-        self._rows: dict[int, list[ChunkOffset]] = {}  # where chunks begin, by their first row
-        self._wrong: dict[ChunkOffset, bool] = {}  # what was found of them
+    def __init__(self, array: h5py.Dataset) -> None:
+        self._chunks: dict[int, list[ChunkOffset]] = {}  # first row → offsets of the chunks to check
+        self._is_oversized: dict[ChunkOffset, bool] = {}  # of those checked before
         self._lock = threading.Lock()
-        if not filters_of(item):
+        if not filters_of(array):
             return
-        most = max_chunk_nbytes(item)
+        max_stored = max_chunk_nbytes(array)
 
-        def look(chunk: h5py.h5d.StoreInfo) -> None:
-            if chunk.size > most or chunk.size * DEFLATED > HARMLESS:
-                self._rows.setdefault(chunk.chunk_offset[0], []).append(chunk.chunk_offset)
+        def add_suspect(chunk: h5py.h5d.StoreInfo) -> None:
+            if chunk.size > max_stored or chunk.size * MAX_DEFLATE_RATIO > MAX_TRUSTED_BYTES:
+                self._chunks.setdefault(chunk.chunk_offset[0], []).append(chunk.chunk_offset)
 
-        each_chunk(item, look)
+        each_chunk(array, add_suspect)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -78,50 +86,52 @@ class ChunkSizeGuard:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
 
-    def check(self, where: str, item: h5py.Dataset, start: int, stop: int) -> None:
-        """Looks at the chunks with rows from `start` to before `stop`, at each of them once.
+    def check(self, name: str, array: h5py.Dataset, start: int, stop: int) -> None:
+        """Checks the chunks with rows from `start` to `stop` (exclusive), each chunk once. Thread-safe.
 
         Raises:
-          UserError: one unpacks to more than it declares; `where` names the array.
-          OSError: one cannot be read.
+          UserError: if a chunk decompresses to more than it declares; `name` is the array's, for the message.
+          OSError: if a chunk cannot be read.
         """
-        if not self._rows:
+        if not self._chunks:
             return
-        rows = item.chunks[0]
-        for place in (place for row in range(start // rows * rows, stop, rows) for place in self._rows.get(row, ())):
-            with self._lock:  # so that a chunk is unpacked by one thread, and one at a time
-                if place not in self._wrong:
-                    self._wrong[place] = unpacks_to_more(item, place)
-            if self._wrong[place]:
-                raise UserError(
-                    f"{where} has a chunk, at {place}, that unpacks to more than the {chunk_nbytes(item):,} bytes it "
-                    "declares; store the values anew"
-                )
+        rows = array.chunks[0]
+        for row in range(start // rows * rows, stop, rows):
+            for offset in self._chunks.get(row, ()):
+                with self._lock:  # decompresses one chunk at a time, to limit memory
+                    if offset not in self._is_oversized:
+                        self._is_oversized[offset] = is_oversized(array, offset)
+                if self._is_oversized[offset]:
+                    raise UserError(
+                        f"{name} has a chunk, at {offset}, that decompresses to more than the {chunk_nbytes(array):,} "
+                        "bytes it declares; store the values again"
+                    )
 
 
-def each_chunk(item: h5py.Dataset, look: Callable[[h5py.h5d.StoreInfo], None]) -> None:
-    """Calls `look` with what HDF5 knows of each chunk that is stored."""
-    if hasattr(item.id, "chunk_iter"):
-        item.id.chunk_iter(look)
-    else:  # an h5py that was built with an HDF5 before 1.12.3, which looks for each from the first one on
-        for i in range(item.id.get_num_chunks()):
-            look(item.id.get_chunk_info(i))
+def each_chunk(array: h5py.Dataset, visit: Callable[[h5py.h5d.StoreInfo], None]) -> None:
+    """Calls `visit` with HDF5's description of each stored chunk."""
+    if hasattr(array.id, "chunk_iter"):
+        array.id.chunk_iter(visit)
+    else:  # HDF5 before 1.12.3, in which each look-up takes time linear in the number of chunks
+        for number in range(array.id.get_num_chunks()):
+            visit(array.id.get_chunk_info(number))
 
 
-def unpacks_to_more(item: h5py.Dataset, place: ChunkOffset) -> bool:
-    """Whether a chunk has more bytes than it declares; what it unpacks to is counted and not kept."""
-    if item.id.get_chunk_info_by_coord(place).size > max_chunk_nbytes(item):
+def is_oversized(array: h5py.Dataset, offset: ChunkOffset) -> bool:
+    """Returns whether a chunk decompresses to more bytes than it declares. Discards the decompressed bytes."""
+    if array.id.get_chunk_info_by_coord(offset).size > max_chunk_nbytes(array):
         return True
-    if DEFLATE not in filters_of(item):
+    if DEFLATE not in filters_of(array):
         return False
-    _, packed = item.id.read_direct_chunk(place)
-    left, unpacker = chunk_nbytes(item) + CHECKSUM, zlib.decompressobj()
+    _, compressed = array.id.read_direct_chunk(offset)
+    remaining = chunk_nbytes(array) + MAX_CHECKSUM_BYTES
+    decompressor = zlib.decompressobj()
     try:
-        for start in range(0, len(packed), CHUNK_BYTES):
-            piece = packed[start : start + CHUNK_BYTES]
-            while piece and left >= 0 and not unpacker.eof:  # behind its end may be a checksum
-                left -= len(unpacker.decompress(piece, CHUNK_BYTES))
-                piece = unpacker.unconsumed_tail
-    except zlib.error:  # damaged, or stored without this filter: the library says so, or reads it
+        for start in range(0, len(compressed), CHUNK_BYTES):
+            block = compressed[start : start + CHUNK_BYTES]
+            while block and remaining >= 0 and not decompressor.eof:  # a checksum may follow the stream
+                remaining -= len(decompressor.decompress(block, CHUNK_BYTES))
+                block = decompressor.unconsumed_tail
+    except zlib.error:  # damaged, or stored without this filter; the library raises an error or reads it
         return False
-    return left < 0
+    return remaining < 0

@@ -1,7 +1,7 @@
-"""Labelled images without those that cannot be read, found before training begins, and what their files hold.
+"""Finds the images of a dataset that cannot be read, before training starts, and hashes their files.
 
-Streamed images are all read once for that, by all processes together; a million pictures take minutes, so what was
-found is kept.
+The processes of a run share the reading of streamed images. The result is cached, because reading a million images
+takes minutes.
 """
 
 import contextlib
@@ -21,115 +21,137 @@ from flaxresnet.runtime.cache_dir import cache_dir, cache_write
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
-MAX_NAMED = 5  # unreadable pictures in a sentence
+MAX_NAMED = 5  # unreadable images that a message names
 
 
 def drop_unreadable(
-    source: str | Path, parts: Sequence[Dataset], options: ReadOptions
+    source: str | Path, splits: Sequence[Dataset], options: ReadOptions
 ) -> tuple[list[Dataset | None], str]:
-    """The data without what cannot be read, in memory or on disk.
+    """Removes unreadable images, and reads the others into memory unless they are streamed.
+
+    Collective: an image that one process cannot read is removed in all of them.
 
     Args:
-      source: where they come from, as words.
-      parts: splits with `LazyImages`; any may be empty.
-      options: streaming, and the handling of unreadable images. An image that one process cannot read, none uses.
+      source: path of the dataset, for messages.
+      splits: datasets with `LazyImages`, possibly empty.
+      options: streaming, and the fraction of unreadable images to skip.
 
     Returns:
-      The splits, None for those of which nothing is left, and words for what was left out: "" for nothing.
+      The splits, None for those without a readable image, and a note on the skipped images for `Splits.source`: "" if
+      there are none.
 
     Raises:
-      UserError: the share cannot be or is exceeded, or memory was asked for that the machine has not.
+      UserError: if more than `options.max_corrupt_fraction` of the images are unreadable, or the images do not fit in
+        memory.
     """
-    streamed = should_stream(source, sum(part.images.nbytes for part in parts), options)
-    found = [_readable(part, streamed, options) for part in parts]
-    bad = [wrong for _, wrongs in found for wrong in wrongs]
-    if len(bad) > options.max_corrupt_fraction * (count := sum(map(len, parts))):
-        advice = "mend or remove them, or give --max-corrupt-fraction with the share that may be left out"
+    streamed = should_stream(source, sum(split.images.nbytes for split in splits), options)
+    readable: list[Dataset | None] = []
+    messages: list[str] = []
+    for split in splits:
+        dataset, errors = _drop_unreadable(split, streamed, options)
+        readable.append(dataset if len(dataset) else None)
+        messages += errors.values()
+    if not messages:
+        return readable, ""
+    count = sum(map(len, splits))
+    if len(messages) > options.max_corrupt_fraction * count:
         raise UserError(
-            f"{len(bad)} of {count} pictures in {source} cannot be read; {advice}: {listed(bad, MAX_NAMED)}"
+            f"{len(messages)} of {count} images in {source} cannot be read; repair or remove them, or give "
+            f"--max-corrupt-fraction with the fraction to skip: {listed(messages, MAX_NAMED)}"
         )
-    return [part for part, _ in found], f"; left out {len(bad)} unreadable: {listed(bad, MAX_NAMED)}" if bad else ""
+    return readable, f"; skipped {len(messages)} unreadable: {listed(messages, MAX_NAMED)}"
 
 
-def _readable(part: Dataset, streamed: bool, options: ReadOptions) -> tuple[Dataset | None, list[str]]:
-    stored = part.images
-    if not isinstance(stored, LazyImages):
-        raise TypeError("only stored images can be looked through")
-    images: np.ndarray | LazyImages = stored
+def _drop_unreadable(split: Dataset, streamed: bool, options: ReadOptions) -> tuple[Dataset, dict[int, str]]:
+    """Returns the readable part of a split, and the messages of the others by index."""
+    lazy = split.images
+    if not isinstance(lazy, LazyImages):
+        raise TypeError(f"images in memory are not scanned; give LazyImages, not {type(lazy).__name__}")
+    images: np.ndarray | LazyImages = lazy
     if streamed:
-        looked = scan(stored, f"{part.identity} {stored.state()}", options.processes, options.rescan)
+        result = scan(lazy, f"{split.identity} {lazy.mtime_key()}", options.processes, options.rescan)
     else:
-        images, looked = _load(stored, options.processes)
-    if isinstance(stored, EncodedImages):
-        part = replace(part, contents=f"{looked.contents:064x}")
-    if bad := looked.bad:
-        good = np.array([place for place in range(len(part)) if place not in bad], int)
-        part, images = replace(part, labels=part.labels[good]), stored.only(good) if streamed else images[good]
-    return replace(part, images=images) if len(images) else None, list(bad.values())
+        images, result = _load(lazy, options.processes)
+    labels = split.labels
+    if result.errors:
+        readable = np.delete(np.arange(len(split)), list(result.errors))
+        labels = labels[readable]
+        images = lazy.take(readable) if streamed else images[readable]
+    contents = f"{result.contents:064x}" if isinstance(lazy, EncodedImages) else split.contents
+    return replace(split, images=images, labels=labels, contents=contents), result.errors
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What was found by reading images.
+    """The result of reading images.
 
     Attributes:
-      bad: place → what is wrong with the image there.
-      contents: of all others, as `ContentHash.total` has it.
+      errors: dict from the index of each unreadable image to the error message.
+      contents: `ContentHash.total` of the readable images; 0 if images are not files of their own.
     """
 
-    bad: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
     contents: int = 0
 
 
 def _load(images: LazyImages, processes: ProcessGroup) -> tuple[np.ndarray, ScanResult]:
-    """All images in memory, and what all processes found, of which each reads all."""
-    contents = ContentHash()
-    loaded, mine = images.with_hashing(contents).load()
-    bad = _of_all(mine, processes)
+    """Reads all images into memory, in every process."""
+    content_hash = ContentHash()
+    loaded, own_errors = images.with_hashing(content_hash).load()
+    errors = _gather_errors(own_errors, processes)
     if isinstance(images, EncodedImages):
-        for place in bad.keys() - mine.keys():
-            contents.add(place, images.encoded(place), times=-1)
-    return loaded, ScanResult(bad, contents.total)
+        for index in errors.keys() - own_errors.keys():
+            content_hash.add(index, images.encoded(index), sign=-1)
+    return loaded, ScanResult(errors, content_hash.total)
 
 
 def scan(
     images: LazyImages, identity: str, processes: ProcessGroup = SINGLE_PROCESS, rescan: bool = False
 ) -> ScanResult:
-    """What all processes find together, kept in the user's cache folder for the next time.
+    """Reads every image once to find the unreadable ones. Collective; caches the result in the user's cache folder.
 
     Args:
-      images: what is read.
-      identity: tells them from others; what was found counts as long as it stays the same.
-      processes: each reads its share.
-      rescan: read all, whatever is known.
+      images: the images to read.
+      identity: the cached result is valid as long as this string, the location and the shape stay the same.
+      processes: each process reads its share.
+      rescan: ignore the cache.
     """
-    path, mine = _path(images, identity), processes.local_indices(len(images))
-    known = None if rescan else _load_cached(path)
-    if len({*processes.gather(hex(known.contents) if known else None)}) > 1:
-        known = None  # a sum of what some recall and others read would be of some pictures twice
-    # What was wrong may have been the network's fault, so that those pictures are read again.
-    again = mine if known is None else mine[np.isin(mine, list(known.bad))]
-    contents = ContentHash()
-    bad = _of_all(images.with_hashing(contents).unreadable(again.tolist()), processes)
-    more = sum(int(one, 16) for one in processes.gather(hex(contents.total)))
-    found = ScanResult(bad, ((known.contents if known else 0) + more) % ContentHash.MODULUS)
-    if found != known:
-        cache_write(path, json.dumps({"bad": list(found.bad.items()), "contents": found.contents}).encode())
-    return found
+    path = _cache_path(images, identity)
+    cached = None if rescan else _load_cached(path)
+    # All processes need the same cached result: `contents` is a sum over all of them.
+    if len(set(processes.gather(hex(cached.contents) if cached else None))) > 1:
+        cached = None
+    unread = processes.local_indices(len(images))
+    known_contents = 0
+    if cached:
+        # Earlier errors may have come from the network, so these images are read again.
+        unread = unread[np.isin(unread, list(cached.errors))]
+        known_contents = cached.contents
+    content_hash = ContentHash()
+    errors = _gather_errors(images.with_hashing(content_hash).read_errors(unread.tolist()), processes)
+    new_contents = sum(int(total, 16) for total in processes.gather(hex(content_hash.total)))
+    result = ScanResult(errors, (known_contents + new_contents) % ContentHash.MODULUS)
+    if result != cached:
+        cache_write(path, json.dumps({"bad": list(errors.items()), "contents": result.contents}).encode())
+    return result
 
 
-def _of_all(mine: dict[int, str], processes: ProcessGroup) -> dict[int, str]:
-    """Place → what is wrong, as any of the processes found it."""
-    return dict(sorted((place, wrong) for some in processes.gather(list(mine.items())) for place, wrong in some))
+def _gather_errors(own_errors: dict[int, str], processes: ProcessGroup) -> dict[int, str]:
+    """Returns the errors of all processes, sorted by index. Collective."""
+    errors: dict[int, str] = {}
+    for items in processes.gather(list(own_errors.items())):
+        errors.update(items)
+    return dict(sorted(errors.items()))
 
 
-def _path(images: LazyImages, identity: str) -> Path:
-    name = hashlib.sha256(f"{images.location}\0{identity}\0{images.shape}".encode("utf-8", "surrogateescape"))
-    return cache_dir("checked") / f"{name.hexdigest()}.json"
+def _cache_path(images: LazyImages, identity: str) -> Path:
+    key = f"{images.location}\0{identity}\0{images.shape}".encode("utf-8", "surrogateescape")
+    return cache_dir("checked") / f"{hashlib.sha256(key).hexdigest()}.json"
 
 
 def _load_cached(path: Path) -> ScanResult | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # those of before had no contents
-        said = json.loads(path.read_text())
-        return ScanResult({int(place): str(wrong) for place, wrong in said["bad"]}, int(said["contents"]))
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing, damaged, or of an older version
+        stored = json.loads(path.read_text())
+        errors = {int(index): str(message) for index, message in stored["bad"]}
+        return ScanResult(errors, int(stored["contents"]))
     return None

@@ -1,4 +1,4 @@
-"""Images that stay on disk and are read when they are asked for."""
+"""Images that stay on disk until they are indexed."""
 
 import abc
 import copy
@@ -18,10 +18,10 @@ QUEUE_SIZE = 4096  # reads that wait for a thread
 
 
 class ContentHash:
-    """Tells pictures by the bytes of their files: a sum of digests, the same in whatever order they are read.
+    """Hash of image files that does not depend on the order in which threads read them: a sum of SHA-256 digests.
 
     Attributes:
-      total: of what was added so far, in [0, 2²⁵⁶); totals of parts add up to that of all, by the same modulus.
+      total: the sum so far, in [0, 2²⁵⁶). The sums of parts add up, modulo 2²⁵⁶, to the sum of all images.
     """
 
     MODULUS = 2**256
@@ -30,23 +30,25 @@ class ContentHash:
         self.total = 0
         self._lock = threading.Lock()
 
-    def add(self, place: int, content: bytes, times: int = 1) -> None:
-        """Counts the picture at a place, from any thread; -1 times takes it off again."""
-        digest = hashlib.sha256(place.to_bytes(8, "big") + content).digest()
+    def add(self, index: int, content: bytes, sign: int = 1) -> None:
+        """Adds the file of an image, or removes it again if the sign is -1. Thread-safe."""
+        digest = hashlib.sha256(index.to_bytes(8, "big") + content).digest()
         with self._lock:
-            self.total = (self.total + times * int.from_bytes(digest, "big")) % self.MODULUS
+            self.total = (self.total + sign * int.from_bytes(digest, "big")) % self.MODULUS
 
 
 def available_cpus() -> int:
-    """Cores that this process may use, which under a scheduler are not all that there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of cores that this process may use; under a scheduler, often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class LazyImages(abc.ABC):
-    """Images on disk, to be indexed as an array of (n, height, width, 3) uint8 would be; worker processes get copies.
+    """Images on disk that can be indexed as an (n, height, width, 3) uint8 array. Picklable, for worker processes.
 
     Attributes:
-      location: where they are.
+      location: absolute path of the file or folder.
       shape: (n, height, width, 3).
       dtype: uint8.
     """
@@ -54,28 +56,30 @@ class LazyImages(abc.ABC):
     dtype = np.dtype(np.uint8)
 
     def __init__(self, location: str, count: int, image_size: tuple[int, int]) -> None:
-        self.location, self.shape = location, (count, *image_size, 3)
-        self._places: np.ndarray | None = None
+        self.location = location
+        self.shape = (count, *image_size, 3)
+        self._indices: np.ndarray | None = None  # into the stored images, after `take`
 
     @abc.abstractmethod
-    def _read(self, place: int, part: Part | None) -> np.ndarray: ...
+    def _read(self, index: int, part: Part | None) -> np.ndarray: ...
 
-    def read(self, place: int, part: Part | None = None) -> np.ndarray:
-        """The image at a place, (height, width, 3) uint8, or a part of it in the same size.
+    def read(self, index: int, part: Part | None = None) -> np.ndarray:
+        """Returns an image, or a part of it resized to the same size: (height, width, 3) uint8.
 
-        Raises UserError where it cannot be read.
+        Raises:
+          UserError: if the image cannot be read.
         """
-        return self._read(self._at(place), part)
+        return self._read(self._stored_index(index), part)
 
-    def _at(self, place: int) -> int:
-        return place if self._places is None else int(self._places[place])
+    def _stored_index(self, index: int) -> int:
+        return index if self._indices is None else int(self._indices[index])
 
-    def only(self, places: np.ndarray) -> Self:
-        """Some of the images."""
-        some = copy.copy(self)
-        some._places = places if self._places is None else self._places[places]
-        some.shape = (len(places), *self.shape[1:])
-        return some
+    def take(self, indices: np.ndarray) -> Self:
+        """Returns the images at (k,) integer indices, still on disk."""
+        subset = copy.copy(self)
+        subset._indices = indices if self._indices is None else self._indices[indices]
+        subset.shape = (len(indices), *self.shape[1:])
+        return subset
 
     @property
     def ndim(self) -> int:
@@ -83,7 +87,7 @@ class LazyImages(abc.ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they would take in memory."""
+        """Bytes that the images would take in memory."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -92,79 +96,94 @@ class LazyImages(abc.ABC):
     def __getitem__(self, index: Any) -> np.ndarray:
         if isinstance(index, int | np.integer):
             return self.read(int(index))
-        images, bad = self.load(np.arange(len(self))[index])
-        if bad:
-            raise UserError(next(iter(bad.values())))
+        images, errors = self.load(np.arange(len(self))[index])
+        for message in errors.values():
+            raise UserError(message)
         return images
 
-    def load(self, places: np.ndarray | None = None) -> tuple[np.ndarray, dict[int, str]]:
-        """Images into memory, all of them by default: (n, height, width, 3), and row → what is wrong with it."""
-        places = np.arange(len(self)) if places is None else places
-        images = np.empty((len(places), *self.shape[1:]), np.uint8)
+    def load(self, indices: np.ndarray | None = None) -> tuple[np.ndarray, dict[int, str]]:
+        """Reads images into memory.
+
+        Args:
+          indices: (k,) integers; None reads all images.
+
+        Returns:
+          (k, height, width, 3) uint8, and a dict from the row of each unreadable image to the error message. The
+          pixels of such a row are undefined.
+        """
+        if indices is None:
+            indices = np.arange(len(self))
+        images = np.empty((len(indices), *self.shape[1:]), np.uint8)
 
         def read(row: int) -> None:
-            images[row] = self.read(int(places[row]))
+            images[row] = self.read(int(indices[row]))
 
-        return images, _collect_errors(read, len(places))
+        return images, _collect_errors(read, len(indices))
 
-    def unreadable(self, places: Sequence[int]) -> dict[int, str]:
-        """Place → what is wrong with the image there; reads those at the places, and keeps none."""
-        found = _collect_errors(lambda i: self.read(places[i]), len(places))
-        return {places[i]: wrong for i, wrong in found.items()}
+    def read_errors(self, indices: Sequence[int]) -> dict[int, str]:
+        """Reads images, discards them, and returns a dict from the index of each unreadable one to its error."""
+        errors = _collect_errors(lambda row: self.read(indices[row]), len(indices))
+        return {indices[row]: message for row, message in errors.items()}
 
-    def state(self) -> str:
-        """What changes when their files do, such as when these were written, without looking at the images."""
+    def mtime_key(self) -> str:
+        """Returns a string that changes if a file is written again. Reads no image."""
         return ""
 
-    def with_hashing(self, contents: ContentHash) -> Self:
-        """The same images, of which each that is read is added to the contents, where it has bytes of its own."""
+    def with_hashing(self, content_hash: ContentHash) -> Self:
+        """Returns the same images; reading one also adds its file to the hash, if each image has its own file."""
         return self
 
 
 class EncodedImages(LazyImages):
-    """Images of which each has bytes of its own, as a picture's file has them."""
+    """Images that are stored one by one as encoded bytes, such as a JPEG file each."""
 
-    _contents: ContentHash | None = None
+    _content_hash: ContentHash | None = None
 
-    def read(self, place: int, part: Part | None = None) -> np.ndarray:
-        image = super().read(place, part)
-        if self._contents is not None:  # its bytes are still in the system's memory, from being decoded
-            self._contents.add(self._at(place), self.encoded(place))
+    def read(self, index: int, part: Part | None = None) -> np.ndarray:
+        image = super().read(index, part)
+        if self._content_hash is not None:  # decoding has left the bytes in the page cache
+            self._content_hash.add(self._stored_index(index), self.encoded(index))
         return image
 
-    def with_hashing(self, contents: ContentHash) -> Self:
-        with_hashing = copy.copy(self)
-        with_hashing._contents = contents
-        return with_hashing
+    def with_hashing(self, content_hash: ContentHash) -> Self:
+        hashing = copy.copy(self)
+        hashing._content_hash = content_hash
+        return hashing
 
     @abc.abstractmethod
-    def _bytes(self, place: int) -> bytes: ...
+    def _read_bytes(self, index: int) -> bytes: ...
 
     @abc.abstractmethod
-    def _name(self, place: int) -> str: ...
+    def _name(self, index: int) -> str: ...
 
-    def name(self, place: int) -> str:
-        """What the picture at a place is called where it comes from: its file, below the folder of all."""
-        return self._name(self._at(place))
+    def name(self, index: int) -> str:
+        """Returns the image's file name in the original dataset, relative to its folder."""
+        return self._name(self._stored_index(index))
 
-    def encoded(self, place: int) -> bytes:
-        """The bytes of the picture at a place; raises UserError where they cannot be read."""
-        return self._bytes(self._at(place))
+    def encoded(self, index: int) -> bytes:
+        """Returns the encoded bytes of an image.
+
+        Raises:
+          UserError: if they cannot be read.
+        """
+        return self._read_bytes(self._stored_index(index))
 
 
 def _collect_errors(read: Callable[[int], object], count: int) -> dict[int, str]:
-    """What is wrong with those of `count` images that `read` raises UserError for, in order."""
+    """Calls `read(0)`, …, `read(count - 1)` in threads; returns the messages of their UserErrors by number."""
 
-    def trouble(place: int) -> str | None:
+    def error_message(number: int) -> str | None:
         try:
-            read(place)
+            read(number)
         except UserError as error:
             return str(error)
         return None
 
-    found = dict[int, str]()
-    with ThreadPoolExecutor(available_cpus()) as pool:  # decoders do not hold Python's lock
+    errors: dict[int, str] = {}
+    with ThreadPoolExecutor(available_cpus()) as pool:  # image decoders release the GIL
         for start in range(0, count, QUEUE_SIZE):
-            places = range(start, min(start + QUEUE_SIZE, count))
-            found |= {place: wrong for place, wrong in zip(places, pool.map(trouble, places), strict=True) if wrong}
-    return found
+            numbers = range(start, min(start + QUEUE_SIZE, count))
+            for number, message in zip(numbers, pool.map(error_message, numbers), strict=True):
+                if message is not None:
+                    errors[number] = message
+    return errors

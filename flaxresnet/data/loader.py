@@ -1,7 +1,7 @@
-"""The data loader: batches of a dataset that lies on the devices or is streamed from disk, split over the devices.
+"""The data loader: batches of a dataset in device memory or streamed from disk, sharded over devices.
 
-Which images are in a training step depends on the seed and on the number of the step alone, not on where they lie, on
-how many processes read them, or on where a run was cut off; so that number is all there is to the place in the data.
+The images of a training step depend only on the seed and the number of the step, not on streaming, the number of
+processes that read, or an interruption. So the number of the step is the loader's full state.
 """
 
 from collections.abc import Generator, Iterator
@@ -16,11 +16,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.shuffle import ORDER_STREAM, step_indices
 
-DEVICE_SHARE = 0.25  # of a device's memory, that images may take; the rest is for the network
+DEVICE_MEMORY_FRACTION = 0.25  # that images may take; the network needs the rest
 
 
 class Batch(flax.struct.PyTreeNode):
-    """Images (batch, height, width, 3) uint8, labels (batch,) int32, mask (batch,) float32: 1 counts, 0 is padding."""
+    """A batch of images.
+
+    Attributes:
+      images: (batch, height, width, 3) uint8.
+      labels: (batch,) int32.
+      mask: (batch,) float32, 1 for an image and 0 for padding.
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -28,80 +34,103 @@ class Batch(flax.struct.PyTreeNode):
 
 
 class BatchSource(Protocol):
-    """Gives batches of the images at given places."""
+    """Reads batches by the indices of their images."""
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
-        """The batches of training steps `first`, `first` + 1, … (from 0), without end."""
+        """Yields the batches of training steps `first`, `first` + 1, …, without end. Steps count from 0."""
 
-    def at(self, places: list[np.ndarray]) -> Iterator[Batch]:
-        """A batch for each of the arrays of places, padded and masked."""
+    def batches(self, indices: list[np.ndarray]) -> Iterator[Batch]:
+        """Yields a padded and masked batch for each array of indices."""
 
 
-def padded(places: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places with zeros behind them, int32, and the mask that tells them apart, float32; both (batch_size,)."""
-    whole = np.zeros(batch_size, np.int32)
-    whole[: len(places)] = places
-    return whole, (np.arange(batch_size) < len(places)).astype(np.float32)
+def pad_indices(indices: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices padded with zeros, int32, and the mask, float32, both (batch_size,)."""
+    padded = np.zeros(batch_size, np.int32)
+    padded[: len(indices)] = indices
+    mask = np.arange(batch_size) < len(indices)
+    return padded, mask.astype(np.float32)
 
 
 class Loader:
-    """A data set's batches."""
+    """Batches of a dataset for training, evaluation and batch-norm statistics."""
 
-    def __init__(self, source: BatchSource, dataset: Dataset, batch_size: int, split: Any) -> None:
-        """`split` is the sharding of a batch's leading axis."""
-        self._source, self._split = source, split
+    def __init__(self, source: BatchSource, dataset: Dataset, batch_size: int, sharding: Any) -> None:
+        """Sets the loader up.
+
+        Args:
+          source: reads the batches of `dataset`.
+          dataset: n images.
+          batch_size: images in a batch, over all processes.
+          sharding: of a batch's leading axis.
+        """
+        self._source = source
+        self._sharding = sharding
         self._shape = dataset.images.shape
-        self.count, self.batch_size = len(dataset), batch_size
+        self.count = len(dataset)
+        self.batch_size = batch_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches an epoch; which images are left over changes from epoch to epoch."""
+        """Full batches of an epoch. Each epoch leaves out other images of the last, incomplete batch."""
         return self.count // self.batch_size
 
     def shapes(self) -> Batch:
-        """A batch of `jax.ShapeDtypeStruct`."""
-        kinds = {"images": (self._shape[1:], jnp.uint8), "labels": ((), jnp.int32), "mask": ((), jnp.float32)}
-        made = {
-            name: jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=self._split)
-            for name, (shape, dtype) in kinds.items()
-        }
-        return Batch(**made)
+        """Returns a batch of `jax.ShapeDtypeStruct`."""
+
+        def leaf(shape: tuple[int, ...], dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype, sharding=self._sharding)
+
+        return Batch(images=leaf(self._shape[1:], jnp.uint8), labels=leaf((), jnp.int32), mask=leaf((), jnp.float32))
 
     def train(self, seed: int, first: int = 0) -> Generator[Batch]:
-        """The full batches of training, from step `first` on, epoch after epoch, without end."""
+        """Yields full batches from training step `first` on, epoch after epoch, without end."""
         return self._source.train(seed, first)
 
     def eval_batches(self) -> Iterator[Batch]:
-        """Every image once, in the order of the data; the last batch is padded and masked."""
-        bounds = range(0, self.count, self.batch_size)
-        return self._source.at([np.arange(start, min(start + self.batch_size, self.count)) for start in bounds])
+        """Returns an iterator over all images once, in the dataset's order; the last batch is padded and masked."""
+        indices = np.arange(self.count)
+        starts = range(0, self.count, self.batch_size)
+        return self._source.batches([indices[start : start + self.batch_size] for start in starts])
 
     def bn_batches(self, count: int, seed: int) -> jax.Array:
-        """Images for measuring statistics: (k, batch, height, width, 3) uint8, the same ones at each call.
+        """Returns random images for measuring batch-norm statistics, the same ones in each call.
 
-        k · batch is the largest multiple of the batch that is neither above `count` nor above the whole set, but at
-        least one batch; the set must hold one.
+        Args:
+          count: images to return, rounded down to full batches, but at least one batch.
+          seed: selects the images.
+
+        Returns:
+          (k, batch, height, width, 3) uint8, with k · batch at most the size of the dataset, which must hold a batch.
         """
         batches = max(1, min(count, self.count) // self.batch_size)
         order = np.random.default_rng((ORDER_STREAM, seed)).permutation(self.count)[: batches * self.batch_size]
-        blocks = [batch.images for batch in self._source.at(list(order.reshape(batches, self.batch_size)))]
-        return jax.jit(lambda *images: jnp.stack(images), out_shardings=_stacked_sharding(self._split))(*blocks)
+        images = [batch.images for batch in self._source.batches(list(order.reshape(batches, self.batch_size)))]
+        return jax.jit(lambda *images: jnp.stack(images), out_shardings=_stacked_sharding(self._sharding))(*images)
 
 
 def fits_devices(dataset: Dataset) -> bool:
-    """Whether a data set takes no more than a share of a device's memory; where that is not known, as on CPUs, yes."""
+    """Returns whether a dataset takes at most a quarter of a device's memory; True on devices of unknown size."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit is None or dataset.images.nbytes <= DEVICE_SHARE * limit
+    return limit is None or dataset.images.nbytes <= DEVICE_MEMORY_FRACTION * limit
 
 
 class DeviceSource:
-    """A data set that lies on every device as uint8, and is gathered there."""
+    """Batches of a dataset that is replicated in the memory of every device as uint8."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, replicated: Any, split: Any) -> None:
-        """`replicated` and `split` are the shardings of the whole set and of a batch's leading axis."""
-        self._count, self._batch_size = len(dataset), batch_size
-        self._data = [_on_devices(array, replicated) for array in (dataset.images, dataset.labels)]
-        self._gather = jax.jit(_gather, out_shardings=split)
+    def __init__(self, dataset: Dataset, batch_size: int, replicated: Any, sharding: Any) -> None:
+        """Copies the dataset to the devices.
+
+        Args:
+          dataset: images in memory, or on disk.
+          batch_size: images in a batch, over all processes.
+          replicated: sharding of the dataset.
+          sharding: of a batch's leading axis.
+        """
+        self._count = len(dataset)
+        self._batch_size = batch_size
+        self._images = _to_devices(dataset.images, replicated)
+        self._labels = _to_devices(dataset.labels, replicated)
+        self._gather = jax.jit(_gather, out_shardings=sharding)
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
         step = first
@@ -109,22 +138,24 @@ class DeviceSource:
             yield self._batch(step_indices(seed, step, self._count, self._batch_size))
             step += 1
 
-    def at(self, places: list[np.ndarray]) -> Iterator[Batch]:
-        return map(self._batch, places)
+    def batches(self, indices: list[np.ndarray]) -> Iterator[Batch]:
+        return map(self._batch, indices)
 
-    def _batch(self, places: np.ndarray) -> Batch:
-        return self._gather(*self._data, *padded(places, self._batch_size))
-
-
-def _gather(images: jax.Array, labels: jax.Array, places: jax.Array, mask: jax.Array) -> Batch:
-    return Batch(images[places], labels[places], mask)
+    def _batch(self, indices: np.ndarray) -> Batch:
+        return self._gather(self._images, self._labels, *pad_indices(indices, self._batch_size))
 
 
-def _on_devices(array: Any, sharding: Any) -> jax.Array:
-    """An array that every process has all of, on its own devices, without an exchange."""
+def _gather(images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Batch:
+    return Batch(images[indices], labels[indices], mask)
+
+
+def _to_devices(array: Any, sharding: Any) -> jax.Array:
+    """Copies an array that every process has in full to its own devices, without communication."""
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
-def _stacked_sharding(split: Any) -> Any:
-    """The sharding of batches that are stacked on a new leading axis."""
-    return NamedSharding(split.mesh, PartitionSpec(None, *split.spec)) if isinstance(split, NamedSharding) else split
+def _stacked_sharding(sharding: Any) -> Any:
+    """Returns the sharding of batches that are stacked on a new leading axis."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    return sharding

@@ -7,9 +7,9 @@ from flaxresnet.runtime.errors import UserError
 
 
 def require_regular_file(path: str | Path) -> None:
-    """Raises UserError where a pipe, a socket or a device is at the path: reading one may never end.
+    """Raises UserError if the path is a pipe, a socket or a device, because reading one may block forever.
 
-    Folders and what is missing pass; who opens them says what is wrong, each in its words.
+    Folders and missing files pass; opening them raises a more specific error.
     """
     try:
         mode = Path(path).stat().st_mode

@@ -1,4 +1,4 @@
-"""From a picture to what the network takes: resize, scale. Training and prediction share this file."""
+"""Converts images to the network's input: crop, resize, scale. Training and prediction share this module."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,37 +15,40 @@ from flaxresnet.runtime.errors import UserError
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 MAX_SIDE = 2**16  # pixels
-MAX_INPUT_PIXELS = 2**24  # pixels that pictures are brought to: 4096 × 4096, of which a batch of 32 is 6 GiB as floats
-MAX_NUMBER = 1e30  # of a scale or a mean; float32 has room for it
-Box = tuple[float, float, float, float]  # of a part of a picture: left, upper, right, lower, in pixels
-Part = Callable[[int, int], Box]  # what to take of a picture of this height and width
+MAX_INPUT_PIXELS = 2**24  # of an image after resizing: 4096 × 4096; a batch of 32 takes 6 GiB as float32
+MAX_NUMBER = 1e30  # of a scale or a mean; float32 holds it
+Box = tuple[float, float, float, float]  # left, upper, right and lower edge in pixels
+Part = Callable[[int, int], Box]  # (height, width) of an image → the box to crop
 
 
-def is_input_size(size: Sequence[Any], most: int = MAX_INPUT_PIXELS) -> bool:
-    """Whether it is a height and a width that a network's input may have, of so many pixels at most."""
-    return (
-        len(size) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in size) and math.prod(size) <= most
-    )
+def is_input_size(size: Sequence[Any], max_pixels: int = MAX_INPUT_PIXELS) -> bool:
+    """Returns whether a size is a valid (height, width) of a network's input."""
+    if len(size) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
+        return False
+    return math.prod(size) <= max_pixels
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from JSON is a number that can be computed with: neither NaN nor infinite nor beyond float32."""
+    """Returns whether a value from JSON is a finite number in the range of float32."""
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photo becomes the network's input; stored with the weights.
+    """Conversion of an image to the network's input. It is stored with the weights.
 
     Attributes:
-      height, width: pixels of the network's input.
-      resize: the filter with which a photo is brought to that size, sides independently, as the tutorials' `load_img`
-        does: a filter of Pillow's, by name.
-      scale: what pixel values 0–255 are multiplied by.
-      mean, std: what is then taken off, and divided by, one a channel in the network's order.
-      channels: the order in which the network takes them: "rgb" or "bgr".
-      crop_pct: below 1, of a photo only the middle is taken, in the input's proportion and this share of the largest
-        that there is: 0.875 is the same as bringing the shorter side to 256 and taking the middle 224 × 224.
+      height: height of the network's input in pixels.
+      width: width of the network's input in pixels.
+      resize: name of the Pillow filter that resizes an image. Height and width are resized independently, as by the
+        tutorials' `load_img`.
+      scale: factor of pixel values in [0, 255].
+      mean: subtracted from each channel after scaling, in the network's channel order.
+      std: divides each channel after that.
+      channels: the network's channel order.
+      crop_pct: fraction, in (0, 1], of the largest centered box with the input's aspect ratio; the box is cropped
+        before resizing. 0.875 equals resizing the shorter side to 256 and cropping the center 224 × 224.
+        1 resizes the full image, whatever its aspect ratio.
     """
 
     height: int
@@ -58,46 +61,58 @@ class Preprocessing:
     crop_pct: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the fields as a dict for `json.dumps`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`; of runs before there was a mean, too. Raises UserError for what cannot be."""
+        """Returns the inverse of `to_json`; fields that an older version did not write take their defaults.
+
+        Raises:
+          UserError: if a value is out of range.
+        """
         tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        made = cls(**(values | tuples))
-        triples = (made.mean, made.std)
-        fits = {
-            "height and width": is_input_size((made.height, made.width), MAX_PIXELS),  # HDF5 has more
-            "resize": made.resize in FILTERS,
-            "scale, mean and std": all(isinstance(triple, tuple) and len(triple) == 3 for triple in triples)
-            and all(map(is_number, (made.scale, *made.mean, *made.std)))
-            and min(made.std) > 0,
-            "channels": made.channels in ("rgb", "bgr"),
-            "crop_pct": is_number(made.crop_pct) and 0 < made.crop_pct <= 1,
+        result = cls(**(values | tuples))
+        has_triples = all(isinstance(triple, tuple) and len(triple) == 3 for triple in (result.mean, result.std))
+        checks = {
+            "height and width": is_input_size((result.height, result.width), MAX_PIXELS),  # HDF5 images are not resized
+            "resize": result.resize in FILTERS,
+            "scale, mean and std": has_triples
+            and all(map(is_number, (result.scale, *result.mean, *result.std)))
+            and min(result.std) > 0,
+            "channels": result.channels in ("rgb", "bgr"),
+            "crop_pct": is_number(result.crop_pct) and 0 < result.crop_pct <= 1,
         }
-        if wrong := [name for name, is_fit in fits.items() if not is_fit]:
-            raise UserError(f"preprocessing with {wrong[0]} that cannot be: {values}")
-        return made
+        for name, is_valid in checks.items():
+            if not is_valid:
+                raise UserError(f"preprocessing has invalid {name}: {values}")
+        return result
 
     def load(self, photo: str | Path | IO[bytes] | np.ndarray, part: Part | None = None) -> np.ndarray:
-        """A photo in the network's size: (height, width, 3), uint8. See `decode.decode` for what is read and raised.
+        """Crops and resizes an image to the network's input size.
 
         Args:
-          photo: a file, or pixels (h, w, 3) uint8.
-          part: of the photo; None for the middle that `crop_pct` says, or the whole.
+          photo: an image file (see `decode`), or (h, w, 3) uint8 RGB.
+          part: returns the box to crop; None crops the center box of `crop_pct`.
+
+        Returns:
+          (height, width, 3) uint8 RGB.
+
+        Raises:
+          UserError: if the file cannot be decoded, or the array has another shape or dtype.
         """
         if isinstance(photo, np.ndarray):
-            return self._fitted(photo, part)
+            return self._crop_and_resize(photo, part)
         with decoded(photo) as image:
-            return self._fitted(image, part)
+            return self._crop_and_resize(image, part)
 
-    def _fitted(self, image: np.ndarray, part: Part | None) -> np.ndarray:
+    def _crop_and_resize(self, image: np.ndarray, part: Part | None) -> np.ndarray:
         from PIL import Image
 
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-            raise UserError(f"a photo is (height, width, 3) uint8, not {image.shape} {image.dtype}")
+            raise UserError(f"an image is {image.shape} {image.dtype}; give (height, width, 3) uint8")
         if part is None and self.crop_pct < 1:
-            part = self._middle
+            part = self._center_box
         if image.shape[:2] == (self.height, self.width) and part is None:
             return image
         resample = Image.Resampling[self.resize.upper()]
@@ -105,44 +120,50 @@ class Preprocessing:
         return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample, box))
 
     def crop_pixels(self, photo: np.ndarray) -> np.ndarray:
-        """What `load` takes of a photo's pixels, (h, w, 3), as they are."""
+        """Returns the part of an image, (h, w, 3), that `load` uses, without resizing."""
         if self.crop_pct == 1:
             return photo
-        left, upper, right, lower = map(round, self._middle(*photo.shape[:2]))
+        left, upper, right, lower = map(round, self._center_box(*photo.shape[:2]))
         return photo[upper : max(lower, upper + 1), left : max(right, left + 1)]
 
-    def _middle(self, height: int, width: int) -> Box:
-        pixels = self.crop_pct * min(height / self.height, width / self.width)  # of the photo, for one of the input
-        tall, wide = pixels * self.height, pixels * self.width
-        return (width - wide) / 2, (height - tall) / 2, (width + wide) / 2, (height + tall) / 2
+    def _center_box(self, height: int, width: int) -> Box:
+        zoom = self.crop_pct * min(height / self.height, width / self.width)  # image pixels for an input pixel
+        box_height = zoom * self.height
+        box_width = zoom * self.width
+        return (width - box_width) / 2, (height - box_height) / 2, (width + box_width) / 2, (height + box_height) / 2
 
-    def scaled(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB images (…, height, width, 3) as the float32 that the network takes."""
-        return self.normalized(images.astype(jnp.float32) / 255)
+    def preprocess_uint8(self, images: jax.Array) -> jax.Array:
+        """Converts uint8 RGB images, (…, height, width, 3), to the network's float32 input of the same shape."""
+        return self.normalize(images.astype(jnp.float32) / 255)
 
-    def normalized(self, images: jax.Array) -> jax.Array:
-        """RGB images in [0, 1], such as augmentation gives, as the float32 that the network takes."""
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Converts RGB images in [0, 1], such as augmented ones, to the network's float32 input of the same shape."""
         images = images if self.channels == "rgb" else images[..., ::-1]
         return (images * (255 * self.scale) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random part of a picture, of a random area and proportion, as `crop_erase.crop_maps` takes them on the device.
+    """Random box in an image; the same distribution as `crop_erase.random_resized_crop` on the device.
 
     Attributes:
-      smallest: the smallest share of the picture's area, in (0, 1].
-      aspects: range of the part's width by height, drawn evenly, on a logarithmic scale, from what fits.
+      min_area: smallest fraction of the image's area, in (0, 1]. The area is uniform from there to 1.
+      aspects: range of width / height, sampled log-uniformly from the ratios that fit into the image.
     """
 
-    smallest: float
+    min_area: float
     aspects: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __call__(self, height: int, width: int, rng: np.random.Generator) -> Box:
-        """The part of a picture of (height, width) pixels; it lies within it whatever is drawn."""
-        area, shape = rng.uniform(self.smallest, 1), width / height
-        low, high = max(self.aspects[0], area * shape), min(self.aspects[1], shape / area)
+        """Returns a box within an image of (height, width) pixels."""
+        area = rng.uniform(self.min_area, 1)
+        image_aspect = width / height
+        low = max(self.aspects[0], area * image_aspect)
+        high = min(self.aspects[1], image_aspect / area)
         aspect = math.exp(rng.uniform(math.log(min(low, high)), math.log(max(low, high))))
-        tall, wide = min(1.0, math.sqrt(area * shape / aspect)), min(1.0, math.sqrt(area * aspect / shape))
-        upper, left = rng.uniform(0, 1 - tall), rng.uniform(0, 1 - wide)
-        return left * width, upper * height, (left + wide) * width, (upper + tall) * height
+        # As fractions of the image.
+        box_height = min(1.0, math.sqrt(area * image_aspect / aspect))
+        box_width = min(1.0, math.sqrt(area * aspect / image_aspect))
+        upper = rng.uniform(0, 1 - box_height)
+        left = rng.uniform(0, 1 - box_width)
+        return left * width, upper * height, (left + box_width) * width, (upper + box_height) * height

@@ -9,9 +9,9 @@ import jax
 def draw_flat(
     draw: Callable[[jax.Array, tuple[int, ...]], jax.Array], key: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-    """`draw(key, shape)`, the same numbers, drawn as one row and cut.
+    """Returns the same numbers as `draw(key, shape)`, drawn as one row and reshaped.
 
-    On CPUs XLA takes three to eight times as long to compile the generator's loop for (32, 9) or (32, 64, 64) as for a
-    row, which it does not unroll. Which number lies where depends on the place in row-major order alone.
+    On CPUs, XLA unrolls the generator's loop for a shape such as (32, 9) or (32, 64, 64), and not for a row, which
+    compiles three to eight times as fast. The numbers depend only on the position in row-major order.
     """
     return draw(key, (math.prod(shape),)).reshape(shape)

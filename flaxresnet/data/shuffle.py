@@ -4,17 +4,18 @@ from functools import lru_cache
 
 import numpy as np
 
-# Apart from the keys of weights and augmentation, which come from jax.random.
+# Separates this stream of NumPy's random numbers from others with the same seed.
 ORDER_STREAM = 0x0DE5
 
 
 @lru_cache(maxsize=2)
 def epoch_permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """All places of a data set, in the order in which an epoch (from 1) takes them."""
+    """Returns the indices 0 to `count` - 1, (count,), in the order of an epoch. Epochs count from 1."""
     return np.random.default_rng((ORDER_STREAM, seed, epoch)).permutation(count)
 
 
 def step_indices(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
-    """The places, (batch_size,), of a training step's images; steps count from 0 and go on from epoch to epoch."""
-    epoch, within = divmod(step, count // batch_size)
-    return epoch_permutation(seed, epoch + 1, count)[within * batch_size : (within + 1) * batch_size]
+    """Returns the indices, (batch_size,), of a training step's images. Steps count from 0 across epochs."""
+    epoch, step_in_epoch = divmod(step, count // batch_size)
+    start = step_in_epoch * batch_size
+    return epoch_permutation(seed, epoch + 1, count)[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Batches that are read from disk, by worker processes or threads, while the devices compute (through Grain)."""
+"""Streams batches from disk through Grain, in worker processes or threads, while the devices compute."""
 
 import multiprocessing
 import os
@@ -15,101 +15,112 @@ import numpy as np
 
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.lazy_images import LazyImages, available_cpus
-from flaxresnet.data.loader import Batch, padded
-from flaxresnet.data.preprocess import RandomCrop
+from flaxresnet.data.loader import Batch, pad_indices
+from flaxresnet.data.preprocess import Part, RandomCrop
 from flaxresnet.data.shuffle import step_indices
 
-CROP_STREAM = 0xC209  # apart from the order of the images
-MAX_STEPS = 2**40  # of a run; Grain asks for a number
+CROP_STREAM = 0xC209  # separates the random numbers of crops from those of the order of images
+MAX_STEPS = 2**40  # of a run; Grain needs a finite number
 MAX_WORKERS = 16
-FEW_CORES = 2
-AHEAD = 2  # batches that a worker process reads ahead
+MAX_CORES_WITHOUT_WORKERS = 2
+PREFETCH_BATCHES = 2  # of a worker process
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels and mask of a batch
 
 
-def usual_workers() -> int:
-    """Worker processes where nobody has said how many: a core each, but one for the process that trains.
+def default_num_workers() -> int:
+    """Returns the default number of worker processes: all cores but one, which trains, and at most 16.
 
-    On few cores none: threads do as well there, start at once and need no memory of their own.
+    0 on one or two cores: threads read as fast there, start at once, and take no memory of their own.
     """
-    mine = available_cpus()
-    return 0 if mine <= FEW_CORES else min(MAX_WORKERS, mine - 1)
+    cores = available_cpus()
+    return 0 if cores <= MAX_CORES_WITHOUT_WORKERS else min(MAX_WORKERS, cores - 1)
 
 
 class StreamSource:
-    """A data set of which every process reads its own part of each batch."""
+    """Batches of a dataset of which each process reads its own rows."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, split: Any, workers: int, smallest_crop: float = 1.0) -> None:
-        """Sets it up; nothing is read yet.
+    def __init__(
+        self, dataset: Dataset, batch_size: int, sharding: Any, workers: int, crop_min_area: float = 1.0
+    ) -> None:
+        """Sets the source up. Reads nothing yet.
 
         Args:
-          dataset: with `LazyImages`.
-          batch_size: images a batch, over all processes.
-          split: the sharding of a batch's leading axis.
-          workers: processes that read training images; 0 for threads of this one, which read all others.
-          smallest_crop: the smallest share of a training image's area that a random part of it takes; 1 for the whole.
+          dataset: images on disk, or in memory if they do not fit on a device.
+          batch_size: images in a batch, over all processes.
+          sharding: of a batch's leading axis.
+          workers: processes that read training images; 0 reads in threads. Evaluation always reads in threads.
+          crop_min_area: smallest area of a random crop of a training image, as a fraction of the image; 1 turns random
+            crops off.
         """
-        self._dataset, self._batch_size, self._split, self._workers = dataset, batch_size, split, workers
-        self._rows = local_rows(split, batch_size)
-        self._crop = RandomCrop(smallest_crop) if smallest_crop < 1 else None
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._sharding = sharding
+        self._workers = workers
+        self._rows = local_rows(sharding, batch_size)
+        self._crop = RandomCrop(crop_min_area) if crop_min_area < 1 else None
 
     def train(self, seed: int, first: int) -> Generator[Batch]:
-        read = LoadTrainBatch(self._dataset, self._batch_size, self._rows, seed, self._crop)
-        return self._batches(read, range(first, MAX_STEPS), self._workers)
+        load = LoadTrainBatch(self._dataset, self._batch_size, self._rows, seed, self._crop)
+        return self._stream(load, range(first, MAX_STEPS), self._workers)
 
-    def at(self, places: list[np.ndarray]) -> Generator[Batch]:
-        read = LoadEvalBatch(self._dataset, self._batch_size, self._rows, places)
-        return self._batches(read, range(len(places)), workers=0)
+    def batches(self, indices: list[np.ndarray]) -> Generator[Batch]:
+        load = LoadEvalBatch(self._dataset, self._batch_size, self._rows, indices)
+        return self._stream(load, range(len(indices)), workers=0)
 
-    def _batches(self, read: Any, steps: range, workers: int) -> Generator[Batch]:
+    def _stream(self, load: Any, numbers: range, workers: int) -> Generator[Batch]:
+        """Yields the batch of each number. `load` converts a number to `Arrays`, and is picklable."""
         import grain
         from absl.flags import FLAGS
 
         threads = 1 if workers else min(MAX_WORKERS, available_cpus())
-        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-        dataset = grain.MapDataset.range(steps.start, steps.stop).map(read).to_iter_dataset(reading)
-        if workers:  # whole batches go to the workers in turn, so that their number changes nothing
-            if not FLAGS.is_parsed():  # Grain asks for flags of its own, which `absl.app` would have parsed
+        read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+        dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(load).to_iter_dataset(read_options)
+        if workers:  # a worker loads full batches, so the number of workers does not change a batch
+            if not FLAGS.is_parsed():  # Grain reads flags, which `absl.app` would have parsed
                 FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH_BATCHES)
             dataset = dataset.mp_prefetch(options, worker_init_fn=init_worker)
         with closing(iter(dataset)) as batches:
             for arrays in batches:
-                # A worker's lie in shared memory, which a batch must not keep: it may be there at the process's end,
-                # when nobody would give that memory back.
-                yield Batch(*(self._placed(np.array(array) if workers else array) for array in arrays))
+                if workers:
+                    # A worker's arrays are in shared memory, which leaks if a batch still refers to it when the
+                    # process ends.
+                    arrays = [np.array(array) for array in arrays]
+                yield Batch(*map(self._to_devices, arrays))
 
-    def _placed(self, mine: np.ndarray) -> jax.Array:
-        whole = (self._batch_size, *mine.shape[1:])
-        return jax.make_array_from_process_local_data(self._split, mine, whole)
+    def _to_devices(self, rows: np.ndarray) -> jax.Array:
+        global_shape = (self._batch_size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding, rows, global_shape)
 
 
 def init_worker(_: int, __: int) -> None:
-    """Lets a worker process leave signals to the one that it works for, and end when that one is gone.
+    """Makes a worker process ignore signals and exit when its parent exits.
 
-    A scheduler sends SIGTERM to all processes of a job; the last steps before they stop together need batches.
+    A scheduler sends SIGTERM to all processes of a job, but the parent needs batches until it has stopped training.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
         parent.join()
         os._exit(1)
 
 
-def local_rows(split: Any, batch_size: int) -> np.ndarray:
-    """The rows of a batch that lie on this process's devices, in order."""
-    spans = {
-        index[0].indices(batch_size)[:2] for index in split.addressable_devices_indices_map((batch_size,)).values()
-    }
+def local_rows(sharding: Any, batch_size: int) -> np.ndarray:
+    """Returns the rows of a batch that are on this process's devices, sorted: (k,) int."""
+    device_indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = {index[0].indices(batch_size)[:2] for index in device_indices}
     return np.concatenate([np.arange(*span) for span in sorted(spans)])
 
 
 @dataclass(frozen=True)
 class LoadTrainBatch:
-    """From the number of a training step to this process's rows of it: images, labels and mask."""
+    """Loads this process's rows of the batch of a training step."""
 
     dataset: Dataset
     batch_size: int
@@ -117,34 +128,45 @@ class LoadTrainBatch:
     seed: int
     crop: RandomCrop | None
 
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        places = step_indices(self.seed, step, len(self.dataset), self.batch_size)[self.rows]
-        parts = None
-        if self.crop:  # drawn for each image on its own, whichever process reads it
-            draws = [np.random.default_rng((CROP_STREAM, self.seed, step, int(row))) for row in self.rows]
-            parts = [partial(self.crop, rng=rng) for rng in draws]
-        return read_images(self.dataset.images, places, parts), self.dataset.labels[places], np.ones(len(places), "f4")
+    def __call__(self, step: int) -> Arrays:
+        indices = step_indices(self.seed, step, len(self.dataset), self.batch_size)[self.rows]
+        parts: list[Part | None] = [None] * len(indices)
+        if self.crop:  # seeded for each image, so that a crop does not depend on the process that reads it
+            rngs = [np.random.default_rng((CROP_STREAM, self.seed, step, int(row))) for row in self.rows]
+            parts = [partial(self.crop, rng=rng) for rng in rngs]
+        images = read_images(self.dataset.images, indices, parts)
+        return images, self.dataset.labels[indices], np.ones(len(indices), np.float32)
 
 
 @dataclass(frozen=True)
 class LoadEvalBatch:
-    """From the number of a batch to this process's rows of it, padded: images, labels and mask."""
+    """Loads this process's rows of a padded batch of given indices, by the batch's number."""
 
     dataset: Dataset
     batch_size: int
     rows: np.ndarray
-    places: list[np.ndarray]
+    indices: list[np.ndarray]
 
-    def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        places, mask = (values[self.rows] for values in padded(self.places[number], self.batch_size))
-        return read_images(self.dataset.images, places), self.dataset.labels[places], mask
+    def __call__(self, number: int) -> Arrays:
+        padded, mask = pad_indices(self.indices[number], self.batch_size)
+        indices = padded[self.rows]
+        images = read_images(self.dataset.images, indices, [None] * len(indices))
+        return images, self.dataset.labels[indices], mask[self.rows]
 
 
-def read_images(stored: np.ndarray | LazyImages, places: np.ndarray, parts: Sequence[Any] | None = None) -> np.ndarray:
-    """Images, or parts of them, (n, height, width, 3): read in the order in which they lie, which disks like."""
-    images = np.empty((len(places), *stored.shape[1:]), np.uint8)
-    for row in np.argsort(places, kind="stable"):
-        place = int(places[row])
-        part = parts[row] if parts else None
-        images[row] = stored.read(place, part) if isinstance(stored, LazyImages) else stored[place]
+def read_images(stored: np.ndarray | LazyImages, indices: np.ndarray, parts: Sequence[Part | None]) -> np.ndarray:
+    """Reads images, or parts of them, in the order in which they are stored, which is faster on disks.
+
+    Args:
+      stored: n images, in memory or on disk.
+      indices: (k,) integers.
+      parts: for each index, the box to crop; None reads the image as `stored` gives it. Ignored in memory.
+
+    Returns:
+      (k, height, width, 3) uint8, in the order of `indices`.
+    """
+    images = np.empty((len(indices), *stored.shape[1:]), np.uint8)
+    for row in np.argsort(indices, kind="stable"):
+        index = int(indices[row])
+        images[row] = stored.read(index, parts[row]) if isinstance(stored, LazyImages) else stored[index]
     return images

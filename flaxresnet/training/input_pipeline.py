@@ -7,7 +7,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.loader import Batch, DeviceSource, Loader, fits_devices
-from flaxresnet.data.streaming import StreamSource, usual_workers
+from flaxresnet.data.streaming import StreamSource, default_num_workers
 
 
 class InputPipeline:
@@ -25,7 +25,7 @@ class InputPipeline:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
         self._config = config
-        self._workers = usual_workers() if config.workers is None else config.workers
+        self._workers = default_num_workers() if config.workers is None else config.workers
         self.train = self._loader(train)
         self.test = self._loader(test)
         self.bn_batches: jax.Array | None = None

@@ -99,7 +99,7 @@ def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:
     """
 
     def eval_step(variables: Any, metrics: Metrics, batch: Batch) -> Metrics:
-        logits = model.apply(variables, preprocessing.scaled(batch.images), train=False)
+        logits = model.apply(variables, preprocessing.preprocess_uint8(batch.images), train=False)
         losses, correct = per_example_metrics(logits, batch.labels)
         return metrics.add(losses, correct, batch.mask)
 

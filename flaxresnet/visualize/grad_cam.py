@@ -87,7 +87,7 @@ class GradCAM:
         self.classifier, self.batch = classifier, batch
         self.stage = default_stage(model, (preprocessing.height, preprocessing.width)) if stage is None else stage
         self._explain = jax.jit(
-            lambda v, images, classes: grad_cam(model, v, preprocessing.scaled(images), self.stage, classes)
+            lambda v, images, classes: grad_cam(model, v, preprocessing.preprocess_uint8(images), self.stage, classes)
         )
 
     def explain(self, images: np.ndarray, chosen: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -35,8 +35,8 @@ def pictures(tmp_path):
 def records(pictures, tmp_path, capsys):
     assert convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--shards", 3) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path / 'records'}: 10 train pictures in 3 shards",
-        f"{tmp_path / 'records'}: 4 test pictures in 3 shards",
+        f"{tmp_path / 'records'}: 10 train images in 3 shards",
+        f"{tmp_path / 'records'}: 4 test images in 3 shards",
     ]
     return tmp_path / "records"
 
@@ -102,7 +102,7 @@ def edit(records, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads up to 1"),
+        ({"format": 2}, "has format 2, but this version reads up to 1"),
         ({"shards": {"train": ["../x.array_record"]}}, r"names '\.\./x\.array_record', which is not a file beside it"),
         ({"image_size": [0, 3]}, r"is damaged \(ValueError: image_size is \(0, 3\)\); make it again"),
         ({"image_size": [60_000, 60_000]}, r"is damaged \(ValueError: image_size is \(60000, 60000\)\); make it again"),
@@ -119,7 +119,7 @@ def test_a_damaged_index_is_a_sentence(records, changes, message):
 
 def test_labels_that_are_too_few_are_a_sentence(records):
     np.save(records / "train-labels.npy", np.zeros(4, np.int32))
-    with pytest.raises(fr.UserError, match="10 train pictures, but 4 labels"):
+    with pytest.raises(fr.UserError, match="10 train images, but 4 labels"):
         fr.open_dataset(records)
 
 
@@ -190,7 +190,7 @@ def test_without_a_list_of_names_records_have_numbers(records, pictures, tmp_pat
 
 def test_a_damaged_record_is_named_and_may_be_left_out(tmp_path, pictures):
     (pictures / "train" / "dog" / "3.jpg").write_text("no picture")
-    with pytest.raises(fr.UserError, match="1 of 14 pictures"):
+    with pytest.raises(fr.UserError, match="1 of 14 images"):
         convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord")
     convert(tmp_path / "records", "--source", pictures, "--to", "arrayrecord", "--max-corrupt-fraction", 0.1)
     assert len(fr.open_dataset(tmp_path / "records").train) == 9

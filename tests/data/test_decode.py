@@ -212,15 +212,15 @@ def half_a_jpeg(path):
 
 # What is wrong → (the file's name, how it is made, what the error says).
 MISTAKES = {
-    "missing": ("a.jpg", lambda path: None, r"a\.jpg does not exist; give the path of a picture"),
+    "missing": ("a.jpg", lambda path: None, r"a\.jpg does not exist; give the path of an image"),
     "text": (
         "a.jpg",
         lambda path: path.write_text("no picture"),
-        r"a\.jpg cannot be read as a picture \(of no kind that is known\); give a JPEG, PNG or the like",
+        r"a\.jpg cannot be read as an image \(unknown format\); give a JPEG or PNG",
     ),
-    "empty": ("a.png", lambda path: path.touch(), r"a\.png cannot be read as a picture \(of no kind that is known"),
-    "truncated": ("a.jpg", half_a_jpeg, r"a\.jpg cannot be read as a picture \(.*truncated.*\); give a JPEG"),
-    "folder": ("a.jpg", lambda path: path.mkdir(), r"a\.jpg cannot be read as a picture \(.*Is a directory.*\)"),
+    "empty": ("a.png", lambda path: path.touch(), r"a\.png cannot be read as an image \(unknown format"),
+    "truncated": ("a.jpg", half_a_jpeg, r"a\.jpg cannot be read as an image \(.*truncated.*\); give a JPEG"),
+    "folder": ("a.jpg", lambda path: path.mkdir(), r"a\.jpg cannot be read as an image \(.*Is a directory.*\)"),
 }
 
 
@@ -236,12 +236,12 @@ def test_a_file_that_is_no_picture_is_named(tmp_path, name, make, message, read)
 def test_a_picture_too_large_to_be_meant_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", RGB)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 17)  # Pillow refuses more than twice as many
-    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture \(Image size \(35 pixels\) exceeds limit"):
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image \(Image size \(35 pixels\) exceeds limit"):
         decode(path)
 
 
 def test_an_open_file_that_is_no_picture_is_refused():
-    with pytest.raises(UserError, match="cannot be read as a picture"):
+    with pytest.raises(UserError, match="cannot be read as an image"):
         decode(io.BytesIO(b"no picture"))
 
 
@@ -253,7 +253,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tm
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
-    with pytest.raises(UserError, match=r"bomb\.png cannot be read as a picture \(Image size \(2500000000 pixels\)"):
+    with pytest.raises(UserError, match=r"bomb\.png cannot be read as an image \(Image size \(2500000000 pixels\)"):
         decode(path)
 
 
@@ -261,7 +261,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tm
 def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
     grey = np.full((1500, 1000), 0.5, np.float32)  # of more than one strip
     grey[-1, -1] = value
-    with pytest.raises(UserError, match=r"a\.tiff has pixels that are NaN or infinite; store finite ones, from 0 to 1"):
+    with pytest.raises(UserError, match=r"a\.tiff has pixels that are NaN or infinite; store values from 0 to 1"):
         decode(save(tmp_path / "a.tiff", grey))
 
 
@@ -270,7 +270,7 @@ def test_what_is_in_a_picture_starts_no_other_program(tmp_path, monkeypatch):
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    with pytest.raises(UserError, match=r"a\.jpg cannot be read as a picture \(of no kind that is known"):
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read as an image \(unknown format"):
         decode(tmp_path / "a.jpg")
     assert not (tmp_path / "started").exists()
 
@@ -290,7 +290,7 @@ def test_a_telephones_heic_says_what_to_install(tmp_path, monkeypatch, fresh_for
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     (tmp_path / "a.heic").write_bytes(HEIC)
-    message = r"cannot be read as a picture \(.*\); pip install pillow-heif, which reads HEIC, or give a JPEG or PNG"
+    message = r"cannot be read as an image \(.*\); pip install pillow-heif to read HEIC, or give a JPEG or PNG"
     with pytest.raises(UserError, match=message):
         decode(io.BytesIO(HEIC) if opened else tmp_path / "a.heic")
 
@@ -357,7 +357,7 @@ def test_a_profile_of_another_kind_of_colours_changes_nothing(tmp_path):
 
 
 def test_a_picture_of_many_strips_is_put_together_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "STRIP", 14)  # two rows
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 14)  # two rows
     check(decode(save(tmp_path / "a.png", RGB)), RGB)
     check(decode(save(tmp_path / "b.png", GREY.astype(np.uint16) * 257)), as_rgb(GREY))
 
@@ -366,7 +366,7 @@ def test_a_picture_of_many_strips_is_put_together_again(tmp_path, monkeypatch):
 def test_a_picture_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 34)
     path = save(tmp_path / "a.png", Image.new(mode, (7, 5)))
-    with pytest.raises(UserError, match=r"a\.png has 7×5 pixels; give a picture of up to 0 million"):
+    with pytest.raises(UserError, match=r"a\.png has 7×5 pixels; give an image of up to 0 million"):
         decode(path)
 
 
@@ -376,7 +376,7 @@ def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(tmp_path, monkeyp
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 - 1)
     check(decode(path), colours[:48, :32].reshape(48, 32, 3), tolerance=3)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 // 4 - 1)
-    with pytest.raises(UserError, match=r"a\.jpg has 96×64 pixels; give a picture of up to"):
+    with pytest.raises(UserError, match=r"a\.jpg has 96×64 pixels; give an image of up to"):
         decode(path)
 
 
@@ -414,25 +414,25 @@ def test_decoding_keeps_within_the_memory_that_is_stated(tmp_path):
         paths.append(save(tmp_path / name, Image.new(mode, (side, side - 8)), **options))
     done = subprocess.run([sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True)
     for path, taken in zip(paths, done.stdout.split(), strict=True):
-        assert side**2 < int(taken) < decoding.BYTES_A_PIXEL * side**2 + 2**26, path.name
+        assert side**2 < int(taken) < decoding.BYTES_PER_PIXEL * side**2 + 2**26, path.name
 
 
 def test_pictures_wait_for_room():
     room, let_in = decoding.PixelBudget(10), threading.Event()
 
     def wait():
-        with room.taken(6):
+        with room.acquire(6):
             let_in.set()
 
-    with room.taken(5):
+    with room.acquire(5):
         other = threading.Thread(target=wait)
         other.start()
         assert not let_in.wait(0.2)
     assert let_in.wait(10)
     other.join()
-    with pytest.raises(KeyError), room.taken(10):
+    with pytest.raises(KeyError), room.acquire(10):
         raise KeyError  # and the room is free again
-    with room.taken(10):
+    with room.acquire(10):
         pass
 
 
@@ -440,9 +440,9 @@ def test_room_is_taken_while_a_picture_is_decoded_and_resized(tmp_path, monkeypa
     taken = []
 
     class Told(decoding.PixelBudget):
-        def taken(self, pixels):
+        def acquire(self, pixels):
             taken.append(pixels)
-            return super().taken(pixels)
+            return super().acquire(pixels)
 
     monkeypatch.setattr(decoding, "DECODE_BUDGET", Told(100))
     path = save(tmp_path / "a.png", RGB)

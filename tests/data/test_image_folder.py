@@ -10,7 +10,7 @@ from conftest import TINY_CONFIG, blobs, draw_blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.data.image_folder import in_test, read_folder
+from flaxresnet.data.image_folder import is_hashed_to_test, read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import load_data
 
@@ -63,7 +63,7 @@ def test_without_splits_names_decide_and_go_on_deciding_alike(tmp_path):
 
 
 def test_the_hash_is_the_same_on_every_machine():
-    chosen = [index for index in range(30) if in_test("cat", Path(f"{index}.jpg"))]
+    chosen = [index for index in range(30) if is_hashed_to_test("cat", Path(f"{index}.jpg"))]
     assert chosen == [3, 13]  # by hashlib alone
 
 
@@ -84,13 +84,13 @@ def test_unreadable_pictures_end_it_or_are_left_out_and_named(tmp_path):
     (tmp_path / "train" / "red" / "bad.jpg").write_text("no picture")
     with pytest.raises(fr.UserError) as caught:
         fr.open_dataset(tmp_path)
-    assert "1 of 31 pictures in" in str(caught.value)
-    assert "give --max-corrupt-fraction with the share that may be left out" in str(caught.value)
-    assert "bad.jpg cannot be read as a picture" in str(caught.value)
+    assert "1 of 31 images in" in str(caught.value)
+    assert "give --max-corrupt-fraction with the fraction to skip" in str(caught.value)
+    assert "bad.jpg cannot be read as an image" in str(caught.value)
     splits = fr.open_dataset(tmp_path, fr.ReadOptions(max_corrupt_fraction=0.05))
     assert splits.train.class_counts().tolist() == [10, 10, 10]
     assert splits.train.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
-    assert "left out 1 unreadable: " in splits.source
+    assert "skipped 1 unreadable: " in splits.source
     with pytest.raises(fr.UserError, match="1 of 31"):
         fr.open_dataset(tmp_path, fr.ReadOptions(max_corrupt_fraction=0.03))
 
@@ -98,7 +98,7 @@ def test_unreadable_pictures_end_it_or_are_left_out_and_named(tmp_path):
 def test_test_pictures_of_unknown_classes_are_refused(tmp_path):
     draw(tmp_path / "train", 2, classes=("red", "green"))
     draw(tmp_path / "test", 2, classes=("red", "blue"))
-    with pytest.raises(fr.UserError, match="has test pictures of classes that training has not: blue"):
+    with pytest.raises(fr.UserError, match="has test images of classes without training images: blue"):
         fr.open_dataset(tmp_path)
 
 

@@ -34,25 +34,23 @@ def stream(folder, max_corrupt_fraction=0.1, **options):
 @pytest.fixture
 def looks(monkeypatch):
     """How many pictures each search for unreadable ones reads."""
-    seen, search = [], LazyImages.unreadable
+    seen, search = [], LazyImages.read_errors
 
     def unreadable(self, places=None):
         seen.append(len(self) if places is None else len(places))
         return search(self, places)
 
-    monkeypatch.setattr(LazyImages, "unreadable", unreadable)
+    monkeypatch.setattr(LazyImages, "read_errors", unreadable)
     return seen
 
 
 def test_streamed_pictures_are_looked_through_before_and_named(pictures, looks):
-    with pytest.raises(
-        fr.UserError, match=r"1 of 13 pictures in .* give --max-corrupt-fraction .*7\.png cannot be read"
-    ):
+    with pytest.raises(fr.UserError, match=r"1 of 13 images in .* give --max-corrupt-fraction .*7\.png cannot be read"):
         stream(pictures, 0.0)
     splits = stream(pictures)
     assert len(splits.train) == len(splits.train.labels) == 12
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
-    assert "left out 1 unreadable: " in splits.source
+    assert "skipped 1 unreadable: " in splits.source
     np.testing.assert_array_equal(splits.train.images[:][:, 0, 0, 0], [20 * i for i in (*range(6), *range(6))][:12])
     assert looks == [13, 0, 1, 0]  # training and test, twice: the second time the bad one alone
 
@@ -86,7 +84,7 @@ def test_a_picture_of_the_same_size_that_was_written_later_is_looked_at(pictures
     changed_later(picture)
     assert stream(pictures).train.fingerprint() == before
     changed_later(picture, bytes(picture.stat().st_size))
-    with pytest.raises(fr.UserError, match=r"2 of 13 pictures in .*2\.png cannot be read"):
+    with pytest.raises(fr.UserError, match=r"2 of 13 images in .*2\.png cannot be read"):
         stream(pictures)
     assert looks == [13, 0, 1, 0, 13, 0, 13, 0]
 
@@ -111,7 +109,7 @@ def test_other_bytes_of_the_same_size_are_other_data(pictures, mode, tmp_path):
 
 
 def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks, tmp_path, monkeypatch):
-    stored = stream(pictures).train.images.only(np.arange(12))
+    stored = stream(pictures).train.images.take(np.arange(12))
     whole = scan(stored, "all of them")
     said, parts = [], []
 
@@ -132,7 +130,7 @@ def test_contents_add_up_over_processes_and_over_what_is_mended(pictures, looks,
 
 def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkeypatch):
     whole = stream(pictures).train.fingerprint()
-    picture, real = pictures / "train" / "dog" / "1.png", ImageFolderImages._bytes
+    picture, real = pictures / "train" / "dog" / "1.png", ImageFolderImages._read_bytes
     os.utime(picture, ns=(0, 10**9))
 
     def bytes_of(self, place):
@@ -141,7 +139,7 @@ def test_a_fault_of_the_network_changes_nothing_once_it_is_over(pictures, monkey
         return real(self, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageFolderImages, "_bytes", bytes_of)
+        patch.setattr(ImageFolderImages, "_read_bytes", bytes_of)
         assert len(stream(pictures, 0.2).train) == 11
     assert stream(pictures).train.fingerprint() == whole
 
@@ -154,7 +152,7 @@ def test_shards_that_were_written_later_are_looked_through(pictures, looks, tmp_
     before = stream(folder, 0.0).train.fingerprint()
     shard = folder / "train-00001-of-00002.array_record"
     changed_later(shard, shard.read_bytes().replace(b"PNG", b"???"))
-    with pytest.raises(fr.UserError, match=r"6 of 12 pictures in .*train/dog/0\.png\) cannot be read"):
+    with pytest.raises(fr.UserError, match=r"6 of 12 images in .*train/dog/0\.png\) cannot be read"):
         stream(folder, 0.0)
     changed_later(shard, shard.read_bytes().replace(b"???", b"PNG"))
     assert stream(folder, 0.0).train.fingerprint() == before
@@ -167,9 +165,9 @@ def test_all_is_looked_through_again_where_that_is_asked_for(pictures, looks):
     about = picture.stat()
     picture.write_bytes(bytes(about.st_size))  # as a disk that loses what is on it, which changes no times
     os.utime(picture, ns=(about.st_atime_ns, about.st_mtime_ns))
-    assert "left out 1 " in stream(pictures, 0.5).source
-    assert "left out 2 " in stream(pictures, 0.5, rescan=True).source
-    assert "left out 2 " in stream(pictures, 0.5).source  # and known from then on
+    assert "skipped 1 " in stream(pictures, 0.5).source
+    assert "skipped 2 " in stream(pictures, 0.5, rescan=True).source
+    assert "skipped 2 " in stream(pictures, 0.5).source  # and known from then on
     assert looks == [13, 0, 1, 0, 13, 0, 2, 0]
 
 
@@ -200,7 +198,7 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
     ):
         broken.write_bytes(b"x")
     stored = stream(pictures, 0.5).train.images
-    stored = stored.only(np.arange(10))
+    stored = stored.take(np.arange(10))
     told = [[[1, "one"]], [[5, "five"], [6, "six"]]]  # by two others; this one is in their middle
     asked = []
 
@@ -213,7 +211,7 @@ def test_many_processes_look_through_a_share_each_and_know_what_all_found(pictur
     looks.clear()
     others = ProcessGroup(1, 3, gather)
     for _ in range(2):
-        assert scan(stored, "these", others).bad == {1: "one", 5: "five", 6: "six"}
+        assert scan(stored, "these", others).errors == {1: "one", 5: "five", 6: "six"}
     assert asked == [[], []]
     assert looks == [3, 2]  # places 4, 5 and 6; then those of them that somebody could not read
     assert [others.local_indices(10).tolist() for others in (ProcessGroup(i, 3) for i in range(3))] == [
@@ -250,5 +248,5 @@ def test_what_another_process_cannot_read_is_left_out_here_too(pictures):
 
 
 def test_images_in_memory_are_not_looked_through():
-    with pytest.raises(TypeError, match="only stored images can be looked through"):
+    with pytest.raises(TypeError, match="images in memory are not scanned"):
         drop_unreadable("here", [blobs(3, 1)], fr.ReadOptions())

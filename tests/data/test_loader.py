@@ -22,7 +22,7 @@ def make_loader(count=COUNT, batch_size=BATCH):
     images = np.broadcast_to(index[:, None, None, None], (count, 2, 5, 3)).astype(np.uint8)
     dataset = Dataset(images, label_of(index).astype(np.int32), tuple(map(str, range(COUNT))))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    source = DeviceSource(dataset, batch_size, replicated=sharding, split=sharding)
+    source = DeviceSource(dataset, batch_size, replicated=sharding, sharding=sharding)
     return Loader(source, dataset, batch_size, sharding)
 
 

@@ -57,7 +57,7 @@ def test_load_leaves_an_image_of_the_right_size_untouched(tmp_path, resize):
 @pytest.mark.parametrize("shape", [(256, 3), (2, 4, 32, 3)], ids=["pixels", "batch"])
 def test_scaled_divides_by_255_in_float32(shape):
     images = np.resize(np.arange(256, dtype=np.uint8), shape)
-    scaled = Preprocessing(height=4, width=32).scaled(jnp.asarray(images))
+    scaled = Preprocessing(height=4, width=32).preprocess_uint8(jnp.asarray(images))
     assert scaled.dtype == jnp.float32
     assert scaled.shape == shape
     np.testing.assert_allclose(scaled, images / 255, rtol=2e-7)
@@ -66,10 +66,14 @@ def test_scaled_divides_by_255_in_float32(shape):
 
 def test_scaled_is_what_pytorch_and_keras_compute():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3)).astype(np.uint8)
-    torch = Preprocessing(3, 4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).scaled(jnp.asarray(images))
+    torch = Preprocessing(3, 4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).preprocess_uint8(
+        jnp.asarray(images)
+    )
     expected = (images.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(torch, expected, rtol=1e-5, atol=1e-6)
-    caffe = Preprocessing(3, 4, scale=1.0, channels="bgr", mean=(103.939, 116.779, 123.68)).scaled(jnp.asarray(images))
+    caffe = Preprocessing(3, 4, scale=1.0, channels="bgr", mean=(103.939, 116.779, 123.68)).preprocess_uint8(
+        jnp.asarray(images)
+    )
     blue_first = images[..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
     np.testing.assert_allclose(caffe, blue_first, rtol=1e-5, atol=1e-4)
 
@@ -77,7 +81,7 @@ def test_scaled_is_what_pytorch_and_keras_compute():
 def test_scaled_multiplies_by_the_stored_scale_inside_jit():
     preprocessing = Preprocessing(height=2, width=2, scale=0.25)
     images = jnp.arange(12, dtype=jnp.uint8).reshape(1, 2, 2, 3)
-    scaled = jax.jit(preprocessing.scaled)(images).ravel()
+    scaled = jax.jit(preprocessing.preprocess_uint8)(images).ravel()
     np.testing.assert_allclose(scaled, np.arange(12) / 4, rtol=2**-22)  # a division and a product, each rounded once
 
 
@@ -108,10 +112,10 @@ def test_preprocessing_is_the_tutorials_by_default():
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
-        (RGB / 255, r"a photo is \(height, width, 3\) uint8, not \(5, 7, 3\) float64"),
-        (GREY, r"a photo is \(height, width, 3\) uint8, not \(5, 7\) uint8"),
-        (RGB[None], r"not \(1, 5, 7, 3\) uint8"),
-        (RGB[..., :2], r"not \(5, 7, 2\) uint8"),
+        (RGB / 255, r"an image is \(5, 7, 3\) float64; give \(height, width, 3\) uint8"),
+        (GREY, r"an image is \(5, 7\) uint8; give"),
+        (RGB[None], r"is \(1, 5, 7, 3\) uint8"),
+        (RGB[..., :2], r"is \(5, 7, 2\) uint8"),
     ],
     ids=["floats", "grey", "batch", "two channels"],
 )
@@ -137,7 +141,7 @@ def test_the_centre_is_the_middle_224_of_256(size):
 def test_a_centre_that_cannot_be_is_refused():
     values = Preprocessing(32, 32).to_json()
     assert Preprocessing.from_json(values | {"crop_pct": 0.5}).crop_pct == 0.5
-    with pytest.raises(UserError, match="preprocessing with crop_pct that cannot be"):
+    with pytest.raises(UserError, match="preprocessing has invalid crop_pct"):
         Preprocessing.from_json(values | {"crop_pct": 1.5})
 
 
@@ -153,5 +157,5 @@ def test_a_size_of_more_pixels_than_any_image_has_is_refused():
     values = Preprocessing(32, 32).to_json()
     assert Preprocessing.from_json(values | {"height": 10_000, "width": 10_000}).height == 10_000
     for size in ({"height": 10_000, "width": 10_001}, {"height": 2**16 + 1}, {"width": 0}, {"width": 1.5}):
-        with pytest.raises(UserError, match="preprocessing with height and width that cannot be"):
+        with pytest.raises(UserError, match="preprocessing has invalid height and width"):
             Preprocessing.from_json(values | size)

@@ -8,11 +8,11 @@ from conftest import blobs
 
 from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.lazy_images import LazyImages
-from flaxresnet.data.sanity_checks import duplicates, suspicions
+from flaxresnet.data.sanity_checks import data_warnings, duplicates
 
 
 def said(train, test=None, thorough=False):
-    return [*suspicions(Splits(train, test, "here"), thorough)]
+    return [*data_warnings(Splits(train, test, "here"), thorough)]
 
 
 def scenes(count, seed, size=48):
@@ -33,10 +33,10 @@ def test_nothing_is_said_of_data_that_are_as_they_should_be():
 def test_labels_that_leave_classes_out_are_named():
     data = blobs(9, 1)
     one = replace(blobs(9, 2), labels=np.ones(9, np.int32))
-    assert said(data, one) == ["all 9 test images are of the class green; look at the labels"]
+    assert said(data, one) == ["all 9 test images are of the class green; check the labels"]
     shifted = Dataset(data.images, data.labels + 1, ("0", "1", "2", "3"))
     (sentence,) = said(shifted)
-    assert sentence == "no training image is of the class 0; are the labels numbered from 1? they begin with 0"
+    assert sentence == "no training image is of the class 0; if the labels are numbered from 1, number them from 0"
     (sentence,) = said(replace(data, labels=data.labels % 2))
     assert sentence == "no training image is of the class blue"
 
@@ -46,7 +46,8 @@ def test_images_from_0_to_1_are_named(top):
     data = blobs(9, 1)
     (sentence,) = said(replace(data, images=np.minimum(data.images, top)))
     assert sentence == (
-        f"no training image of 9 looked at has a pixel above {top}; were they divided by 255? store 0 to 255"
+        f"none of 9 sampled training images has a pixel above {top}; if they were divided by 255, "
+        "store values from 0 to 255"
     )
 
 
@@ -56,8 +57,8 @@ def test_each_image_is_judged_where_some_are_from_0_to_1():
     images[3:43] = images[3:43] > 100
     (sentence,) = said(replace(data, images=images))
     assert sentence == (
-        "of 44 training images looked at 40 have no pixel above 1, such as training image 3; "
-        "are they black, or were they divided by 255? store 0 to 255"
+        "40 of 44 sampled training images have no pixel above 1, such as training image 3; remove black images; "
+        "if they were divided by 255, store values from 0 to 255"
     )
 
 
@@ -77,7 +78,7 @@ class Stored(LazyImages):
 def test_of_streamed_images_few_are_read_at_each_start(thorough, count):
     data = Dataset(images := Stored(1000), np.arange(1000, dtype=np.int32) % 2, ("a", "b"))
     (sentence,) = said(data, thorough=thorough)
-    assert sentence.startswith(f"no training image of {count} looked at has a pixel above 0; ")
+    assert sentence.startswith(f"none of {count} sampled training images has a pixel above 0; ")
     assert len(images.reads) == count
     assert (min(images.reads), max(images.reads)) == (0, 999)
 
@@ -90,15 +91,14 @@ def test_test_images_that_are_training_images_are_listed():
     (sentence,) = said(*splits, thorough=True)
     assert sentence == (
         "2 of 10 test images are training images too; "
-        "the test accuracy would be of what was learned by heart; remove them from one side:\n"
+        "test accuracy would reward memorization; remove them from one split:\n"
         "  test image 3: training image 5\n"
         "  test image 7: training image 39"
     )
     (sentence,) = said(*splits)  # as training says it
     assert sentence == (
         "2 of 10 test images are training images too, such as test image 3, which is training image 5; "
-        "the test accuracy would be of what was learned by heart; remove them from one side, "
-        "as `flaxresnet check-data` lists them"
+        "test accuracy would reward memorization; remove them from one split; `flaxresnet check-data` lists all"
     )
 
 
@@ -136,8 +136,8 @@ def test_of_too_many_images_only_the_equal_ones_are_found(monkeypatch):
     assert same.startswith("1 of 6 test images are training images too; ")
     assert same.endswith(":\n  test image 4: training image 2")
     assert many == (
-        "9 training and 6 test images are too many to compare each two; "
-        "equal ones were looked for, nearly equal ones not"
+        "9 training and 6 test images are too many to compare all pairs; only equal images were searched, "
+        "not similar ones"
     )
 
 
@@ -156,4 +156,4 @@ def test_of_large_images_fewer_are_looked_at(monkeypatch):
     monkeypatch.setattr("flaxresnet.data.sanity_checks.CHUNK_BYTES", 5 * blobs(9, 1).images[0].nbytes)
     data = blobs(9, 1)
     (sentence,) = said(replace(data, images=np.minimum(data.images, 1)))
-    assert "of 5 looked at" in sentence
+    assert "of 5 sampled" in sentence

@@ -13,7 +13,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.data.loader import DeviceSource, Loader, fits_devices
 from flaxresnet.data.preprocess import Preprocessing, RandomCrop
-from flaxresnet.data.streaming import StreamSource, local_rows, usual_workers
+from flaxresnet.data.streaming import StreamSource, default_num_workers, local_rows
 
 BATCH, SEED = 4, 7
 SPLIT = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
@@ -89,7 +89,7 @@ def test_shapes_are_those_of_the_batches(stored):
 
 
 def test_crops_are_taken_where_pictures_are_decoded_and_depend_on_the_step_alone(stored):
-    loader, plain = streamed(stored, smallest_crop=0.3), streamed(stored)
+    loader, plain = streamed(stored, crop_min_area=0.3), streamed(stored)
     first = list(islice(loader.train(SEED), 8))
     assert_same(first[6], next(loader.train(SEED, 6)))
     assert not np.array_equal(first[0].images, next(plain.train(SEED)).images)
@@ -128,7 +128,7 @@ def test_a_crop_is_that_part_of_the_picture(pictures):
 
 @pytest.mark.parametrize("workers", [0, PROCESSES[0]])
 def test_a_picture_that_is_gone_ends_it_with_its_name(stored, workers, monkeypatch, tmp_path):
-    gone = fr.Dataset(stored.images.only(np.arange(len(stored))), stored.labels, stored.class_names)
+    gone = fr.Dataset(stored.images.take(np.arange(len(stored))), stored.labels, stored.class_names)
     gone.images.location = str(tmp_path)
     with pytest.raises(fr.UserError, match=r"\.png does not exist"):
         list(islice(streamed(gone, workers).train(SEED), 3))
@@ -141,7 +141,7 @@ def test_rows_of_this_process_are_all_rows_where_it_is_the_only_one():
 @pytest.mark.parametrize(("available_cpus", "workers"), [(1, 0), (2, 0), (3, 2), (8, 7), (96, 16)])
 def test_workers_leave_a_core_to_training(available_cpus, workers, monkeypatch):
     monkeypatch.setattr("flaxresnet.data.streaming.available_cpus", lambda: available_cpus)
-    assert usual_workers() == workers
+    assert default_num_workers() == workers
 
 
 def test_images_in_memory_that_a_device_has_no_room_for_go_over_batch_by_batch(pictures, on_device, monkeypatch):

@@ -50,7 +50,7 @@ def read_run(path: Path) -> None:
     info = RunDir(path.parent).read_metadata()
     size = info.preprocessing.height, info.preprocessing.width
     jax.eval_shape(info.model().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
-    info.preprocessing.scaled(np.zeros((1, 2, 2, 3), np.uint8))
+    info.preprocessing.preprocess_uint8(np.zeros((1, 2, 2, 3), np.uint8))
     info.config.check()
     check_same_experiment(info, info, len)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(UserError):

@@ -334,7 +334,7 @@ DAMAGED = {
     **{
         f"preprocessing with {name} {str(value)[:9]}": (
             edited(preprocessing=INFO.preprocessing.to_json() | {name: value}),
-            rf": preprocessing with {named} that cannot be: ",
+            rf": preprocessing has invalid {named}: ",
         )
         for name, value, named in (
             ("height", True, "height and width"),

@@ -479,7 +479,7 @@ def test_statistics_are_those_of_images_as_training_augments_them(data_folder, t
         seen = np.stack([jax.jit(augment)(key, images) for key, images in zip(keys, seen, strict=True)])
         assert np.abs(seen - batches / 255).mean() > 0.05
     first = variables["params"]["conv1"]
-    padded = np.pad(info.preprocessing.normalized(seen.reshape(16, 32, 32, 3)), ((0, 0), (3, 3), (3, 3), (0, 0)))
+    padded = np.pad(info.preprocessing.normalize(seen.reshape(16, 32, 32, 3)), ((0, 0), (3, 3), (3, 3), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7), axis=(1, 2))[:, ::2, ::2]
     values = np.einsum("nyxcij,ijco->nyxo", windows, first["kernel"]) + first["bias"]
     stem = variables["batch_stats"]["bn_conv1"]

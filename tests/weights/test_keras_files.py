@@ -376,7 +376,7 @@ def differs(layer):
         (set_metadata(class_names=["a", "b", "c", "d", "a"]), "class name 'a' is empty, unprintable or repeated"),
         (set_metadata(class_names=["a", "b", "c", "d", "e\nf"]), r"class name 'e\\nf' is empty, unprintable"),
         (set_metadata(class_names={"a": 1}), r"class names are \"\{'a': 1\}\"; give a list of strings"),
-        (set_metadata(preprocessing={"height": 64, "width": 64, "resize": "foo"}), r"resize .*\{'height': 64"),
+        (set_metadata(preprocessing={"height": 64, "width": 64, "resize": "foo"}), r"resize.*\{'height': 64"),
         (add_nan, "array conv1/kernel contains nan; every weight must be finite"),
         (reduce_to_one_output, "the last layer has 1 output; a classifier needs 2 or more"),
         (add_time_array, "model_weights/zz is not an array of numbers"),

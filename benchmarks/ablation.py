@@ -1,9 +1,16 @@
-"""What does each part of the recipe `robust` add? `python benchmarks/ablation.py DATA OTHER`.
+"""How much accuracy does each part of the recipe `robust` add?
 
-A network is trained on DATA once with the recipe as it is and once for each of its parts without that part, or with
-another that it has not; all of them for each seed. Then: test accuracy, the mean over nineteen changes of the test
-images at the middle and at the strong strength (`robustness.py`), and accuracy on all training images of OTHER, of the
-same classes but from elsewhere. To choose by these figures, take DATA that `robustness.py --hold-out` wrote.
+    python benchmarks/ablation.py DATA OTHER
+
+For each seed, the script trains a network on DATA with the recipe, and one network for each ablation: the recipe
+without one of its parts, or with a part that it does not have. The table has one row for each ablation, with means over
+the
+seeds: accuracy on the test images ("clean"), mean accuracy over the nineteen corruptions of `robustness.py` at the
+middle strength ("changed") and at the strong one ("strongly"), and accuracy on the training images of OTHER, data with
+the same classes from another source ("other"). The last columns are the differences from the recipe, with the standard
+error of their mean over the seeds.
+
+To choose a recipe by this table, pass data that `robustness.py --hold-out` wrote as DATA.
 """
 
 import json
@@ -21,151 +28,175 @@ from bench_cli import begin
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from robustness import answered, measured, summary
+from robustness import accuracy_rows, corruption_logits, summary
 
 import flaxresnet as fr
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
 from flaxresnet.runtime.errors import UserError
 
-# What differs from the recipe: options of training, or ranges of a module in flaxresnet/augment.
+RECIPE = "the recipe"
+# The difference of each ablation from the recipe: fields of TrainConfig, or constants of a module in
+# flaxresnet/augment.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "the recipe": {},
+    RECIPE: {},
     "without rotation": {"geometric.ROTATION": 0.0},
-    "without scale and proportions": {"geometric.LOG_SCALE": 0.0, "geometric.LOG_ASPECT": 0.0},
+    "without scale and aspect ratio": {"geometric.LOG_SCALE": 0.0, "geometric.LOG_ASPECT": 0.0},
     "without shear and tilt": {"geometric.SHEAR": 0.0, "geometric.TILT": 0.0},
     "without shift": {"geometric.SHIFT": 0.0},
-    "without the flip": {"hflip": False},
-    "without contrast, brightness, mid-tones": {
+    "without flip": {"hflip": False},
+    "without contrast, brightness and gamma": {
         "color_jitter.LOG_CONTRAST": 0.0,
         "color_jitter.BRIGHTNESS": 0.0,
         "color_jitter.LOG_MIDTONES": 0.0,
     },
-    "without colour and grey": {
+    "without color and gray": {
         "color_jitter.LOG_COLOUR": 0.0,
         "color_jitter.SATURATION": 0.0,
         "color_jitter.GREY": 0.0,
     },
-    "without light from one side": {"color_jitter.UNEVEN": 0.0},
+    "without uneven light": {"color_jitter.UNEVEN": 0.0},
     "without blur and noise": {"blur_noise.BLUR": 0.0, "blur_noise.NOISE": 0.0},
-    "without other background_prob": {"background_prob": 0.0},
-    "without the rise of the strength": {"aug_warmup_epochs": 0.0},
+    "without background replacement": {"background_prob": 0.0},
+    "without augmentation warmup": {"aug_warmup_epochs": 0.0},
     "without label smoothing": {"label_smoothing": 0.0},
-    "without any of the augmentation": {"aug_strength": 0.0, "background_prob": 0.0},
+    "without augmentation": {"aug_strength": 0.0, "background_prob": 0.0},
     "with strength 1": {"aug_strength": 1.0},
     "with strength 2": {"aug_strength": 2.0},
-    "with backgrounds 0.4": {"background_prob": 0.4},
-    "with a part covered (erase 0.25)": {"random_erasing": 0.25},
+    "with background replacement 0.4": {"background_prob": 0.4},
+    "with random erasing 0.25": {"random_erasing": 0.25},
     "with mixup 0.2": {"mixup": 0.2},
     "with CutMix 1.0": {"cutmix": 1.0},
-    "with averaged weights (ema 0.98)": {"ema": 0.98},
+    "with EMA 0.98": {"ema": 0.98},
 }
-BEGUN = "begun with --init"
+INIT = "with --init"
 STRENGTHS = ("middle", "strong")
 FIGURES = ("clean", "changed", "strongly", "other")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compares accuracies of the recipe robust with and without its parts.
+    """Measures the accuracy of the recipe robust with and without its parts.
 
     Example: python benchmarks/ablation.py held/ drawn/ --seeds 0 1 2
     """
 
     data: str = positional("DATA")
-    """Trained on, and tested with its test images; as for train.py."""
+    """Data to train on and to test on, as for `flaxresnet train --data`."""
 
     other: str = positional("OTHER")
-    """Data of the same classes whose training images are a test of another kind."""
+    """Data of the same classes from another source; its training images are a second test."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Starts of training."""
+    """Random seeds of training."""
 
     ways: tuple[str, ...] = tuple(ABLATIONS)
-    """Some of the ways; the recipe itself is what the others are compared with."""
+    """Ablations to run; differences are printed only if "the recipe" is among them."""
 
     model: str = "resnet14"
-    """Size of the network."""
+    """Network to train."""
 
     width: int = 24
     """Channels of its first stage."""
 
     epochs: int = 40
-    """Of training."""
+    """Epochs of each training."""
 
     init: str | None = None
-    """What one more way, "begun with --init", begins with: a run, or a file of weights."""
+    """Run or weight file; adds the ablation "with --init", the recipe with these pretrained weights."""
 
     json: Path | None = None
-    """Write the figures to this file, after each training."""
+    """Write the figures to this file after each training."""
 
 
 @contextmanager
-def with_ranges(ranges: dict[str, float]) -> Iterator[None]:
-    """Ranges of the augmentation, by module and name, for the programs that are made within."""
-    places = {name: (import_module(f"flaxresnet.augment.{name.split('.')[0]}"), name.split(".")[1]) for name in ranges}
-    before = {name: getattr(*place) for name, place in places.items()}
-    jax.clear_caches()  # what was traced with other values
+def patched_constants(values: dict[str, float]) -> Iterator[None]:
+    """Sets constants of the augmentation, "module.NAME", for functions that JAX traces within the context."""
+    modules = {name: import_module(f"flaxresnet.augment.{name.split('.')[0]}") for name in values}
+    original = {name: getattr(module, name.split(".")[1]) for name, module in modules.items()}
+    jax.clear_caches()  # functions traced with other values
     try:
-        for name, place in places.items():
-            setattr(*place, ranges[name])
+        for name, module in modules.items():
+            setattr(module, name.split(".")[1], values[name])
         yield
     finally:
-        for name, place in places.items():
-            setattr(*place, before[name])
+        for name, module in modules.items():
+            setattr(module, name.split(".")[1], original[name])
         jax.clear_caches()
 
 
-def trained_and_measured(arguments: Arguments, way: str, seed: int) -> dict[str, Any]:
-    """Accuracies of one training: clean, changed and strongly so (means over kinds), other, the kind that is worst."""
-    differing = {"init": arguments.init} if way == BEGUN else ABLATIONS[way]
-    ranges = {name: value for name, value in differing.items() if "." in name}
-    options = {name: value for name, value in differing.items() if "." not in name}
-    options |= {"model": arguments.model, "width": arguments.width}
-    options |= {"data": arguments.data, "epochs": arguments.epochs, "seed": seed, "recipe": "robust", "report": False}
-    with tempfile.TemporaryDirectory() as workdir, with_ranges(ranges):
-        fr.fit(fr.TrainConfig(workdir=workdir, **options), quiet=True)
+def train_and_measure(arguments: Arguments, way: str, seed: int) -> dict[str, Any]:
+    """Trains one network; returns its `FIGURES`, the worst corruption at the middle strength, and a row for each."""
+    changes = {"init": arguments.init} if way == INIT else ABLATIONS[way]
+    constants = {name: value for name, value in changes.items() if "." in name}
+    options = {name: value for name, value in changes.items() if "." not in name}
+    with tempfile.TemporaryDirectory() as workdir, patched_constants(constants):
+        config = fr.TrainConfig(
+            data=arguments.data,
+            workdir=workdir,
+            epochs=arguments.epochs,
+            seed=seed,
+            recipe="robust",
+            model=arguments.model,
+            width=arguments.width,
+            report=False,
+            **options,
+        )
+        fr.fit(config, quiet=True)
         classifier = Classifier.load(workdir)
         test = fr.open_dataset(arguments.data).test
-        rows = measured(answered(classifier.logits, test.images[:], STRENGTHS), test.labels)
+        rows = accuracy_rows(corruption_logits(classifier.logits, test.images[:], STRENGTHS), test.labels)
         other = fr.evaluate(workdir, arguments.other, split="train").accuracy
-    found = summary(rows, STRENGTHS)
-    changed, strongly = (found[strength]["mean"] for strength in STRENGTHS)
-    figures = {"clean": found["clean"], "changed": changed, "strongly": strongly, "other": other}
-    figures["worst"] = found["middle"]["worst shift"]
-    return {"way": way, "seed": seed, **figures, "rows": rows}
+    result = summary(rows, STRENGTHS)
+    return {
+        "way": way,
+        "seed": seed,
+        "clean": result["clean"],
+        "changed": result["middle"]["mean"],
+        "strongly": result["strong"]["mean"],
+        "other": other,
+        "worst": result["middle"]["worst shift"],
+        "rows": rows,
+    }
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    """Means over the seeds, and their differences from the recipe, seed by seed, with the mean's standard error."""
+    """Returns one row for each ablation, as the module docstring describes."""
     table = Table("", *FIGURES, "difference: changed", "strongly", "other", box=box.SIMPLE)
     by_way: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_way.setdefault(row["way"], {})[row["seed"]] = row
-    recipe = by_way.get("the recipe", {})
+    recipe = by_way.get(RECIPE, {})
     for way, by_seed in by_way.items():
         means = [f"{np.mean([row[name] for row in by_seed.values()]):.3f}" for name in FIGURES]
-        table.add_row(way, *means, *(difference(by_seed, recipe, name) for name in FIGURES[1:]))
+        differences = [difference(by_seed, recipe, name) for name in FIGURES[1:]]
+        table.add_row(way, *means, *differences)
     return table
 
 
-def difference(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]], name: str) -> str:
-    apart = np.array([mine[seed][name] - theirs[seed][name] for seed in mine if seed in theirs])
-    if not apart.any():
+def difference(rows: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]], name: str) -> str:
+    """Formats the mean over common seeds of a figure minus its reference, with the standard error; "" if all are 0."""
+    values = np.array([rows[seed][name] - reference[seed][name] for seed in rows if seed in reference])
+    if not values.any():
         return ""
-    error = f" ± {apart.std(ddof=1) / np.sqrt(len(apart)):.3f}" if len(apart) > 1 else ""
-    return f"{apart.mean():+.3f}{error}"
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():+.3f}{error}"
 
 
 def main(arguments: Arguments) -> None:
-    begun = [BEGUN] * (arguments.init is not None)
-    known, ways = [*ABLATIONS, *begun], dict.fromkeys([*arguments.ways, *begun])
-    if unknown := [way for way in arguments.ways if way not in known]:
+    ways = list(dict.fromkeys(arguments.ways))
+    known = list(ABLATIONS)
+    if arguments.init is not None:
+        known.append(INIT)
+        ways.append(INIT)
+    unknown = [way for way in ways if way not in known]
+    if unknown:
         raise UserError(f"--ways {unknown[0]!r} is not one of {', '.join(map(repr, known))}")
     rows = []
     for seed in arguments.seeds:
         for way in ways:
-            rows.append(row := trained_and_measured(arguments, way, seed))
+            row = train_and_measure(arguments, way, seed)
+            rows.append(row)
             print(f"seed {seed}, {way}: " + ", ".join(f"{name} {row[name]:.3f}" for name in FIGURES), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(rows, indent=2) + "\n")

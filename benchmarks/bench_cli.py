@@ -1,4 +1,4 @@
-"""How a benchmark begins: flags from its `Arguments`, and a user's mistake as one sentence with exit status 2."""
+"""Command line of the benchmarks: flags from a dataclass `Arguments`, and one-sentence errors with exit status 2."""
 
 import sys
 from collections.abc import Callable
@@ -10,33 +10,51 @@ from flaxresnet.config.validation import flag
 from flaxresnet.runtime.errors import UserError
 
 T = TypeVar("T")
-# The least that options of these names may be, in all benchmarks that have them; each may be several numbers.
-COUNTS = (
-    *("batch_size", "batch_sizes", "infer_batch_sizes", "calls", "counts", "epochs", "infer_steps", "keras_epochs"),
-    *("pictures", "pretraining_epochs", "repeats", "rounds", "steps", "timed_pictures", "width"),
-)
-LEAST = {"image_size": 32, "image_sizes": 32} | dict.fromkeys(COUNTS, 1)
+# Lower bounds of options by name, in all benchmarks that have them. An option may hold several numbers.
+MINIMUMS = {
+    "batch_size": 1,
+    "batch_sizes": 1,
+    "calls": 1,
+    "counts": 1,
+    "epochs": 1,
+    "image_size": 32,
+    "image_sizes": 32,
+    "infer_batch_sizes": 1,
+    "infer_steps": 1,
+    "keras_epochs": 1,
+    "pictures": 1,
+    "pretraining_epochs": 1,
+    "repeats": 1,
+    "rounds": 1,
+    "steps": 1,
+    "timed_pictures": 1,
+    "width": 1,
+}
 
 
 def begin(main: Callable[[T], None], arguments: type[T]) -> NoReturn:
-    """Calls `main` with what the command line says, in the dataclass `arguments`, and exits."""
+    """Parses the command line into the dataclass `arguments`, calls `main` with it, and exits."""
 
     def run() -> int:
-        told = parser.parse(arguments, sys.argv[1:], prog=f"python benchmarks/{Path(sys.argv[0]).name}")
-        check(vars(told))
-        main(told)
+        options = parser.parse(arguments, sys.argv[1:], prog=f"python benchmarks/{Path(sys.argv[0]).name}")
+        check(vars(options))
+        main(options)
         return 0
 
     sys.exit(exit_status.run(run))
 
 
 def check(options: dict[str, Any]) -> None:
-    """Before anything is measured; raises UserError where a number is too small, or `--json` could not be written."""
-    for name, least in LEAST.items():
-        value = options.get(name, least)
+    """Checks options before anything is measured.
+
+    Raises:
+      UserError: a number is below its minimum, or the folder of `--json` does not exist.
+    """
+    for name, minimum in MINIMUMS.items():
+        value = options.get(name, minimum)
         for number in value if isinstance(value, tuple) else (value,):
-            if number < least:
-                raise UserError(f"{flag(name)} {number} is too small; give {least} or more")
+            if number < minimum:
+                raise UserError(f"{flag(name)} {number} is too small; give {minimum} or more")
     json = options.get("json")
     if json is not None and not json.parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {json.parent}; make it, or give another")
+        raise UserError(f"--json {json}: there is no folder {json.parent}; create it, or give another path")

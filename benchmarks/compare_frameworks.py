@@ -1,9 +1,16 @@
-"""The same network, batch and optimiser in other frameworks: `python benchmarks/compare_frameworks.py`.
+"""How long do a training and an inference step take in flaxresnet, PyTorch, Keras and plain Flax?
 
-Each program of each framework runs in a process of its own (`framework_worker.py`): what training leaves behind is no
-matter of inference. They take turns, a few steps each, round after round, so that
-whatever else the machine does falls on all alike; only one of them works at a time. Frameworks that are not installed
-are named as such. `pip install '.[peers]'` brings PyTorch and Keras; TensorFlow takes `pip install tensorflow-cpu`.
+    pip install '.[peers]' tensorflow-cpu
+    python benchmarks/compare_frameworks.py
+
+All train the same ResNet-50 with the same batch and Adam. Each program of each framework runs in a process of its own
+(`framework_worker.py`), so training does not affect inference. The processes are interleaved, a few steps each, round
+after round, so that other load on the machine affects all of them alike. The script names frameworks that are not
+installed.
+
+There is one table for each program: median seconds of a step, the 10th and 90th percentile, the time of flaxresnet
+divided by the framework's ("ours / it", below 1 if flaxresnet is faster), the peak memory of the process and the part
+of it that maps files such as libraries, and the seconds of the first call, which builds and compiles the program.
 """
 
 import json
@@ -21,27 +28,27 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from bench_cli import begin
-from framework_worker import OURS, PEERS
+from framework_worker import FRAMEWORKS, OURS
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 WIDTH = 100  # columns of the table
-REST = 0.3  # seconds after a turn, in which the threads of the last framework go to sleep
+PAUSE = 0.3  # seconds after a turn, in which the threads of the last framework go to sleep
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times training and inference steps of the tutorials' ResNet-50, ours beside other frameworks.
+    """Times training and inference steps of the tutorials' ResNet-50 in flaxresnet and other frameworks.
 
     Example: python benchmarks/compare_frameworks.py --peers flaxresnet PyTorch --rounds 3
     """
 
     batch_size: int = 32
-    """Images a training step."""
+    """Images in a training step."""
 
     infer_batch_sizes: tuple[int, ...] = (32, 1)
-    """Images an inference step."""
+    """Images in an inference step."""
 
     image_size: int = 64
     """Height and width in pixels."""
@@ -55,8 +62,8 @@ class Arguments:
     infer_steps: int = 10
     """Inference steps in a turn."""
 
-    peers: tuple[Literal[*PEERS], ...] = tuple(PEERS)  # type: ignore[valid-type]
-    """Frameworks to time beside ours."""
+    peers: tuple[Literal[*FRAMEWORKS], ...] = tuple(FRAMEWORKS)  # type: ignore[valid-type]
+    """Frameworks to time beside flaxresnet."""
 
     json: Path | None = None
     """Write the figures to this file."""
@@ -64,11 +71,22 @@ class Arguments:
 
 @dataclass
 class FrameworkProcess:
-    """A framework's process and the times that it has reported, by program."""
+    """A framework's worker process, and the figures that it has reported, keyed by program such as "train 32".
+
+    Attributes:
+      name: key of `framework_worker.FRAMEWORKS`.
+      process: the worker.
+      errors: its standard error.
+      seconds: times of all steps.
+      first: seconds of the first call.
+      peak: peak memory in MiB.
+      files: the part of that memory that maps files.
+      failure: last line of its standard error if it has ended, otherwise "".
+    """
 
     name: str
     process: subprocess.Popen
-    complaints: IO[str]
+    errors: IO[str]
     seconds: dict[str, list[float]] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
@@ -76,48 +94,54 @@ class FrameworkProcess:
     failure: str = ""
 
     def take_turn(self, kind: str, batch_size: int, steps: int) -> None:
-        key = f"{kind} {batch_size}"
+        """Runs steps of the program `kind`, "train" or "infer", and records the reported figures or the failure."""
         if self.failure:
             return
-        with suppress(BrokenPipeError):  # it has ended, and has no answer then
+        with suppress(BrokenPipeError):  # the worker has ended, and has no reply
             print(kind, batch_size, steps, file=self.process.stdin, flush=True)
-        if not (line := self.process.stdout.readline()):
-            self.complaints.seek(0)
-            self.failure = (self.complaints.read().strip().splitlines() or ["no reason given"])[-1]
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            lines = self.errors.read().strip().splitlines()
+            self.failure = lines[-1] if lines else "no reason given"
             return
-        answer = json.loads(line)
-        self.seconds.setdefault(key, []).extend(answer["seconds"])
-        self.first.setdefault(key, answer.get("first", 0.0))
-        self.peak[key], self.files[key] = answer["peak_mebibytes"], answer["files_mebibytes"]
-        time.sleep(REST)
+        reply = json.loads(line)
+        key = f"{kind} {batch_size}"
+        self.seconds.setdefault(key, []).extend(reply["seconds"])
+        self.first.setdefault(key, reply.get("first", 0.0))
+        self.peak[key] = reply["peak_mebibytes"]
+        self.files[key] = reply["files_mebibytes"]
+        time.sleep(PAUSE)
 
 
 def start(name: str, image_size: int) -> FrameworkProcess:
+    """Starts the worker process of a framework."""
     command = [sys.executable, str(Path(__file__).with_name("framework_worker.py")), name, str(image_size)]
-    complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, open while the process lives
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": complaints}
-    return FrameworkProcess(name, subprocess.Popen(command, text=True, **pipes), complaints)
+    errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, open while the process lives
+    process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+    return FrameworkProcess(name, process, errors)
 
 
-def rows_of(peers: list[FrameworkProcess], key: str) -> list[dict[str, Any]]:
-    ours = statistics.median(peers[0].seconds[key]) if key in peers[0].seconds else math.nan
+def rows_of(frameworks: list[FrameworkProcess], key: str) -> list[dict[str, Any]]:
+    """Returns one row of figures for each framework; the first framework is flaxresnet."""
+    ours = statistics.median(frameworks[0].seconds[key]) if key in frameworks[0].seconds else math.nan
     rows = []
-    for peer in peers:
-        if peer.failure:
-            rows.append({"program": key, "framework": peer.name, "failure": peer.failure})
+    for framework in frameworks:
+        if framework.failure:
+            rows.append({"program": key, "framework": framework.name, "failure": framework.failure})
             continue
-        low, median, high = np.quantile(peer.seconds[key], (0.1, 0.5, 0.9)).tolist()
+        low, median, high = np.quantile(framework.seconds[key], (0.1, 0.5, 0.9)).tolist()
         rows.append(
             {
                 "program": key,
-                "framework": peer.name,
+                "framework": framework.name,
                 "median_seconds": median,
                 "tenth_seconds": low,
                 "ninetieth_seconds": high,
                 "ours_against_it": ours / median,
-                "peak_mebibytes": peer.peak[key],
-                "files_mebibytes": peer.files[key],
-                "first_seconds": peer.first[key],
+                "peak_mebibytes": framework.peak[key],
+                "files_mebibytes": framework.files[key],
+                "first_seconds": framework.first[key],
             }
         )
     return rows
@@ -146,27 +170,30 @@ def as_table(title: str, rows: list[dict[str, Any]]) -> Table:
 def main(arguments: Arguments) -> None:
     console = Console(width=WIDTH)
     names = []
-    for name in dict.fromkeys((OURS, *arguments.peers)):  # ours first, whichever others were asked for
-        if missing := [package for package in PEERS[name].needs if find_spec(package) is None]:
+    for name in dict.fromkeys((OURS, *arguments.peers)):  # flaxresnet first, even if it is not among the peers
+        missing = [package for package in FRAMEWORKS[name].packages if find_spec(package) is None]
+        if missing:
             console.print(f"{name}: not timed, {' and '.join(missing)} not installed")
         else:
             names.append(name)
-    turns = [("train", arguments.batch_size, arguments.steps)]
-    turns += [("infer", size, arguments.infer_steps) for size in arguments.infer_batch_sizes]
+    programs = [("train", arguments.batch_size, arguments.steps)]
+    programs += [("infer", size, arguments.infer_steps) for size in arguments.infer_batch_sizes]
     rows: list[dict[str, Any]] = []
-    for kind, batch_size, steps in turns:
-        peers = [start(name, arguments.image_size) for name in names]
-        for number in range(arguments.rounds + 1):  # the first, which compiles, counts no times
-            for peer in peers:
-                peer.take_turn(kind, batch_size, steps if number else 0)
-        rows += (new := rows_of(peers, f"{kind} {batch_size}"))
-        console.print(as_table(f"{kind}, batch {batch_size}, {arguments.image_size}×{arguments.image_size}", new))
-        for peer in peers:
+    for kind, batch_size, steps in programs:
+        frameworks = [start(name, arguments.image_size) for name in names]
+        for number in range(arguments.rounds + 1):
+            for framework in frameworks:
+                framework.take_turn(kind, batch_size, steps if number else 0)  # the first turn compiles
+        program_rows = rows_of(frameworks, f"{kind} {batch_size}")
+        rows += program_rows
+        title = f"{kind}, batch {batch_size}, {arguments.image_size}×{arguments.image_size}"
+        console.print(as_table(title, program_rows))
+        for framework in frameworks:
             with suppress(BrokenPipeError):
-                peer.process.stdin.close()
-            peer.process.wait()
-            if peer.failure:
-                console.print(f"{peer.name} failed: {peer.failure}", markup=False)
+                framework.process.stdin.close()
+            framework.process.wait()
+            if framework.failure:
+                console.print(f"{framework.name} failed: {framework.failure}", markup=False)
     if arguments.json:
         arguments.json.write_text(json.dumps({"numpy": np.__version__, "rows": rows}, indent=2) + "\n")
 

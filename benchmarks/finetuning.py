@@ -1,13 +1,17 @@
-"""Does fine-tuning beat training from scratch on few pictures? `python benchmarks/finetuning.py DATA`.
+"""Does fine-tuning beat training from scratch on few photos?
 
-A network is first trained on drawn hand signs. Then, for each seed and number of training pictures, the same pictures
-(as many of each class) train a network from those weights with the recipe `finetune`, and one from scratch with the
-recipe `robust`, for as many epochs. Test accuracy is on all test pictures; the interval is over them, for all seeds
-together.
+    python benchmarks/finetuning.py DATA
+    python benchmarks/finetuning.py DATA --rooms 0 1 2 --counts 24 --ways "as it is" adapted fine-tuned
 
-`--rooms 0 1 2 --counts 24` asks instead whether a network that knows the classes can be brought to know a room: the
-test pictures of DATA as each room shows them (`apply_room`), some of each class to learn and the others as a test.
-There it may also be adapted to them without their labels.
+The script first trains a network on drawn hand signs, unless `--pretrained` exists. For each seed and number of
+training photos, stratified by class, it then fine-tunes these weights with the recipe `finetune` and trains a network
+from scratch with the recipe `robust`, on the same photos and for as many epochs.
+
+With `--rooms`, the pretrained network, which has to have the classes of DATA, is brought to the test photos of DATA as
+taken in a room (`apply_room`): some of each class are for training or for `flaxresnet adapt`, the others are the test.
+
+The table has one row for each number of photos and each way: the test accuracy for each seed (and room), their mean,
+and the 95% interval over the test photos of all seeds together, which ignores that seeds share their test photos.
 """
 
 import json
@@ -35,75 +39,83 @@ from flaxresnet.runtime.errors import UserError
 from flaxresnet.training.run_setup import check_trainable
 
 Way = Literal["as it is", "adapted", "fine-tuned", "from scratch"]
-# What all pictures of a room have in common; behind each is a wall with clutter, whatever the strength.
+# Corruptions that all photos of a room share. The background has clutter at any --strength.
 ROOM = ("background", "scale", "colour temperature", "gamma", "light gradient")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Compares test accuracies after fine-tuning and after training from scratch.
+    """Compares fine-tuning, adaptation and training from scratch on few photos.
 
     Example: python benchmarks/finetuning.py datasets/ --counts 60 180 --seeds 0 1 2
     """
 
     data: str = positional("DATA")
-    """As for train.py."""
+    """Photos to train on and to test on, as for `flaxresnet train --data`."""
 
     pretrained: str = "runs/drawn"
-    """Run to start from; where it is not there, one is trained on drawn hand signs."""
+    """Run to start from. If the folder has no run, one is trained there on drawn hand signs."""
 
     pretraining_epochs: int = 20
     """Epochs of that run."""
 
     counts: tuple[int, ...] = (60, 180)
-    """Training pictures."""
+    """Numbers of training photos."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Choices of the pictures, and starts of training."""
+    """Random seeds of the choice of photos and of training."""
 
     rooms: tuple[int, ...] = ()
-    """Rooms, by their numbers, in which the test pictures are in place of DATA as it is."""
+    """Numbers of rooms, which seed background and light. The photos are then DATA's test photos in these rooms."""
 
     strength: Literal["mild", "middle", "strong"] = "middle"
-    """How much a room's light and distance differ."""
+    """Strength of a room's light and distance."""
 
     ways: tuple[Way, ...] = ("fine-tuned", "from scratch")
-    """What is compared; "as it is" is the network before fine-tuning, which has to know the classes. "adapted" is that
-    with batch norm's statistics of the pictures, whose labels it does not see (`flaxresnet adapt`)."""
+    """Ways to compare. "as it is" is the pretrained network, which has to have the classes of DATA. "adapted" is that
+    network after `flaxresnet adapt`, which takes the photos without their labels."""
 
     options: tuple[str, ...] = ()
-    """More options of fine-tuning, as NAME=VALUE in JSON: learning_rate=1e-3."""
+    """More options of fine-tuning, as NAME=VALUE in JSON, such as learning_rate=1e-3."""
 
     epochs: int = 30
-    """Of fine-tuning, and of training from scratch."""
+    """Epochs of fine-tuning and of training from scratch."""
 
     batch_size: int = 20
     """Images in a step."""
 
     model: Model = "resnet50"
-    """Size of the network."""
+    """Network to train."""
 
     json: Path | None = None
     """Write the figures to this file."""
 
 
 def stratified_sample(data: fr.Dataset, count: int, seed: int) -> tuple[fr.Dataset, fr.Dataset]:
-    """As many pictures of each class, drawn from a seed, and all others."""
+    """Returns `count` random photos with as many of each class, and all other photos.
+
+    Raises:
+      UserError: one of the two would be empty.
+    """
     order = np.random.default_rng(seed).permutation(len(data))
     classes = len(data.class_names)
-    chosen = np.sort([i for c in range(classes) for i in order[data.labels[order] == c][: count // classes]])
+    by_class = [order[data.labels[order] == label][: count // classes] for label in range(classes)]
+    chosen = np.sort(np.concatenate(by_class))
     rest = np.setdiff1d(np.arange(len(data)), chosen)
     if not min(len(chosen), len(rest)):
-        raise UserError(f"--counts {count} of {len(data)} pictures leaves none to learn, or none to test")
-    first, second = (fr.Dataset(data.images[i], data.labels[i], data.class_names) for i in (chosen, rest))
-    return first, second
+        raise UserError(f"--counts {count} of {len(data)} photos leaves none for training, or none for testing")
+    return subset(data, chosen), subset(data, rest)
+
+
+def subset(data: fr.Dataset, indices: np.ndarray) -> fr.Dataset:
+    return fr.Dataset(data.images[indices], data.labels[indices], data.class_names)
 
 
 def apply_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
-    """All pictures before the same wall, under the same lamp, from the same distance; which ones the number says."""
+    """Returns all photos with one background, one light and one distance, which the number `room` seeds."""
     images = []
     for image in data.images[:]:
-        random = np.random.default_rng(room)
+        random = np.random.default_rng(room)  # the same for every photo
         for name in ROOM:
             image = CORRUPTIONS[name].changed(image, "strong" if name == "background" else strength, random)
         images.append(image)
@@ -111,31 +123,36 @@ def apply_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
 
 
 def tasks(arguments: Arguments) -> Iterator[tuple[dict[str, Any], fr.Dataset, fr.Dataset]]:
-    """What is asked, the pictures to learn and those to test."""
+    """Yields the fields that identify a row of figures, the training photos, and the test photos."""
     train, test = check_trainable(fr.open_dataset(arguments.data))
     for count in arguments.counts:
         for seed in arguments.seeds:
             for room in arguments.rooms:
-                asked = {"pictures": f"{count} of room {room}", "seed": seed}
-                yield asked, *stratified_sample(apply_room(test, room, arguments.strength), count, seed)
+                task = {"pictures": f"{count} of room {room}", "seed": seed}
+                yield task, *stratified_sample(apply_room(test, room, arguments.strength), count, seed)
             if not arguments.rooms:
                 yield {"pictures": str(count), "seed": seed}, stratified_sample(train, count, seed)[0], test
 
 
-def finetuned_with(arguments: Arguments) -> dict[str, Any]:
-    """The options of fine-tuning; raises UserError where what is given is none."""
-    given = arguments.options
-    try:
-        more = {name: json.loads(value) for name, value in (option.split("=", 1) for option in given)}
-    except ValueError:
-        raise UserError(f"--options {' '.join(given)!r}: give NAME=VALUE, the value as in JSON") from None
-    options = {"init": arguments.pretrained, "recipe": "finetune"} | more
+def finetuning_options(arguments: Arguments) -> dict[str, Any]:
+    """Returns the fields of TrainConfig for fine-tuning.
+
+    Raises:
+      UserError: `--options` cannot be parsed, names no field, or has a value that does not fit.
+    """
+    options: dict[str, Any] = {"init": arguments.pretrained, "recipe": "finetune"}
+    for option in arguments.options:
+        try:
+            name, value = option.split("=", 1)
+            options[name] = json.loads(value)
+        except ValueError:
+            raise UserError(f"--options {option!r}: give NAME=VALUE, with the value in JSON") from None
     fr.TrainConfig.from_json(options).check()
     return options
 
 
 def train_and_score(way: Way, folder: str, seed: int, arguments: Arguments) -> list[float]:
-    """Test accuracy on the data in a folder after each epoch of training in this way, or without training."""
+    """Returns the test accuracy on the data in a folder after each epoch; one number if the way does not train."""
     if way == "as it is":
         return [fr.evaluate(arguments.pretrained, folder, split="test").accuracy]
     if way == "adapted":
@@ -143,45 +160,49 @@ def train_and_score(way: Way, folder: str, seed: int, arguments: Arguments) -> l
         return [fr.evaluate(f"{folder}/{way}", folder, split="test").accuracy]
     options: dict[str, Any] = {"model": arguments.model, "data": folder, "seed": seed, "epochs": arguments.epochs}
     options |= {"batch_size": arguments.batch_size, "workdir": f"{folder}/{way}", "report": False}
-    run = fr.fit(fr.TrainConfig(**options | (finetuned_with(arguments) if way == "fine-tuned" else {})), quiet=True)
+    if way == "fine-tuned":
+        options |= finetuning_options(arguments)
+    run = fr.fit(fr.TrainConfig(**options), quiet=True)
     return [row["test_accuracy"] for row in run.history]
 
 
 def main(arguments: Arguments) -> None:
-    finetuned_with(arguments)  # a mistake there shows before anything is trained
+    finetuning_options(arguments)  # reports a wrong --options before anything is trained
     if not arguments.rooms and arguments.strength != Arguments.strength:
-        raise UserError(f"--strength {arguments.strength} is of rooms; give --rooms")
+        raise UserError(f"--strength {arguments.strength} applies to rooms only; give --rooms")
     if "adapted" in arguments.ways and min(arguments.counts) < MIN_PHOTOS:
-        raise UserError(f"--counts {min(arguments.counts)} are too few to adapt to; give {MIN_PHOTOS} or more")
-    asked_for = list(tasks(arguments))
+        raise UserError(f"--counts {min(arguments.counts)} is too few to adapt; give {MIN_PHOTOS} or more")
+    all_tasks = list(tasks(arguments))  # reports a wrong DATA or --counts before anything is trained
     if not RunDir(arguments.pretrained).exists():
-        options: dict[str, Any] = {"epochs": arguments.pretraining_epochs, "model": arguments.model}
-        run = fr.fit(fr.TrainConfig(workdir=arguments.pretrained, **options))
+        config = fr.TrainConfig(
+            workdir=arguments.pretrained, epochs=arguments.pretraining_epochs, model=arguments.model
+        )
+        run = fr.fit(config)
         print(f"drawn hand signs: test accuracy {run.test_accuracy:.3f}")
     rows = []
-    for asked, train, test in asked_for:
+    for task, train, test in all_tasks:
         with tempfile.TemporaryDirectory() as folder:
             for split, part in (("train", train), ("test", test)):
                 write_hdf5(Path(folder) / f"{split}.h5", split, part)
             for way in arguments.ways:
-                history = train_and_score(way, folder, asked["seed"], arguments)
-                rows.append(asked | {"way": way, "accuracy": history[-1], "history": history, "images": len(test)})
-                what = ", ".join(f"{name} {value}" for name, value in asked.items())
-                print(f"{what}, {way}: test accuracy {history[-1]:.3f}", flush=True)
+                history = train_and_score(way, folder, task["seed"], arguments)
+                rows.append(task | {"way": way, "accuracy": history[-1], "history": history, "images": len(test)})
+                print(f"{task['pictures']}, seed {task['seed']}, {way}: test accuracy {history[-1]:.3f}", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
     Console(width=100).print(as_table(rows))
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("pictures", "way", "test accuracy by seed", "mean", "95% interval", box=box.SIMPLE)
+    table = Table("photos", "way", "test accuracy by seed", "mean", "95% interval", box=box.SIMPLE)
     for pictures, way in dict.fromkeys((row["pictures"], row["way"]) for row in rows):
-        found = [row for row in rows if (row["pictures"], row["way"]) == (pictures, way)]
-        images = sum(row["images"] for row in found)
-        low, high = wilson_interval(round(sum(row["accuracy"] * row["images"] for row in found)), images)
-        figures = ", ".join(f"{row['accuracy']:.3f}" for row in found)
-        mean = np.mean([row["accuracy"] for row in found])
-        table.add_row(pictures, way, figures, f"{mean:.3f}", f"{low:.3f}–{high:.3f}")
+        selected = [row for row in rows if (row["pictures"], row["way"]) == (pictures, way)]
+        images = sum(row["images"] for row in selected)
+        correct = round(sum(row["accuracy"] * row["images"] for row in selected))
+        low, high = wilson_interval(correct, images)
+        accuracies = [row["accuracy"] for row in selected]
+        by_seed = ", ".join(f"{accuracy:.3f}" for accuracy in accuracies)
+        table.add_row(pictures, way, by_seed, f"{np.mean(accuracies):.3f}", f"{low:.3f}–{high:.3f}")
     return table
 
 

@@ -1,7 +1,10 @@
-"""Times one framework's training and inference step in a process of its own, for `compare_frameworks.py`.
+"""How long do the training and inference steps of one framework take? `compare_frameworks.py` starts these workers.
 
-A line "train 5" on standard input runs five training steps; the answer is a line of JSON with their seconds. The first
-call of each program also builds and compiles it, and reports that time apart.
+    echo "train 32 5" | python benchmarks/framework_worker.py FRAMEWORK IMAGE_SIZE
+
+A line "KIND BATCH_SIZE STEPS" on standard input runs so many steps of the program "train" or "infer". The worker prints
+one JSON object for each line: the seconds of the steps, and the peak memory in MiB with the part of it that maps files.
+The first line for a program also builds and compiles it, which is reported apart as "first".
 """
 
 import json
@@ -19,26 +22,29 @@ from typing import Any
 import numpy as np
 
 PARAMETERS = 23_546_886  # of the tutorials' network at 64×64 pixels and six classes
-CLEAR_PEAK, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+CLEAR_PEAK = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 
 Step = Callable[[], object]  # returns when the step is done
 
 
 def batch_of(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random images, (count, size, size, 3) uint8, and labels, (count,) int32."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     return images, (np.arange(count) % 6).astype(np.int32)
 
 
 def check_size(parameters: int, size: int) -> None:
+    """Raises ValueError if a network of the tutorials' image size does not have the tutorials' number of parameters."""
     if size == 64 and parameters != PARAMETERS:
-        raise ValueError(f"the network has {parameters} trainable parameters, not {PARAMETERS}; it is another one")
+        raise ValueError(f"the network has {parameters} trainable parameters instead of {PARAMETERS}")
 
 
 def jax_step(kind: str, count: int, size: int, conv: str = "ours", precision: str = "float32") -> Step:
     from step_time import STEPS, disable_malloc_trim
 
     if conv == "ours":
-        disable_malloc_trim()  # as our training and commands do; plain Flax has to do without
+        disable_malloc_trim()  # as training and the commands of flaxresnet do; plain Flax does not
     build, _ = STEPS[kind]
     return build(count, size, conv, precision).call
 
@@ -82,12 +88,12 @@ def torch_step(
             network(x)
 
     def step() -> None:
-        work()
+        run()
         if device == "cuda":
             torch.cuda.synchronize()
 
     network.train(kind == "train")
-    work = {"train": train, "infer": infer}[kind]
+    run = {"train": train, "infer": infer}[kind]
     return step
 
 
@@ -106,17 +112,25 @@ def keras_step(kind: str, count: int, size: int, xla: bool) -> Step:
 
 @dataclass(frozen=True)
 class Framework:
-    """How a framework's step is made, the packages that it needs, and Keras's backend."""
+    """A framework to time.
 
-    make: Callable[..., Step]
+    Attributes:
+      make_step: takes "train" or "infer", the batch size, the image size, and `options`.
+      options: keyword arguments of `make_step`.
+      packages: that have to be installed.
+      backend: of Keras.
+    """
+
+    make_step: Callable[..., Step]
     options: dict[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     backend: str = ""
 
 
 OURS = "flaxresnet"
-TORCH, TENSORFLOW = ("torch",), ("keras", "tensorflow")
-PEERS = {
+TORCH = ("torch",)
+TENSORFLOW = ("keras", "tensorflow")
+FRAMEWORKS = {
     OURS: Framework(jax_step),
     "flaxresnet, bfloat16": Framework(jax_step, {"precision": "bfloat16"}),
     "plain Flax": Framework(jax_step, {"conv": "nn.Conv"}),
@@ -129,63 +143,70 @@ PEERS = {
         torch_step, {"channels_last": True, "bfloat16": True, "compiled": True}, TORCH
     ),
     "Keras on TensorFlow": Framework(keras_step, {"xla": False}, TENSORFLOW, "tensorflow"),
-    # What Keras takes where it is not told.
+    # Keras's default.
     "Keras on TensorFlow, XLA": Framework(keras_step, {"xla": True}, TENSORFLOW, "tensorflow"),
     "Keras on JAX": Framework(keras_step, {"xla": True}, ("keras",), "jax"),
 }
 
 
 def peak_memory() -> dict[str, float]:
-    """Highest memory so far: of the accelerator, where the framework uses one and tells; else of this process.
+    """Returns the peak memory in MiB: of the accelerator if the framework reports it, otherwise of this process.
 
-    Of the latter, what is mapped of files, such as libraries, is told apart: the system may drop it at any time.
+    "files_mebibytes" is the part of a process's memory that maps files such as libraries; the system may drop it at any
+    time.
     """
-    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
-        return {"peak_mebibytes": cuda.max_memory_allocated() / 2**20, "files_mebibytes": 0.0}
-    if "jax" in sys.modules and (known := sys.modules["jax"].devices()[0].memory_stats()):
-        return {"peak_mebibytes": known["peak_bytes_in_use"] / 2**20, "files_mebibytes": 0.0}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        return {"peak_mebibytes": torch.cuda.max_memory_allocated() / 2**20, "files_mebibytes": 0.0}
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].devices()[0].memory_stats()
+        if stats:
+            return {"peak_mebibytes": stats["peak_bytes_in_use"] / 2**20, "files_mebibytes": 0.0}
     files = re.search(r"^RssFile:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE) if STATUS.exists() else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_mebibytes": peak / 1024, "files_mebibytes": int(files[1]) / 1024 if files else 0.0}
 
 
 def reset_peak_memory() -> None:
-    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
-        cuda.reset_peak_memory_stats()
+    """Sets the peak memory to the memory in use; only CUDA and Linux can do that."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     if CLEAR_PEAK.exists():
-        CLEAR_PEAK.write_text("5")  # Linux: the peak starts again from what is in use now
+        CLEAR_PEAK.write_text("5")  # proc(5): resets VmHWM
 
 
 def main(name: str, size: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # TensorFlow takes oneDNN's kernels by itself only on CPUs with instructions for neural networks; on others its
-    # step takes 2.6 times as long without them.
+    # TensorFlow selects oneDNN's kernels by itself only on CPUs with instructions for neural networks. Without them its
+    # step takes 2.6 times as long on other CPUs.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # On a GPU all of them have processes there at once: each takes the memory that it needs, not most of it.
+    # All frameworks have processes on a GPU at once, so each has to take only the memory that it needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    peer = PEERS[name]
-    if peer.backend:
-        os.environ["KERAS_BACKEND"] = peer.backend
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a framework prints goes to standard error
+    framework = FRAMEWORKS[name]
+    if framework.backend:
+        os.environ["KERAS_BACKEND"] = framework.backend
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of the framework goes to standard error
     steps: dict[tuple[str, int], Step] = {}
     for line in sys.stdin:
         kind, count, times = line.split()
-        key, answer = (kind, int(count)), {}
+        key = kind, int(count)
+        reply: dict[str, Any] = {}
         if key not in steps:
             start = time.perf_counter()
-            steps[key] = peer.make(kind, int(count), size, **peer.options)
+            steps[key] = framework.make_step(kind, int(count), size, **framework.options)
             steps[key]()
-            answer["first"] = time.perf_counter() - start
+            reply["first"] = time.perf_counter() - start
             steps[key]()
             reset_peak_memory()
-        answer["seconds"] = []
+        reply["seconds"] = []
         for _ in range(int(times)):
             start = time.perf_counter()
             steps[key]()
-            answer["seconds"].append(time.perf_counter() - start)
-        print(json.dumps(answer | peak_memory()), file=answers, flush=True)
+            reply["seconds"].append(time.perf_counter() - start)
+        print(json.dumps(reply | peak_memory()), file=replies, flush=True)
 
 
 if __name__ == "__main__":

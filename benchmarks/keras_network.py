@@ -1,14 +1,16 @@
-"""The tutorials' network in Keras, up to the logits: what tests and benchmarks compare with."""
+"""The tutorials' ResNet-50 in Keras, up to the logits, as a reference for tests and benchmarks."""
 
 import keras
 
 
 def conv_norm(x, filters, size, label, branch, strides=1, padding="valid"):
+    """Applies a convolution and batch norm with the tutorials' layer names."""
     x = keras.layers.Conv2D(filters, size, strides=strides, padding=padding, name=f"res{label}_branch{branch}")(x)
     return keras.layers.BatchNormalization(name=f"bn{label}_branch{branch}")(x)
 
 
 def block(x, inner, label, strides, project):
+    """Applies a bottleneck block, with a projection shortcut if `project`; `label` is its name, such as "2a"."""
     y = keras.layers.ReLU()(conv_norm(x, inner, 1, label, "2a", strides))
     y = keras.layers.ReLU()(conv_norm(y, inner, 3, label, "2b", padding="same"))
     y = conv_norm(y, 4 * inner, 1, label, "2c")
@@ -17,6 +19,7 @@ def block(x, inner, label, strides, project):
 
 
 def keras_resnet50(classes=6, size=64):
+    """Returns a model of (batch, size, size, 3) images from 0 to 1 that returns logits, (batch, classes)."""
     inputs = keras.Input((size, size, 3))
     x = keras.layers.ZeroPadding2D(3)(inputs)
     x = keras.layers.Conv2D(64, 7, strides=2, name="conv1")(x)

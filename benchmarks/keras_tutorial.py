@@ -1,14 +1,16 @@
-"""The Keras tutorials' own way: `python benchmarks/keras_tutorial.py TRAIN_H5 TEST_H5 EPOCHS SEED [SAVE]`.
+"""How accurate does the Keras tutorials' code become? `time_to_accuracy.py` and `round_trip.py` run this script.
 
-Their network, their preprocessing (÷ 255, one-hot labels), `fit` with Adam and batches of 32. All that is added is the
-test accuracy after each epoch, as a line "epoch 3 test accuracy 0.1234", and where SAVE is given, the model saved there
-as they save theirs.
+    python benchmarks/keras_tutorial.py TRAIN_H5 TEST_H5 EPOCHS SEED [SAVE]
+
+It has the tutorials' network and preprocessing (pixels divided by 255, one-hot labels), and `fit` with Adam and batches
+of 32. The script adds a line with the test accuracy after each epoch, "epoch 3 test accuracy 0.1234", and saves the
+model to SAVE with `model.save`.
 """
 
 import os
 import sys
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # TensorFlow at its fastest: see framework_worker.py
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # the faster kernels; see framework_worker.py
 
 import h5py
 import keras
@@ -16,12 +18,15 @@ import numpy as np
 from keras_network import keras_resnet50
 
 
-class Report(keras.callbacks.Callback):
+class PrintAccuracy(keras.callbacks.Callback):
+    """Prints the test accuracy after each epoch."""
+
     def on_epoch_end(self, epoch, logs=None):
         print(f"epoch {epoch + 1} test accuracy {logs['val_accuracy']:.4f}", flush=True)
 
 
 def load(path, split):
+    """Returns the images of a split, (n, height, width, 3) from 0 to 1, and its one-hot labels, (n, classes)."""
     with h5py.File(path) as file:
         images, labels = file[f"{split}_set_x"][:] / 255, file[f"{split}_set_y"][:].reshape(-1)
         return images, np.eye(len(file["list_classes"]))[labels]
@@ -29,13 +34,14 @@ def load(path, split):
 
 def main(train_path, test_path, epochs, seed, save=None):
     keras.utils.set_random_seed(int(seed))
-    train, test = load(train_path, "train"), load(test_path, "test")
+    train = load(train_path, "train")
+    test = load(test_path, "test")
     logits = keras_resnet50(classes=train[1].shape[1], size=train[0].shape[1])
     model = keras.Model(logits.input, keras.layers.Softmax()(logits.output))
-    # TensorFlow's own kernels, as in the tutorials' day; XLA, Keras's choice now, is several times slower on a CPU.
+    # TensorFlow's kernels, as when the tutorials were written. XLA, Keras's default, is several times slower on a CPU.
     options = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"], **options)
-    model.fit(*train, epochs=int(epochs), batch_size=32, validation_data=test, callbacks=[Report()], verbose=0)
+    model.fit(*train, epochs=int(epochs), batch_size=32, validation_data=test, callbacks=[PrintAccuracy()], verbose=0)
     if save:
         model.save(save)
 

@@ -1,8 +1,11 @@
-"""A network there and back: `python benchmarks/round_trip.py DATA`.
+"""Does a network predict the same in Keras and in flaxresnet, converted in either direction?
 
-The Keras tutorials' own code trains for an epoch and saves `ResNet50-1.h5`; converted, it has to give the same test
-accuracy and the same answer for each picture here. Then a network trained here is written
-for Keras, and compared as well.
+    python benchmarks/round_trip.py DATA
+
+The Keras tutorials' code trains a network and saves `ResNet50-1.h5`, which `flaxresnet convert` reads. Then flaxresnet
+trains a network, and `flaxresnet convert` writes it as `.h5` and as `.keras`. The script prints one line for each of
+the three: the test accuracy in Keras and in flaxresnet, the number of test images with the same predicted class, and
+the largest difference between two probabilities. Accuracies and classes have to be equal.
 """
 
 import os
@@ -18,8 +21,8 @@ from bench_cli import begin
 from flaxresnet.cli.parser import positional
 
 HERE = Path(__file__).parent
-# Prints nothing and writes the probabilities that a Keras file gives for a test set.
-ANSWER = """
+# Writes the probabilities that a Keras file gives for a test set.
+KERAS_PREDICT = """
 import sys, h5py, keras, numpy as np
 model = keras.saving.load_model(sys.argv[1], compile=False)
 images = h5py.File(sys.argv[2])["test_set_x"][:] / 255
@@ -29,7 +32,7 @@ np.save(sys.argv[3], model.predict(images, batch_size=34, verbose=0))
 
 @dataclass(frozen=True)
 class Arguments:
-    """Carries trained networks from Keras to flaxresnet and back, and compares their answers.
+    """Converts trained networks from Keras to flaxresnet and back, and compares their predictions.
 
     Example: python benchmarks/round_trip.py datasets/
     """
@@ -38,7 +41,7 @@ class Arguments:
     """Folder with train_signs.h5 and test_signs.h5."""
 
     epochs: int = 1
-    """Of training, here and in Keras."""
+    """Epochs of training, in flaxresnet and in Keras."""
 
 
 def main(arguments: Arguments) -> None:
@@ -54,27 +57,29 @@ def main(arguments: Arguments) -> None:
         run(str(HERE.parent / "train.py"), "--data", str(arguments.data), *flags)
         for kind in ("h5", "keras"):
             run("-m", "flaxresnet", "convert", str(work / "ours"), str(work / f"ours.{kind}"))
-            compare(f"trained here, as .{kind}", work / "ours", work / f"ours.{kind}", test)
+            compare(f"trained in flaxresnet, as .{kind}", work / "ours", work / f"ours.{kind}", test)
 
 
-def run(*words: str) -> None:
+def run(*arguments: str) -> None:
+    """Runs Python with these arguments; Keras uses TensorFlow unless KERAS_BACKEND names another backend."""
     backend = {"KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run([sys.executable, *words], check=True, env=os.environ | backend)
+    subprocess.run([sys.executable, *arguments], check=True, env=os.environ | backend)
 
 
-def compare(what: str, ours: Path, theirs: Path, test: str) -> None:
-    """Says how a run's folder and a Keras file answer for the same pictures."""
+def compare(name: str, run_dir: Path, keras_file: Path, test: str) -> None:
+    """Prints how the predictions of a run folder and of a Keras file for the same test images differ."""
     import flaxresnet as fr
 
-    answers = theirs.with_suffix(".npy")
-    run("-c", ANSWER, str(theirs), test, str(answers))
-    keras, data = np.load(answers), fr.open_dataset(test).test
-    here = fr.Classifier.load(ours).probabilities(data.images)
-    same = (keras.argmax(1) == here.argmax(1)).sum()
-    accuracies = [float((of.argmax(1) == data.labels).mean()) for of in (keras, here)]
+    output = keras_file.with_suffix(".npy")
+    run("-c", KERAS_PREDICT, str(keras_file), test, str(output))
+    keras = np.load(output)
+    data = fr.open_dataset(test).test
+    ours = fr.Classifier.load(run_dir).probabilities(data.images)
     print(
-        f"{what}: test accuracy {accuracies[0]:.4f} in Keras, {accuracies[1]:.4f} here; "
-        f"{same} of {len(data)} answers the same, probabilities at most {np.abs(keras - here).max():.1e} apart"
+        f"{name}: test accuracy {np.mean(keras.argmax(1) == data.labels):.4f} in Keras, "
+        f"{np.mean(ours.argmax(1) == data.labels):.4f} in flaxresnet; "
+        f"{np.sum(keras.argmax(1) == ours.argmax(1))} of {len(data)} classes equal, "
+        f"probabilities at most {np.abs(keras - ours).max():.1e} apart"
     )
 
 

@@ -1,8 +1,17 @@
-"""How long data-parallel training takes on 1 to 256 GPUs, by calculation: `python benchmarks/scaling.py`.
+"""How long does data-parallel training take on 1 to 256 GPUs?
 
-A model, not a measurement: `SCALING.md` has its formulas. What it takes of a machine are arguments; their defaults are
-data-sheet figures and assumptions. What two cores and loopback can say about it is measured with `--input-workers` and
-`--processes`.
+    python benchmarks/scaling.py
+
+The script calculates and does not measure; `SCALING.md` has the formulas. The flags are figures of the hardware, whose
+defaults come from data sheets or are assumptions. The table has one row for each number of GPUs: the milliseconds of a
+step for compute, for the all-reduce of gradients, for the part of it that the backward pass does not hide ("exposed")
+and for the exchanges of batch norm; the images a second with enough input; the efficiency, which is the rate divided by
+that of as many separate GPUs, with batch norm over all GPUs and with `--ghost-batch-size` ("local norm"); the cores for
+each GPU that reading needs; the images a second with the available cores; and the hours of 90 epochs of ImageNet at
+that rate.
+
+`--input-workers` and `--processes` measure instead: how fast this machine reads images, and the steps of several
+processes on it beside the prediction. Each prints one row for each number of workers or processes.
 """
 
 import json
@@ -21,16 +30,16 @@ from scaling_measure import measure_input, measure_processes
 from flaxresnet.models.resnet import resnet
 from flaxresnet.visualize.layer_table import inspect
 
-WIDTH = 130  # columns of the table, wherever it is shown
-PASSES = 3  # forward, and twice its work backward: gradients of a layer's input and of its kernel
-BACKWARD = 2 / 3  # of a step's arithmetic
+WIDTH = 130  # columns of the table
+PASSES = 3  # forward, and twice as much backward: gradients of a layer's input and of its kernel
+BACKWARD = 2 / 3  # fraction of a step's arithmetic
 IMAGENET = 1_281_167  # training images
 EPOCHS = 90
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Predicts the time of data-parallel training from figures of the hardware, which are assumptions.
+    """Predicts the time of data-parallel training from assumed figures of the hardware.
 
     Example: python benchmarks/scaling.py --gpus 1 8 64 --efficiency 0.15
     """
@@ -39,67 +48,67 @@ class Arguments:
     """Numbers of GPUs to predict for."""
 
     model: str = "resnet50"
-    """Network, as torchvision writes it, with 1000 classes."""
+    """Network, in torchvision's variant, with 1000 classes."""
 
     image_size: int = 224
     """Height and width in pixels."""
 
     batch: int = 128
-    """Images a step for each GPU."""
+    """Images in a step for each GPU."""
 
     tflops: float = 989.0
     """Data sheet: peak of a GPU, 10¹² operations a second (H100 SXM, dense bfloat16)."""
 
     efficiency: float = 0.10
-    """Assumption: the share of that peak that a training step reaches."""
+    """Assumption: fraction of that peak that a training step reaches."""
 
     node_gpus: int = 8
     """GPUs of a node, joined by --link."""
 
     link: float = 450.0
-    """Data sheet: GB/s from a GPU to the next one of its node (NVLink of an H100: 900 both ways together)."""
+    """Data sheet: GB/s from a GPU to the next in its node (NVLink of an H100: 900 both ways together)."""
 
     network: float = 50.0
     """Data sheet: GB/s from a node to the next (one adapter of 400 Gb/s)."""
 
     reached: float = 0.8
-    """Assumption: the share of --link and --network that an all-reduce reaches."""
+    """Assumption: fraction of --link and --network that an all-reduce reaches."""
 
     hop: float = 5.0
     """Assumption: microseconds from one GPU to another for a small message."""
 
     overlap: float = 0.0
-    """Assumption: the share of the backward pass behind which the all-reduce of gradients can hide."""
+    """Assumption: fraction of the backward pass that can hide the all-reduce of gradients."""
 
     core_rate: float = 150.0
-    """Assumption: images that a core decodes and crops in a second; --input-workers measures yours."""
+    """Assumption: images that a core decodes and crops in a second; --input-workers measures it."""
 
     cores: float = 14.0
-    """Data sheet: cores for each GPU (DGX H100: 112 for 8)."""
+    """Data sheet: cores for each GPU (DGX H100: 112 cores for 8 GPUs)."""
 
     checkpoint_steps: int = 1000
     """Steps between checkpoints."""
 
     host_copy: float = 25.0
-    """Assumption: GB/s from a GPU to its host, for which a checkpoint stops training."""
+    """Assumption: GB/s from a GPU to its host; a checkpoint stops training for this copy."""
 
     disk: float = 1.0
-    """Assumption: GB/s to the disk, while training goes on."""
+    """Assumption: GB/s to the disk, during training."""
 
     input_workers: tuple[int, ...] = ()
-    """Measure instead how fast pictures are read here, by so many worker processes (0: threads)."""
+    """Measure how fast these numbers of worker processes read images on this machine (0: threads)."""
 
     processes: tuple[int, ...] = ()
-    """Measure instead runs of so many processes here, a core each while there are cores, beside the prediction."""
+    """Measure runs of these numbers of processes on this machine, one core each, beside the prediction."""
 
     rounds: int = 3
-    """Epochs measured of a run, and times that reading is measured."""
+    """Measured epochs of a run, and measurements of reading."""
 
     pictures: int = 320
-    """Pictures drawn for the measurements."""
+    """Images drawn for the measurements."""
 
     width: int = 32
-    """Features of the first convolution of the network that --processes trains (resnet14, 64×64)."""
+    """Channels of the first convolution of the network that --processes trains (resnet14, 64×64)."""
 
     json: Path | None = None
     """Write the figures to this file."""
@@ -107,40 +116,66 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Network:
-    """What the model has to know of a network."""
+    """The size of a network.
+
+    Attributes:
+      parameters: number of parameters.
+      flops: operations of a forward pass of one image.
+      batch_norms: number of batch norms.
+    """
 
     parameters: int
-    flops: int  # of one image, forward
+    flops: int
     batch_norms: int
 
     @classmethod
     def of(cls, model: str, size: int, **fields: Any) -> "Network":
+        """Counts the layers of a network; `fields` are keyword arguments of `resnet`, with 1000 classes by default."""
         layers = inspect(resnet(model, "torchvision", **({"num_classes": 1000} | fields)), (size, size))
-        norms = sum(one.layer.kind == "BatchNormalization" for one in layers)
-        return cls(sum(one.parameters for one in layers), sum(one.flops for one in layers), norms)
+        return cls(
+            parameters=sum(info.parameters for info in layers),
+            flops=sum(info.flops for info in layers),
+            batch_norms=sum(info.layer.kind == "BatchNormalization" for info in layers),
+        )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A step on so many GPUs, in milliseconds, and what follows from it."""
+    """A predicted step on several GPUs.
+
+    Attributes:
+      gpus: number of GPUs.
+      compute: milliseconds of arithmetic.
+      all_reduce: milliseconds of the all-reduce of gradients.
+      exposed: the part of `all_reduce` that the backward pass does not hide.
+      norm: milliseconds of batch norm's exchanges, with statistics over all GPUs.
+      checkpoint: milliseconds that training waits for a checkpoint, averaged over the steps between two.
+      images_per_second: rate with enough input.
+      efficiency: `images_per_second` divided by the rate of one GPU times their number.
+      efficiency_local: the same with statistics of each GPU's own images (--ghost-batch-size).
+      cores_per_gpu: cores that have to read for each GPU.
+      images_per_second_read: rate with the available cores.
+      hours: time of 90 epochs of ImageNet at that rate.
+      checkpoint_write: seconds of writing a checkpoint in the background.
+    """
 
     gpus: int
     compute: float
-    all_reduce: float  # of the gradients
-    exposed: float  # what of that is not hidden behind the backward pass
-    norm: float  # exchanges of batch norm, where it takes its statistics over all GPUs
-    checkpoint: float  # the stop for a checkpoint, its share in a step
-    images_per_second: float  # with enough input: so many have to be read
-    efficiency: float  # of GPUs: images a second against those of one GPU, times their number
-    efficiency_local: float  # the same with statistics of each GPU's own images (--ghost-batch-size)
-    cores_per_gpu: float  # to read so many
-    images_per_second_read: float  # with the cores that there are
-    hours: float  # for 90 epochs of ImageNet, with those
-    checkpoint_write: float  # seconds, in the background
+    all_reduce: float
+    exposed: float
+    norm: float
+    checkpoint: float
+    images_per_second: float
+    efficiency: float
+    efficiency_local: float
+    cores_per_gpu: float
+    images_per_second_read: float
+    hours: float
+    checkpoint_write: float
 
 
 def predict(network: Network, a: Arguments, gpus: int) -> Prediction:
-    """A step on so many GPUs."""
+    """Predicts a step on `gpus` GPUs by the formulas of SCALING.md; `a` holds the assumptions."""
     compute = PASSES * network.flops * a.batch / (a.tflops * 1e12 * a.efficiency)
     slowest = a.link if gpus <= a.node_gpus else min(a.link, a.network)
     gradients = BYTES * network.parameters
@@ -148,9 +183,10 @@ def predict(network: Network, a: Arguments, gpus: int) -> Prediction:
     all_reduce = ring_bytes(gradients, gpus) / (slowest * 1e9 * a.reached) + hops
     exposed = max(0.0, all_reduce - a.overlap * BACKWARD * compute)
     norm = NORM_EXCHANGES * network.batch_norms * small_exchange(gpus, a.hop * 1e-6)
-    saved = 2 * gradients  # with the momentum
+    saved = 2 * gradients  # parameters and momentum
     checkpoint = saved / (a.host_copy * 1e9) / a.checkpoint_steps
-    alone, local = compute + checkpoint, compute + exposed + checkpoint
+    alone = compute + checkpoint
+    local = alone + exposed
     rate = gpus * a.batch / (local + norm)
     read = min(rate, gpus * a.cores * a.core_rate)
     return Prediction(
@@ -184,11 +220,11 @@ def main(arguments: Arguments) -> None:
     if not (arguments.input_workers or arguments.processes):
         network = Network.of(arguments.model, arguments.image_size)
         predictions = [predict(network, arguments, gpus) for gpus in arguments.gpus]
-        report |= {"network": asdict(network), "predictions": [asdict(one) for one in predictions]}
+        report |= {"network": asdict(network), "predictions": [asdict(prediction) for prediction in predictions]}
         console.print(
             f"{arguments.model}: {network.parameters:,} parameters, {network.flops / 1e9:.2f} GFLOP an image forward, "
             f"{network.batch_norms} batch norms; {arguments.batch} images a GPU.\n"
-            "Calculated, not measured; times in milliseconds, those of 90 epochs of ImageNet in hours."
+            "Calculated, not measured. Times are in milliseconds, 90 epochs of ImageNet in hours."
         )
         console.print(as_table(predictions))
     if arguments.json:
@@ -201,29 +237,31 @@ def as_table(predictions: list[Prediction]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("cores/GPU", "read/s", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in predictions:
+    for row in predictions:
         table.add_row(
-            str(one.gpus),
-            f"{one.compute:.1f}",
-            f"{one.all_reduce:.2f}",
-            f"{one.exposed:.2f}",
-            f"{one.norm:.2f}",
-            f"{one.images_per_second:,.0f}",
-            f"{one.efficiency:.3f}",
-            f"{one.efficiency_local:.3f}",
-            f"{one.cores_per_gpu:.0f}",
-            f"{one.images_per_second_read:,.0f}",
-            f"{one.hours:.2f}",
+            str(row.gpus),
+            f"{row.compute:.1f}",
+            f"{row.all_reduce:.2f}",
+            f"{row.exposed:.2f}",
+            f"{row.norm:.2f}",
+            f"{row.images_per_second:,.0f}",
+            f"{row.efficiency:.3f}",
+            f"{row.efficiency_local:.3f}",
+            f"{row.cores_per_gpu:.0f}",
+            f"{row.images_per_second_read:,.0f}",
+            f"{row.hours:.2f}",
         )
     return table
 
 
 def rows_as_table(rows: list[dict[str, Any]]) -> Table:
+    """Returns a table with one column for each key of the rows."""
     table = Table(box=box.SIMPLE)
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+        table.add_row(*cells)
     return table
 
 

@@ -1,7 +1,12 @@
-"""Seconds from `python train.py` to the first training step: `python benchmarks/startup_time.py`.
+"""How many seconds pass from `python train.py` to the first training step?
 
-Cold is with an empty cache of compiled programs, warm with the one that the cold start filled. Each start is a process
-of its own, which stops after its first step; the times are from the moment at which it was asked for.
+    python benchmarks/startup_time.py --data DATA
+
+A cold start has an empty cache of compiled programs; a warm one has the cache that the cold start filled. Each start is
+a separate process, which exits after its first step. The table has one row for each kind of start, with the seconds
+from the start of the process until the packages are imported, the data is read, the programs are compiled and the first
+step is
+done: median (lowest–highest).
 """
 
 import json
@@ -22,7 +27,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("imported", "data read", "compiled", "first step done")
-CHILD = "FLAXRESNET_STARTED"  # the environment variable that tells a child when it was asked for
+CHILD = "FLAXRESNET_STARTED"  # environment variable with the time of the start; it makes this script a timed child
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Arguments:
     """
 
     data: str | None = None
-    """As for train.py. Left out: drawn hand signs."""
+    """Data to train on, as for `flaxresnet train --data`. Left out: drawn hand signs."""
 
     repeats: int = 3
     """Starts of each kind."""
@@ -43,7 +48,7 @@ class Arguments:
 
 
 def start(data: str | None, cache: str, workdir: str) -> dict[str, float]:
-    """Seconds to each stage of one start."""
+    """Runs one start; returns the seconds to each stage."""
     command = [sys.executable, __file__, "--workdir", workdir, *(["--data", data] if data else [])]
     inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment = inherited | {"XDG_CACHE_HOME": cache, "PYTHONPATH": str(ROOT), CHILD: repr(time.time())}
@@ -54,11 +59,15 @@ def start(data: str | None, cache: str, workdir: str) -> dict[str, float]:
     return {mark["stage"]: mark["seconds"] for mark in marks}
 
 
-def child(asked: float) -> None:
-    """What a start is: `fit` as train.py calls it, with a mark at each stage, until the first step is done."""
+def child(started: float) -> None:
+    """Calls `fit` as train.py does, prints a mark at each stage, and exits after the first step.
+
+    Args:
+      started: `time.time()` of the start.
+    """
 
     def mark(stage: str) -> None:
-        print(json.dumps({"stage": stage, "seconds": time.time() - asked}), flush=True)
+        print(json.dumps({"stage": stage, "seconds": time.time() - started}), flush=True)
 
     import jax
 
@@ -69,7 +78,8 @@ def child(asked: float) -> None:
     from flaxresnet.training import trainer
 
     mark("imported")
-    check, train = fitting.check_splits, trainer.Trainer._train
+    check = fitting.check_splits
+    train = trainer.Trainer._train
 
     def checked(*arguments: Any) -> Any:
         mark("data read")
@@ -87,7 +97,8 @@ def child(asked: float) -> None:
         type(trainer.programs).train_step = property(lambda _: step)
         return train(trainer, *arguments)
 
-    fitting.check_splits, trainer.Trainer._train = checked, first_step
+    fitting.check_splits = checked
+    trainer.Trainer._train = first_step
     disable_malloc_trim()
     fitting.fit(parser.parse(TrainConfig, sys.argv[1:], prog="python train.py"), quiet=True, cache_executables=True)
 

@@ -1,8 +1,11 @@
-"""Where the milliseconds of a training step go: `python benchmarks/step_profile.py`.
+"""Which operations take the time of a training step?
 
-Traces a few steps of `step_time.py` and adds up what XLA's operations took, by kind: by the operation itself, and by
-the part of the network that asked for it, whose name the compiled program keeps. Below, the floor: the arithmetic of
-the step at the rate of a large matrix product, measured in the same run.
+    python benchmarks/step_profile.py
+
+The script traces a few steps of `step_time.py` and sums the times of XLA's operations by kind. The kind depends on the
+operation and on the part of the network that it belongs to, whose name the compiled program records. The table has each
+kind's share of these times, and that share of the step in milliseconds. The lines below the table have the lower bound:
+the step's arithmetic at the rate of a large matrix product, measured in the same run.
 """
 
 import re
@@ -24,13 +27,14 @@ from flaxresnet.config.recipes import Model
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
 INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%(\S+) = (?:\(.*?\)|\S+) ([\w-]+)\(.*?op_name="([^"]*)"', re.MULTILINE)
-CONTAINERS = ("call", "while", "conditional")  # whose events hold those of others
-# Kinds by an operation's code and by who asked for it, a path that ends in what it computes; the first that fits.
+CONTAINERS = ("call", "while", "conditional")  # their events contain those of other operations
+# Patterns of an operation's code and its path in the network, "dot jit(train_step)/…/dot_general"; the first match
+# counts.
 KINDS = {
     "matrix products": r"^dot |/dot_general",
     "XLA's own convolution": r"/conv_general_dilated",
     "copies and transposes": r"^(copy|transpose) |/transpose$",
-    "patches and tiles, Winograd's transforms": r"/jit\(_(values|gradients)\)/",
+    "im2col and tiles, Winograd's transforms": r"/jit\(_(values|gradients)\)/",
     "batch norm": r"/bn\w*/",
     "pooling": r"pool|reduce_window",
     "ReLU and additions of the blocks": r"\(ResNet\)+/",
@@ -40,13 +44,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Shares the time of a training step out among the kinds of its operations.
+    """Divides the time of a training step among the kinds of its operations.
 
     Example: python benchmarks/step_profile.py --steps 10
     """
 
     batch_size: int = 32
-    """Images a step."""
+    """Images in a step."""
 
     image_size: int = 64
     """Height and width in pixels."""
@@ -63,7 +67,12 @@ def kind_of(operation: str) -> str:
 
 
 def seconds_by_kind(trace: Path, text: str) -> Counter[str]:
-    """The seconds of all events of a trace that are operations of the program with this text, over all threads."""
+    """Sums the seconds of a trace's events by kind, over all threads.
+
+    Args:
+      trace: folder that `jax.profiler.trace` wrote.
+      text: of the compiled program whose operations count.
+    """
     operations = {name: f"{code} {path}" for name, code, path in INSTRUCTION.findall(text) if code not in CONTAINERS}
     seconds = Counter[str]()
     (file,) = trace.rglob("*.xplane.pb")
@@ -74,13 +83,14 @@ def seconds_by_kind(trace: Path, text: str) -> Counter[str]:
                 if name in operations:
                     seconds[kind_of(operations[name])] += event.duration_ns / 1e9
     if not seconds:
-        raise SystemExit("the trace has no operation of the step; this device's profiler names them otherwise")
+        raise SystemExit("the trace has no operation of the step; this device's profiler uses other names")
     return seconds
 
 
 def main(arguments: Arguments) -> None:
     disable_malloc_trim()  # as training and the commands do
-    size, batch_size = arguments.image_size, arguments.batch_size
+    size = arguments.image_size
+    batch_size = arguments.batch_size
     program = training(batch_size, size, "ours", model=arguments.model)
     for _ in range(2):
         program.call()
@@ -96,18 +106,19 @@ def main(arguments: Arguments) -> None:
     for kind in KINDS:
         share = seconds[kind] / seconds.total()
         table.add_row(kind, f"{share:.1%}", f"{1e3 * share * step:.0f}")
-    console, peak = Console(width=WIDTH), peak_gigaflops()
-    work = STEPS["train"][1] * forward_gigaflops(
-        network(arguments.model, "ours", "float32"), jnp.zeros((batch_size, size, size, 3))
-    )
-    done, both = (program.program.cost_analysis() or {}).get("flops", 0) / 1e9, seconds.total() / arguments.steps
+    peak = peak_gigaflops()
+    images = jnp.zeros((batch_size, size, size, 3))
+    defined = STEPS["train"][1] * forward_gigaflops(network(arguments.model, "ours", "float32"), images)
+    compiled = (program.program.cost_analysis() or {}).get("flops", 0) / 1e9
+    all_threads = seconds.total() / arguments.steps
+    console = Console(width=WIDTH)
     console.print(f"{jax.devices()[0].device_kind}, {arguments.model}, batch {batch_size}, {size}×{size}: {step:.3f} s")
     console.print(table)
     console.print(
-        f"Shares are of the {both:.3f} s that the operations of a step took by themselves, over all threads.\n"
-        f"A large matrix product runs at {peak:.0f} GFLOP/s. Products of the step, as convolutions are defined: "
-        f"{work:.0f} GFLOP, {work / peak:.3f} s;\n"
-        f"all operations of the program, as it was compiled: {done:.0f} GFLOP, {done / peak:.3f} s."
+        f"Shares are of {all_threads:.3f} s, the sum of the operations of a step over all threads.\n"
+        f"A large matrix product runs at {peak:.0f} GFLOP/s. At that rate the convolutions of the step, as they are "
+        f"defined, take {defined / peak:.3f} s ({defined:.0f} GFLOP);\n"
+        f"all operations of the compiled program take {compiled / peak:.3f} s ({compiled:.0f} GFLOP)."
     )
 
 

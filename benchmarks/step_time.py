@@ -1,8 +1,12 @@
-"""How long one training and one inference step take: `python benchmarks/step_time.py`.
+"""How long do one training step and one inference step take?
 
-The network is the tutorials' ResNet-50 in float32 with Adam. Ours and the same network with `flax.linen`'s convolutions
-and batch norm are timed in turns in one process, so that whatever else the machine does falls on both alike; the share
-of the peak is of a matrix product's rate measured in the same run.
+    python benchmarks/step_time.py
+
+The network is the tutorials' ResNet-50 in float32 with Adam. The script times it with the layers of flaxresnet ("ours")
+and with `flax.linen`'s convolutions and batch norm ("nn.Conv"), interleaved in one process, so that other load on the
+machine affects both alike. The table has one row for each program and size: median seconds with the 10th and 90th
+percentile, images a second, the arithmetic rate relative to a large matrix product's in the same run ("of peak"), the
+memory of a call in MiB as XLA counts it, and the seconds of compilation.
 """
 
 import json
@@ -40,9 +44,9 @@ from flaxresnet.training.optimizer import make_optimizer
 from flaxresnet.training.step import make_train_step
 from flaxresnet.training.train_state import TrainState
 
-SET = 1024  # images of the data set of `--fed`
+DATASET_IMAGES = 1024  # of `--fed`
 PEAK_SIDE = 2048  # of the square matrices whose product measures the machine's peak
-WIDTH = 100  # columns of the table, wherever it is shown
+WIDTH = 100  # columns of the table
 LAYERS: dict[str, dict[str, Any]] = {
     "ours": {},
     "nn.Conv": {"conv": partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform()), "norm": nn.BatchNorm},
@@ -51,13 +55,13 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times a training step and an inference step, ours beside plain flax.linen.Conv.
+    """Times a training step and an inference step of flaxresnet beside plain flax.linen.Conv.
 
     Example: python benchmarks/step_time.py --batch-sizes 8 32 --image-sizes 64
     """
 
     batch_sizes: tuple[int, ...] = (32,)
-    """Images a step."""
+    """Images in a step."""
 
     image_sizes: tuple[int, ...] = (64,)
     """Height and width in pixels."""
@@ -66,16 +70,16 @@ class Arguments:
     """Depth of the network."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the layers."""
+    """Precision of the layers."""
 
     steps: int = 10
-    """Steps timed of each kind."""
+    """Timed steps of each program."""
 
     fed: bool = False
-    """Time training steps of ours on images of a data set as well, which is what input costs."""
+    """Also time training steps of flaxresnet that take batches of a data set; the difference is the cost of input."""
 
     augmented: bool = False
-    """Time training steps of ours with the augmentation of the recipe `robust` as well, which is what that costs."""
+    """Also time training steps of flaxresnet with the augmentation of the recipe `robust`."""
 
     plain: bool = True
     """Time plain flax.linen.Conv as well."""
@@ -86,7 +90,19 @@ class Arguments:
 
 @dataclass
 class TimedStep:
-    """One program: what it is, and the seconds of each of its calls."""
+    """A compiled step with its times.
+
+    Attributes:
+      what: key of `STEPS`.
+      conv: key of `LAYERS`.
+      batch_size: images in a step.
+      image_size: height and width in pixels.
+      gigaflops: arithmetic of a step in 10⁹ operations, as its layers are defined.
+      compile_seconds: time of compilation.
+      mebibytes: memory of a call.
+      call: runs one step.
+      seconds: times of the calls.
+    """
 
     what: str
     conv: str
@@ -99,7 +115,9 @@ class TimedStep:
     seconds: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        figures = {k: v for k, v in asdict(self).items() if k not in ("call", "seconds")}
+        """Returns the fields without `call` and `seconds`, and figures that summarize `seconds`."""
+        figures = asdict(self)
+        del figures["call"], figures["seconds"]
         low, median, high = np.quantile(self.seconds, (0.1, 0.5, 0.9)).tolist()
         return figures | {
             "median_seconds": median,
@@ -111,7 +129,7 @@ class TimedStep:
 
 
 def forward_gigaflops(model: ResNet, images: jax.Array) -> float:
-    """Multiplications and additions of all convolutions and the dense layer of one forward pass, in 10⁹."""
+    """Returns the multiplications and additions of all convolutions and dense layers of one forward pass, in 10⁹."""
     total = 0
 
     def count(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -129,27 +147,46 @@ def forward_gigaflops(model: ResNet, images: jax.Array) -> float:
 
 @dataclass
 class Program:
-    """A compiled step: called without arguments, it returns when the step is done."""
+    """A compiled step.
+
+    Attributes:
+      call: runs one step and returns when it is done.
+      compile_seconds: time of compilation.
+      mebibytes: arguments, results and scratch memory together, as XLA counts them.
+      program: the compiled function.
+    """
 
     call: Callable[[], Any]
     compile_seconds: float
-    mebibytes: float  # arguments, results and scratch memory together, as XLA counts them
+    mebibytes: float
     program: Compiled
 
 
 def compiled(
     function: Any, *arguments: Any, by: Callable[[Lowered], Compiled] = Lowered.compile, **options: Any
 ) -> tuple[Compiled, float, float]:
-    """The function compiled for these arguments, the seconds that took, and the memory that a call needs in MiB."""
+    """Compiles a function.
+
+    Args:
+      function: to pass to `jax.jit`.
+      *arguments: arrays or pytrees that give the shapes.
+      by: compiles the lowered function.
+      **options: of `jax.jit`.
+
+    Returns:
+      The program, the seconds of tracing and compilation, and the memory that a call needs, in MiB.
+    """
     start = time.perf_counter()
     program = by(jax.jit(function, **options).lower(*arguments))
-    seconds, memory = time.perf_counter() - start, program.memory_analysis()
-    malloc_trim()  # what the question took XLA, which no training asks
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    malloc_trim()  # returns the memory of memory_analysis, which training does not call
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return program, seconds, (sum(sizes) - memory.alias_size_in_bytes) / 2**20
 
 
 def network(model: str, conv: str, precision: str) -> ResNet:
+    """Returns the tutorials' network of six classes with the layers `LAYERS[conv]`."""
     return resnet(model, num_classes=6, dtype=jnp.dtype(precision), **LAYERS[conv])
 
 
@@ -159,18 +196,20 @@ def initial_state(model: ResNet, optimizer: Any, size: int) -> TrainState:
 
 
 def random_images(batch_size: int, size: int) -> jax.Array:
+    """Returns (batch_size, size, size, 3) uint8."""
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)), jnp.uint8)
 
 
-def images_of_a_set(batch_size: int, size: int) -> Iterator[Batch]:
-    """Batches as training takes them from a data set on the device: others at each step, gathered there."""
-    images = np.random.default_rng(0).integers(0, 256, (SET, size, size, 3), np.uint8)
-    dataset = Dataset(images, np.arange(SET, dtype=np.int32) % 6, tuple("012345"))
-    place = SingleDeviceSharding(jax.devices()[0])
-    return DeviceSource(dataset, batch_size, place, place).train(seed=0, first=0)
+def dataset_batches(batch_size: int, size: int) -> Iterator[Batch]:
+    """Yields shuffled batches of a data set on the device, as training gathers them there."""
+    images = np.random.default_rng(0).integers(0, 256, (DATASET_IMAGES, size, size, 3), np.uint8)
+    dataset = Dataset(images, np.arange(DATASET_IMAGES, dtype=np.int32) % 6, tuple("012345"))
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    return DeviceSource(dataset, batch_size, sharding, sharding).train(seed=0, first=0)
 
 
-def same_images(batch_size: int, size: int) -> Iterator[Batch]:
+def constant_batches(batch_size: int, size: int) -> Iterator[Batch]:
+    """Yields one batch again and again."""
     return repeat(Batch(random_images(batch_size, size), jnp.arange(batch_size) % 6, jnp.ones(batch_size)))
 
 
@@ -180,30 +219,42 @@ def training(
     conv: str,
     precision: str = "float32",
     model: str = "resnet50",
-    batches: Callable[[int, int], Iterator[Batch]] = same_images,
+    batches: Callable[[int, int], Iterator[Batch]] = constant_batches,
     recipe: Literal["tutorial", "robust"] = "tutorial",
 ) -> Program:
-    """A training step of the tutorials' recipe, or with what another does to images, that are on the device already."""
-    module, optimizer = network(model, conv, precision), make_optimizer(lambda _: 1e-3)
+    """Compiles a training step.
+
+    Args:
+      batch_size: images in a step.
+      size: height and width in pixels.
+      conv: key of `LAYERS`.
+      precision: "float32" or "bfloat16".
+      model: network.
+      batches: returns batches for a batch size and an image size.
+      recipe: whose augmentation the step has; the optimizer is Adam with a learning rate of 0.001 for either.
+    """
+    module = network(model, conv, precision)
+    optimizer = make_optimizer(lambda _: 1e-3)
     config = TrainConfig(recipe=recipe)
     step = make_train_step(
         module, optimizer, Preprocessing(size, size), config, lambda _: config.resolved_recipe.aug_strength
     )
-    fed = batches(batch_size, size)
-    held = [initial_state(module, optimizer, size), Metrics.zero()]
-    by = compile_low_memory if conv == "ours" else Lowered.compile  # as `fit` does, and as one's own code does
-    train, *costs = compiled(step, *held, next(fed), by=by, donate_argnums=0)
+    feed = batches(batch_size, size)
+    state = [initial_state(module, optimizer, size), Metrics.zero()]
+    by = compile_low_memory if conv == "ours" else Lowered.compile  # `fit` compiles so; plain Flax does not
+    train, *costs = compiled(step, *state, next(feed), by=by, donate_argnums=0)
 
     def call() -> None:
-        held[:] = train(*held, next(fed))
-        jax.block_until_ready(held[1])  # all that a program gives is ready at once; waiting for each array takes time
+        state[:] = train(*state, next(feed))
+        jax.block_until_ready(state[1])  # all outputs are ready at once; waiting for each array takes time
 
     return Program(call, *costs, train)
 
 
 def inference(batch_size: int, size: int, conv: str, precision: str = "float32", model: str = "resnet50") -> Program:
-    """Logits of images that are on the device already; ours with batch norm folded, as `Classifier` does it."""
-    module, preprocessing = network(model, conv, precision), Preprocessing(size, size)
+    """Compiles the logits of images on the device; flaxresnet's network has folded batch norm, as in `Classifier`."""
+    module = network(model, conv, precision)
+    preprocessing = Preprocessing(size, size)
     state = initial_state(module, make_optimizer(lambda _: 1e-3), size)
     variables: Any = {"params": state.params, "batch_stats": state.batch_stats}
     if conv == "ours":
@@ -213,39 +264,55 @@ def inference(batch_size: int, size: int, conv: str, precision: str = "float32",
     return Program(lambda: jax.block_until_ready(infer(variables, images)), *costs, infer)
 
 
-# How a step is made, and its arithmetic against the forward pass's: the backward pass does twice as much.
+# The function that compiles a step, and the step's arithmetic relative to the forward pass; backward takes twice as
+# much.
 STEPS = {
     "train": (training, 3),
-    "train, fed": (partial(training, batches=images_of_a_set), 3),
+    "train, fed": (partial(training, batches=dataset_batches), 3),
     "train, augmented": (partial(training, recipe="robust"), 3),
     "infer": (inference, 1),
 }
 
 
 def programs(arguments: Arguments, conv: str, batch_size: int, size: int) -> list[TimedStep]:
-    """The steps of one network at one size."""
+    """Compiles the requested steps with the layers `LAYERS[conv]` at one size."""
     module = network(arguments.model, conv, arguments.precision)
-    work = forward_gigaflops(module, jnp.zeros((batch_size, size, size, 3)))
-    if_asked = {"train, fed": arguments.fed, "train, augmented": arguments.augmented}
-    cases = []
-    for what, (build, passes) in STEPS.items():
-        if what in if_asked and not (if_asked[what] and conv == "ours"):
-            continue
+    forward = forward_gigaflops(module, jnp.zeros((batch_size, size, size, 3)))
+    names = ["train"]
+    if conv == "ours" and arguments.fed:
+        names.append("train, fed")
+    if conv == "ours" and arguments.augmented:
+        names.append("train, augmented")
+    steps = []
+    for name in [*names, "infer"]:
+        build, passes = STEPS[name]
         program = build(batch_size, size, conv, arguments.precision, arguments.model)
-        costs = program.compile_seconds, program.mebibytes
-        cases.append(TimedStep(what, conv, batch_size, size, passes * work, *costs, program.call))
-    return cases
+        step = TimedStep(
+            what=name,
+            conv=conv,
+            batch_size=batch_size,
+            image_size=size,
+            gigaflops=passes * forward,
+            compile_seconds=program.compile_seconds,
+            mebibytes=program.mebibytes,
+            call=program.call,
+        )
+        steps.append(step)
+    return steps
 
 
 def timed(call: Callable[[], Any]) -> float:
+    """Returns the seconds of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def peak_gigaflops(precision: str = "float32", calls: int = 5) -> float:
-    """The machine's rate in a matrix product, 10⁹ operations a second."""
-    side = PEAK_SIDE * (1 if jax.default_backend() == "cpu" else 4)  # or an accelerator would wait for its program
+    """Measures the rate of a large matrix product, in 10⁹ operations a second."""
+    side = PEAK_SIDE
+    if jax.default_backend() != "cpu":
+        side *= 4  # so that an accelerator's time is not mostly the launch
     square = jnp.ones((side, side), precision)
     product, *_ = compiled(jnp.dot, square, square)
     seconds = [timed(lambda: jax.block_until_ready(product(square, square))) for _ in range(calls + 1)][1:]
@@ -261,16 +328,20 @@ def main(arguments: Arguments) -> None:
     console.print(
         f"{device}, jax {jax.__version__}, {arguments.model}, {arguments.precision}; matrix product {peak:.0f} GFLOP/s"
     )
-    kinds = list(LAYERS) if arguments.plain else ["ours"]
+    layers = list(LAYERS) if arguments.plain else ["ours"]
     for size in arguments.image_sizes:
         for batch_size in arguments.batch_sizes:
-            cases = [case for conv in kinds for case in programs(arguments, conv, batch_size, size)]
-            for case in cases:
-                case.call()
+            steps = []
+            for conv in layers:
+                steps += programs(arguments, conv, batch_size, size)
+            for step in steps:
+                step.call()
             for _ in range(arguments.steps):
-                for case in cases:
-                    case.seconds.append(timed(case.call))
-            rows += [case.row() | {"share_of_peak": case.row()["gigaflops_per_second"] / peak} for case in cases]
+                for step in steps:
+                    step.seconds.append(timed(step.call))
+            for step in steps:
+                row = step.row()
+                rows.append(row | {"share_of_peak": row["gigaflops_per_second"] / peak})
     console.print(as_table(rows))
     if arguments.json:
         report = {"device": device, "jax": jax.__version__, "peak_gigaflops_per_second": peak, "rows": rows}

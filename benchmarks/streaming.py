@@ -1,4 +1,13 @@
-"""Training from pictures on disk: peak memory for few and for many of them, and what reading costs a step."""
+"""How much memory and time does training take if it streams images from disk?
+
+    python benchmarks/streaming.py
+
+The script trains on generated JPEGs. The table has one row for each number of images in `--pictures`: the peak resident
+memory of the training process, of its workers, and together, and the images a second. The line below it has the growth
+of memory from the first row to the last; it should be near 0. The last lines have the seconds of a training step with
+images
+streamed from disk and from memory: the median, the lowest and the highest, and the ratio of the medians.
+"""
 
 import json
 import statistics
@@ -8,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench_cli import begin
@@ -17,65 +27,68 @@ from rich.table import Table
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 CLASSES = 10
-SIDE = 128  # pixels of a picture; the network sees 64
-EVERY = 0.2  # seconds between two looks at the memory
+SIDE = 128  # height and width of a JPEG in pixels; the network gets 64
+INTERVAL = 0.2  # seconds between two readings of the memory
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains on generated JPEGs, streamed: memory by the number of pictures, and steps beside those from memory.
+    """Measures the memory of training on streamed JPEGs, and the time of a step beside images in memory.
 
     Example: python benchmarks/streaming.py --pictures 2000 20000
     """
 
     pictures: tuple[int, ...] = (2000, 20000)
-    """Training pictures of the runs whose memory is compared."""
+    """Numbers of training images of the runs whose memory is measured, for one epoch each."""
 
     memory_model: str = "resnet14"
-    """Network of those runs, of an epoch each; every picture is seen."""
+    """Network of those runs."""
 
     workers: int | None = None
-    """Worker processes. Left out: as train.py has it."""
+    """Worker processes. Left out: the default of `flaxresnet train`."""
 
     rounds: int = 3
-    """Pairs of runs, from disk and from memory, that are timed."""
+    """Timed pairs of runs, from disk and from memory."""
 
     timed_pictures: int = 320
-    """Training pictures of those runs, of four epochs of a ResNet-50; the first is not counted."""
+    """Training images of those runs, which train a ResNet-50 for four epochs; the first epoch does not count."""
 
     json: Path | None = None
     """Write the figures to this file."""
 
 
 def draw(folder: Path, count: int) -> Path:
-    """A folder of so many training JPEGs, and 20 for testing: a patch of the class's colour on noise."""
+    """Writes `count` training JPEGs and 20 test JPEGs, a patch of the class's color on noise; returns the folder."""
     rng = np.random.default_rng(0)
     for split, number in (("train", count), ("test", 20)):
-        for i in range(number):
-            label = i % CLASSES
+        for index in range(number):
+            label = index % CLASSES
             small = rng.integers(0, 160, (8, 8, 3))
             small[2:6, 2:6] = [25 * label, 255 - 25 * label, 128]
-            path = folder / split / f"class{label}" / f"{i:06}.jpg"
+            path = folder / split / f"class{label}" / f"{index:06}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(small.astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
     return folder
 
 
 def train(data: Path, workdir: Path, *flags: str) -> dict[int, int]:
-    """Runs `train.py`: the highest memory that each of its processes had, in bytes, the training process first."""
+    """Runs `train.py`; returns the peak memory of each of its processes in bytes by id, the training process first."""
     command = [sys.executable, str(TRAIN), "--data", str(data), "--workdir", str(workdir), "--recipe", "fast"]
     process = subprocess.Popen([*command, "--no-report", *flags], stdout=subprocess.DEVNULL)
-    highest: dict[int, int] = {}
+    peaks: dict[int, int] = {}
     while process.poll() is None:
-        highest |= {pid: peak for pid in process_tree(process.pid) if (peak := peak_memory(pid))}
-        time.sleep(EVERY)
+        for pid in process_tree(process.pid):
+            peak = peak_memory(pid)
+            if peak:
+                peaks[pid] = peak
+        time.sleep(INTERVAL)
     if process.returncode:
         sys.exit(f"train.py ended with status {process.returncode}")
-    return highest
+    return peaks
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and its children."""
+    """Returns the ids of a process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     try:
         return [pid, *map(int, children.read_text().split())]
@@ -84,53 +97,71 @@ def process_tree(pid: int) -> list[int]:
 
 
 def peak_memory(pid: int) -> int:
-    """The highest resident memory of a process so far, in bytes; 0 where it is gone."""
+    """Returns the peak resident memory of a process in bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return 1024 * int(line.split()[1])
+    return 0
 
 
 def seconds_per_step(workdir: Path) -> list[float]:
-    """Of each epoch but the first, in which programs are compiled and workers start."""
+    """Returns the seconds of a step in each epoch but the first, which compiles programs and starts workers."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = rows[0]["step"]
     return [row["seconds"] / steps for row in rows[1:]]
 
 
-def main(arguments: Arguments) -> None:
-    workers = [] if arguments.workers is None else ["--workers", str(arguments.workers)]
-    found = {"memory": {}, "steps": {"stream": [], "memory": []}}
-    with tempfile.TemporaryDirectory() as name:
-        root, console = Path(name), Console()
-        table = Table("pictures", "MiB, training process", "MiB, workers", "MiB, together", "images/s", box=None)
-        for count in arguments.pictures:
-            data, workdir = draw(root / f"{count}", count), root / f"run{count}"
-            flags = ["--model", arguments.memory_model, "--epochs", "1", "--input", "stream", *workers]
-            first, *others = train(data, workdir, *flags).values()
-            row = json.loads((workdir / "metrics.jsonl").read_text())
-            table.add_row(
-                f"{count:,}", *(f"{n / 2**20:,.0f}" for n in (first, sum(others), first + sum(others))),
-                f"{row['images_per_second']:.0f}",
-            )  # fmt: skip
-            found["memory"][count] = {"training": first, "workers": others}
-        console.print(table)
-        together = [each["training"] + sum(each["workers"]) for each in found["memory"].values()]
-        console.print(f"growth from the first to the last: {together[-1] / together[0] - 1:+.1%}\n")
+def measure_memory(folder: Path, arguments: Arguments, console: Console) -> dict[int, Any]:
+    """Prints the table of memory by the number of images; returns the bytes of each run."""
+    table = Table("images", "MiB, training process", "MiB, workers", "MiB, together", "images/s", box=None)
+    results: dict[int, Any] = {}
+    totals = []
+    for count in arguments.pictures:
+        workdir = folder / f"run{count}"
+        flags = ["--model", arguments.memory_model, "--epochs", "1", "--input", "stream", *worker_flags(arguments)]
+        training, *workers = train(draw(folder / f"{count}", count), workdir, *flags).values()
+        results[count] = {"training": training, "workers": workers}
+        totals.append(training + sum(workers))
+        row = json.loads((workdir / "metrics.jsonl").read_text())
+        mebibytes = [f"{nbytes / 2**20:,.0f}" for nbytes in (training, sum(workers), totals[-1])]
+        table.add_row(f"{count:,}", *mebibytes, f"{row['images_per_second']:.0f}")
+    console.print(table)
+    console.print(f"growth from the first to the last: {totals[-1] / totals[0] - 1:+.1%}\n")
+    return results
 
-        data = draw(root / "timed", arguments.timed_pictures)
-        for number in range(arguments.rounds):
-            for kind, more in (("stream", workers), ("memory", [])):
-                workdir = root / f"{kind}{number}"
-                train(data, workdir, "--epochs", "4", "--input", kind, *more)
-                found["steps"][kind] += seconds_per_step(workdir)
-        medians = {kind: statistics.median(steps) for kind, steps in found["steps"].items()}
-        for kind, steps in found["steps"].items():
-            console.print(f"step, {kind}: median {medians[kind]:.3f} s, {min(steps):.3f} to {max(steps):.3f}")
-        console.print(f"with reading against without: {medians['stream'] / medians['memory']:.3f}")
+
+def measure_steps(folder: Path, arguments: Arguments, console: Console) -> dict[str, list[float]]:
+    """Prints the time of a step with images from disk and from memory, interleaved; returns the seconds by epoch."""
+    data = draw(folder / "timed", arguments.timed_pictures)
+    seconds: dict[str, list[float]] = {"stream": [], "memory": []}
+    for number in range(arguments.rounds):
+        for kind, times in seconds.items():
+            workdir = folder / f"{kind}{number}"
+            flags = worker_flags(arguments) if kind == "stream" else []
+            train(data, workdir, "--epochs", "4", "--input", kind, *flags)
+            times += seconds_per_step(workdir)
+    medians = {kind: statistics.median(times) for kind, times in seconds.items()}
+    for kind, times in seconds.items():
+        console.print(f"step, {kind}: median {medians[kind]:.3f} s, {min(times):.3f} to {max(times):.3f}")
+    console.print(f"ratio of stream to memory: {medians['stream'] / medians['memory']:.3f}")
+    return seconds
+
+
+def worker_flags(arguments: Arguments) -> list[str]:
+    return [] if arguments.workers is None else ["--workers", str(arguments.workers)]
+
+
+def main(arguments: Arguments) -> None:
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        memory = measure_memory(Path(folder), arguments, console)
+        steps = measure_steps(Path(folder), arguments, console)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({"memory": memory, "steps": steps}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tutorials' network in PyTorch, up to the logits: what benchmarks compare with."""
+"""The tutorials' ResNet-50 in PyTorch, up to the logits, as a reference for benchmarks."""
 
 import torch
 from torch import nn
@@ -7,6 +7,8 @@ NORM = {"eps": 1e-3, "momentum": 0.01}  # PyTorch's momentum is the weight of th
 
 
 class Block(nn.Module):
+    """A bottleneck block; its stride is in the first 1×1 convolution, as in the tutorials."""
+
     def __init__(self, channels, inner, stride, project):
         super().__init__()
         self.main = nn.Sequential(
@@ -27,7 +29,7 @@ class Block(nn.Module):
 
 
 def torch_resnet50(classes=6, size=64):
-    """Takes (batch, 3, size, size)."""
+    """Returns a module of (batch, 3, size, size) images that returns logits, (batch, classes)."""
     layers = [nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64, **NORM), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)]
     channels = 64
     for stage, blocks in enumerate((3, 4, 6, 3)):

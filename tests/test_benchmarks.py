@@ -1,4 +1,4 @@
-"""The commands that the pages give for the benchmarks have flags that there are; the scripts are run by hand."""
+"""Benchmarks: documented commands, tables and error messages. Measurements themselves are run by hand."""
 
 import os
 import re
@@ -21,133 +21,182 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 SCRIPTS = sorted(
     path.stem for path in (ROOT / "benchmarks").glob("*.py") if "begin(main, Arguments)" in path.read_text()
 )
+PLACEHOLDER = re.compile(r"[…\[]|MODEL|SIZE|\\")
 
 
 def commands(script: str) -> list[list[str]]:
-    """The words after the script's name wherever it is told how to run it, its own help included."""
+    """Returns the arguments of each documented command of a script, except commands with placeholders."""
     text = "\n".join(page.read_text() for page in (*PAGES, ROOT / "benchmarks" / f"{script}.py"))
-    found = re.findall(rf"python benchmarks/{script}\.py([^`\n]*)", text)
-    return [shlex.split(words) for words in found if not re.search(r"[…\[]|MODEL|SIZE|\\", words)]
+    lines = re.findall(rf"python benchmarks/{script}\.py([^`\n]*)", text)
+    return [shlex.split(line) for line in lines if not PLACEHOLDER.search(line)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_commands_that_are_shown_are_understood(script):
+def test_documented_commands_parse(script):
     module = import_module(script)
     assert commands(script)
-    for words in commands(script):
-        if "--help" not in words:
-            parser.parse(module.Arguments, [word.rstrip(":.,;") for word in words], prog=script)
+    for arguments in commands(script):
+        if "--help" not in arguments:
+            parser.parse(module.Arguments, [argument.rstrip(":.,;") for argument in arguments], prog=script)
 
 
-def test_a_framework_that_ends_between_its_turns_is_named_and_the_others_go_on():
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_docstring_has_question_and_command(script):
+    question, command = import_module(script).__doc__.split("\n\n")[:2]
+    assert question.endswith("?")
+    assert f"python benchmarks/{script}.py" in command
+
+
+def test_results_page_is_short():
+    lines = (ROOT / "benchmarks" / "RESULTS.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 200
+    for header in (line for line in lines if line.endswith(" n | spread |")):
+        assert re.search(r"\| command[^|]*\| date \| machine \|", header)
+
+
+def test_ablation_constants_exist():
+    from ablation import ABLATIONS
+
+    fields = fr.TrainConfig().to_json()
+    for changes in ABLATIONS.values():
+        for name in changes:
+            module, _, constant = name.rpartition(".")
+            assert hasattr(import_module(f"flaxresnet.augment.{module}"), constant) if module else name in fields
+
+
+def test_ended_framework_reports_failure():
     from compare_frameworks import FrameworkProcess
 
     process = subprocess.Popen([sys.executable, "-c", ""], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.wait()
-    with TemporaryFile("w+") as complaints:
-        peer = FrameworkProcess("gone", process, complaints)
-        peer.take_turn("train", 32, 1)
-    assert peer.failure == "no reason given"
+    with TemporaryFile("w+") as errors:
+        framework = FrameworkProcess("ended", process, errors)
+        framework.take_turn("train", 32, 1)
+    assert framework.failure == "no reason given"
 
 
-def test_calibration_is_told_of_all_changed_images_of_a_strength_together():
-    from robustness import answered, answered_together, calibrated, measured
+def test_calibration_rows_pool_corruptions():
+    from robustness import accuracy_rows, calibration_rows, composed_logits, corruption_logits
 
-    def by_brightness(images):
-        sign = np.where(images.mean(axis=(1, 2, 3)) > 120, 2.0, -2.0)
-        return np.stack([-sign, sign], axis=1)
+    def classify_by_brightness(images):
+        logit = np.where(images.mean(axis=(1, 2, 3)) > 120, 2.0, -2.0)
+        return np.stack([-logit, logit], axis=1)
 
     labels = np.arange(8) % 2
     images = (np.where(labels[:, None, None, None] == 1, 150, 90) * np.ones((8, 16, 16, 3))).astype(np.uint8)
-    alone, several = (each(by_brightness, images, ("middle",)) for each in (answered, answered_together))
-    rows = calibrated(alone, several, labels)
+    results = corruption_logits(classify_by_brightness, images, ("middle",))
+    composed = composed_logits(classify_by_brightness, images, ("middle",))
+    rows = calibration_rows(results, composed, labels)
     assert [row["images"] for row in rows] == ["none", "middle", "3 together, middle", "5 together, middle"]
-    sure, clean = 1 / (1 + np.exp(-4)), rows[0]
-    assert clean["as trained"] == pytest.approx(1 - sure, abs=1e-6)
-    # Of each half the temperature is that of the other: four images, all right, aim at 5 / 6.
-    assert clean["with the temperature"] == pytest.approx(1 - 5 / 6, abs=1e-4)
-    found = robustness(by_brightness, images, labels, np.ones(8))
-    right = {row["shift"]: (row["images"], row["correct"]) for row in measured(alone, labels)}
-    assert right == {"none": (8, 8)} | {row.change: (row.images, row.correct) for row in found.rows}
-    assert rows[1]["as trained"] == pytest.approx(abs(found.mean - sure), abs=1e-6)
-    assert rows[1]["with the temperature"] == pytest.approx(abs(found.mean - 5 / 6), abs=1e-4)
+    confidence = 1 / (1 + np.exp(-4))
+    assert rows[0]["as trained"] == pytest.approx(1 - confidence, abs=1e-6)
+    # Each half has the temperature of the other half: four correct images give a confidence of 5 / 6.
+    assert rows[0]["with the temperature"] == pytest.approx(1 - 5 / 6, abs=1e-4)
+    report = robustness(classify_by_brightness, images, labels, np.ones(8))
+    counts = {row["shift"]: (row["images"], row["correct"]) for row in accuracy_rows(results, labels)}
+    assert counts == {"none": (8, 8)} | {row.change: (row.images, row.correct) for row in report.rows}
+    assert rows[1]["as trained"] == pytest.approx(abs(report.mean - confidence), abs=1e-6)
+    assert rows[1]["with the temperature"] == pytest.approx(abs(report.mean - 5 / 6), abs=1e-4)
 
 
-@pytest.mark.parametrize(("strengths", "several"), [(("mild",), []), (("mild", "middle"), ["0.400", "0.300"])])
-def test_each_figure_of_the_comparison_stands_below_its_head(strengths, several):
+@pytest.mark.parametrize(("strengths", "composed"), [(("mild",), []), (("mild", "middle"), ["0.400", "0.300"])])
+def test_comparison_columns_match_headers(strengths, composed):
     from robustness import comparison
 
-    compose_corruptions = [
-        {"shift": f"{count} together", "strength": strength, "accuracy": accuracy}
-        for strength, accuracies in (("mild", (0.9, 0.8)), ("middle", (0.4, 0.3)))
-        for count, accuracy in zip((3, 5), accuracies, strict=True)
-        if strength in strengths
-    ]
+    together = []
+    for strength, accuracies in (("mild", (0.9, 0.8)), ("middle", (0.4, 0.3))):
+        for count, accuracy in zip((3, 5), accuracies, strict=True):
+            if strength in strengths:
+                together.append({"shift": f"{count} together", "strength": strength, "accuracy": accuracy})
     summary = {"clean": 1.0} | {strength: {"mean": 0.5} for strength in strengths}
-    found = {"run": {"recipe": "r", "summary": summary, "together": compose_corruptions, "other": {"mine": 0.2}}}
-    table = comparison(found, strengths, ("mine",))
+    run = {"recipe": "r", "summary": summary, "together": together, "other": {"drawn": 0.2}}
+    table = comparison({"run": run}, strengths, ("drawn",))
     cells = [next(iter(column.cells)) for column in table.columns]
-    assert cells == ["run", "1.000", *["0.500"] * len(strengths), *several, "0.200"]
-    assert [column.header for column in table.columns][-1] == "training images of mine"
+    assert cells == ["run", "1.000", *["0.500"] * len(strengths), *composed, "0.200"]
+    assert table.columns[-1].header == "training images of drawn"
 
 
-def test_all_pictures_of_a_room_have_its_wall_its_light_and_its_distance(monkeypatch):
-    import finetuning
-    from finetuning import apply_room, stratified_sample
-
+@pytest.fixture
+def plain_photos():
+    """Four photos of a dark object in front of a plain background, of two classes."""
     images = np.full((4, 32, 32, 3), 200, np.uint8)
     for image, left in zip(images, (13, 14, 15, 16), strict=True):
-        image[14:, left : left + 8] = 90, 40, 30  # a thing before a plain wall
-    data = fr.Dataset(images, np.array([0, 0, 1, 1]), ("a", "b"))
-    one, other = apply_room(data, 1, "middle"), apply_room(data, 2, "middle")
-    assert one.images.shape == images.shape
-    corner = np.s_[:, :8, :8]
-    assert np.ptp(one.images[corner], axis=0).max() == 0, "the wall is the same behind all of them"
-    assert np.ptp(one.images[corner], axis=(0, 1, 2)).max() > 0, "and has something on it"
-    assert np.abs(one.images[corner].astype(int) - other.images[corner]).max() > 20, "each room has its own"
+        image[14:, left : left + 8] = 90, 40, 30
+    return fr.Dataset(images, np.array([0, 0, 1, 1]), ("a", "b"))
+
+
+def test_rooms_share_background_and_light(plain_photos, monkeypatch):
+    import finetuning
+
+    images = finetuning.apply_room(plain_photos, 1, "middle").images
+    other_room = finetuning.apply_room(plain_photos, 2, "middle").images
+    assert images.shape == plain_photos.images.shape
+    background = np.s_[:, :8, :8]
+    assert np.ptp(images[background], axis=0).max() == 0  # the same in all photos
+    assert np.ptp(images[background], axis=(0, 1, 2)).max() > 0  # with clutter
+    assert np.abs(images[background].astype(int) - other_room[background]).max() > 20
     for name in finetuning.ROOM:
         monkeypatch.setattr(finetuning, "ROOM", (name,))
-        difference = apply_room(data, 1, "middle").images.astype(int) - images
+        difference = finetuning.apply_room(plain_photos, 1, "middle").images.astype(int) - plain_photos.images
         assert np.abs(difference).max() > 20, name
-    few, rest = stratified_sample(one, 2, seed=0)
-    assert few.labels.tolist() == rest.labels.tolist() == [0, 1]
-    assert not {image.tobytes() for image in few.images} & {image.tobytes() for image in rest.images}
 
 
+def test_stratified_sample_is_disjoint(plain_photos):
+    from finetuning import stratified_sample
+
+    chosen, rest = stratified_sample(plain_photos, 2, seed=0)
+    assert chosen.labels.tolist() == rest.labels.tolist() == [0, 1]
+    assert not {image.tobytes() for image in chosen.images} & {image.tobytes() for image in rest.images}
+
+
+def test_tiles_are_shuffled_completely():
+    from ood_detection import _shuffle_tiles
+
+    images = np.arange(2 * 17 * 16 * 3, dtype=np.uint16).reshape(2, 17, 16, 3)
+    shuffled = _shuffle_tiles(images, np.random.default_rng(0))
+    assert not shuffled[:, 16:].any()  # beyond the last full tile
+    assert sorted(shuffled[1, :16].ravel()) == sorted(images[1, :16].ravel())
+    assert not np.array_equal(shuffled[:, :16], images[:, :16])
+
+
+# Script, arguments, and the essential parts of the message.
 MISTAKES = [
-    ("robustness", ["nowhere"], "error: nowhere holds no run"),
-    ("robustness", ["--hold-out", "held"], "error: --hold-out needs --data"),
-    ("robustness", [], "error: no RUN given to measure; name the folder of one, or of several"),
-    ("robustness", ["run", "--strengths", "wild"], "error: --strengths 'wild' is not one of 'mild', 'middle', "),
-    ("ablation", ["a", "b", "--ways", "sideways"], "error: --ways 'sideways' is not one of 'the recipe', "),
-    ("step_time", ["--batch-sizes", "8", "0"], "error: --batch-sizes 0 is too small; give 1 or more"),
-    ("conv_lowering", ["--image-sizes", "8"], "error: --image-sizes 8 is too small; give 32 or more"),
-    ("finetuning", ["a", "--options", "freeze"], "error: --options 'freeze': give NAME=VALUE, "),
-    ("finetuning", ["a", "--options", "speed=1"], "error: unknown options ['speed']; the options are those of "),
-    ("finetuning", ["a", "--strength", "mild"], "error: --strength mild is of rooms; give --rooms"),
-    ("startup_time", ["--json", "nowhere/x.json"], "error: --json nowhere/x.json: there is no folder nowhere; make it"),
+    ("robustness", ["nowhere"], ["nowhere"]),
+    ("robustness", ["--hold-out", "held"], ["--hold-out", "--data"]),
+    ("robustness", [], ["RUN"]),
+    ("robustness", ["run", "--strengths", "wild"], ["--strengths 'wild'", "'mild', 'middle'"]),
+    ("ablation", ["a", "b", "--ways", "sideways"], ["--ways 'sideways'", "'the recipe'"]),
+    ("step_time", ["--batch-sizes", "8", "0"], ["--batch-sizes 0", "1 or more"]),
+    ("conv_lowering", ["--image-sizes", "8"], ["--image-sizes 8", "32 or more"]),
+    ("finetuning", ["a", "--options", "freeze"], ["--options 'freeze'", "NAME=VALUE"]),
+    ("finetuning", ["a", "--options", "speed=1"], ["'speed'"]),
+    ("finetuning", ["a", "--strength", "mild"], ["--strength mild", "--rooms"]),
+    ("scaling", ["--processes", "2"], ["--processes 2", "1"]),
+    ("startup_time", ["--json", "nowhere/x.json"], ["--json nowhere/x.json", "no folder nowhere"]),
 ]
 
 
-def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("script", "arguments", "parts"), MISTAKES)
+def test_mistake_is_one_sentence(script, arguments, parts, tmp_path, monkeypatch, capsys):
     from bench_cli import begin
 
     monkeypatch.chdir(tmp_path)
-    for script, words, said in MISTAKES:
-        module = import_module(script)
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
-        with pytest.raises(SystemExit) as ended:
-            begin(module.main, module.Arguments)
-        told = capsys.readouterr().err
-        assert (ended.value.code, told.count("\n")) == (2, 1), (script, words, told)
-        assert told.startswith(said), (script, words)
+    module = import_module(script)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        begin(module.main, module.Arguments)
+    message = capsys.readouterr().err
+    assert (ended.value.code, message.count("\n")) == (2, 1)
+    assert message.startswith("error: ")
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parity
 def test_mistake_ends_the_process(tmp_path):
-    script, words, said = MISTAKES[-1]
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *words]
+    script, arguments, parts = MISTAKES[-1]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(said)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert all(part in process.stderr for part in parts)

@@ -363,7 +363,7 @@ def test_check_data_calls_pictures_by_their_files_and_looks_at_them_each_time(sh
     os.utime(bad, ns=(about.st_atime_ns, about.st_mtime_ns))
     status, _, err = shell("check-data", data)
     assert status == 2
-    assert "1 of 60 pictures in " in err
+    assert "1 of 60 images in " in err
 
 
 def test_missing_device_is_a_sentence(monkeypatch, capsys):

@@ -244,7 +244,7 @@ class TrainConfig:
     """Resume although options or data changed, if the weights and the step count still fit."""
 
     verbose: bool = False
-    """Also print details for engineers, such as the place of the images and the time of compilation."""
+    """Also print details for engineers, such as where the images are stored and how long compilation takes."""
 
     compilation_cache: bool = True
     """Cache compiled programs in the user's cache folder, so that the next start is faster."""

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from where its processes do not all see the same ones."""
+"""The checkpoint that a run resumes from if its processes see different ones."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from flaxresnet.runs import checkpoint_store
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.run_dir import RunDir
 
-EPOCHS = 1  # the place of epochs' checkpoints among the kinds; each is five steps long
+EPOCHS = 1  # the index of the manager of epochs' checkpoints; an epoch has five steps
 
 
 @pytest.fixture
@@ -18,19 +18,29 @@ def run(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
-def test_the_steps_that_all_processes_see_count(run, monkeypatch):
-    with CheckpointStore(RunDir(run), print) as kept:
-        assert kept.available_steps() == [(10, EPOCHS), (15, EPOCHS)]
-        monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, [[5, EPOCHS], [10, EPOCHS]]])
-        assert kept.available_steps() == [(10, EPOCHS)]
-        monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [[], []])
-        assert kept.available_steps() == []
+def test_available_steps_are_common_ones(run, monkeypatch):
+    with CheckpointStore(RunDir(run), print) as store:
+        assert store.available_steps() == [(10, EPOCHS), (15, EPOCHS)]
+        monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda value: [value, [[5, EPOCHS], [10, EPOCHS]]])
+        assert store.available_steps() == [(10, EPOCHS)]
+        monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda value: [[], []])
+        assert store.available_steps() == []
 
 
-def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
-    monkeypatch.setattr(
-        checkpoint_store, "all_gather_json", lambda mine: [mine, [[10, EPOCHS]] if isinstance(mine, list) else mine]
-    )
+def test_available_steps_reject_separate_disks(run, monkeypatch):
+    monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda value: [value, []])
+    with (
+        CheckpointStore(RunDir(run), print) as store,
+        pytest.raises(fr.UserError, match=r"the processes see different checkpoints in .* \(this one sees 2\)"),
+    ):
+        store.available_steps()
+
+
+def test_run_resumes_from_common_step(run, data_folder, monkeypatch):
+    def all_gather_json(value):
+        return [value, [[10, EPOCHS]] if isinstance(value, list) else value]
+
+    monkeypatch.setattr(checkpoint_store, "all_gather_json", all_gather_json)
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
     before = RunDir(run).read_metrics()
     history = fr.fit(config, quiet=True).history
@@ -39,26 +49,19 @@ def test_a_run_goes_on_from_the_newest_of_them(run, data_folder, monkeypatch):
     assert history[2]["test_loss"] == before[2]["test_loss"]
 
 
-def test_what_is_damaged_to_one_process_alone_is_passed_over_by_all(run, data_folder, monkeypatch, capsys):
-    damage = ["checkpoint 15 cannot be restored: the checksum of its training does not match"]
+def test_corruption_in_other_process_counts(run, data_folder, monkeypatch, capsys):
+    errors = ["checkpoint 15 cannot be restored: the checksum of its training does not match"]
 
-    def all_gather_json(mine):  # another process, which cannot read its part of the first that they try
-        return [mine, (damage.pop() if damage else "") if isinstance(mine, str) else mine]
+    def all_gather_json(value):  # the other process cannot read its part of the first checkpoint
+        other = value
+        if isinstance(value, str):
+            other = errors.pop() if errors else ""
+        return [value, other]
 
     monkeypatch.setattr(checkpoint_store, "all_gather_json", all_gather_json)
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG)
     before = RunDir(run).read_metrics()
     assert fr.fit(config).history[2]["test_loss"] == before[2]["test_loss"]
-    assert not damage
-    said = capsys.readouterr().out
-    assert "cannot be restored: the checksum of its training does not match; trying step 10" in said
+    assert not errors
+    assert "the checksum of its training does not match; trying step 10" in capsys.readouterr().out
     assert [path.name for path in (run / "corrupt").iterdir()] == ["checkpoints-15.1"]
-
-
-def test_a_folder_that_only_some_processes_have_is_a_sentence(run, monkeypatch):
-    monkeypatch.setattr(checkpoint_store, "all_gather_json", lambda mine: [mine, []])
-    with (
-        CheckpointStore(RunDir(run), print) as kept,
-        pytest.raises(fr.UserError, match=r"the processes see different .* \(th"),
-    ):
-        kept.available_steps()

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder, and no longer than it lives."""
+"""The lock on a run's folder."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ with WorkdirLock(print) as lock:
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that has the lock of `tmp_path / "run"`."""
+    """Starts a process that holds the lock of `tmp_path / "run"`."""
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -39,32 +39,33 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_the_second_process_is_refused_at_once_with_a_sentence(holder, data_folder, tmp_path, monkeypatch, capsys):
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    flags = ["--data", str(data_folder), "--workdir", str(tmp_path / "run"), "--no-report"]
-    for more in ([], ["--no-resume"]):  # neither goes on nor puts aside what another one writes
+def test_train_refuses_locked_folder(holder, data_folder, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    flags = ["--data", str(data_folder), "--workdir", str(run), "--no-report"]
+    for more in ([], ["--no-resume"]):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *more])
         assert exit_status.run(train.main) == 2
         assert capsys.readouterr().err.splitlines() == [
-            f"error: --workdir {tmp_path / 'run'} is in use by another training (process {holder.pid} on "
-            f"{os.uname().nodename}); wait for it, or give another --workdir"
+            f"error: --workdir {run} is in use by another training (process {holder.pid} on {os.uname().nodename}); "
+            "wait for it, or give another --workdir"
         ]
-        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_a_dead_owner_keeps_nothing(holder, tmp_path):
-    with WorkdirLock(print) as mine:
+def test_killed_process_releases_lock(holder, tmp_path):
+    with WorkdirLock(print) as own:
         with pytest.raises(fr.UserError, match="is in use by another training"):
-            mine.acquire(tmp_path / "run")
+            own.acquire(tmp_path / "run")
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
         assert (tmp_path / "run" / NAME).exists()
-        mine.acquire(tmp_path / "run")
+        own.acquire(tmp_path / "run")
         assert f"process {os.getpid()} on" in (tmp_path / "run" / NAME).read_text()
     assert not (tmp_path / "run" / NAME).exists()
 
 
-def test_a_lock_goes_with_its_folder_and_leaves_the_name_free(tmp_path):
+def test_lock_follows_renamed_folder(tmp_path):
     (tmp_path / "a").mkdir()
     with WorkdirLock(print) as first, WorkdirLock(print) as second:
         first.acquire(tmp_path / "a")
@@ -78,7 +79,7 @@ def test_a_lock_goes_with_its_folder_and_leaves_the_name_free(tmp_path):
             first.acquire(tmp_path / "a")
 
 
-def test_a_file_that_was_deleted_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+def test_acquire_replaces_deleted_file(tmp_path, monkeypatch):
     deleted = []
 
     def flock(handle, how, real=lock.fcntl.flock):
@@ -87,38 +88,39 @@ def test_a_file_that_was_deleted_before_it_was_locked_is_made_again(tmp_path, mo
         real(handle, how)
 
     monkeypatch.setattr(lock.fcntl, "flock", flock)
-    with WorkdirLock(print) as mine, WorkdirLock(print) as other:
-        mine.acquire(tmp_path)
+    with WorkdirLock(print) as own, WorkdirLock(print) as other:
+        own.acquire(tmp_path)
         assert deleted
         with pytest.raises(fr.UserError, match="is in use by another training"):
             other.acquire(tmp_path)
 
 
-def test_a_disk_or_a_system_without_locks_is_used_without(tmp_path, monkeypatch):
+def test_acquire_tolerates_missing_locks(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    said = []
+    notes = []
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
-    with WorkdirLock(said.append) as mine:
-        mine.acquire(tmp_path)
-    (message,) = said
+    with WorkdirLock(notes.append) as own:
+        own.acquire(tmp_path)
+    (message,) = notes
     assert f"the disk of {tmp_path} does not support locks (No locks available); run only one" in message
     monkeypatch.setattr(lock, "fcntl", None)
-    with WorkdirLock(said.append) as mine:
-        mine.acquire(tmp_path)
-    assert len(said) == 1
+    with WorkdirLock(notes.append) as own:
+        own.acquire(tmp_path)
+    assert len(notes) == 1
 
 
-def test_a_run_has_its_folder_to_itself_and_gives_it_back(finished_run, data_folder, tmp_path, monkeypatch):
+def test_fit_holds_lock(finished_run, data_folder, tmp_path, monkeypatch):
     def write_metrics(*arguments, real=RunDir.write_metrics):
         with WorkdirLock(print) as other, pytest.raises(fr.UserError, match="is in use by another training"):
             other.acquire(copy)
-        asked.append(True)
+        calls.append(True)
         real(*arguments)
 
-    copy, asked = shutil.copytree(finished_run, tmp_path / "copy"), []
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    calls = []
     monkeypatch.setattr(RunDir, "write_metrics", write_metrics)
     fr.fit(fr.TrainConfig(data=data_folder, workdir=copy, epochs=3, **TINY_CONFIG), quiet=True)
-    assert asked == [True]
+    assert calls == [True]
     assert sorted(path.name for path in copy.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]

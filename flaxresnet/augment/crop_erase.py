@@ -1,79 +1,95 @@
-"""Random boxes in images: what a random crop keeps, and what random erasing takes away. Pure functions, keyed."""
+"""Random resized crops and random erasing: pure functions of a PRNG key."""
 
 import jax
 import jax.numpy as jnp
 
-# Szegedy et al. 2015, arXiv:1409.4842, section 6, and recipes for ImageNet since: width by height of a crop.
+Range = tuple[float, float]
+
+# Szegedy et al. 2015, arXiv:1409.4842, section 6, and recipes for ImageNet since: width / height of a crop.
 CROP_ASPECTS = (3 / 4, 4 / 3)
-# Zhong et al. 2017, arXiv:1708.04896, section 4: areas, and width by height, of what is erased.
+# Zhong et al. 2017, arXiv:1708.04896, section 4: area and width / height of an erased box.
 ERASED_AREAS = (0.02, 0.4)
 ERASED_ASPECTS = (0.3, 1 / 0.3)
 
-Range = tuple[float, float]
 
-
-def random_box_sizes(key: jax.Array, count: int, shape: float, areas: Range, aspects: Range) -> jax.Array:
-    """Sides of random boxes as shares of the image's, (count, 2), (y, x), at most 1.
+def random_box_sizes(key: jax.Array, count: int, image_aspect: float, areas: Range, aspects: Range) -> jax.Array:
+    """Draws sizes of boxes that fit into an image.
 
     Args:
       key: a PRNG key.
-      count: boxes.
-      shape: width by height of the image.
-      areas: range of the areas, as shares of the image's; drawn evenly.
-      aspects: range of a box's width by height; drawn evenly, on a logarithmic scale, from what fits into the image.
-    """
-    by_area, by_aspect = jax.random.split(key)
-    area = jax.random.uniform(by_area, (count,), minval=areas[0], maxval=areas[1])
-    low, high = jnp.maximum(aspects[0], area * shape), jnp.minimum(aspects[1], shape / area)
-    aspect = jnp.exp(jnp.log(low) + jax.random.uniform(by_aspect, (count,)) * (jnp.log(high) - jnp.log(low)))
-    sides = jnp.sqrt(area[:, None] * jnp.stack([shape / aspect, aspect / shape], axis=-1))
-    return jnp.minimum(sides, 1)  # nothing fits where a large area is asked of a long image
-
-
-def random_resized_crop(key: jax.Array, images: jax.Array, smallest: float) -> tuple[jax.Array, jax.Array]:
-    """Random crops that are brought to the whole image's size, as maps for `sample_bilinear`.
-
-    Args:
-      key: a PRNG key.
-      images: (count, height, width, channels), of which the shape alone matters.
-      smallest: share of the area that a crop has at least; the largest is the whole image.
+      count: number of boxes.
+      image_aspect: width / height of the image.
+      areas: range of the box's area, as a fraction of the image's; drawn uniformly.
+      aspects: range of the box's width / height; drawn log-uniformly from the part that fits into the image.
 
     Returns:
-      Scales (count, 2) and shifts (count, 2) in units of half a side, both (y, x): output position p, from the centre,
-      shows scale · p + shift, which is never outside the image.
+      (count, 2), float32: height and width of each box, as fractions of the image's, at most 1. If no box of the drawn
+      area fits, because the image is long, the box is cut at the image's edge.
     """
-    by_side, by_place = jax.random.split(key)
+    area_key, aspect_key = jax.random.split(key)
+    area = jax.random.uniform(area_key, (count,), minval=areas[0], maxval=areas[1])
+    low = jnp.log(jnp.maximum(aspects[0], area * image_aspect))
+    high = jnp.log(jnp.minimum(aspects[1], image_aspect / area))
+    aspect = jnp.exp(low + jax.random.uniform(aspect_key, (count,)) * (high - low))
+    sizes = jnp.sqrt(area[:, None] * jnp.stack([image_aspect / aspect, aspect / image_aspect], axis=-1))
+    return jnp.minimum(sizes, 1)
+
+
+def random_resized_crop(key: jax.Array, images: jax.Array, min_area: float) -> tuple[jax.Array, jax.Array]:
+    """Draws random crops that are resized to the image's size, as maps for `sample_bilinear`.
+
+    Args:
+      key: a PRNG key.
+      images: (count, height, width, channels); only the shape is used.
+      min_area: smallest area of a crop, as a fraction of the image's; the largest is the full image.
+
+    Returns:
+      Scales (count, 2) and offsets (count, 2) in half sides, both (y, x): the output position p, from the center, shows
+      scale · p + offset, which is never outside the image.
+    """
+    size_key, offset_key = jax.random.split(key)
     count, height, width = images.shape[:3]
-    sides = random_box_sizes(by_side, count, width / height, (smallest, 1.0), CROP_ASPECTS)
-    return sides, jax.random.uniform(by_place, (count, 2), minval=-1.0, maxval=1.0) * (1 - sides)
+    scale = random_box_sizes(size_key, count, width / height, (min_area, 1.0), CROP_ASPECTS)
+    return scale, jax.random.uniform(offset_key, (count, 2), minval=-1.0, maxval=1.0) * (1 - scale)
 
 
 def box_mask(size: tuple[int, ...], low: jax.Array, high: jax.Array) -> jax.Array:
-    """Masks (…, *size) of the boxes from the pixels `low` to before `high`, both (…, 2), (y, x)."""
-    rows, columns = (jnp.arange(side) for side in size)
-    low, high = low[..., None, :], high[..., None, :]
-    down = (rows >= low[..., 0]) & (rows < high[..., 0])  # (…, height)
-    across = (columns >= low[..., 1]) & (columns < high[..., 1])
-    return down[..., :, None] & across[..., None, :]
+    """Returns bool masks of boxes.
+
+    Args:
+      size: (height, width) of the masks.
+      low: (…, 2), first row and column of each box.
+      high: (…, 2), row and column after the last.
+
+    Returns:
+      (…, height, width), True inside the box.
+    """
+    rows = jnp.arange(size[0])
+    columns = jnp.arange(size[1])
+    low = low[..., None, :]
+    high = high[..., None, :]
+    in_rows = (rows >= low[..., 0]) & (rows < high[..., 0])  # (…, height)
+    in_columns = (columns >= low[..., 1]) & (columns < high[..., 1])
+    return in_rows[..., :, None] & in_columns[..., None, :]
 
 
 def erase(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Random erasing: a box of noise, each pixel evenly from [0, 1], in this share of the images.
+    """Applies random erasing: fills a random box with noise, each value uniform in [0, 1].
 
     Args:
       key: a PRNG key.
       images: (batch, height, width, 3), float, in [0, 1].
-      probability: that an image loses a box.
+      probability: probability that an image is erased in part.
 
     Returns:
       Images of the same shape and dtype, in [0, 1].
     """
-    whether, by_side, by_place, by_noise = jax.random.split(key, 4)
+    chosen_key, size_key, offset_key, noise_key = jax.random.split(key, 4)
     count, height, width = images.shape[:3]
-    size = jnp.array([height, width])
-    sides = random_box_sizes(by_side, count, width / height, ERASED_AREAS, ERASED_ASPECTS)
-    pixels = jnp.clip(jnp.round(sides * size), 1, size)
-    low = jnp.floor(jax.random.uniform(by_place, (count, 2)) * (size - pixels + 1))
+    image_size = jnp.array([height, width])
+    box_sizes = random_box_sizes(size_key, count, width / height, ERASED_AREAS, ERASED_ASPECTS)
+    pixels = jnp.clip(jnp.round(box_sizes * image_size), 1, image_size)
+    low = jnp.floor(jax.random.uniform(offset_key, (count, 2)) * (image_size - pixels + 1))
     erased = box_mask((height, width), low, low + pixels)
-    erased &= jax.random.bernoulli(whether, probability, (count, 1, 1))
-    return jnp.where(erased[..., None], jax.random.uniform(by_noise, images.shape, images.dtype), images)
+    erased &= jax.random.bernoulli(chosen_key, probability, (count, 1, 1))
+    return jnp.where(erased[..., None], jax.random.uniform(noise_key, images.shape, images.dtype), images)

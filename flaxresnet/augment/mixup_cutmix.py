@@ -1,4 +1,4 @@
-"""Training images mixed in pairs, and their labels with them: mixup and CutMix. On the device, keyed by one key."""
+"""mixup and CutMix: training images and their labels mixed in pairs, on the device, keyed by one key."""
 
 from functools import partial
 
@@ -11,49 +11,56 @@ from flaxresnet.augment.crop_erase import box_mask
 def mix(
     key: jax.Array, images: jax.Array, targets: jax.Array, mixup: float = 0.0, cutmix: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Images of a batch mixed with others of it, in one of the ways that are asked for.
+    """Mixes each image of a batch, and its target, with another one of the batch.
 
     Args:
-      key: a PRNG key; it decides which image is mixed with which, the way, and how much.
+      key: a PRNG key for the pairs, the method and the weights.
       images: (batch, height, width, channels), float.
       targets: (batch, classes), each row a distribution.
-      mixup, cutmix: alpha of each, 0 for off; where both are on, a batch takes either with the same probability.
+      mixup: alpha of mixup, 0 for off.
+      cutmix: alpha of CutMix, 0 for off. If both are on, each batch uses either with probability 1/2.
 
     Returns:
       Images and targets of the same shapes.
     """
-    ways = [partial(way, alpha=alpha) for way, alpha in ((apply_mixup, mixup), (apply_cutmix, cutmix)) if alpha]
-    if not ways:
+    methods = []
+    if mixup:
+        methods.append(partial(apply_mixup, alpha=mixup))
+    if cutmix:
+        methods.append(partial(apply_cutmix, alpha=cutmix))
+    if not methods:
         return images, targets
-    by_order, by_way, by_share = jax.random.split(key, 3)
-    order = jax.random.permutation(by_order, len(images))
-    way = jax.random.randint(by_way, (), 0, len(ways))
-    mixed, share = jax.lax.switch(way, ways, by_share, images, images[order])
-    return mixed, share * targets + (1 - share) * targets[order]
+    order_key, method_key, weight_key = jax.random.split(key, 3)
+    order = jax.random.permutation(order_key, len(images))
+    method = jax.random.randint(method_key, (), 0, len(methods))
+    mixed, weight = jax.lax.switch(method, methods, weight_key, images, images[order])
+    return mixed, weight * targets + (1 - weight) * targets[order]
 
 
 def apply_mixup(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """mixup (Zhang et al. 2018, arXiv:1710.09412): share · image + (1 - share) · other, one share ~ Beta(α, α) a batch.
+    """Applies mixup (Zhang et al. 2018, arXiv:1710.09412): λ · image + (1 - λ) · other, one λ ~ Beta(α, α) per batch.
 
     Returns:
-      The mixed images, and the share of `images` in them, a scalar.
+      The mixed images, and λ, a scalar.
     """
-    share = jax.random.beta(key, alpha, alpha, dtype=images.dtype)
-    return share * images + (1 - share) * others, share
+    weight = jax.random.beta(key, alpha, alpha, dtype=images.dtype)
+    return weight * images + (1 - weight) * others, weight
 
 
 def apply_cutmix(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """CutMix (Yun et al. 2019, arXiv:1905.04899, algorithm A1): one box of the others, in the image's proportions.
+    """Applies CutMix (Yun et al. 2019, arXiv:1905.04899, algorithm A1): pastes one box of the other image per batch.
 
-    The box has the area 1 - λ, λ ~ Beta(α, α), about a centre anywhere in the image, and ends at the image's edge.
+    The box has the image's proportions and the area 1 - λ, λ ~ Beta(α, α). Its center is anywhere in the image, and
+    the image's edge cuts it.
 
     Returns:
-      The mixed images, and the share of `images` in their pixels, counted, a scalar.
+      The mixed images, and the fraction of pixels that come from `images`, a scalar.
     """
-    by_share, by_place = jax.random.split(key)
+    weight_key, center_key = jax.random.split(key)
     size = jnp.array(images.shape[1:3])
-    side = jnp.sqrt(1 - jax.random.beta(by_share, alpha, alpha))
-    centre, half = jnp.floor(jax.random.uniform(by_place, (2,)) * size), jnp.floor(side * size / 2)
-    box = box_mask(images.shape[1:3], centre - half, centre + half)
-    share = (~box).sum().astype(images.dtype) / box.size
-    return jnp.where(box[:, :, None], others, images), share
+    side = jnp.sqrt(1 - jax.random.beta(weight_key, alpha, alpha))
+    center = jnp.floor(jax.random.uniform(center_key, (2,)) * size)
+    half = jnp.floor(side * size / 2)
+    box = box_mask(images.shape[1:3], center - half, center + half)
+    weight = (~box).sum().astype(images.dtype) / box.size
+    return jnp.where(box[:, :, None], others, images), weight

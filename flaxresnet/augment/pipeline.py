@@ -1,4 +1,4 @@
-"""What a training step looks at: a batch's images, augmented and scaled, and its labels, mixed where images are."""
+"""The inputs of a training step: augmented, normalized images and their labels."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,11 @@ from flaxresnet.data.preprocess import Preprocessing
 
 Inputs = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
 
-# Streams of a step's key, apart from 0 and 1, which are what `augment` splits it into.
-POLICY, ERASE, MIX, BACKGROUND = 2, 3, 4, 5
+# Streams of a step's key, apart from 0 and 1, into which `augment` splits it.
+POLICY_STREAM = 2
+ERASE_STREAM = 3
+MIX_STREAM = 4
+BACKGROUND_STREAM = 5
 
 
 def make_inputs(
@@ -28,31 +31,42 @@ def make_inputs(
     num_classes: int,
     cropped: bool = False,
 ) -> Inputs:
-    """A function (step, batch) → (images, labels), in the order: background, position and light, policy, box, mix.
+    """Returns a function from a step and a batch to the network's images and labels.
 
-    All that is random depends on (seed, step) alone: a resumed run repeats it. The images are as the network takes
-    them. The labels are the batch's, (batch,); where images are mixed, shares of the classes, (batch, classes).
-    `cropped` says that random crops were taken where the images were decoded, from all the pixels that there are.
+    The function applies, in this order: background replacement, geometry and light, auto-augment, random erasing, mixup
+    or CutMix, normalization. All random numbers depend only on the seed and the step, so a resumed run repeats them.
+
+    Args:
+      preprocessing: the normalization of pixels.
+      config: the run's options.
+      augmentation: schedule of the augmentation's strength.
+      num_classes: number of classes.
+      cropped: whether the images already are random crops, which the decoder takes from the full-size photo.
+
+    Returns:
+      A function (step, batch) → (images, labels). The labels are the batch's, (batch,) int, or class distributions
+      (batch, classes) if mixup or CutMix is on.
     """
     recipe = config.resolved_recipe
-    crop = 1.0 if cropped else recipe.crop_min_area
+    crop_min_area = 1.0 if cropped else recipe.crop_min_area
     seed_key = jax.random.key(config.seed)
 
     def inputs(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        images, labels = batch.images.astype(jnp.float32) / 255, batch.labels
+        images = batch.images.astype(jnp.float32) / 255
+        labels = batch.labels
         key = jax.random.fold_in(seed_key, step)
         if recipe.background_prob:
-            images = replace_background(jax.random.fold_in(key, BACKGROUND), images, recipe.background_prob)
-        if recipe.aug_strength or crop < 1 or config.uses_hflip:
+            images = replace_background(jax.random.fold_in(key, BACKGROUND_STREAM), images, recipe.background_prob)
+        if recipe.aug_strength or crop_min_area < 1 or config.uses_hflip:
             strength = augmentation(step) if recipe.aug_strength else None
-            images = augment(key, images, strength, config.hflip, crop)
+            images = augment(key, images, strength, config.hflip, crop_min_area)
         if recipe.auto_augment in POLICIES:
-            images = apply_policy(jax.random.fold_in(key, POLICY), images, POLICIES[recipe.auto_augment])
+            images = apply_policy(jax.random.fold_in(key, POLICY_STREAM), images, POLICIES[recipe.auto_augment])
         if recipe.random_erasing:
-            images = erase(jax.random.fold_in(key, ERASE), images, recipe.random_erasing)
+            images = erase(jax.random.fold_in(key, ERASE_STREAM), images, recipe.random_erasing)
         if recipe.mixup or recipe.cutmix:
-            shares = jax.nn.one_hot(labels, num_classes)
-            images, labels = mix(jax.random.fold_in(key, MIX), images, shares, recipe.mixup, recipe.cutmix)
+            targets = jax.nn.one_hot(labels, num_classes)
+            images, labels = mix(jax.random.fold_in(key, MIX_STREAM), images, targets, recipe.mixup, recipe.cutmix)
         return preprocessing.normalize(images), labels
 
     return inputs

@@ -1,8 +1,8 @@
-"""A run that has got used to other photos, without their labels: batch norm's statistics, measured on them.
+"""AdaBN: adaptation of a run to unlabeled photos by measuring batch norm's statistics on them.
 
-Li et al. 2016, "Revisiting Batch Normalization For Practical Domain Adaptation", arXiv:1603.04779: another lamp or
-another distance moves the means and variances of features; with those of the new photos they are where the weights
-expect them.
+Li et al. 2016, "Revisiting Batch Normalization For Practical Domain Adaptation", arXiv:1603.04779. Another camera,
+light or distance shifts the means and variances of features. Statistics of the new photos normalize the features to the
+range that the weights expect.
 """
 
 from dataclasses import replace
@@ -21,35 +21,35 @@ from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.weights.run_weights import require_absent, write_variables
 
-# Photos. Of a room, 4 cost accuracy and 24 gain as much as 48 (`benchmarks/RESULTS.md`); training measures on 512.
-MIN_PHOTOS, MAX_PHOTOS = 16, 512
-BATCH_SIZE = 32  # photos of a batch at most, which is normalised by its own statistics
-MAX_CLASS_FRACTION = 0.8  # of the photos in one class are too many
+# In the room experiment, 4 photos lowered accuracy and 24 helped as much as 48 (`benchmarks/RESULTS.md`).
+MIN_PHOTOS = 16
+MAX_PHOTOS = 512  # as many images as training measures the statistics on
+BATCH_SIZE = 32  # maximum; the statistics are averages over batches
+MAX_CLASS_FRACTION = 0.8  # of photos predicted as one class, above which `adapt` warns
 
 
 def adapt(
     run: str | Path, images: np.ndarray, target: str | Path, checkpoint: CheckpointChoice = "latest"
 ) -> str | None:
-    """Makes from a run another one, for photos of one place: the same weights, with batch norm's statistics of these.
+    """Makes a run with the weights of another run and batch norm statistics of new photos.
 
-    It answers photos like them better where they all differ from the training images in the same way, as by a lamp, a
-    camera or a distance. Its temperature is that of the old run, and photos are unlike the training images where they
-    are so in its features from what these were in the old run's, to which the new statistics are to bring them.
+    Accuracy improves on photos that all differ from the training images in the same way, such as by light, camera or
+    distance. The new run keeps the temperature, reference embeddings and OOD threshold of the old one, because the new
+    statistics bring features back to the old range.
 
     Args:
-      run: folder of the run to start from, which stays as it is.
-      images: (n, height, width, 3) uint8, in the network's size, without labels; at least 16, of all classes. Of more
-        than 512, so many count, evenly taken.
-      target: a folder that does not exist yet.
-      checkpoint: of the run.
+      run: the old run's folder, which does not change.
+      images: (n, height, width, 3) uint8, in the network's size, without labels. At least 16 images of all classes; if
+        there are more than 512, 512 evenly spaced ones are used.
+      target: the new run's folder; it must not exist.
+      checkpoint: "latest", or "best" for the epoch with the best test accuracy.
 
     Returns:
-      What looks wrong with the images, in words: that nearly all are of one class, so that their statistics would be
-      those of the class and other classes be taken for it. None where nothing does, or where that cannot be told: most
-      images are too unlike the training images, or the run does not know these.
+      A warning if nearly all photos are predicted as one class, because statistics of one class bias predictions
+      toward it. None otherwise, and also if most photos are out of distribution or the run is not calibrated.
 
     Raises:
-      UserError: the run cannot be read, images are too few or of another form, or the folder is there already.
+      UserError: the run cannot be read, there are too few images, they have another shape or dtype, or `target` exists.
     """
     require_absent(target)
     classifier = Classifier.load(run, checkpoint)
@@ -57,42 +57,53 @@ def adapt(
         raise UserError(f"too few photos to adapt to ({len(images)}); give {MIN_PHOTOS} or more, of all classes")
     images = images[subsample_indices(len(images))]
     warning = single_class_warning(classifier.predict_batch(images), classifier.class_names)
-    params, info = classifier.variables["params"], RunDir(run).read_metadata()
-    statistics = compute_bn_stats(classifier.model, params, classifier.preprocessing, images)
-    told = {"adapted": f"the weights of {run}, adapted to {len(images)} photos"}
-    info = replace(info, config=replace(info.config, workdir=str(target)), data=info.data | told)
-    write_variables(info, {"params": params, "batch_stats": statistics}, target, classifier.calibration)
+    params = classifier.variables["params"]
+    batch_stats = compute_bn_stats(classifier.model, params, classifier.preprocessing, images)
+    info = RunDir(run).read_metadata()
+    info = replace(
+        info,
+        config=replace(info.config, workdir=str(target)),
+        data=info.data | {"adapted": f"the weights of {run}, adapted to {len(images)} photos"},
+    )
+    write_variables(info, {"params": params, "batch_stats": batch_stats}, target, classifier.calibration)
     return warning
 
 
-def subsample_indices(count: int, most: int = MAX_PHOTOS) -> np.ndarray:
-    """The places of so many among `count` things at most, from the first to the last."""
-    return np.linspace(0, max(count - 1, 0), min(count, most)).astype(int)
+def subsample_indices(count: int) -> np.ndarray:
+    """Returns the indices of at most `MAX_PHOTOS` of `count` photos, evenly spaced from the first to the last."""
+    return np.linspace(0, max(count - 1, 0), min(count, MAX_PHOTOS)).astype(int)
 
 
-def single_class_warning(answers: BatchPrediction, class_names: tuple[str, ...]) -> str | None:
-    """Returns a warning if nearly all images are of one class; None also if most are out-of-distribution."""
-    if answers.is_ood is None or answers.is_ood.mean() > 0.5:
+def single_class_warning(predictions: BatchPrediction, class_names: tuple[str, ...]) -> str | None:
+    """Returns a warning if nearly all in-distribution photos are of one class.
+
+    Returns None also if most photos are out of distribution, or if the run has no OOD threshold.
+    """
+    if predictions.is_ood is None or predictions.is_ood.mean() > 0.5:
         return None
-    counts = np.bincount(answers.probabilities[~answers.is_ood].argmax(axis=1), minlength=len(class_names))
-    if counts.max() <= MAX_CLASS_FRACTION * counts.sum():
+    labels = predictions.probabilities[~predictions.is_ood].argmax(axis=1)
+    counts = np.bincount(labels, minlength=len(class_names))
+    most = int(counts.argmax())
+    if counts[most] <= MAX_CLASS_FRACTION * len(labels):
         return None
-    most, name = counts.max(), class_names[int(counts.argmax())]
-    known = f"{counts.sum()} photos that are like the training images"
-    return f"{most} of {known} are taken for {name!r}; adapt to photos of all classes instead"
+    return (
+        f"{counts[most]} of {len(labels)} photos that resemble the training images are predicted as "
+        f"{class_names[most]!r}; adapt to photos of all classes instead"
+    )
 
 
 def compute_bn_stats(model: ResNet, params: Any, preprocessing: Preprocessing, images: np.ndarray) -> Any:
-    """Batch norm's statistics over images (n, height, width, 3) uint8; see `measure_batch_stats`.
+    """Returns batch norm statistics over images (n, height, width, 3) uint8; see `measure_batch_stats`.
 
-    They are taken over batches of a random order, for neighbours are often of one class.
+    The batches are random, because neighboring photos are often of one class.
     """
-    batches = -(-len(images) // BATCH_SIZE)
+    num_batches = -(-len(images) // BATCH_SIZE)
+    batch_size = -(-len(images) // num_batches)
     order = np.random.default_rng(0).permutation(len(images))
-    places = np.resize(order, (batches, -(-len(images) // batches)))  # some twice, so that batches are equal
-    learning = model.clone(frozen=(), freeze_bn_stats=False)
+    indices = np.resize(order, (num_batches, batch_size))  # repeats some images so that all batches are full
+    trainable = model.clone(frozen=(), freeze_bn_stats=False)
 
-    def measure(params: Any, images: jax.Array) -> Any:
-        return measure_batch_stats(learning, params, images, prepare=preprocessing.preprocess_uint8)
+    def measure(params: Any, batches: jax.Array) -> Any:
+        return measure_batch_stats(trainable, params, batches, prepare=preprocessing.preprocess_uint8)
 
-    return jax.jit(measure)(params, np.stack([images[some] for some in places]))
+    return jax.jit(measure)(params, images[indices])

@@ -1,4 +1,4 @@
-"""A saved run that answers: `Classifier`."""
+"""`Classifier`: a trained network that classifies photos."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +20,18 @@ from flaxresnet.runs.checkpoint_manager import load_run
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 
-BATCH = 32  # images a pass; fewer are padded, so that two programs (1 and 32) serve every number of images
-TTA_ZOOMS = (1.0, 0.9, 1.1)  # of the views that are averaged: as it is, nearer, farther
+BATCH_SIZE = 32  # images per pass; padding to 1 or 32 images means that two compiled programs serve any number
+TTA_ZOOMS = (1.0, 0.9, 1.1)  # test-time augmentation: the image as it is, magnified and reduced
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one photo.
+    """The classification of one photo.
 
     Attributes:
       label: name of the most probable class.
       probability: its probability, in [0, 1].
-      probabilities: of every class, by name, in the order of the classes.
+      probabilities: probability of every class by name, in the order of the classes.
       ood_score: distance from the training images, from 0; None if the run is not calibrated.
       is_ood: whether the score is above the run's OOD threshold; None if the run has none.
     """
@@ -45,12 +45,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class BatchPrediction:
-    """What the network says of some photos.
+    """The classification of n photos.
 
     Attributes:
-      probabilities: (n, classes), float32, each row summing to 1.
-      ood_score: (n,), float32; see `reliability/ood.py`. None if the run is not calibrated.
-      is_ood: (n,), bool: whether the score is above the run's OOD threshold. None if the run has none.
+      probabilities: (n, classes) float32; each row sums to 1.
+      ood_score: (n,) float32; see `reliability/ood.py`. None if the run is not calibrated.
+      is_ood: (n,) bool: whether the score is above the run's OOD threshold. None if the run has none.
     """
 
     probabilities: np.ndarray
@@ -59,13 +59,17 @@ class BatchPrediction:
 
 
 class Classifier:
-    """A trained network with all that it needs to classify photos.
+    """A trained network, with preprocessing and calibration.
+
+    Batch norm is folded into the convolutions.
 
     Attributes:
-      class_names: one a class, in the order of the logits.
+      model: the module, before folding.
+      variables: {"params", "batch_stats"} of the module.
+      class_names: a name for each class, in the order of the logits.
       preprocessing: from a photo to the network's input.
       calibration: temperature, OOD threshold and reference embeddings; None if the run is not calibrated.
-      mirrors: whether an image and its mirror image are of one class, as training had it.
+      uses_hflip: whether training flipped images horizontally; test-time augmentation does the same.
     """
 
     def __init__(
@@ -83,31 +87,34 @@ class Classifier:
         self.preprocessing = preprocessing
         self.calibration = calibration
         self.uses_hflip = uses_hflip
-        folded, self._folded = fold_batch_norm(model, variables)
+        folded, self._folded_variables = fold_batch_norm(model, variables)
 
-        def seen(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            features = folded.apply(variables, images, features=True)
+        def forward(variables: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            features = folded.apply(variables, inputs, features=True)
             return features["logits"], features["embedding"]
 
-        def view(variables: Any, images: jax.Array, matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-            maps = jnp.broadcast_to(matrix, (len(images), 2, 2))
-            viewed = sample_bilinear(images.astype(jnp.float32) / 255, maps, jnp.zeros((len(images), 2)))
-            return seen(variables, preprocessing.normalize(viewed))
+        def forward_images(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return forward(variables, preprocessing.preprocess_uint8(images))
 
-        self._apply = jax.jit(lambda v, images: seen(v, preprocessing.preprocess_uint8(images)))
-        self._view = jax.jit(view)
+        def forward_view(variables: Any, images: jax.Array, matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+            matrices = jnp.broadcast_to(matrix, (len(images), 2, 2))
+            views = sample_bilinear(images.astype(jnp.float32) / 255, matrices, jnp.zeros((len(images), 2)))
+            return forward(variables, preprocessing.normalize(views))
+
+        self._forward_images = jax.jit(forward_images)
+        self._forward_view = jax.jit(forward_view)
 
     @classmethod
     def load(cls, run: str | Path, checkpoint: CheckpointChoice = "latest", calibrated: bool = True) -> Self:
-        """Loads a run's latest checkpoint, or the one that was best on the test images.
+        """Loads a run.
 
         Args:
-          run: its folder.
-          checkpoint: "latest" or "best".
-          calibrated: take what the run knows of its own answers, if it does.
+          run: the run's folder.
+          checkpoint: "latest", or "best" for the epoch with the best test accuracy.
+          calibrated: whether to load the run's calibration, if it has one.
 
         Raises:
-          UserError: the folder holds no run, no finished checkpoint, or something damaged.
+          UserError: the folder contains no run, no complete checkpoint, or a corrupt file.
         """
         warn_of_fallback()
         info, variables = load_run(run, checkpoint)
@@ -116,97 +123,104 @@ class Classifier:
 
     @property
     def detects_ood(self) -> bool:
-        """Whether it can tell which photos are unlike the training images."""
+        """Returns whether the run has an OOD threshold."""
         return self.calibration is not None and self.calibration.detects_ood
 
     @property
     def temperature(self) -> float:
-        """Of the softmax that makes probabilities of logits."""
+        """Returns the softmax temperature; 1 if the run is not calibrated."""
         return self.calibration.temperature if self.calibration else 1.0
 
     def logits(self, images: np.ndarray | LazyImages) -> np.ndarray:
-        """(n, height, width, 3) uint8, in the network's size → (n, classes) float32.
-
-        Raises UserError for another shape or dtype.
-        """
+        """Returns logits, (n, classes) float32. Takes the images of `forward` and raises its errors."""
         return self.forward(images)[0]
 
     def forward(self, images: np.ndarray | LazyImages, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and embeddings.
+        """Returns logits and embeddings.
 
         Args:
           images: (n, height, width, 3) uint8, in the network's size.
-          tta: test-time augmentation: average the logits over each image, its zooms by 10% and their mirror images
-            where training had such. Embeddings are of the image as it is.
+          tta: test-time augmentation: average the logits over the image, two zooms of 10%, and the mirror images of
+            these three if training flipped images. Embeddings are those of the image itself.
 
         Returns:
-          (n, classes) and (n, features), float32.
+          Logits, (n, classes) float32, and embeddings, (n, features) float32.
 
         Raises:
-          UserError: images of another shape or dtype.
+          UserError: the images have another shape or dtype.
         """
-        expected = (self.preprocessing.height, self.preprocessing.width, 3)
-        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
+        height = self.preprocessing.height
+        width = self.preprocessing.width
+        if images.ndim != 4 or images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
             raise UserError(
-                f"images are {images.shape} {images.dtype}; this network takes (n, {expected[0]}, {expected[1]}, 3) "
-                "uint8; `preprocessing.load` brings a photo to that size"
+                f"images have shape {images.shape} and dtype {images.dtype}, but this network takes "
+                f"(n, {height}, {width}, 3) uint8; `preprocessing.load` brings a photo to that size"
             )
-        batch = 1 if len(images) == 1 else BATCH
-        chunks = [images[i : i + batch] for i in range(0, max(len(images), 1), batch)]
-        outputs = [self._forward(pad_batch(chunk, batch), tta) for chunk in chunks]
-        logits, embeddings = (np.concatenate(parts)[: len(images)] for parts in zip(*outputs, strict=True))
-        return logits, embeddings
+        batch_size = 1 if len(images) == 1 else BATCH_SIZE
+        logits = []
+        embeddings = []
+        for start in range(0, max(len(images), 1), batch_size):
+            batch = pad_batch(images[start : start + batch_size], batch_size)
+            batch_logits, batch_embeddings = self._forward(batch, tta)
+            logits.append(batch_logits)
+            embeddings.append(batch_embeddings)
+        return np.concatenate(logits)[: len(images)], np.concatenate(embeddings)[: len(images)]
 
     def _forward(self, images: np.ndarray, tta: bool) -> tuple[np.ndarray, np.ndarray]:
-        logits, embeddings = map(np.asarray, self._apply(self._folded, images))
+        logits, embeddings = map(np.asarray, self._forward_images(self._folded_variables, images))
         if tta:
-            others = [self._view(self._folded, images, matrix)[0] for matrix in self._tta_matrices()]
-            logits = np.mean([logits, *map(np.asarray, others)], axis=0)
+            views = [self._forward_view(self._folded_variables, images, matrix)[0] for matrix in self._tta_matrices()]
+            logits = np.mean([logits, *map(np.asarray, views)], axis=0)
         return logits, embeddings
 
     def _tta_matrices(self) -> list[np.ndarray]:
-        """Of the views besides the image as it is; see `sample_bilinear`."""
-        sides = (1, -1) if self.uses_hflip else (1,)
-        return [np.diag([zoom, side * zoom]).astype(np.float32) for zoom in TTA_ZOOMS for side in sides][1:]
+        """Returns the maps of `sample_bilinear` for all views except the image itself."""
+        matrices = []
+        for zoom in TTA_ZOOMS:
+            matrices.append(np.diag([zoom, zoom]).astype(np.float32))
+            if self.uses_hflip:
+                matrices.append(np.diag([zoom, -zoom]).astype(np.float32))
+        return matrices[1:]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(n, height, width, 3) uint8 → (n, classes) float32, each row summing to 1. Raises as `logits` does.
+        """Returns softmax(logits / temperature), (n, classes) float32; each row sums to 1.
 
-        They are softmax(logits / T), with T the run's `temperature`.
+        Takes the images of `forward` and raises its errors.
         """
         return self.predict_batch(images).probabilities
 
     def predict_batch(self, images: np.ndarray, tta: bool = False) -> BatchPrediction:
-        """All that the network says of (n, height, width, 3) uint8 images. Arguments and errors are those of `see`."""
+        """Classifies n images. Takes the arguments of `forward` and raises its errors."""
         logits, embeddings = self.forward(images, tta)
-        calibration = self.calibration
-        scores = calibration.ood_score(embeddings) if calibration else None
-        is_ood = (
-            scores > calibration.threshold if calibration and calibration.detects_ood and scores is not None else None
-        )
+        scores = None
+        is_ood = None
+        if self.calibration is not None:
+            scores = self.calibration.ood_score(embeddings)
+            if scores is not None and self.calibration.detects_ood:
+                is_ood = scores > self.calibration.threshold
         return BatchPrediction(softmax(logits, self.temperature), scores, is_ood)
 
     def predict(self, photo: str | Path | IO[bytes] | np.ndarray) -> Prediction:
-        """Classifies one photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
+        """Classifies one photo.
 
         Args:
-          photo: what to classify.
+          photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
 
         Raises:
           UserError: the photo cannot be read.
         """
-        answers = self.predict_batch(self.preprocessing.load(photo)[None])
-        row = answers.probabilities[0]
+        prediction = self.predict_batch(self.preprocessing.load(photo)[None])
+        row = prediction.probabilities[0]
         best = int(row.argmax())
         return Prediction(
             label=self.class_names[best],
             probability=float(row[best]),
             probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
-            ood_score=None if answers.ood_score is None else float(answers.ood_score[0]),
-            is_ood=None if answers.is_ood is None else bool(answers.is_ood[0]),
+            ood_score=None if prediction.ood_score is None else float(prediction.ood_score[0]),
+            is_ood=None if prediction.is_ood is None else bool(prediction.is_ood[0]),
         )
 
 
 def pad_batch(images: np.ndarray, count: int) -> np.ndarray:
-    """The images with black ones behind them: `count` in all, so that one program serves any number up to it."""
+    """Returns `count` images: the given ones, then black ones, so that batches have one shape for compilation."""
     return np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), images.dtype)])

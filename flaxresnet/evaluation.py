@@ -1,4 +1,4 @@
-"""How good a saved run is on labelled images, and how sure one can be of that."""
+"""Evaluation of a run on labeled images: loss, accuracy, confusion matrix and confidence intervals."""
 
 import os
 from dataclasses import dataclass, replace
@@ -23,20 +23,20 @@ from flaxresnet.runtime.errors import UserError, listed
 
 Split = Literal["test", "train", "all"]
 SPLITS: dict[str, tuple[str, ...]] = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
-LABEL_CHECK_IMAGES = 256  # images that tell whether labels are shifted
-LABEL_CHECK_BYTES = 2**28  # of their pixels; of large images fewer are taken
+LABEL_CHECK_IMAGES = 256  # images for the check of shifted labels
+LABEL_CHECK_BYTES = 2**28  # at most, of these images' pixels
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a classifier on labelled images.
+    """Metrics of a classifier on labeled images.
 
     Attributes:
-      loss: mean cross-entropy an image, nats.
-      confusion: (classes, classes), images; row = true class, column = predicted class.
-      class_names: of rows and columns.
-      source: where the images came from, as words.
-      split: which of its splits, or "all".
+      loss: mean cross-entropy per image, in nats.
+      confusion: (classes, classes) number of images; row = true class, column = predicted class.
+      class_names: names of rows and columns.
+      source: the origin of the images, for people.
+      split: the split of the data, or "all".
     """
 
     loss: float
@@ -47,57 +47,60 @@ class Evaluation:
 
     @property
     def count(self) -> int:
+        """Returns the number of images."""
         return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose most probable class is their label."""
+        """Returns the fraction of images whose most probable class is their label, in [0, 1]."""
         return float(np.trace(self.confusion) / self.count)
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """95% Wilson interval of the accuracy."""
+        """Returns the 95% Wilson interval of the accuracy."""
         return wilson_interval(int(np.trace(self.confusion)), self.count)
 
     @property
     def warning(self) -> str | None:
-        """What the confusion says of the labels: that they look shifted by one. None where it says nothing."""
-        for shift, words in ((1, "one more"), (-1, "one less")):
+        """Returns a warning if the labels seem to be shifted by one, else None."""
+        for shift, verb in ((1, "adding 1 to"), (-1, "subtracting 1 from")):
             hits = int(np.trace(self.confusion, offset=shift))
             if hits > self.count / 2 and wilson_interval(hits, self.count)[0] > self.accuracy_interval[1]:
                 return (
-                    f"with each label {words} the accuracy would be {hits / self.count:.3f} and not "
-                    f"{self.accuracy:.3f}; are the classes of these data numbered as those of the training were?"
+                    f"{verb} each label would change the accuracy from {self.accuracy:.3f} to {hits / self.count:.3f}; "
+                    "check that these data number the classes as the training data do"
                 )
         return None
 
     @cached_property
     def per_class(self) -> list[dict[str, Any]]:
-        """A row a class: name, images, precision, recall and F1 with their 95% intervals; None where undefined.
+        """Returns a row for each class: name, images, precision, recall and F1 with 95% intervals; None if undefined.
 
-        Intervals are Wilson's; that of F1 is the one of J = hits / (hits and misses of both kinds), of which F1 is
-        2J / (1 + J), as if those were drawn independently.
+        Intervals are Wilson's. F1 = 2J / (1 + J) is a monotonic function of the Jaccard index J = hits / (hits, misses
+        and false alarms), so the interval of F1 is that of J, mapped.
         """
         rows = []
         for index, name in enumerate(self.class_names):
             hits = int(self.confusion[index, index])
-            truly, predicted = int(self.confusion[index].sum()), int(self.confusion[:, index].sum())
-            either = wilson_interval(hits, truly + predicted - hits)
+            actual = int(self.confusion[index].sum())
+            predicted = int(self.confusion[:, index].sum())
+            jaccard_interval = wilson_interval(hits, actual + predicted - hits)
             rows.append(
                 {
                     "class": name,
-                    "images": truly,
+                    "images": actual,
                     "precision": hits / predicted if predicted else None,
                     "precision_interval": list(wilson_interval(hits, predicted)),
-                    "recall": hits / truly if truly else None,
-                    "recall_interval": list(wilson_interval(hits, truly)),
-                    "f1": 2 * hits / (truly + predicted) if truly + predicted else None,
-                    "f1_interval": [2 * bound / (1 + bound) for bound in either],
+                    "recall": hits / actual if actual else None,
+                    "recall_interval": list(wilson_interval(hits, actual)),
+                    "f1": 2 * hits / (actual + predicted) if actual + predicted else None,
+                    "f1_interval": [2 * bound / (1 + bound) for bound in jaccard_interval],
                 }
             )
         return rows
 
     def to_json(self) -> dict[str, Any]:
+        """Returns all metrics as JSON values."""
         return {
             "loss": self.loss,
             "accuracy": self.accuracy,
@@ -120,44 +123,52 @@ def evaluate(
     split: Split | None = None,
     max_corrupt_fraction: float = 0.0,
 ) -> Evaluation:
-    """Evaluates a run on labelled images.
+    """Evaluates a run on labeled images.
 
     Args:
       run: the run's folder.
-      data: as for `open_dataset`; None takes what the run was trained with.
-      checkpoint: the latest, or the one that was best on the test images.
-      split: which of the data's splits, or "all" of it. None: all, where nothing but their names divides the images of
-        `data` and the run was not trained with them; else "test".
-      max_corrupt_fraction: the largest share of pictures in `data` that may be unreadable and are then left out, in [0,
-      1).
+      data: a path for `open_dataset`; None means the data that the run was trained on.
+      checkpoint: "latest", or "best" for the epoch with the best test accuracy.
+      split: "test", "train" or "all". None means the split that `default_split` returns.
+      max_corrupt_fraction: maximum fraction of images in `data` that may be unreadable and are skipped, in [0, 1).
 
     Raises:
-      UserError: the run or the data cannot be read, or they do not fit each other.
+      UserError: the run or the data cannot be read, or the data do not fit the network.
     """
     if split not in (None, *SPLITS):
-        raise UserError(f"split is {split!r}; give {listed(SPLITS)}")
+        raise UserError(f"split is {split!r}; give one of {listed(SPLITS)}")
     splits = load_data(run, data, split or "test", max_corrupt_fraction)
     split = split or default_split(run, data, splits)
-    source = f"{splits.source}{ALL_TOGETHER if split == 'all' else ''}"
-    present = [part for part in (getattr(splits, name) for name in SPLITS[split]) if part is not None]
-    if not present:
+    datasets = [getattr(splits, name) for name in SPLITS[split]]
+    datasets = [dataset for dataset in datasets if dataset is not None]
+    if not datasets:
         other = "train" if split == "test" else "test"
         raise UserError(f"{splits.source} has no {split} split; give other --data, or --split {other}")
     classifier = Classifier.load(run, checkpoint)
-    present = [remap_labels(classifier, dataset, splits.source) for dataset in present]
-    logits = np.concatenate([classifier.logits(dataset.images) for dataset in present])
-    labels = np.concatenate([dataset.labels for dataset in present])
+    datasets = [remap_labels(classifier, dataset, splits.source) for dataset in datasets]
+    logits = np.concatenate([classifier.logits(dataset.images) for dataset in datasets])
+    labels = np.concatenate([dataset.labels for dataset in datasets])
+    source = f"{splits.source}{ALL_TOGETHER if split == 'all' else ''}"
     return replace(compute_metrics(logits, labels, classifier.class_names), source=source, split=split)
 
 
 def load_test_data(run: str | Path, data: str | Path | None, max_corrupt_fraction: float = 0.0) -> Splits:
-    """Data whose test images judge a run: those of `load_data`, or all of them, where `default_split` says so.
+    """Opens data whose test split is for the evaluation of a run.
 
-    Raises UserError where there are none.
+    The test split has all images of `data` if `default_split` returns "all". Converted weights are an exception:
+    their training images are unknown.
+
+    Args:
+      run: the run's folder.
+      data: a path for `open_dataset`; None means the data that the run was trained on.
+      max_corrupt_fraction: maximum fraction of images in `data` that may be unreadable and are skipped, in [0, 1).
+
+    Raises:
+      UserError: there is no test split, or the run or the data cannot be read.
     """
     splits = load_data(run, data, "test", max_corrupt_fraction)
-    converted = RunDir(run).read_metadata().data["train_fingerprint"] is None  # any images may be what it learned from
-    if default_split(run, data, splits) == "all" and not converted:
+    is_converted = RunDir(run).read_metadata().data["train_fingerprint"] is None
+    if default_split(run, data, splits) == "all" and not is_converted:
         return splits.merge_into_test()
     if splits.test is None:
         raise UserError(f"{splits.source} has no test split; give other --data")
@@ -165,35 +176,48 @@ def load_test_data(run: str | Path, data: str | Path | None, max_corrupt_fractio
 
 
 def default_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
-    """The split to judge a run by: all of given data that only names divide, unless it was trained with them."""
-    known = RunDir(run).read_metadata().data
-    own = splits.train is not None and is_same_data(splits.train.fingerprint(), known["train_fingerprint"])
-    own |= splits.path is not None and splits.path == known["path"]  # with more pictures by now, or fewer
-    return "all" if data and splits.hash_split and not own else "test"
+    """Returns "all" for data that only a hash of the file names splits and the run was not trained on, else "test".
+
+    All images of such data are new to the run, so none needs to be left out.
+    """
+    trained_on = RunDir(run).read_metadata().data
+    is_training_data = splits.train is not None and is_same_data(
+        splits.train.fingerprint(), trained_on["train_fingerprint"]
+    )
+    # The same path is training data, too, if images have been added or removed since.
+    is_training_data |= splits.path is not None and splits.path == trained_on["path"]
+    return "all" if data and splits.hash_split and not is_training_data else "test"
 
 
 def compute_metrics(logits: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Evaluation:
-    """The figures of (n, classes) logits of images with (n,) labels."""
+    """Returns the metrics of (n, classes) logits for (n,) integer labels."""
     log_likelihoods = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels]
     confusion = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
     return Evaluation(float(-log_likelihoods.mean()), confusion, class_names)
 
 
 def label_shift_warning(run: str | Path, test: Dataset) -> str | None:
-    """What a run's answers to some of the images say of their labels, see `Evaluation.warning`.
+    """Returns `Evaluation.warning` for a sample of the images.
 
-    Raises UserError where the run cannot be read.
+    Raises UserError if the run cannot be read.
     """
     classifier = Classifier.load(run, calibrated=False)
     count = min(LABEL_CHECK_IMAGES, max(1, LABEL_CHECK_BYTES // int(np.prod(test.images.shape[1:]))))
-    some = np.unique(np.linspace(0, len(test) - 1, count, dtype=int))
-    return compute_metrics(classifier.logits(test.images[some]), test.labels[some], classifier.class_names).warning
+    sample = np.unique(np.linspace(0, len(test) - 1, count, dtype=int))
+    return compute_metrics(classifier.logits(test.images[sample]), test.labels[sample], classifier.class_names).warning
 
 
 def load_data(run: str | Path, data: str | Path | None, split: str, max_corrupt_fraction: float = 0.0) -> Splits:
-    """Opens data for a run: its training data if `data` is None (see `load_training_data`), else `data`.
+    """Opens data for a run; images in folders get the preprocessing of photos to predict, in all splits.
 
-    Pictures in folders are brought to the network's size, those of both splits as photos are.
+    Args:
+      run: the run's folder.
+      data: a path for `open_dataset`; None means the data that the run was trained on.
+      split: a key of `SPLITS`, for `load_training_data`.
+      max_corrupt_fraction: maximum fraction of images in `data` that may be unreadable and are skipped, in [0, 1).
+
+    Raises:
+      UserError: the run or the data cannot be read.
     """
     if data is None:
         return load_training_data(run, split)
@@ -212,17 +236,22 @@ def _eval_options(preprocessing: Preprocessing, max_corrupt_fraction: float) -> 
 
 
 def load_training_data(run: str | Path, split: str) -> Splits:
-    """What the run was trained with, wherever the current folder is.
+    """Opens the data that a run was trained on, from any working directory.
 
-    Raises UserError where it is not here any more, or has another such split (one of `SPLITS`) now.
+    Args:
+      run: the run's folder.
+      split: a key of `SPLITS`; only these splits must be unchanged.
+
+    Raises:
+      UserError: the run has no training data, or the data no longer exist or have changed.
     """
     info = RunDir(run).read_metadata()
     stored = info.data
     path = stored["path"]
     if stored["train_fingerprint"] is None:
-        raise UserError(f"{run} was made of {stored['source']} and knows no images; give --data")
-    if path is not None and not os.path.exists(path):  # noqa: PTH110 - never raises, be the name too long
-        raise UserError(f"{run} was trained with {path}, which is not here; give --data")
+        raise UserError(f"{run} was made from {stored['source']} and has no training data; give --data")
+    if path is not None and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for overlong names
+        raise UserError(f"{run} was trained on {path}, which does not exist; give --data")
     if path is None:
         splits = load_default_signs()
     else:
@@ -230,31 +259,41 @@ def load_training_data(run: str | Path, split: str) -> Splits:
     for name in SPLITS[split]:
         dataset = getattr(splits, name)
         if dataset is None or not is_same_data(dataset.fingerprint(), stored[f"{name}_fingerprint"]):
-            what = path or "the hand signs that this version draws"
-            raise UserError(f"{run} was trained with other {name} images than {what} has now; give --data")
+            source = path or "the hand signs that this version draws"
+            raise UserError(f"{run} was trained on other {name} images than those of {source}; give --data")
     return splits
 
 
 def require_size(preprocessing: Preprocessing, dataset: Dataset, source: str) -> None:
-    """Raises UserError where the images are of another size than the network's."""
+    """Raises UserError unless the images have the network's size; the message calls the data `source`."""
     size = (preprocessing.height, preprocessing.width)
     if dataset.image_size != size:
-        raise UserError(f"{source} has images of {dataset.image_size} pixels, but the network takes {size}")
+        raise UserError(
+            f"{source} has images of {dataset.image_size} pixels, but the network takes {size}; resize them"
+        )
 
 
 def remap_labels(classifier: Classifier, dataset: Dataset, source: str) -> Dataset:
-    """The data with labels that count as the network's do: classes that have names are told apart by these.
+    """Returns the data with the network's class numbers; classes with names are matched by name.
 
-    Raises UserError where the images are of another size, or some class is not among the network's.
+    Args:
+      classifier: the network.
+      dataset: the data.
+      source: the name of the data in messages.
+
+    Raises:
+      UserError: the images do not have the network's size, or the network does not have all classes.
     """
     require_size(classifier.preprocessing, dataset, source)
-    mine, theirs = classifier.class_names, dataset.class_names
-    if dataset.names_given and mine != theirs:
-        if not set(theirs) <= set(mine):
-            raise UserError(f"{source} has the classes {listed(theirs)}, but the network's are {listed(mine)}")
-        number = np.array([mine.index(name) for name in theirs], dataset.labels.dtype)
-        return replace(dataset, labels=number[dataset.labels], class_names=mine)
-    if len(theirs) > len(mine):
-        known = f"the network's {len(mine)} classes are 0 to {len(mine) - 1}"
-        raise UserError(f"{source} holds the label {len(theirs) - 1}; {known}")
+    known = classifier.class_names
+    names = dataset.class_names
+    if dataset.names_given and names != known:
+        if not set(names) <= set(known):
+            raise UserError(f"{source} has the classes {listed(names)}, but the network's are {listed(known)}")
+        new_labels = np.array([known.index(name) for name in names], dataset.labels.dtype)
+        return replace(dataset, labels=new_labels[dataset.labels], class_names=known)
+    if len(names) > len(known):
+        raise UserError(
+            f"{source} has the label {len(names) - 1}, but the network's {len(known)} classes are 0 to {len(known) - 1}"
+        )
     return dataset

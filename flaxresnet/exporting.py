@@ -1,4 +1,4 @@
-"""A trained network as one file that other programs run: StableHLO for anything with JAX, ONNX for anything else."""
+"""Export of a classifier to one file that runs without flaxresnet: StableHLO for JAX, ONNX for other runtimes."""
 
 import json
 import zipfile
@@ -18,14 +18,20 @@ from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import log_errors_only
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, METADATA = "program.stablehlo", "metadata.json"  # what is in the StableHLO archive
+# Members of the StableHLO archive.
+PROGRAM_FILE = "program.stablehlo"
+METADATA_FILE = "metadata.json"
 
 
 def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
-    """What a caller has to know; values are JSON's.
+    """Returns JSON values that a caller of the exported program needs.
 
-    `input` says whether images are uint8 RGB, which the program scales, or floats scaled as `preprocessing` says;
-    `temperature` is what the program divides logits by before the softmax.
+    `input` is the dtype and scaling of the images, `preprocessing` describes the scaling, and `temperature` is the
+    number by which the program divides logits before the softmax.
+
+    Args:
+      classifier: the exported classifier.
+      preprocessing: whether the program scales images.
     """
     p = classifier.preprocessing
     return {
@@ -40,41 +46,41 @@ def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
 
 
 def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
-    """Writes a zip archive with a program for CPUs, CUDA GPUs and TPUs, any number of images, and its metadata.
+    """Writes a zip archive of a program for CPUs, CUDA GPUs and TPUs, and its metadata.
 
-    `jax.export.deserialize` reads the program, which needs jax and flatbuffers and nothing of this project.
+    The program takes any number of images. `jax.export.deserialize` reads it, with jax and flatbuffers alone.
 
     Args:
-      classifier: what to write.
-      path: the archive; what is there is replaced.
-      preprocessing: whether the program takes (n, height, width, 3) uint8 RGB images and scales them, or float32 ones
-        that the caller has scaled. Either way they have the network's size.
+      classifier: the classifier to export.
+      path: the archive. An existing file is replaced.
+      preprocessing: True if the program takes (n, height, width, 3) uint8 RGB images and scales them; False if it
+        takes float32 images that the caller has scaled. The images must have the network's size.
 
     Raises:
       UserError: the file cannot be written.
     """
     (count,) = jax.export.symbolic_shape("n")
-    images = _images(classifier, preprocessing, count)
-    exported = jax.export.export(jax.jit(_program(classifier, preprocessing, FoldedConv)), platforms=PLATFORMS)(images)
-    about = json.dumps(metadata(classifier, preprocessing), indent=2)
+    program = jax.jit(_program(classifier, preprocessing, FoldedConv))
+    exported = jax.export.export(program, platforms=PLATFORMS)(_input_spec(classifier, preprocessing, count))
+    metadata_text = json.dumps(metadata(classifier, preprocessing), indent=2)
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr(PROGRAM, exported.serialize())
-        archive.writestr(METADATA, about)
+        archive.writestr(PROGRAM_FILE, exported.serialize())
+        archive.writestr(METADATA_FILE, metadata_text)
 
 
 def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
-    """Writes an ONNX model for any number of images, with `metadata` in its metadata_props, values as JSON.
+    """Writes an ONNX model for any number of images, with `metadata` as JSON in its metadata_props.
 
-    Arguments and errors are those of `export_stablehlo`; UserError also where jax2onnx is not installed.
+    Takes the arguments of `export_stablehlo`. Raises UserError if the file cannot be written or jax2onnx is missing.
     """
     try:
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(f"writing ONNX needs {error.name}; install it with: pip install 'flaxresnet[onnx]'") from None
-    with log_errors_only("onnx_ir"):  # shapes that it leaves out are those of any number of images
+    with log_errors_only("onnx_ir"):  # it warns about shapes that depend on the number of images
         model = to_onnx(
             _program(classifier, preprocessing, nn.Conv),
-            [_images(classifier, preprocessing, "n")],
+            [_input_spec(classifier, preprocessing, "n")],
             model_name="flaxresnet",
             input_names=["images"],
             output_names=["probabilities"],
@@ -86,16 +92,26 @@ def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = 
 
 
 def _program(classifier: Classifier, preprocessing: bool, conv: Callable[..., Any]) -> Callable[[Any], Any]:
-    """From images to probabilities, with the weights inside and batch norm folded."""
+    """Returns a function from images to probabilities that holds the weights, with batch norm folded.
+
+    Args:
+      classifier: the classifier to export.
+      preprocessing: whether the function scales images.
+      conv: the class of the folded convolutions.
+    """
     model = classifier.model
     if model.act is nn.relu:
-        # jax2onnx replaces `jax.nn.relu` while it traces. A reference from before would be written as `Max`.
+        # jax2onnx replaces `jax.nn.relu` during tracing. It would trace an earlier reference as `Max`.
         model = model.clone(act=lambda x: jax.nn.relu(x))
     model, variables = fold_batch_norm(model, classifier.variables, conv)
-    scaled = classifier.preprocessing.preprocess_uint8 if preprocessing else lambda images: images
-    return lambda images: jax.nn.softmax(model.apply(variables, scaled(images)) / classifier.temperature)
+
+    def program(images: Any) -> Any:
+        inputs = classifier.preprocessing.preprocess_uint8(images) if preprocessing else images
+        return jax.nn.softmax(model.apply(variables, inputs) / classifier.temperature)
+
+    return program
 
 
-def _images(classifier: Classifier, preprocessing: bool, count: Any) -> Any:
+def _input_spec(classifier: Classifier, preprocessing: bool, count: Any) -> jax.ShapeDtypeStruct:
     shape = (count, classifier.preprocessing.height, classifier.preprocessing.width, 3)
     return jax.ShapeDtypeStruct(shape, jnp.uint8 if preprocessing else jnp.float32)

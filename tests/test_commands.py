@@ -478,7 +478,10 @@ def test_weights_are_carried_from_a_run_to_keras_and_back(shell, finished_run, d
     assert answers[0]["loss"] == answers[1]["loss"]
     assert answers[0]["confusion"] == answers[1]["confusion"]
     status, _, err = shell("evaluate", back)
-    assert (status, err) == (2, f"error: {back} was made of weights of {file} and knows no images; give --data\n")
+    assert (status, err) == (
+        2,
+        f"error: {back} was made from weights of {file} and has no training data; give --data\n",
+    )
     assert shell("evaluate", back, "--data", data_folder, "--checkpoint", "best")[0] == 0
 
     assert shell("convert", file, tmp_path / "named", "--class-names", "a, b,c")[0] == 0

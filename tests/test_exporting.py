@@ -1,4 +1,4 @@
-"""Programs that run without flaxresnet: the same answers, any number of images, all that a caller has to know."""
+"""Exported programs: the same probabilities without flaxresnet, any number of images, and metadata."""
 
 import importlib.util
 import json
@@ -14,11 +14,11 @@ from conftest import blobs
 import flaxresnet as fr
 from flaxresnet.cli import main as commands
 from flaxresnet.data.preprocess import Preprocessing
-from flaxresnet.exporting import export_stablehlo
+from flaxresnet.exporting import export_onnx, export_stablehlo
 from flaxresnet.reliability.calibration_file import Calibration, digest
 
 IMAGES = blobs(5, seed=3).images
-# What README shows: nothing of flaxresnet, and a number of images that the program has not seen before.
+# README's example: no import of flaxresnet, and a number of images that export has not compiled.
 PROGRAM = """
 import json, sys, zipfile
 import jax, numpy as np
@@ -38,60 +38,59 @@ def classifier(finished_run):
     return fr.Classifier.load(finished_run)
 
 
-def program_in(path):
+def read_archive(path):
+    """Returns the program and its metadata."""
     with zipfile.ZipFile(path) as archive:
-        return jax.export.deserialize(archive.read("program.stablehlo"))
+        program = jax.export.deserialize(archive.read("program.stablehlo"))
+        return program, json.loads(archive.read("metadata.json"))
 
 
 @pytest.mark.parametrize("preprocessing", [True, False])
-def test_stablehlo_program_answers_alike(tmp_path, classifier, preprocessing):
+def test_stablehlo_probabilities_are_equal(tmp_path, classifier, preprocessing):
     export_stablehlo(classifier, tmp_path / "signs.zip", preprocessing)
+    program, _ = read_archive(tmp_path / "signs.zip")
     images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.preprocess_uint8(IMAGES))
     for count in (1, 5):
-        answers = program_in(tmp_path / "signs.zip").call(images[:count])
-        np.testing.assert_allclose(answers, classifier.probabilities(IMAGES[:count]), atol=1e-5)
+        expected = classifier.probabilities(IMAGES[:count])
+        np.testing.assert_allclose(program.call(images[:count]), expected, atol=1e-5)
 
 
 @pytest.mark.parity
-def test_stablehlo_answers_alike_with_nothing_but_jax(tmp_path, classifier):
+def test_stablehlo_needs_only_jax(tmp_path, classifier):
     export_stablehlo(classifier, tmp_path / "signs.zip")
     np.save(tmp_path / "images.npy", IMAGES)
-    paths = [str(tmp_path / name) for name in ("signs.zip", "images.npy", "answers.npy")]
+    paths = [str(tmp_path / name) for name in ("signs.zip", "images.npy", "probabilities.npy")]
     subprocess.run([sys.executable, "-c", PROGRAM, *paths], check=True)
     np.testing.assert_allclose(np.load(paths[2]), classifier.probabilities(IMAGES), atol=1e-5)
 
 
-def test_a_calibrated_run_keeps_its_temperature(tmp_path, classifier):
+def test_stablehlo_applies_temperature(tmp_path, classifier):
     calibration = Calibration(digest(classifier.variables["params"]), 2.5, np.zeros((0, 1), np.float16), float("inf"))
-    sure = fr.Classifier(
+    calibrated = fr.Classifier(
         classifier.model, classifier.variables, classifier.class_names, classifier.preprocessing, calibration
     )
-    export_stablehlo(sure, tmp_path / "signs.zip")
-    with zipfile.ZipFile(tmp_path / "signs.zip") as archive:
-        program = jax.export.deserialize(archive.read("program.stablehlo"))
-        assert json.loads(archive.read("metadata.json"))["temperature"] == 2.5
-    np.testing.assert_allclose(program.call(IMAGES), sure.probabilities(IMAGES), atol=1e-5)
+    export_stablehlo(calibrated, tmp_path / "signs.zip")
+    program, metadata = read_archive(tmp_path / "signs.zip")
+    assert metadata["temperature"] == 2.5
+    np.testing.assert_allclose(program.call(IMAGES), calibrated.probabilities(IMAGES), atol=1e-5)
     assert np.abs(program.call(IMAGES) - classifier.probabilities(IMAGES)).max() > 0.01
 
 
-def test_a_network_of_full_width_can_be_written_for_any_number_of_images(tmp_path):
-    """The forms of its convolutions are chosen by the number of images, which is a symbol here."""
+def test_stablehlo_exports_full_width(tmp_path):
+    """Covers convolution algorithms that are chosen by the number of images, which is symbolic here."""
     model = fr.ResNet(num_classes=3, stage_sizes=(1, 1), bottleneck=False)
-    images = np.zeros((1, 64, 64, 3), np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    wide = fr.Classifier(model, variables, ("a", "b", "c"), Preprocessing(64, 64))
-    export_stablehlo(wide, tmp_path / "wide.zip")
-    program = program_in(tmp_path / "wide.zip")
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    classifier = fr.Classifier(model, variables, ("a", "b", "c"), Preprocessing(64, 64))
+    export_stablehlo(classifier, tmp_path / "wide.zip")
+    program, _ = read_archive(tmp_path / "wide.zip")
     photos = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
-    np.testing.assert_allclose(program.call(photos), wide.probabilities(photos), atol=1e-5)
+    np.testing.assert_allclose(program.call(photos), classifier.probabilities(photos), atol=1e-5)
 
 
-def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(tmp_path, classifier):
+def test_stablehlo_metadata_and_platforms(tmp_path, classifier):
     export_stablehlo(classifier, tmp_path / "signs.zip")
-    with zipfile.ZipFile(tmp_path / "signs.zip") as archive:
-        about = json.loads(archive.read("metadata.json"))
-        program = jax.export.deserialize(archive.read("program.stablehlo"))
-    assert about == {
+    program, metadata = read_archive(tmp_path / "signs.zip")
+    assert metadata == {
         "class_names": ["red", "green", "blue"],
         "height": 32,
         "width": 32,
@@ -109,51 +108,44 @@ def test_the_archive_says_what_a_caller_has_to_know_and_runs_on_three_platforms(
     not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))), reason="install the `onnx` extra"
 )
 @pytest.mark.parametrize("preprocessing", [True, False])
-def test_onnx_answers_alike(tmp_path, classifier, preprocessing, caplog):
+def test_onnx_probabilities_are_equal(tmp_path, classifier, preprocessing, caplog):
     import onnx
     import onnxruntime
-
-    from flaxresnet.exporting import export_onnx
 
     with caplog.at_level("WARNING"):
         export_onnx(classifier, tmp_path / "signs.onnx", preprocessing)
     assert not [record for record in caplog.records if record.name.startswith("onnx_ir")]
-    kinds = [node.op_type for node in onnx.load(tmp_path / "signs.onnx").graph.node]
-    assert kinds.count("Relu") == 3  # `Max` is one more pass over the pixels, which no runtime fuses
-    assert "Max" not in kinds
+    operators = [node.op_type for node in onnx.load(tmp_path / "signs.onnx").graph.node]
+    assert operators.count("Relu") == 3  # runtimes do not fuse `Max`, which is one more pass over the pixels
+    assert "Max" not in operators
     session = onnxruntime.InferenceSession(str(tmp_path / "signs.onnx"))
-    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert about["class_names"] == ["red", "green", "blue"]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == ["red", "green", "blue"]
     images = IMAGES if preprocessing else np.asarray(classifier.preprocessing.preprocess_uint8(IMAGES))
     for count in (1, 5):
-        (answers,) = session.run(["probabilities"], {"images": images[:count]})
-        np.testing.assert_allclose(answers, classifier.probabilities(IMAGES[:count]), atol=1e-4)
+        (probabilities,) = session.run(["probabilities"], {"images": images[:count]})
+        np.testing.assert_allclose(probabilities, classifier.probabilities(IMAGES[:count]), atol=1e-4)
 
 
-def command(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["flaxresnet", "export", *map(str, words)])
+def run_export(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["flaxresnet", "export", *map(str, arguments)])
     return commands.main()
 
 
-def test_the_command_says_what_it_wrote(monkeypatch, capsys, tmp_path, finished_run):
-    assert command(monkeypatch, finished_run, tmp_path / "s.zip") == 0
+def test_export_command_prints_shapes(monkeypatch, capsys, tmp_path, finished_run):
+    assert run_export(monkeypatch, finished_run, tmp_path / "s.zip") == 0
     assert "MiB: (n, 32, 32, 3) uint8 RGB → (n, 3) probabilities" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [
-        ("s.txt", "s.txt does not say what to write; let its name end in .zip or .onnx"),
-        ("no/s.zip", "no/s.zip cannot be written: No such file or directory"),
-    ],
+    [("s.txt", r"s\.txt .* \.zip or \.onnx"), ("no/s.zip", "no/s.zip cannot be written: No such file or directory")],
 )
-def test_where_nothing_can_be_written_it_says_so(monkeypatch, tmp_path, finished_run, name, message):
-    with pytest.raises(fr.UserError) as caught:
-        command(monkeypatch, finished_run, tmp_path / name)
-    assert str(caught.value).endswith(message)
+def test_export_command_rejects_path(monkeypatch, tmp_path, finished_run, name, message):
+    with pytest.raises(fr.UserError, match=message):
+        run_export(monkeypatch, finished_run, tmp_path / name)
 
 
-def test_without_the_extra_it_says_which(monkeypatch, tmp_path, finished_run):
+def test_export_onnx_names_missing_extra(monkeypatch, tmp_path, classifier):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(fr.UserError, match=r"needs \w+; install it with: pip install 'flaxresnet\[onnx\]'"):
-        command(monkeypatch, finished_run, tmp_path / "s.onnx")
+        export_onnx(classifier, tmp_path / "s.onnx")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxresnet.classifier import BATCH, Classifier
+from flaxresnet.classifier import BATCH_SIZE, Classifier
 from flaxresnet.cli.image_args import OOD_MESSAGE, ImageArguments, ImageReader, check, most_probable
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
@@ -45,7 +45,7 @@ def main(arguments: Arguments) -> int:
     classifier = Classifier.load(arguments.run, arguments.checkpoint)
     form = json_writer if arguments.json else csv_writer if arguments.csv else text_writer
     write = form(classifier.class_names, arguments.top_k)
-    reader = ImageReader(arguments.photos, classifier.preprocessing.load, BATCH)
+    reader = ImageReader(arguments.photos, classifier.preprocessing.load, BATCH_SIZE)
     for batch in reader.batches:
         files, images = zip(*batch, strict=True)
         answers = classifier.predict_batch(np.stack(images), tta=arguments.tta)

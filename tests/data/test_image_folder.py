@@ -183,7 +183,7 @@ def test_other_pictures_under_the_same_names_and_of_the_same_size_are_noticed(tm
     draw_all(2)
     with pytest.raises(fr.UserError, match="holds a run with other training data"):
         fr.fit(fr.TrainConfig(epochs=2, **options), quiet=True)
-    with pytest.raises(fr.UserError, match="was trained with other test images than"):
+    with pytest.raises(fr.UserError, match="was trained on other test images than"):
         fr.evaluate(tmp_path / "run")
     # A run from before, which knows of names and sizes alone, goes on and knows more from then on.
     draw_all(1)

@@ -164,10 +164,10 @@ def test_test_labels_that_are_shifted_and_images_of_the_training_are_said(tmp_pa
     assert run.test_accuracy < 0.1
     said = capsys.readouterr().out.replace("\n", " ")
     assert "warning: 18 of 18 test images are training images too, such as test image 0" in said
-    assert "warning: with each label one more the accuracy would be 0.6" in said
+    assert "warning: adding 1 to each label would change the accuracy from" in said
     if report:
         page = (run.workdir / "report" / "index.html").read_text()
-        assert "Warning: with each label one more the accuracy would be 0.6" in page
+        assert "Warning: adding 1 to each label would change the accuracy from" in page
 
 
 @pytest.mark.parametrize("error", [fr.UserError("no checkpoint can be read"), RuntimeError("RESOURCE_EXHAUSTED")])

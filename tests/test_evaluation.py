@@ -1,4 +1,4 @@
-"""Figures of a saved run on labelled images."""
+"""Evaluation of a run on labeled images."""
 
 import html
 import io
@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from conftest import TINY_CONFIG, blobs
@@ -20,15 +21,24 @@ from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training.run_setup import describe_run
 
 
-def test_an_evaluation_gives_the_figures_that_training_ended_with(finished_run):
+def change_metadata(run, **data):
+    """Changes the description of the training data in a run's `config.json`."""
+    metadata = json.loads((run / "config.json").read_text())
+    metadata["data"] |= data
+    (run / "config.json").write_text(json.dumps(metadata))
+
+
+def test_evaluate_equals_last_epoch(finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     last = RunDir(finished_run).read_metrics()[-1]
     result = fr.evaluate(finished_run)
     assert result.accuracy == pytest.approx(last["test_accuracy"])
     assert result.loss == pytest.approx(last["test_loss"], rel=1e-4)
-    assert result.count == 19
+    assert (result.count, result.split) == (19, "test")
+    assert str(result.to_json()["data"]).endswith("data0")
 
 
-def test_the_tables_follow_from_the_confusion_matrix():
+def test_per_class_follows_from_confusion():
     confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
     result = fr.Evaluation(loss=0.5, confusion=confusion, class_names=("a", "b", "c"))
     assert result.accuracy == pytest.approx(17 / 20)
@@ -48,7 +58,7 @@ def test_the_tables_follow_from_the_confusion_matrix():
     assert 0 < low < 0.85 < high < 1
 
 
-def test_the_training_split_can_be_evaluated(finished_run):
+def test_evaluate_training_split(finished_run):
     assert fr.evaluate(finished_run, split="train").count == 44
 
 
@@ -62,149 +72,131 @@ def test_the_training_split_can_be_evaluated(finished_run):
         ),
     ],
 )
-def test_data_that_do_not_fit_the_network_are_refused(dataset, message, finished_run, tmp_path):
+def test_evaluate_rejects_other_size_or_classes(dataset, message, finished_run, tmp_path):
     write_hdf5(tmp_path / "test.h5", "test", dataset)
     with pytest.raises(fr.UserError, match=message):
         fr.evaluate(finished_run, tmp_path / "test.h5")
 
 
-def test_classes_are_told_apart_by_their_names_in_any_order_and_need_not_all_be_there(finished_run, tmp_path):
+def test_evaluate_matches_classes_by_name(finished_run, tmp_path):
     data = blobs(30, 7)
-    write_hdf5(tmp_path / "test.h5", "test", data)
-    expected = fr.evaluate(finished_run, tmp_path / "test.h5")
-    (tmp_path / "test.h5").unlink()
-    # blue, green, red: what is 0 among the network's classes is 2 among these.
-    write_hdf5(tmp_path / "test.h5", "test", fr.Dataset(data.images, 2 - data.labels, data.class_names[::-1]))
-    found = fr.evaluate(finished_run, tmp_path / "test.h5")
-    assert (found.class_names, found.loss) == (expected.class_names, expected.loss)
-    np.testing.assert_array_equal(found.confusion, expected.confusion)
+    write_hdf5(tmp_path / "same.h5", "test", data)
+    expected = fr.evaluate(finished_run, tmp_path / "same.h5")
+    reversed_data = fr.Dataset(data.images, 2 - data.labels, data.class_names[::-1])
+    write_hdf5(tmp_path / "reversed.h5", "test", reversed_data)
+    result = fr.evaluate(finished_run, tmp_path / "reversed.h5")
+    assert (result.class_names, result.loss) == (expected.class_names, expected.loss)
+    np.testing.assert_array_equal(result.confusion, expected.confusion)
 
-    (tmp_path / "test.h5").unlink()
-    some = data.labels > 0
-    write_hdf5(tmp_path / "test.h5", "test", fr.Dataset(data.images[some], data.labels[some] - 1, ("green", "blue")))
-    part = fr.evaluate(finished_run, tmp_path / "test.h5")
-    np.testing.assert_array_equal(part.confusion[1:], expected.confusion[1:])
-    assert part.count == 20
+    is_known = data.labels > 0
+    subset = fr.Dataset(data.images[is_known], data.labels[is_known] - 1, ("green", "blue"))
+    write_hdf5(tmp_path / "subset.h5", "test", subset)
+    result = fr.evaluate(finished_run, tmp_path / "subset.h5")
+    np.testing.assert_array_equal(result.confusion[1:], expected.confusion[1:])
+    assert result.count == 20
 
 
-def test_labels_beyond_the_networks_classes_are_refused_where_classes_have_no_names(finished_run, tmp_path):
-    import h5py
-
+def test_evaluate_rejects_excess_label(finished_run, tmp_path):
     with h5py.File(tmp_path / "test.h5", "w") as file:
         file["test_set_x"] = blobs(4, 1).images
         file["test_set_y"] = np.array([0, 1, 2, 3])
-    with pytest.raises(fr.UserError, match="holds the label 3; the network's 3 classes are 0 to 2"):
+    with pytest.raises(fr.UserError, match="has the label 3, but the network's 3 classes are 0 to 2"):
         fr.evaluate(finished_run, tmp_path / "test.h5")
 
 
-def test_data_under_a_name_that_cannot_be_are_not_here(finished_run, tmp_path):
-    copy = shutil.copytree(finished_run, tmp_path / "copy")
-    values = json.loads((copy / "config.json").read_text())
-    for path in ("p" * 5000, "a\0b"):
-        (copy / "config.json").write_text(json.dumps(values | {"data": values["data"] | {"path": path}}))
-        with pytest.raises(fr.UserError, match="which is not here; give --data"):
-            fr.evaluate(copy)
+@pytest.mark.parametrize("path", ["/gone/signs.h5", "p" * 5000, "a\0b"])
+def test_evaluate_names_missing_data(path, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    change_metadata(run, path=path)
+    with pytest.raises(fr.UserError, match=f"was trained on {path}, which does not exist; give --data"):
+        fr.evaluate(run)
 
 
-def test_a_run_is_evaluated_on_its_own_data_from_any_folder(finished_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = fr.evaluate(finished_run)
-    assert (result.count, result.split) == (19, "test")
-    assert str(result.to_json()["data"]).endswith("data0")
-
-
-def test_data_that_are_gone_are_asked_for(finished_run, tmp_path):
-    moved = shutil.copytree(finished_run, tmp_path / "moved")
-    stored = json.loads((moved / "config.json").read_text())
-    stored["data"]["path"] = "/gone/signs.h5"
-    (moved / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(fr.UserError, match=r"was trained with /gone/signs\.h5, which is not here; give --data"):
-        fr.evaluate(moved)
-
-
-def test_another_split_is_refused(finished_run):
-    with pytest.raises(fr.UserError, match="split is 'val'; give test, train, all"):
+def test_evaluate_rejects_unknown_split(finished_run):
+    with pytest.raises(fr.UserError, match="split is 'val'; give one of test, train, all"):
         fr.evaluate(finished_run, split="val")
 
 
-def pixel():
-    """A picture that takes no time to draw."""
+def pixel_png():
+    """Returns the smallest image that a report can show."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "PNG")
     return file.getvalue()
 
 
-def test_of_pictures_that_nothing_but_names_divides_all_count_unless_the_run_was_trained_with_them(
-    finished_run, tmp_path, monkeypatch
-):
-    for name, count, seed in (("own", 24, 1), ("mine", 15, 2)):
+def test_hash_split_data_count_fully(finished_run, tmp_path, monkeypatch):
+    for name, count, seed in (("own", 24, 1), ("other", 15, 2)):
         data = blobs(count, seed)
         for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
             path = tmp_path / name / data.class_names[label] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-    # The run as if it had been trained with the pictures.
+    # The metadata of a run that was trained on the images of "own".
     run = shutil.copytree(finished_run, tmp_path / "run")
     config = fr.TrainConfig(data=tmp_path / "own", workdir=run, epochs=3, image_size=(32, 32), **TINY_CONFIG).resolve()
     splits = fr.open_dataset(tmp_path / "own", fr.ReadOptions(image_size=(32, 32)))
     info = describe_run(config, splits, splits.train, splits.test)
     (run / "config.json").write_text(json.dumps(info.to_json()))
     assert RunDir(run).read_metadata() == info
-    monkeypatch.setattr("flaxresnet.report.text.save", lambda _, path, __: path.write_bytes(pixel()))
+    monkeypatch.setattr("flaxresnet.report.text.save", lambda _, path, __: path.write_bytes(pixel_png()))
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
         monkeypatch.setattr(f"flaxresnet.report.text.{chart}", lambda *_: None)
-    result = fr.evaluate(run, tmp_path / "mine")
+    result = fr.evaluate(run, tmp_path / "other")
     assert (result.count, result.split) == (15, "all")
     assert result.source.endswith("all of them together")
-    parts = [fr.evaluate(run, tmp_path / "mine", split=split) for split in ("test", "train")]
-    assert sum(part.count for part in parts) == 15
-    np.testing.assert_array_equal(result.confusion, sum(part.confusion for part in parts))
+    test = fr.evaluate(run, tmp_path / "other", split="test")
+    train = fr.evaluate(run, tmp_path / "other", split="train")
+    assert test.count + train.count == 15
+    np.testing.assert_array_equal(result.confusion, test.confusion + train.confusion)
     own = fr.evaluate(run, tmp_path / "own")
     assert (own.split, own.count) == ("test", fr.evaluate(run).count)
     assert fr.evaluate(run, split="all").count == 24
 
-    for data, page in ((tmp_path / "mine", "report-mine"), (None, "report")):
-        monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), *(["--data", str(data)] if data else [])])
+    reports = {
+        "report-other": (["--data", str(tmp_path / "other")], r"15 images of \S+/other .*all of them together"),
+        "report": ([], rf"{own.count} images of \S+/own .*20% for test\)"),
+    }
+    for folder, (options, expected) in reports.items():
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", str(run), *options])
         assert commands.main() == 0
-        count, what = (15, "all of them together") if data else (own.count, "20% for test)")
-        text = html.unescape((run / page / "index.html").read_text())
-        assert re.search(rf"tested on {count} images of \S+/{'mine' if data else 'own'} .*{re.escape(what)}", text)
+        text = html.unescape((run / folder / "index.html").read_text())
+        assert re.search(f"tested on {expected}", text)
 
-    shutil.copy(tmp_path / "mine" / "red" / "00.png", tmp_path / "own" / "red" / "more.png")
-    assert fr.evaluate(run, tmp_path / "own").split == "test", "with a picture more it is still what it was trained on"
+    shutil.copy(tmp_path / "other" / "red" / "00.png", tmp_path / "own" / "red" / "more.png")
+    assert fr.evaluate(run, tmp_path / "own").split == "test", (
+        "a folder with an additional image is still training data"
+    )
 
 
-def test_a_split_that_is_not_there_is_refused(finished_run, tmp_path):
+def test_evaluate_names_available_split(finished_run, tmp_path):
     write_hdf5(tmp_path / "train.h5", "train", blobs(6, 1))
     with pytest.raises(fr.UserError, match="has no test split; give other --data, or --split train"):
         fr.evaluate(finished_run, tmp_path / "train.h5")
 
 
-def test_data_that_have_changed_since_the_training_are_not_taken_for_the_runs(data_folder, finished_run, tmp_path):
+def test_evaluate_detects_changed_data(data_folder, finished_run, tmp_path):
     folder = shutil.copytree(data_folder, tmp_path / "data")
     run = shutil.copytree(finished_run, tmp_path / "run")
-    stored = json.loads((run / "config.json").read_text())
-    stored["data"]["path"] = str(folder)
-    (run / "config.json").write_text(json.dumps(stored))
+    change_metadata(run, path=str(folder))
     assert fr.evaluate(run).count == 19
     (folder / "test.h5").unlink()
     write_hdf5(folder / "test.h5", "test", blobs(19, seed=3))
-    with pytest.raises(fr.UserError, match=r"was trained with other test images than .*data has now; give --data"):
+    with pytest.raises(fr.UserError, match=r"was trained on other test images than those of .*data; give --data"):
         fr.evaluate(run)
     assert fr.evaluate(run, folder).count == 19
 
 
-def test_labels_that_are_shifted_by_one_are_warned_of(finished_run, tmp_path):
+def test_shifted_labels_cause_warning(finished_run, tmp_path):
     data = blobs(18, 2)
-    shifted = fr.Dataset(data.images, (data.labels + 1) % 3, data.class_names)
-    kept = shifted.labels > 0  # one more each, as where the classes are counted from 1
-    write_hdf5(tmp_path / "test.h5", "test", fr.Dataset(data.images[kept], shifted.labels[kept], data.class_names))
+    is_shifted = data.labels < 2
+    shifted = fr.Dataset(data.images[is_shifted], data.labels[is_shifted] + 1, data.class_names)
+    write_hdf5(tmp_path / "test.h5", "test", shifted)
     result = fr.evaluate(finished_run, tmp_path)
-    said = "with each label one less the accuracy would be 1.000 and not 0.000; are the classes of these data numbered"
-    assert result.warning.startswith(said)
+    assert result.warning.startswith("subtracting 1 from each label would change the accuracy from 0.000 to 1.000")
     assert result.to_json()["warning"] == result.warning
     assert fr.evaluate(finished_run).warning is None
-    assert fr.Evaluation(0.1, np.array([[1, 9, 0], [0, 1, 9], [0, 0, 0]]), ("a", "b", "c")).warning.startswith(
-        "with each label one more the accuracy would be 0.900 and not 0.100"
-    )
-    assert fr.Evaluation(0.1, np.array([[1, 2, 0], [0, 1, 2], [0, 0, 2]]), ("a", "b", "c")).warning is None
+    confusion = np.array([[1, 9, 0], [0, 1, 9], [0, 0, 0]])
+    warning = fr.Evaluation(0.1, confusion, ("a", "b", "c")).warning
+    assert warning.startswith("adding 1 to each label would change the accuracy from 0.100 to 0.900")
+    confusion = np.array([[1, 2, 0], [0, 1, 2], [0, 0, 2]])
+    assert fr.Evaluation(0.1, confusion, ("a", "b", "c")).warning is None

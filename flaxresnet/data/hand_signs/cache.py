@@ -1,4 +1,4 @@
-"""The hand signs that are used where no data are given, kept once they are drawn: to draw them takes seconds."""
+"""Caches the hand signs of the default dataset, because drawing them takes seconds."""
 
 import contextlib
 import hashlib
@@ -11,27 +11,29 @@ from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hand_signs import hand_model, render
 from flaxresnet.runtime.cache_dir import cache_dir, cache_write
 
-MAX_FILES = 6  # two for each version of the drawing; some 15 MB
+MAX_FILES = 6  # one for each split and version of the code; about 15 MB in all
 
 
 def load_default_signs() -> Splits:
-    """`hand_signs()`, from the user's cache folder where an earlier start left them."""
-    return render.hand_signs(draw=_kept_or_drawn)
+    """Returns `hand_signs()`, from the user's cache folder if an earlier process drew them."""
+    return render.hand_signs(draw=_load_or_draw)
 
 
-def _kept_or_drawn(
+def _load_or_draw(
     count: int, seed: int | tuple[int, ...], image_size: int, variety: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `render_signs`."""
-    path = _path(count, seed, image_size, variety)
+    """Returns the same arrays as `render_signs`."""
+    path = _cache_path(count, seed, image_size, variety)
     if path is None:
         return render.render_signs(count, seed, image_size, variety)
-    if (kept := _load_cached(path)) and len(kept[0]) == count:
-        return kept
+    cached = _load_cached(path)
+    if cached is not None:
+        return cached
     images, labels = render.render_signs(count, seed, image_size, variety)
-    np.savez(content := io.BytesIO(), images=images, labels=labels)
+    content = io.BytesIO()
+    np.savez(content, images=images, labels=labels)
     cache_write(path, content.getvalue())
-    with contextlib.suppress(OSError):  # another process may forget the same
+    with contextlib.suppress(OSError):  # another process may delete the same file
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-MAX_FILES]:
             old.unlink()
     return images, labels
@@ -39,17 +41,17 @@ def _kept_or_drawn(
 
 def _load_cached(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:  # a zip archive, whose checksums tell damage
+        with np.load(path, allow_pickle=False) as file:  # a zip archive, with checksums
             return file["images"], file["labels"]
-    except Exception:  # not there, or damaged, of which NumPy and zipfile have many kinds: drawn again
+    except Exception:  # missing or damaged; NumPy and zipfile raise many types
         return None
 
 
-def _path(*what: object) -> Path | None:
-    """Returns the file for these arguments and the program as it is; None if its source cannot be read."""
+def _cache_path(*arguments: object) -> Path | None:
+    """Returns the file for these arguments and this code; None if the code cannot be read, as in a zip archive."""
     try:
-        program = [Path(module.__file__ or "").read_bytes() for module in (render, hand_model)]
-    except OSError:  # as in a zip archive
+        source = [Path(module.__file__ or "").read_bytes() for module in (render, hand_model)]
+    except OSError:
         return None
-    digest = hashlib.sha256(repr((np.__version__, program, what)).encode())
+    digest = hashlib.sha256(repr((np.__version__, source, arguments)).encode())
     return cache_dir("drawn") / f"{digest.hexdigest()}.npz"

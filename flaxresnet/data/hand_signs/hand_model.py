@@ -1,16 +1,16 @@
-"""A human hand posed to show a number: a skeleton in three dimensions whose bones are rounded cones.
+"""Model of a human hand that shows a number: a 3-D skeleton whose bones are rounded cones.
 
-Frame of the hand: the wrist is the origin, x points to the thumb's side, y along the fingers, z out of the
-palm. The unit of length is the hand, from the wrist to the tip of the middle finger. Angles are in degrees.
-Colours are sRGB in [0, 1].
+In the hand's frame, the wrist is the origin, x points to the thumb, y along the fingers, and z out of the palm. The
+unit of length is the distance from the wrist to the tip of the middle finger. Angles are in degrees, and colors are
+sRGB in [0, 1].
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# One row per finger, from index to little: knuckle position x, y; the spread angle away from the y axis;
-# lengths of the three phalanges; radius at the knuckle and at the tip. Proportions follow anatomical tables.
+# A row for each finger, from index to little: x and y of the knuckle, the spread angle from the y axis, the lengths of
+# the three phalanges, and the radius at the knuckle and at the tip. Proportions follow anatomical tables.
 FINGERS = np.array(
     [
         [0.145, 0.490, 10.0, 0.215, 0.122, 0.090, 0.056, 0.041],
@@ -23,13 +23,13 @@ THUMB_BASE = np.array([0.075, 0.080, 0.015])
 THUMB_LENGTHS = np.array([0.245, 0.170, 0.120])
 THUMB_RADII = np.array([0.092, 0.070, 0.061, 0.045])
 
-# Bend of the knuckle and of the two finger joints, and how much each of them varies.
+# Bend of the knuckle and of the two finger joints: mean and standard deviation.
 FINGER_BENDS = {
     "up": ((8, 8, 5), (7, 6, 4)),
     "folded": ((78, 98, 48), (7, 7, 8)),
     "round": ((48, 52, 34), (5, 6, 6)),
 }
-# Direction of the thumb's three bones: angle from the y axis towards the thumb's side, rise out of the palm.
+# Direction of the thumb's three bones: angle from the y axis toward x, and elevation out of the palm.
 THUMB_TURNS = {
     "out": ((50, 40, 47), (22, 8, 4)),
     "across": ((28, -55, -72), (26, -2, -10)),
@@ -39,13 +39,21 @@ THUMB_TURNS = {
 
 
 class Gesture(NamedTuple):
-    """One way to show a sign: the state of the index to little finger and of the thumb, and its view."""
+    """A way to show a sign: the pose of the fingers and the thumb, and the range of views.
 
-    share: float  # how often this way is taken among the ways to show the same sign
+    Attributes:
+      probability: of this gesture among those of the same sign.
+      fingers: keys of `FINGER_BENDS`, from index to little finger.
+      thumb: key of `THUMB_TURNS`.
+      spread: range of the factor of the spread angles in `FINGERS`.
+      yaw: range of the rotation about the y axis; 0 shows the palm, and 90 the side of the thumb.
+    """
+
+    probability: float
     fingers: tuple[str, str, str, str]
     thumb: str
-    spread: tuple[float, float] = (0.45, 1.5)  # range of the factor on the spread angles of FINGERS
-    yaw: tuple[float, float] = (-28.0, 28.0)  # turn about the y axis: 0 shows the palm, 90 the thumb's side
+    spread: tuple[float, float] = (0.45, 1.5)
+    yaw: tuple[float, float] = (-28.0, 28.0)
 
 
 GESTURES = (
@@ -60,7 +68,7 @@ GESTURES = (
     (Gesture(1.0, ("up",) * 4, "out"),),
 )
 
-# Skin from fair to dark; people in between are interpolated.
+# Skin from light to dark; tones in between are interpolated.
 SKIN_TONES = np.array(
     [
         [0.96, 0.83, 0.75],
@@ -72,28 +80,44 @@ SKIN_TONES = np.array(
         [0.31, 0.20, 0.15],
     ]
 )
-BONE_TINTS = np.array([[1.0, 1.0, 1.0], [1.0, 0.975, 0.97], [1.0, 0.94, 0.93]])  # tips are a little redder
+BONE_TINTS = np.array([[1.0, 1.0, 1.0], [1.0, 0.975, 0.97], [1.0, 0.94, 0.93]])  # fingertips are redder
 
 
 class Bone(NamedTuple):
-    """A rounded cone between two points, the one solid that everything is built from."""
+    """A rounded cone between two points; all parts of the hand and the arm are such cones.
 
-    start: np.ndarray  # float (3,)
-    end: np.ndarray  # float (3,)
+    Attributes:
+      start: (3,) float.
+      end: (3,) float.
+      radii: at the start and at the end.
+      color: (3,) float.
+      crease: darkness of the skin crease at the start, in [0, 1].
+      is_tube: whether the ends are flat, like a sleeve's, and not rounded.
+      is_arm: whether the bone is part of the arm, which may extend beyond the image.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
     radii: tuple[float, float]
-    colour: np.ndarray  # float (3,)
-    crease: float = 0.0  # darkness of the skin crease at its start, in [0, 1]
-    tube: bool = False  # cut flat at both ends, as a sleeve is, instead of rounded
-    limb: bool = False  # part of the arm, which may leave the picture
+    color: np.ndarray
+    crease: float = 0.0
+    is_tube: bool = False
+    is_arm: bool = False
 
 
 def chains(
     bases: np.ndarray, turns: np.ndarray, rises: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (k, 4, 3) of k chains of three bones, and the unit vectors (k, 3) out of the last bones' backs.
+    """Computes the joints of k chains of three bones each, such as fingers.
 
-    The chains start at bases (k, 3); turns and rises (k, 3) give the bones' directions in degrees, as
-    THUMB_TURNS does; lengths (k, 3) are in hands.
+    Args:
+      bases: (k, 3), the start of each chain.
+      turns: (k, 3), each bone's angle from the y axis toward x, in degrees.
+      rises: (k, 3), each bone's elevation out of the palm, in degrees.
+      lengths: (k, 3).
+
+    Returns:
+      Joints (k, 4, 3), and the unit vectors (k, 3) that point out of the backs of the last bones.
     """
     sin_turn, cos_turn = np.sin(np.radians(turns)), np.cos(np.radians(turns))
     sin_rise, cos_rise = np.sin(np.radians(rises)), np.cos(np.radians(rises))
@@ -103,11 +127,20 @@ def chains(
 
 
 def pose_hand(gesture: Gesture, skin: np.ndarray, nails: np.ndarray, rng: np.random.Generator) -> list[Bone]:
-    """Bones of one person's hand showing the gesture, in the frame of the hand; colours are (3,)."""
-    spread, width, crease = rng.uniform(*gesture.spread), rng.uniform(0.88, 1.15), rng.uniform(0.0, 0.3)
+    """Returns the bones of a random person's hand with a gesture, in the hand's frame.
+
+    Args:
+      gesture: the pose.
+      skin: (3,) color.
+      nails: (3,) color.
+      rng: source of the person's proportions and of small deviations from the pose.
+    """
+    spread = rng.uniform(*gesture.spread)
+    width = rng.uniform(0.88, 1.15)
+    crease = rng.uniform(0.0, 0.3)
     sizes = FINGERS * rng.normal(1, 0.03, FINGERS.shape)
     mean, deviation = np.array([FINGER_BENDS[state] for state in gesture.fingers]).swapaxes(0, 1)
-    # The fingers of a hand bend together, more than each for itself.
+    # Most of the variation in bending is common to all fingers of a hand.
     bends = mean + deviation * (0.85 * rng.normal(size=3) + 0.5 * rng.normal(size=(4, 3)))
     thumb_turn, thumb_rise = np.array(THUMB_TURNS[gesture.thumb]) + rng.normal(0, 5, (2, 3))
     finger_turns = sizes[:, 2:3].repeat(3, axis=1) * spread + rng.normal(0, 3, (4, 1))
@@ -117,27 +150,29 @@ def pose_hand(gesture: Gesture, skin: np.ndarray, nails: np.ndarray, rng: np.ran
         rises=np.vstack([np.cumsum(bends, axis=1), thumb_rise]),
         lengths=np.vstack([sizes[:, 3:6], THUMB_LENGTHS * rng.normal(1, 0.04, 3)]),
     )
-    if gesture.thumb == "round":  # the tips of thumb and index finger close the O, now and then not quite
+    if gesture.thumb == "round":  # the tips of thumb and index finger meet, or nearly
         gap = joints[0, 3] + (-0.02, -0.07, 0.02) - joints[4, 3]
         joints[4] += rng.uniform(0.5, 1.0) * np.outer((0, 0.35, 0.75, 1), gap)
 
     bones = palm(joints, skin, width)
     radii = np.vstack([np.linspace(sizes[:, 6], sizes[:, 7], 4, axis=1), THUMB_RADII]) * width
     tints = skin * BONE_TINTS
-    for at, back, thick in zip(joints, backs, radii.tolist(), strict=True):
-        bones += [Bone(at[i], at[i + 1], (thick[i], thick[i + 1]), tints[i], crease) for i in range(3)]
-        tip, along = thick[3], (at[3] - at[2]) / np.linalg.norm(at[3] - at[2])
-        nail = at[3] + 0.42 * tip * back
-        ends = nail - 0.55 * tip * along, nail + 0.15 * tip * along
-        bones.append(Bone(*ends, (0.66 * tip, 0.66 * tip), nails))
+    for chain, back, radius in zip(joints, backs, radii.tolist(), strict=True):
+        for i in range(3):
+            bones.append(Bone(chain[i], chain[i + 1], (radius[i], radius[i + 1]), tints[i], crease))
+        tip = radius[3]
+        along = (chain[3] - chain[2]) / np.linalg.norm(chain[3] - chain[2])
+        nail = chain[3] + 0.42 * tip * back
+        bones.append(Bone(nail - 0.55 * tip * along, nail + 0.15 * tip * along, (0.66 * tip, 0.66 * tip), nails))
     return bones
 
 
 def palm(joints: np.ndarray, skin: np.ndarray, width: float) -> list[Bone]:
-    """The palm from the wrist to the joints (5, 4, 3) of fingers and thumb, with pads and web."""
-    knuckles, thumb = joints[:4, 0], joints[4]
+    """Returns the palm between the wrist and the joints, (5, 4, 3), of fingers and thumb, with pads and webs."""
+    knuckles = joints[:4, 0]
+    thumb = joints[4]
     wrist = knuckles * (0.45, 0.0, 0.0) + (0.0, 0.05, 0.0)
-    # A raised finger draws the skin up between the fingers; a folded one has its root at the knuckle.
+    # A raised finger pulls the skin between the fingers up; a folded finger starts at the knuckle.
     first = joints[:4, 1] - knuckles
     roots = knuckles + first * np.clip(first[:, 1:2], 0, 0.2)
     solids = [(wrist[i], roots[i], 0.085, 0.070) for i in range(4)]
@@ -147,25 +182,25 @@ def palm(joints: np.ndarray, skin: np.ndarray, width: float) -> list[Bone]:
         (0.5 * (thumb[0] + thumb[1]), 0.5 * (wrist[0] + knuckles[0]), 0.065, 0.060),
         (0.25 * thumb[0] + 0.75 * thumb[1], 0.3 * wrist[0] + 0.7 * knuckles[0], 0.045, 0.050),
     ]
-    return [Bone(start, end, (r * width, s * width), skin) for start, end, r, s in solids]
+    return [Bone(start, end, (first * width, last * width), skin) for start, end, first, last in solids]
 
 
 def pose_arm(skin: np.ndarray, rng: np.random.Generator) -> list[Bone]:
-    """Forearm down to beyond the picture's edge, sometimes in a sleeve or with a bracelet."""
+    """Returns the forearm, which extends beyond the image's edge, at random with a sleeve or a bracelet."""
     lean, tilt = np.radians(rng.normal(0, (12, 10)))
     direction = np.array([np.sin(lean), -np.cos(lean), np.sin(tilt)])
     thickness = rng.uniform(0.9, 1.1)
 
-    def piece(near: float, far: float, extra: float, colour: np.ndarray, tube: bool = True) -> Bone:
-        """The arm from near to far below the wrist, thicker than the skin by extra."""
-        first, last = (thickness * (0.125 + 0.05 * min(at, 1.0)) + extra for at in (near, far))
-        start, end = (direction * at + (0, 0.01, -0.03) for at in (near, far))
-        return Bone(start, end, (first, last), colour, tube=tube, limb=True)
+    def segment(near: float, far: float, padding: float, color: np.ndarray, is_tube: bool = True) -> Bone:
+        """Returns the arm from `near` to `far` below the wrist, with a radius larger than the skin's by `padding`."""
+        radii = [thickness * (0.125 + 0.05 * min(distance, 1.0)) + padding for distance in (near, far)]
+        start, end = (direction * distance + (0, 0.01, -0.03) for distance in (near, far))
+        return Bone(start, end, (radii[0], radii[1]), color, is_tube=is_tube, is_arm=True)
 
-    bones = [piece(0.0, 2.0, 0.0, skin, tube=False)]
+    bones = [segment(0.0, 2.0, 0.0, skin, is_tube=False)]
     if rng.random() < 0.3:  # a sleeve
-        bones.append(piece(rng.uniform(0.1, 0.45), 2.0, rng.uniform(0.02, 0.05), rng.uniform(0.03, 0.9, 3)))
+        bones.append(segment(rng.uniform(0.1, 0.45), 2.0, rng.uniform(0.02, 0.05), rng.uniform(0.03, 0.9, 3)))
     if rng.random() < 0.15:  # a bracelet
-        at = rng.uniform(0.08, 0.2)
-        bones.append(piece(at, at + rng.uniform(0.02, 0.06), 0.012, rng.uniform(0, 0.7, 3)))
+        near = rng.uniform(0.08, 0.2)
+        bones.append(segment(near, near + rng.uniform(0.02, 0.06), 0.012, rng.uniform(0, 0.7, 3)))
     return bones

@@ -181,7 +181,7 @@ def _compile_steps(
     has_steps_left = max(saved_steps, default=0) < total_steps
     cache = open_executable_cache(metadata, cache_executables, pipeline.batch_shapes, pipeline.bn_batches)
     start = time.perf_counter()
-    with logger.status("Compiling (once, up to a minute)…"):
+    with logger.status("Compiling the training step (once, up to a minute)…"):
         steps = CompiledSteps(metadata, pipeline, cache, bool(saved_steps), has_steps_left)
         if has_steps_left:
             _ = steps.train_step

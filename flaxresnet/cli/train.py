@@ -1,6 +1,8 @@
 """`flaxresnet train`, and `python train.py`: trains a network."""
 
 import dataclasses
+import shlex
+from pathlib import Path
 
 from flaxresnet.cli.parser import HelpLayout, format_value
 from flaxresnet.config.recipes import NETWORKS, RECIPES, Network, Recipe
@@ -131,8 +133,17 @@ def main(config: TrainConfig) -> int:
     from flaxresnet.fitting import fit
     from flaxresnet.runtime.distributed import is_process_zero
 
-    run = fit(config, cache_executables=True)
-    if is_process_zero():  # of the processes that trained together
-        print(f"Loss = {run.test_loss:.4f}")
-        print(f"Test Accuracy = {run.test_accuracy:.4f}")
+    result = fit(config, cache_executables=True)
+    if is_process_zero():
+        print_summary(result.workdir, result.test_loss, result.test_accuracy)
     return 0
+
+
+def print_summary(workdir: Path, test_loss: float, test_accuracy: float) -> None:
+    """Prints the folder of a run, its size, the next command, and the two lines of the tutorials."""
+    size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
+    print(f"run: {workdir} ({size / 1e6:,.0f} MB)")
+    print(f"next: flaxresnet predict {shlex.quote(str(workdir))} PHOTO")
+    print()
+    print(f"Loss = {test_loss:.4f}")
+    print(f"Test Accuracy = {test_accuracy:.4f}")

@@ -1,12 +1,15 @@
 """Prints the progress of a training run: a progress bar and a spinner in a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from flaxresnet.runtime import terminal
 
 Update = Callable[[int, float, float], None]  # steps done in this epoch, mean loss, accuracy
 
@@ -35,19 +38,14 @@ class ProgressLogger:
         if self._verbose:
             self.note(text)
 
-    @contextmanager
-    def status(self, text: str, terminal_only: bool = False) -> Iterator[None]:
-        """Shows a spinner beside the text while the body runs. Outside of a terminal, prints the text as a line.
+    def status(self, text: str, terminal_only: bool = False) -> AbstractContextManager[None]:
+        """Shows a spinner beside the text while the body runs; see `terminal.status`.
 
-        With `terminal_only`, prints nothing outside of a terminal.
+        With `terminal_only`, prints nothing if standard error is no terminal.
         """
-        if self._console.is_terminal:
-            with self._console.status(text):
-                yield
-            return
-        if not terminal_only:
-            self.note(text)
-        yield
+        if self._console.quiet or (terminal_only and not sys.stderr.isatty()):
+            return nullcontext()
+        return terminal.status(text)
 
     def row(self, row: dict[str, Any]) -> None:
         """Prints the line of a finished epoch, which fits into 100 columns."""

@@ -176,19 +176,21 @@ def train(session: Session, progress: Progress) -> TrainResult:
             train_loss, train_accuracy = read_metrics(session, metrics)
             trained = time.perf_counter()
 
-            # Measure batch norm's statistics. In the first epoch this waits for compilation, which no figure includes.
-            measure = steps.measure
-            eval_step = steps.eval_step
+            # Wait for compilation in the first epoch. No figure includes it.
+            with output.logger.status("Compiling the evaluation (once)…", terminal_only=True):
+                measure = steps.measure
+                eval_step = steps.eval_step
             compiled = time.perf_counter()
-            eval_stats = state.batch_stats
-            if measure is not None:
-                variables = {"params": state.eval_params, "batch_stats": eval_stats}
-                eval_stats = jax.block_until_ready(measure(variables, state.step))
-            measured = time.perf_counter()
 
-            # Evaluate.
-            test_metrics = evaluate(session, state, metrics, eval_stats, eval_step)
-            test_loss, test_accuracy = test_metrics.means()
+            # Measure the statistics of batch norm, and evaluate with them.
+            with output.logger.status("Evaluating…", terminal_only=True):
+                eval_stats = state.batch_stats
+                if measure is not None:
+                    variables = {"params": state.eval_params, "batch_stats": eval_stats}
+                    eval_stats = jax.block_until_ready(measure(variables, state.step))
+                measured = time.perf_counter()
+                test_metrics = evaluate(session, state, metrics, eval_stats, eval_step)
+                test_loss, test_accuracy = test_metrics.means()
             if not math.isfinite(test_loss):  # only the last step's update was not finite
                 raise _non_finite_error(session, int(state.step))
             evaluated = time.perf_counter()

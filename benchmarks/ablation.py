@@ -4,8 +4,7 @@
 
 For each seed, the script trains a network on DATA with the recipe, and one network for each ablation: the recipe
 without one of its parts, or with a part that it does not have. The table has one row for each ablation, with means over
-the
-seeds: accuracy on the test images ("clean"), mean accuracy over the nineteen corruptions of `robustness.py` at the
+the seeds: accuracy on the test images ("clean"), mean accuracy over the nineteen corruptions of `robustness.py` at the
 middle strength ("changed") and at the strong one ("strongly"), and accuracy on the training images of OTHER, data with
 the same classes from another source ("other"). The last columns are the differences from the recipe, with the standard
 error of their mean over the seeds.

@@ -6,8 +6,7 @@ The script applies the nineteen corruptions of `flaxresnet/reliability/corruptio
 or of DATA, in three strengths, and three and five random corruptions at once. The corruptions are seeded, so all runs
 see the same images. For each run, the first table has the accuracy for each kind and strength with its 95% interval,
 and the second the expected calibration error as trained and with the temperature fitted on unchanged images. The last
-table
-compares the runs: accuracy on unchanged images ("clean"), the mean over the kinds for each strength, several
+table compares the runs: accuracy on unchanged images ("clean"), the mean over the kinds for each strength, several
 corruptions at the middle strength, and the training images of `--other`. Runs of one recipe also get their mean
 (lowest–highest).
 

@@ -5,8 +5,7 @@
 A cold start has an empty cache of compiled programs; a warm one has the cache that the cold start filled. Each start is
 a separate process, which exits after its first step. The table has one row for each kind of start, with the seconds
 from the start of the process until the packages are imported, the data is read, the programs are compiled and the first
-step is
-done: median (lowest–highest).
+step is done: median (lowest–highest).
 """
 
 import json
@@ -79,26 +78,26 @@ def child(started: float) -> None:
 
     mark("imported")
     check = fitting.check_splits
-    train = trainer.Trainer._train
+    train_epoch = trainer.train_epoch
 
     def checked(*arguments: Any) -> Any:
         mark("data read")
         return check(*arguments)
 
-    def first_step(trainer: trainer.Trainer, *arguments: Any) -> Any:
+    def first_epoch(session: trainer.Session, *arguments: Any) -> Any:
+        compiled = session.steps.train_step  # waits for compilation
         mark("compiled")
-        compiled = trainer.programs.train_step
 
         def step(*arguments: Any) -> Any:
             jax.block_until_ready(compiled(*arguments))
             mark("first step done")
             os._exit(0)
 
-        type(trainer.programs).train_step = property(lambda _: step)
-        return train(trainer, *arguments)
+        type(session.steps).train_step = property(lambda _: step)
+        return train_epoch(session, *arguments)
 
     fitting.check_splits = checked
-    trainer.Trainer._train = first_step
+    trainer.train_epoch = first_epoch
     disable_malloc_trim()
     fitting.fit(parser.parse(TrainConfig, sys.argv[1:], prog="python train.py"), quiet=True, cache_executables=True)
 

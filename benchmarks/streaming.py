@@ -5,8 +5,7 @@
 The script trains on generated JPEGs. The table has one row for each number of images in `--pictures`: the peak resident
 memory of the training process, of its workers, and together, and the images a second. The line below it has the growth
 of memory from the first row to the last; it should be near 0. The last lines have the seconds of a training step with
-images
-streamed from disk and from memory: the median, the lowest and the highest, and the ratio of the medians.
+images streamed from disk and from memory: the median, the lowest and the highest, and the ratio of the medians.
 """
 
 import json

@@ -4,9 +4,8 @@
 
 For each seed, the script starts one process for each of our recipes and one for `keras_tutorial.py`, one after the
 other, and stops each when it reaches the target. Start-up, compilation into an empty cache and the test after every
-epoch count. The
-table has one row for each contestant: the seconds and epochs of each run, with the best accuracy of a run that missed
-the target, and the median of the seconds, marked ">" if a run missed the target.
+epoch count. The table has one row for each contestant: the seconds and epochs of each run, with the best accuracy of a
+run that missed the target, and the median of the seconds, marked ">" if a run missed the target.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Records ResNet-50's parameter tree: `python tests/golden/record_tree.py`. Read the difference, then commit."""
+"""Records ResNet-50's parameter tree in `resnet50_tree.json`.
+
+Run `python tests/golden/record_tree.py` after a deliberate change of names or shapes, read the diff, and commit it.
+"""
 
 import json
 from pathlib import Path

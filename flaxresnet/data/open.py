@@ -34,7 +34,7 @@ def open_dataset(path: str | Path | None = None, options: ReadOptions = DEFAULT_
     from flaxresnet.data.image_folder import is_image_folder, read_folder
 
     use_default = path is None
-    path = DEFAULT_FOLDER if path is None else Path(path)
+    path = Path(path or DEFAULT_FOLDER)
     with oserror_as_user_error(path, "read"):
         exists = path.exists()
         files = hdf5_files(path) if path.is_dir() else [path]

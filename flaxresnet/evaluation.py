@@ -289,7 +289,9 @@ def remap_labels(classifier: Classifier, dataset: Dataset, source: str) -> Datas
     names = dataset.class_names
     if dataset.names_given and names != known:
         if not set(names) <= set(known):
-            raise UserError(f"{source} has the classes {listed(names)}, but the network's are {listed(known)}")
+            raise UserError(
+                f"{source} has the classes {listed(names)}, but the network's are {listed(known)}; use its names"
+            )
         new_labels = np.array([known.index(name) for name in names], dataset.labels.dtype)
         return replace(dataset, labels=new_labels[dataset.labels], class_names=known)
     if len(names) > len(known):

@@ -102,7 +102,7 @@ def test_readme_example_improves_predictions(run_cli, finished_run, tmp_path, mo
 
 
 @pytest.mark.parametrize(("count", "shape"), [(33, (2, 17)), (192, (6, 32))])
-def test_batches_cover_all_photos_and_classes(count, shape, finished_run, monkeypatch):
+def test_batches_mix_photos_and_classes(count, shape, finished_run, monkeypatch):
     calls = []
     monkeypatch.setattr("flaxresnet.adabn.measure_batch_stats", lambda *arguments, **_: calls.append(arguments))
     monkeypatch.setattr("jax.jit", lambda function: function)
@@ -191,7 +191,7 @@ def test_adapt_warns_of_single_class(calibrated_run, finished_run, tmp_path, mon
     assert fr.adapt(calibrated_run, foggy, tmp_path / "foggy") is None
 
 
-def test_adapt_rejects_few_photos_and_existing_target(finished_run, tmp_path):
+def test_adapt_rejects_invalid_arguments(finished_run, tmp_path):
     images = foggy_blobs(15, seed=6).images
     with pytest.raises(fr.UserError, match=r"too few photos to adapt to \(15\); give 16 or more, of all"):
         fr.adapt(finished_run, images, tmp_path / "here")

@@ -41,7 +41,7 @@ def test_any_number_of_images(count, classifier):
     np.testing.assert_allclose(actual, expected[:count], rtol=1e-4, atol=1e-6)
 
 
-def test_predict_reads_file_like_array(classifier, tmp_path):
+def test_predict_agrees_across_inputs(classifier, tmp_path):
     image = blobs(3, seed=8).images[1]
     Image.fromarray(image).save(tmp_path / "photo.png")
     prediction = classifier.predict(tmp_path / "photo.png")
@@ -128,7 +128,7 @@ def test_predict_resizes_photo(classifier):
     "images",
     [np.zeros((1, 16, 16, 3), np.uint8), np.zeros((32, 32, 3), np.uint8), np.zeros((1, 32, 32, 3), np.float32)],
 )
-def test_probabilities_reject_other_shape_or_dtype(images, classifier):
+def test_probabilities_reject_other_shapes(images, classifier):
     with pytest.raises(fr.UserError, match=r"this network takes \(n, 32, 32, 3\) uint8"):
         classifier.probabilities(images)
 

@@ -72,7 +72,7 @@ def test_evaluate_training_split(finished_run):
         ),
     ],
 )
-def test_evaluate_rejects_other_size_or_classes(dataset, message, finished_run, tmp_path):
+def test_evaluate_rejects_mismatched_data(dataset, message, finished_run, tmp_path):
     write_hdf5(tmp_path / "test.h5", "test", dataset)
     with pytest.raises(fr.UserError, match=message):
         fr.evaluate(finished_run, tmp_path / "test.h5")

@@ -132,7 +132,9 @@ def check_class_names(names: Sequence[Any], num_classes: int | None) -> None:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"class names are {str(names)[:80]!r}; give a list of strings")
     if len(names) != num_classes:
-        raise UserError(f"the number of class names is {len(names)}, but the last layer has {num_classes} outputs")
+        raise UserError(
+            f"{len(names)} class names do not fit the last layer's {num_classes} outputs; give one for each"
+        )
     for name, count in Counter(names).items():
         if not name.strip() or not name.isprintable() or count > 1:
             raise UserError(f"class name {name!r} is empty, unprintable or repeated; give each class its own name")

@@ -223,7 +223,7 @@ def check_round_trip(reference, folder, size, variant):
         assert_close(trained[name], array)
 
 
-def test_stem_without_relu_is_read_from_config(tmp_path):
+def test_config_determines_stem_relu(tmp_path):
     write_weights(without_relu(random_weights("resnet14", "tutorial")), tmp_path / "w.h5")
     with h5py.File(tmp_path / "w.h5", "a") as file:
         del file.attrs["flaxresnet"]
@@ -372,7 +372,7 @@ def differs(layer):
             replace_in_config('"epsilon": 0.001', '"epsilon": 0.01'),
             "epsilon 0.01; .* tutorials supports only 0.001",
         ),
-        (set_metadata(class_names=["one"]), "the number of class names is 1, but the last layer has 5 outputs"),
+        (set_metadata(class_names=["one"]), "1 class names do not fit the last layer's 5 outputs"),
         (set_metadata(class_names=["a", "b", "c", "d", "a"]), "class name 'a' is empty, unprintable or repeated"),
         (set_metadata(class_names=["a", "b", "c", "d", "e\nf"]), r"class name 'e\\nf' is empty, unprintable"),
         (set_metadata(class_names={"a": 1}), r"class names are \"\{'a': 1\}\"; give a list of strings"),
@@ -546,7 +546,7 @@ def test_compressed_archive_is_read(tmp_path):
     assert_same(read_weights(path), weights)
 
 
-def test_reversed_layer_list_takes_linear_time(tmp_path):
+def test_reversed_layers_take_linear_time(tmp_path):
     path = tmp_path / "w.keras"
     weights = random_weights("resnet14", "tutorial")
     write_weights(weights, path)

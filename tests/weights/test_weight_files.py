@@ -160,7 +160,7 @@ def test_identify_checks_shapes_before_loading():
     assert not loaded
 
 
-def test_identify_rejects_more_elements_than_bytes():
+def test_identify_rejects_excess_elements():
     entries = {"conv1.weight": LazyArray((4, 3, 7, 7), lambda: None), "x": LazyArray((2**22,), lambda: None)}
     with pytest.raises(UserError, match=r"the arrays have 4,194,892 elements, but the file has 1,000 bytes"):
         identify(entries, 1000)

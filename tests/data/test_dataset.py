@@ -1,6 +1,7 @@
-"""What a data set says of itself, its fingerprint, and where one is looked for."""
+"""Datasets: description, fingerprint, and the default path."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ TRAIN = Dataset(IMAGES, np.array([0, 2, 2, 0, 2], np.int32), ("fist", "palm", "t
 TEST = Dataset(IMAGES[:2], np.array([1, 1], np.int32), ("fist", "palm", "thumb"))
 
 
-def test_describe_says_what_was_loaded_as_the_tutorials_print_it():
+def test_describe_prints_tutorials_lines():
     assert list(Splits(TRAIN, TEST, "signs.h5").describe()) == [
         "data: signs.h5",
         "number of training examples = 5",
@@ -54,18 +55,13 @@ def test_describe_says_what_was_loaded_as_the_tutorials_print_it():
     ],
     ids=["training only", "test only"],
 )
-def test_describe_leaves_out_a_missing_split(splits, lines):
+def test_describe_skips_missing_split(splits, lines):
     assert list(splits.describe()) == lines
 
 
-def test_class_counts_have_an_entry_for_each_class_even_without_images():
+def test_class_counts_include_empty_classes():
     dataset = Dataset(IMAGES, TRAIN.labels, ("a", "b", "c", "d"))
     np.testing.assert_array_equal(dataset.class_counts(), [2, 0, 3, 0])
-
-
-def test_length_and_image_size_are_those_of_the_images():
-    assert len(TRAIN) == 5
-    assert TRAIN.image_size == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +73,13 @@ def test_length_and_image_size_are_those_of_the_images():
         dataclasses.replace(TRAIN, labels=np.repeat(TRAIN.labels, 2)[::2]),
         dataclasses.replace(TRAIN, names_given=False),
     ],
-    ids=["copy", "memory order", "label type", "strided labels", "names given or not"],
+    ids=["copy", "memory order", "label dtype", "strided labels", "names given"],
 )
-def test_fingerprint_is_equal_for_equal_data(same):
+def test_fingerprint_of_equal_data(same):
     assert same.fingerprint() == TRAIN.fingerprint()
 
 
-def one_pixel_changed():
+def flip_bit():
     images = IMAGES.copy()
     images[-1, -1, -1, -1] ^= 1
     return images
@@ -92,7 +88,7 @@ def one_pixel_changed():
 @pytest.mark.parametrize(
     "other",
     [
-        dataclasses.replace(TRAIN, images=one_pixel_changed()),
+        dataclasses.replace(TRAIN, images=flip_bit()),
         dataclasses.replace(TRAIN, images=IMAGES.reshape(5, 6, 4, 3)),
         dataclasses.replace(TRAIN, images=IMAGES[[1, 0, 2, 3, 4]]),
         dataclasses.replace(TRAIN, labels=np.array([0, 2, 2, 0, 1], np.int32)),
@@ -105,31 +101,32 @@ def one_pixel_changed():
         Dataset(IMAGES[:4], TRAIN.labels[:4], TRAIN.class_names),
     ],
     ids=[
-        "pixel", "shape", "image order", "label", "label order", "name", "name order", "names joined",
-        "names joined elsewhere", "quotes in a name", "fewer images",
+        "bit", "shape", "image order", "label", "label order", "name", "name order", "joined names",
+        "other joined names", "quotes in a name", "fewer images",
     ],
 )  # fmt: skip
-def test_fingerprint_differs_for_different_data(other):
+def test_fingerprint_of_other_data(other):
     assert other.fingerprint() != TRAIN.fingerprint()
 
 
-def test_fingerprint_is_the_same_in_another_process_and_version():
+def test_fingerprint_is_stable():
     dataset = Dataset(np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3), np.array([1], np.int32), ("a", "b"))
     assert dataset.fingerprint() == "0295505ad2954c3df8b839bc5da576f5c82353215dc209494a5f95971d476aff"
 
 
-def test_fingerprints_of_before_say_nothing_of_contents_and_fit_any():
-    one, other = (dataclasses.replace(TRAIN, contents=contents).fingerprint() for contents in ("a1", "b2"))
-    assert not is_same_data(one, other)
-    assert is_same_data(one, one)
-    assert is_same_data(one, TRAIN.fingerprint())
-    assert is_same_data(TRAIN.fingerprint(), other)
-    assert not is_same_data(one, TEST.fingerprint())
-    assert not is_same_data(None, one)
+def test_old_fingerprint_matches_any_contents():
+    a = dataclasses.replace(TRAIN, contents="a1").fingerprint()
+    b = dataclasses.replace(TRAIN, contents="b2").fingerprint()
+    assert not is_same_data(a, b)
+    assert is_same_data(a, a)
+    assert is_same_data(a, TRAIN.fingerprint())
+    assert is_same_data(TRAIN.fingerprint(), b)
+    assert not is_same_data(a, TEST.fingerprint())
+    assert not is_same_data(None, a)
     assert is_same_data(None, None)
 
 
-def test_no_path_means_the_datasets_folder_here_if_it_has_hdf5_files(tmp_path, monkeypatch):
+def test_default_path_is_datasets_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     write_hdf5(tmp_path / "datasets" / "train_signs.h5", "train", TRAIN)
@@ -140,25 +137,25 @@ def test_no_path_means_the_datasets_folder_here_if_it_has_hdf5_files(tmp_path, m
     assert splits.test.fingerprint() == TEST.fingerprint()
 
 
-@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
-def test_a_path_may_be_text_or_a_path(tmp_path, kind):
+@pytest.mark.parametrize("path_type", [str, Path])
+def test_path_is_string_or_path(tmp_path, path_type):
     write_hdf5(tmp_path / "signs.h5", "train", TRAIN)
-    splits = open_dataset(kind(tmp_path / "signs.h5"))
+    splits = open_dataset(path_type(tmp_path / "signs.h5"))
     assert splits.train.fingerprint() == TRAIN.fingerprint()
     assert splits.source == str(tmp_path / "signs.h5")
 
 
-def test_a_given_path_goes_before_the_datasets_folder(tmp_path, monkeypatch):
+def test_path_overrides_datasets_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()
     write_hdf5(tmp_path / "datasets" / "train_signs.h5", "train", TRAIN)
-    write_hdf5(tmp_path / "mine.h5", "test", TEST)
-    splits = open_dataset("mine.h5")
+    write_hdf5(tmp_path / "other.h5", "test", TEST)
+    splits = open_dataset("other.h5")
     assert splits.train is None
     assert splits.test.fingerprint() == TEST.fingerprint()
 
 
-def test_hdf5_files_are_files_with_an_hdf5_suffix_in_the_order_of_their_names(tmp_path):
+def test_hdf5_files_are_sorted(tmp_path):
     for name in ("b.h5", "a.HDF5", "c.hdf", "d.txt", "h5"):
         (tmp_path / name).touch()
     (tmp_path / "folder.h5").mkdir()
@@ -167,20 +164,20 @@ def test_hdf5_files_are_files_with_an_hdf5_suffix_in_the_order_of_their_names(tm
     assert hdf5_files(tmp_path / "b.h5") == []
 
 
-def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "datasets").mkdir()
     monkeypatch.chdir(tmp_path)
 
-    def refuse(folder):
+    def deny(folder):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("flaxresnet.data.open.hdf5_files", refuse)
+    monkeypatch.setattr("flaxresnet.data.open.hdf5_files", deny)
     for path in (None, "datasets"):
         with pytest.raises(UserError, match="datasets cannot be read: Permission denied"):
             open_dataset(path)
 
 
-def test_a_thousand_classes_are_not_all_listed():
+def test_describe_summarizes_many_classes():
     names = tuple(f"c{i}" for i in range(1000))
     many = Dataset(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32), names)
     lines = list(Splits(many, None, "many.h5").describe())

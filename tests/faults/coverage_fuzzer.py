@@ -1,7 +1,7 @@
-"""Tries changed files on one reader, led by the lines that they reach: `coverage_fuzzer.py NAME FOLDER [FLAGS]`.
+"""Coverage-guided fuzzing of one reader: `coverage_fuzzer.py NAME FOLDER [FLAGS]`.
 
-`FOLDER/corpus` holds valid files to begin with. Whatever is not a `UserError`, ten seconds or 2 GiB end it with another
-status and leave the file in `FOLDER`.
+`FOLDER/corpus` holds valid files to start from. Any exception other than a `UserError`, a run time of ten seconds, or a
+memory use of 2 GiB ends the program with a failure status and leaves the file in `FOLDER`.
 """
 
 import sys
@@ -21,10 +21,11 @@ def main(name: str, folder: Path, flags: list[str]) -> None:
 
         from flaxresnet.runtime.errors import UserError
 
-        READERS[name](folder / "corpus" / name)  # now, for much is imported when it is first needed
+        READERS[name](folder / "corpus" / name)  # imports the modules that the reader imports on demand
 
-    (tried := folder / "tried").mkdir(exist_ok=True)
-    path = tried / name
+    input_folder = folder / "input"
+    input_folder.mkdir(exist_ok=True)
+    path = input_folder / name
 
     def attempt(content: bytes) -> None:
         path.write_bytes(content)
@@ -32,8 +33,9 @@ def main(name: str, folder: Path, flags: list[str]) -> None:
             READERS[name](path)
         except UserError as error:
             if not str(error).strip():
-                raise RuntimeError("an error without words") from error
-        if others := {*tried.iterdir()} - {path}:
+                raise RuntimeError("an error without a message") from error
+        others = {*input_folder.iterdir()} - {path}
+        if others:
             raise RuntimeError(f"other files were written: {others}")
 
     limits = ["-timeout=10", "-rss_limit_mb=2048", f"-artifact_prefix={folder}/", "-print_final_stats=1"]

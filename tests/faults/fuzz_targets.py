@@ -1,4 +1,4 @@
-"""What files are read by, each by its name, and a valid file of each: what the fuzzers change and try."""
+"""Readers by the name of their file, and valid files of each kind, for the fuzzers."""
 
 import contextlib
 import shutil
@@ -26,8 +26,10 @@ from flaxresnet.training.run_setup import check_same_experiment
 from flaxresnet.weights.weight_files import read_weights, write_weights
 
 WEIGHTS = {"weights.h5": "tutorial", "weights.weights.h5": "keras", "weights.keras": "tutorial"}
-WEIGHTS |= {"weights.safetensors": "torchvision"} | ({"weights.pth": "torchvision"} if find_spec("torch") else {})
-PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
+WEIGHTS |= {"weights.safetensors": "torchvision"}
+if find_spec("torch"):
+    WEIGHTS["weights.pth"] = "torchvision"
+IMAGE_FORMATS = ("png", "jpeg", "webp", "gif", "bmp", "tiff")
 
 
 def read_data(path: Path) -> None:
@@ -38,15 +40,16 @@ def read_data(path: Path) -> None:
             np.asarray(split.images[0]).sum()
 
 
-def read_figures(path: Path) -> None:
+def read_metrics(path: Path) -> None:
+    """Reads `metrics.jsonl` and computes the values that a report needs."""
     rows = RunDir(path.parent).read_metrics()
-    if rows:  # what a report computes of them
+    if rows:
         learning_curves(rows, "light")
         sum(row["seconds"] + row["images_per_second"] for row in rows)
 
 
 def read_run(path: Path) -> None:
-    """All that prediction, evaluation and a training that goes on take from it, but for the data's own files."""
+    """Reads `config.json` as prediction, evaluation and resuming do, except for the data."""
     info = RunDir(path.parent).read_metadata()
     size = info.preprocessing.height, info.preprocessing.width
     jax.eval_shape(info.model().init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
@@ -64,27 +67,28 @@ READERS = {
     "packed.h5": read_data,
     **dict.fromkeys(WEIGHTS, read_weights),
     "config.json": read_run,
-    "metrics.jsonl": read_figures,
-    **{f"picture.{kind}": decode for kind in PICTURES},
+    "metrics.jsonl": read_metrics,
+    **{f"image.{suffix}": decode for suffix in IMAGE_FORMATS},
 }
 
 
 def write_valid_weights(path: Path) -> None:
-    """Writes a small file of weights; that of PyTorch takes seconds to import it."""
+    """Writes a small file of weights. A `.pth` file imports PyTorch, which takes seconds."""
     write_weights(random_weights("resnet14", WEIGHTS[path.name], width=4, image=32, classes=3), path)
 
 
 def write_valid_files(folder: Path, data_folder: Path, finished_run: Path) -> None:
-    """Writes a small file that is whole for each of the readers, but for the one that PyTorch has to write."""
+    """Writes a small valid file for each reader, except for `weights.pth`."""
     for name in WEIGHTS.keys() - {"weights.pth"}:
         write_valid_weights(folder / name)
     with h5py.File(folder / "packed.h5", "w") as file:
         data = blobs(9, seed=3)
         file.create_dataset("train_set_x", data=data.images, chunks=(2, 32, 32, 3), compression="gzip")
-        file["train_set_y"], file["list_classes"] = data.labels, np.array([b"a", b"b", b"c"])
-    picture = Image.fromarray(blobs(1, seed=4).images[0])
-    for kind in PICTURES:
-        picture.save(folder / f"picture.{kind}")
+        file["train_set_y"] = data.labels
+        file["list_classes"] = np.array([b"a", b"b", b"c"])
+    image = Image.fromarray(blobs(1, seed=4).images[0])
+    for suffix in IMAGE_FORMATS:
+        image.save(folder / f"image.{suffix}")
     shutil.copy(data_folder / "test.h5", folder / "data.h5")
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(finished_run / name, folder)

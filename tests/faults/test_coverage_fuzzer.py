@@ -1,7 +1,6 @@
 """Coverage-guided fuzzing: `pip install atheris`, then run this file with `--campaign -s`.
 
-Twenty seconds for each kind of file, or as many as `GUIDED` says; `test_fuzz.py` changes files blindly, and their
-values.
+It takes 20 seconds per kind of file, or as many as `GUIDED` sets. `test_fuzz.py` changes files without a guide.
 """
 
 import os
@@ -28,16 +27,16 @@ def originals(tmp_path_factory, data_folder, finished_run):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_files_that_coverage_leads_to_are_read_or_refused(name, originals, tmp_path, capsys):
+def test_guided_files_are_handled(name, originals, tmp_path, capsys):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / name).write_bytes((originals / name).read_bytes())
     command = [sys.executable, str(Path(__file__).with_name("coverage_fuzzer.py")), name, str(tmp_path)]
     done = subprocess.run([*command, f"-max_total_time={SECONDS}"], capture_output=True, text=True)
-    found = [path for path in tmp_path.iterdir() if path.is_file()]
-    assert done.returncode == 0, f"{found}\n{done.stderr[-4000:]}"
+    failing_files = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert done.returncode == 0, f"{failing_files}\n{done.stderr[-4000:]}"
     inputs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    reached = re.findall(r"cov: (\d+)", done.stderr)
+    edges = re.findall(r"cov: (\d+)", done.stderr)
     assert inputs
-    assert reached
+    assert edges
     with capsys.disabled():
-        print(f"\n{name}: {inputs[1]} inputs, {reached[0]} edges reached at first, {reached[-1]} at last")
+        print(f"\n{name}: {inputs[1]} inputs, {edges[0]} edges covered at the start, {edges[-1]} at the end")

@@ -1,8 +1,8 @@
-"""Bad files: what is read either works or is refused with a `UserError`, within seconds and without reading elsewhere.
+"""Malformed files and options: a reader works or raises `UserError`, within seconds and without other side effects.
 
-Valid files with bytes changed, cut out or repeated, and files whose structure is whole but whose values are not. A few
-in every run of the tests, the same each time; `python -m pytest --campaign tests/faults/test_fuzz.py -s` tries 300
-of each, or as many as `FUZZ` says, others each time, and prints what came of them.
+The inputs are valid files with bytes changed, deleted or repeated, and well-formed files with other values. The fast
+tier tries a few deterministic inputs. `python -m pytest --campaign tests/faults/test_fuzz.py -s` tries 300 random
+inputs of each kind, or as many as `FUZZ` sets, and prints the outcomes.
 """
 
 import io
@@ -17,14 +17,13 @@ from collections import Counter
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import h5py
 import jax
 import numpy as np
 import pytest
 from conftest import blobs
-from fuzz_targets import READERS, read_data, read_figures, read_run, write_valid_files, write_valid_weights
+from fuzz_targets import READERS, read_data, read_metrics, read_run, write_valid_files, write_valid_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -32,7 +31,7 @@ from PIL import Image
 import flaxresnet as fr
 from flaxresnet.cli import parser
 from flaxresnet.config.train_config import TrainConfig
-from flaxresnet.config.validation import flag as flag_for
+from flaxresnet.config.validation import flag
 from flaxresnet.data.array_record import read_records, write_records
 from flaxresnet.data.image_folder import read_folder
 from flaxresnet.data.preprocess import Preprocessing
@@ -43,94 +42,100 @@ from flaxresnet.training.param_groups import learning_rate_groups
 from flaxresnet.training.schedule import augmentation_schedule, make_schedule
 from flaxresnet.weights.weight_files import read_weights
 
-LONGEST = 10  # seconds for one input
-MAX_MEMORY = 1024  # MiB more than before, for one input
-PROCESS = Path("/proc/self")  # where the system tells of a process's memory: Linux
-STEPS = 5000  # an epoch
-FEW = 5  # changes of each kind of file in every run of the tests
+TIMEOUT = 10  # seconds for one input
+MAX_MEMORY = 1024  # MiB that one input may add
+PROCESS = Path("/proc/self")  # memory statistics, on Linux only
+STEPS_PER_EPOCH = 5000
+CHANGES_PER_FILE = 5  # in the fast tier
 FUZZED = settings(
     max_examples=int(os.environ.get("FUZZ", "300")),
     deadline=None,
     database=None,
     suppress_health_check=[*HealthCheck],
 )
-TRIED: Counter[tuple[str, str]] = Counter()
-WORST: Counter[str] = Counter()  # MiB
+OUTCOMES: Counter[tuple[str, str]] = Counter()  # (input, outcome) → count
+PEAK_MEMORY: Counter[str] = Counter()  # input → MiB
 
 
 @pytest.fixture(scope="module", autouse=True)
-def told(request):
+def print_outcomes(request):
+    """Prints the outcomes of a campaign at its end."""
     yield
     if request.config.getoption("campaign"):
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            for (what, outcome), count in sorted(TRIED.items()):
-                print(f"{what}: {outcome} {count}, at most {WORST[what]:.0f} MiB more")
+            for (name, outcome), count in sorted(OUTCOMES.items()):
+                print(f"{name}: {outcome} {count}, at most {PEAK_MEMORY[name]:.0f} MiB added")
 
 
 def peak_mebibytes():
-    found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text()) if PROCESS.exists() else None
-    return int(found[1]) / 1024 if found else 0.0
+    """Returns the process's peak memory since the last reset."""
+    if not PROCESS.exists():
+        return 0.0
+    return int(re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())[1]) / 1024
 
 
-def attempt(what, read):
-    """Reads: True where that worked, False for a UserError of one sentence; nothing else may come of it."""
+def attempt(name, read):
+    """Returns True if `read` works and False if it raises a UserError with a message. Other outcomes fail the test."""
     if PROCESS.exists():
-        (PROCESS / "clear_refs").write_text("5")  # the peak starts again from what is in use now
-    start, before = time.monotonic(), peak_mebibytes()
+        (PROCESS / "clear_refs").write_text("5")  # resets the peak to the memory in use
+    start = time.monotonic()
+    before = peak_mebibytes()
+    outcome = "worked"
     try:
         read()
     except fr.UserError as error:
-        works = False
+        outcome = "refused"
         if not str(error).strip():
-            pytest.fail(f"{what}: an error without words")
+            pytest.fail(f"{name}: an error without a message")
     except Exception as error:
-        error.add_note(what)
+        error.add_note(name)
         raise
-    else:
-        works = True
-    assert time.monotonic() - start < LONGEST
-    assert peak_mebibytes() - before < MAX_MEMORY
-    WORST[what] = max(WORST[what], peak_mebibytes() - before)
-    TRIED[what, "worked" if works else "refused"] += 1
-    return works
+    added = peak_mebibytes() - before
+    assert time.monotonic() - start < TIMEOUT
+    assert added < MAX_MEMORY
+    PEAK_MEMORY[name] = max(PEAK_MEMORY[name], added)
+    OUTCOMES[name, outcome] += 1
+    return outcome == "worked"
 
 
-KINDS = ("set", "hflip", "cut", "drop", "repeat", "number")
+KINDS = ("set", "flip", "truncate", "delete", "repeat", "number")
 CHANGES = st.lists(
     st.tuples(st.sampled_from(KINDS), st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
 )
 
 
-def few_changes(name):
-    """Some changes of a file's bytes, one or two at a time, the same each time."""
+def deterministic_changes(name):
+    """Yields lists of one or two changes of a file's bytes, the same in each run."""
     rng = random.Random(name)
-    for count in range(FEW):
+    for count in range(CHANGES_PER_FILE):
         yield [(rng.choice(KINDS), rng.random(), rng.randrange(256)) for _ in range(1 + count % 2)]
 
 
-def changed(content: bytes, changes) -> bytes:
-    """A file's bytes after some changes, each (kind, place as a share of the length, value)."""
+def change_bytes(content: bytes, changes) -> bytes:
+    """Returns a file's bytes after changes (kind, position as a fraction of the length, value)."""
     data = bytearray(content)
-    for kind, share, value in changes:
-        at = int(share * len(data))
+    for kind, position, value in changes:
+        index = int(position * len(data))
         if kind == "set":
-            data[at : at + 1] = bytes([value])
-        elif kind == "hflip":
-            data[at : at + 1] = bytes([data[at] ^ (1 << value % 8)] if at < len(data) else [])
-        elif kind == "cut":
-            del data[at:]
-        elif kind == "drop":
-            del data[at : at + value]
+            data[index : index + 1] = bytes([value])
+        elif kind == "flip":
+            if index < len(data):
+                data[index] ^= 1 << value % 8
+        elif kind == "truncate":
+            del data[index:]
+        elif kind == "delete":
+            del data[index : index + value]
         elif kind == "repeat":
-            data[at:at] = data[at : at + value]
-        else:  # a length or an offset that cannot be
-            data[at : at + 8] = random.Random(value).choice([b"\xff" * 8, b"\x00" * 8, b"\x00\x00\x00\x7f" * 2])
+            data[index:index] = data[index : index + value]
+        else:  # an invalid length or offset
+            numbers = [b"\xff" * 8, b"\x00" * 8, b"\x00\x00\x00\x7f" * 2]
+            data[index : index + 8] = random.Random(value).choice(numbers)
     return bytes(data)
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory, data_folder, finished_run):
-    """The bytes of valid files, by name."""
+    """Returns name → bytes of valid files."""
     folder = tmp_path_factory.mktemp("originals")
     write_valid_files(folder, data_folder, finished_run)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -138,7 +143,7 @@ def originals(tmp_path_factory, data_folder, finished_run):
 
 @pytest.fixture(scope="module")
 def pth(tmp_path_factory):
-    """The bytes of valid weights of PyTorch."""
+    """Returns the bytes of a valid file of PyTorch weights."""
     pytest.importorskip("torch", reason="install torch (the `peers` extra)")
     path = tmp_path_factory.mktemp("originals") / "weights.pth"
     write_valid_weights(path)
@@ -146,8 +151,8 @@ def pth(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Writes bytes to a file of a name, alone in its folder, and gives its path."""
+def write_file(tmp_path_factory):
+    """Returns a function that writes a file alone in its folder and returns its path."""
     folder = tmp_path_factory.mktemp("fuzzed")
 
     def write(name: str, content: bytes):
@@ -162,41 +167,41 @@ def place(tmp_path_factory):
 NAMES = [name for name in READERS if name != "weights.pth"]
 
 
-def check_bytes(name, content, changes, place):
-    path = place(name, changed(content, changes))
+def check_bytes(name, content, changes, write_file):
+    path = write_file(name, change_bytes(content, changes))
     attempt(f"{name}, bytes", lambda: READERS[name](path))
-    assert [file.name for file in path.parent.iterdir()] == [name]  # nothing else was written
+    assert [file.name for file in path.parent.iterdir()] == [name]  # the reader wrote no files
 
 
-def check_few_bytes(name, content, place):
-    assert attempt(f"{name}, as it is", lambda: READERS[name](place(name, content)))
-    for changes in few_changes(name):
-        check_bytes(name, content, changes, place)
+def check_file(name, content, write_file):
+    assert attempt(f"{name}, unchanged", lambda: READERS[name](write_file(name, content)))
+    for changes in deterministic_changes(name):
+        check_bytes(name, content, changes, write_file)
 
 
-def test_changed_bytes_are_read_or_refused(originals, place):
+def test_changed_bytes_are_handled(originals, write_file):
     for name in NAMES:
-        check_few_bytes(name, originals[name], place)
+        check_file(name, originals[name], write_file)
 
 
 @pytest.mark.parity
-def test_changed_pth_is_refused(pth, place):
-    check_few_bytes("weights.pth", pth, place)
+def test_changed_pth_is_handled(pth, write_file):
+    check_file("weights.pth", pth, write_file)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", NAMES)
 @FUZZED
 @given(changes=CHANGES)
-def test_any_bytes_are_read_or_refused(name, changes, originals, place):
-    check_bytes(name, originals[name], changes, place)
+def test_random_bytes_are_handled(name, changes, originals, write_file):
+    check_bytes(name, originals[name], changes, write_file)
 
 
 @pytest.mark.campaign
 @FUZZED
 @given(changes=CHANGES)
-def test_any_pth_is_read_or_refused(changes, pth, place):
-    check_bytes("weights.pth", pth, changes, place)
+def test_random_pth_is_handled(changes, pth, write_file):
+    check_bytes("weights.pth", pth, changes, write_file)
 
 
 RECORDS = ("index.json", "train-labels.npy", "train-names.json", "train-00000-of-00001.array_record")
@@ -204,76 +209,85 @@ RECORDS = ("index.json", "train-labels.npy", "train-names.json", "train-00000-of
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """A folder of ArrayRecord files, made of pictures."""
+    """Writes a folder of ArrayRecord files from image files."""
     folder = tmp_path_factory.mktemp("records")
-    for i, image in enumerate(blobs(6, seed=5).images):
-        (of_class := folder / "pictures" / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(of_class / f"{i}.png")
-    splits = read_folder(folder / "pictures", ReadOptions(image_size=(32, 32), input="stream"))
-    (folder / "made").mkdir()
-    list(write_records(folder / "made", splits, 1))
-    return folder / "made"
+    for index, image in enumerate(blobs(6, seed=5).images):
+        class_folder = folder / "images" / "train" / "ab"[index % 2]
+        class_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(class_folder / f"{index}.png")
+    splits = read_folder(folder / "images", ReadOptions(image_size=(32, 32), input="stream"))
+    result = folder / "records"
+    result.mkdir()
+    list(write_records(result, splits, 1))
+    return result
 
 
-def check_records(records, name, what, content):
-    """Reads the records with another content of one of their files, and then as they were."""
+def check_records(records, name, changed, content):
+    """Reads the records with another content of one of their files, and then unchanged."""
     original = (records / name).read_bytes()
     try:
         (records / name).write_bytes(content)
         lenient = ReadOptions(image_size=(32, 32), input="memory", max_corrupt_fraction=0.9)
-        attempt(f"{name}, {what}", lambda: read_records(records, lenient))
+        attempt(f"{name}, {changed}", lambda: read_records(records, lenient))
     finally:
         (records / name).write_bytes(original)
-    assert attempt(f"{name}, as it is", lambda: read_records(records, ReadOptions(image_size=(32, 32))))
+    assert attempt(f"{name}, unchanged", lambda: read_records(records, ReadOptions(image_size=(32, 32))))
 
 
-def test_changed_bytes_of_records_are_read_or_refused(records):
+def test_changed_records_are_handled(records):
     for name in RECORDS:
-        for changes in few_changes(name):
-            check_records(records, name, "bytes", changed((records / name).read_bytes(), changes))
+        for changes in deterministic_changes(name):
+            check_records(records, name, "bytes", change_bytes((records / name).read_bytes(), changes))
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", RECORDS)
 @FUZZED
 @given(changes=CHANGES)
-def test_any_records_are_read_or_refused(name, changes, records):
-    check_records(records, name, "bytes", changed((records / name).read_bytes(), changes))
+def test_random_records_are_handled(name, changes, records):
+    check_records(records, name, "bytes", change_bytes((records / name).read_bytes(), changes))
 
 
-ODD = [[], {}, [None], [[]], "../../x", "a" * 300, [1, 2, 3], {"a": {}}, "resnet50", "tutorial", 10**9]
-LEAVES = st.one_of(
+UNUSUAL_VALUES = [[], {}, [None], [[]], "../../x", "a" * 300, [1, 2, 3], {"a": {}}, "resnet50", "tutorial", 10**9]
+JSON_VALUES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.text(max_size=5),
-    st.sampled_from(ODD),
+    st.sampled_from(UNUSUAL_VALUES),
 )
-OTHER_VALUES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), LEAVES), min_size=1, max_size=3)
+REPLACEMENTS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), JSON_VALUES), min_size=1, max_size=3)
 
 
-def few_other_values(name):
-    """Some values for places in a tree of JSON, as `OTHER_VALUES` has them, the same each time."""
+def deterministic_replacements(name):
+    """Yields lists of one replacement in JSON, the same in each run."""
     rng = random.Random(name)
-    for value in [None, True, -(2**70), 0, math.nan, 0.5, "é", *ODD]:
+    for value in [None, True, -(2**70), 0, math.nan, 0.5, "é", *UNUSUAL_VALUES]:
         yield [(rng.random(), value)]
 
 
-def replaced(tree, place: float, value):
-    """A tree of JSON with one of its values, at a share of all, replaced or, where it is None, left out."""
+def replace_value(tree, position: float, value):
+    """Replaces a value of a JSON tree, or deletes it if the new value is None.
+
+    Args:
+      tree: the JSON tree, which stays unchanged.
+      position: the position among all values as a fraction of their number.
+      value: the new value.
+    """
     tree = json.loads(json.dumps(tree))
-    spots = []
+    values = []
 
     def walk(node):
-        for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
-            spots.append((node, key))
+        keys = range(len(node)) if isinstance(node, list) else node if isinstance(node, dict) else ()
+        for key in keys:
+            values.append((node, key))
             walk(node[key])
 
     walk(tree)
-    if not spots:
+    if not values:
         return tree
-    node, key = spots[int(place * len(spots))]
+    node, key = values[int(position * len(values))]
     if value is None and isinstance(node, dict):
         del node[key]
     else:
@@ -281,75 +295,75 @@ def replaced(tree, place: float, value):
     return tree
 
 
-def with_other_values(text, changes):
-    """A text of JSON with values replaced."""
+def replace_values(text, replacements):
+    """Returns a JSON text with values replaced."""
     tree = json.loads(text)
-    for change in changes:
-        tree = replaced(tree, *change)
+    for position, value in replacements:
+        tree = replace_value(tree, position, value)
     return json.dumps(tree).encode()
 
 
-def check_config(changes, originals, place, records):
-    path = place("config.json", with_other_values(originals["config.json"], changes))
+def check_config(replacements, originals, write_file, records):
+    path = write_file("config.json", replace_values(originals["config.json"], replacements))
     attempt("config.json, values", lambda: read_run(path))
 
 
-def check_index(changes, originals, place, records):
-    check_records(records, "index.json", "values", with_other_values((records / "index.json").read_bytes(), changes))
+def check_index(replacements, originals, write_file, records):
+    check_records(records, "index.json", "values", replace_values((records / "index.json").read_bytes(), replacements))
 
 
-def check_figures(changes, originals, place, records):
+def check_metrics(replacements, originals, write_file, records):
     rows = [json.loads(line) for line in originals["metrics.jsonl"].splitlines()]
-    for change in changes:
-        rows = replaced(rows, *change)
-    path = place("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    attempt("metrics.jsonl, values", lambda: read_figures(path))
+    for position, value in replacements:
+        rows = replace_value(rows, position, value)
+    path = write_file("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    attempt("metrics.jsonl, values", lambda: read_metrics(path))
 
 
-def check_keras(changes, originals, place, records, member="config.json"):
+def check_keras(replacements, originals, write_file, records, member="config.json"):
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(originals["weights.keras"])) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():
             content = old.read(name)
-            new.writestr(name, with_other_values(content, changes) if name == member else content)
-    path = place("weights.keras", buffer.getvalue())
+            new.writestr(name, replace_values(content, replacements) if name == member else content)
+    path = write_file("weights.keras", buffer.getvalue())
     attempt(f"weights.keras, values in {member}", lambda: read_weights(path))
 
 
-def check_about(*arguments):
+def check_keras_metadata(*arguments):
     check_keras(*arguments, member="flaxresnet.json")
 
 
-def check_safetensors(changes, originals, place, records):
+def check_safetensors(replacements, originals, write_file, records):
     content = originals["weights.safetensors"]
     end = 8 + int.from_bytes(content[:8], "little")
-    header = with_other_values(content[8:end], changes)
-    path = place("weights.safetensors", len(header).to_bytes(8, "little") + header + content[end:])
+    header = replace_values(content[8:end], replacements)
+    path = write_file("weights.safetensors", len(header).to_bytes(8, "little") + header + content[end:])
     attempt("weights.safetensors, values", lambda: read_weights(path))
 
 
-VALUES = {
+VALUE_CHECKS = {
     "config": check_config,
     "index": check_index,
-    "figures": check_figures,
+    "metrics": check_metrics,
     "keras": check_keras,
-    "about": check_about,
+    "keras metadata": check_keras_metadata,
     "safetensors": check_safetensors,
 }
 
 
-def test_other_values_are_read_or_refused(originals, place, records):
-    for name, check in VALUES.items():
-        for changes in few_other_values(name):
-            check(changes, originals, place, records)
+def test_changed_values_are_handled(originals, write_file, records):
+    for name, check in VALUE_CHECKS.items():
+        for replacements in deterministic_replacements(name):
+            check(replacements, originals, write_file, records)
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", VALUE_CHECKS)
 @FUZZED
-@given(changes=OTHER_VALUES)
-def test_any_values_are_read_or_refused(name, changes, originals, place, records):
-    VALUES[name](changes, originals, place, records)
+@given(replacements=REPLACEMENTS)
+def test_random_values_are_handled(name, replacements, originals, write_file, records):
+    VALUE_CHECKS[name](replacements, originals, write_file, records)
 
 
 DATASETS = ["train_set_x", "train_set_y", "test_set_x", "test_set_y", "list_classes"]
@@ -361,11 +375,18 @@ ARRAYS = st.tuples(
 )
 
 
-def check_arrays(content, whole, originals, place):
-    """Reads data with some of the arrays replaced: by (type, shape, value, whether packed), a group or a text."""
-    path = place("data.h5", originals["data.h5"])
-    with h5py.File(path, "a" if whole else "w") as file:
-        for key, value in content.items():
+def check_arrays(datasets, keep_others, originals, write_file):
+    """Reads an HDF5 file with other datasets.
+
+    Args:
+      datasets: name → (dtype, shape, value, whether it is compressed), a text, or None for a group.
+      keep_others: whether the other datasets of the valid file stay.
+      originals: the fixture.
+      write_file: the fixture.
+    """
+    path = write_file("data.h5", originals["data.h5"])
+    with h5py.File(path, "a" if keep_others else "w") as file:
+        for key, value in datasets.items():
             if key in file:
                 del file[key]
             if value is None:
@@ -373,52 +394,52 @@ def check_arrays(content, whole, originals, place):
             elif isinstance(value, str):
                 file[key] = value.replace("\0", "0")
             else:
-                dtype, shape, fill, packed = value
+                dtype, shape, fill, compressed = value
                 array = np.full(shape, fill).astype(dtype)
-                can_be_packed = packed and array.size and array.ndim
-                file.create_dataset(key, data=array, **({"compression": "gzip"} if can_be_packed else {}))
+                is_compressible = array.size and array.ndim
+                file.create_dataset(key, data=array, compression="gzip" if compressed and is_compressible else None)
     attempt("data.h5, arrays", lambda: read_data(path))
 
 
-def test_arrays_of_any_kind_are_data_or_refused(originals, place):
+def test_changed_arrays_are_handled(originals, write_file):
     rng = random.Random(0)
     for number, key in enumerate(DATASETS * 5):
         shape = [rng.choice(SIDES) for _ in range(number % 5)]
         values = [None, "text", *[(dtype, shape, rng.choice(FILLS), rng.random() < 0.5) for dtype in DTYPES]]
-        check_arrays({key: values[number % len(values)]}, number % 4 > 0, originals, place)
+        check_arrays({key: values[number % len(values)]}, number % 4 > 0, originals, write_file)
 
 
 @pytest.mark.campaign
 @FUZZED
 @given(
-    content=st.dictionaries(
+    datasets=st.dictionaries(
         st.sampled_from(DATASETS), st.one_of(ARRAYS, st.none(), st.text(max_size=3)), max_size=len(DATASETS)
     ),
-    whole=st.booleans(),
+    keep_others=st.booleans(),
 )
-def test_any_arrays_are_data_or_refused(content, whole, originals, place):
-    check_arrays(content, whole, originals, place)
+def test_random_arrays_are_handled(datasets, keep_others, originals, write_file):
+    check_arrays(datasets, keep_others, originals, write_file)
 
 
-OTHER_WORDS = ["-1", "0", "1", "nan", "inf", "1e999", "9" * 30, "", "resnet50", "tutorial", "True", "--no-resume"]
-FLAGS = [flag_for(field.name) for field in fields(TrainConfig)]
-WORDS = st.one_of(st.sampled_from(FLAGS), st.sampled_from(OTHER_WORDS), st.text(max_size=6))
+FLAG_VALUES = ["-1", "0", "1", "nan", "inf", "1e999", "9" * 30, "", "resnet50", "tutorial", "True", "--no-resume"]
+FLAGS = [flag(field.name) for field in fields(TrainConfig)]
+WORDS = st.one_of(st.sampled_from(FLAGS), st.sampled_from(FLAG_VALUES), st.text(max_size=6))
 
 
 @cache
 def shapes_of(model, images):
-    """The shapes of a network's variables; most options leave the network as it is."""
+    """Returns the shapes of a network's variables. The cache helps because few options change the network."""
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(images, "float32"))
 
 
 def build(config):
-    """What training makes of its options before the first step: schedules, the optimiser, shapes of all parameters."""
+    """Builds the schedules, the optimizer and the shapes of its state, as training does before its first step."""
     check_network(config)
-    schedule = make_schedule(config, STEPS)
-    for step in (0, 1, STEPS):
-        float(schedule(step)), float(augmentation_schedule(config, STEPS)(step))
-    chosen = config.resolved_recipe
-    optimizer = make_optimizer(chosen, schedule, learning_rate_groups(config, STEPS))
+    schedule = make_schedule(config, STEPS_PER_EPOCH)
+    for step in (0, 1, STEPS_PER_EPOCH):
+        float(schedule(step))
+        float(augmentation_schedule(config, STEPS_PER_EPOCH)(step))
+    optimizer = make_optimizer(config.resolved_recipe, schedule, learning_rate_groups(config, STEPS_PER_EPOCH))
     info = RunMetadata(config, ("a", "b"), Preprocessing(*(config.image_size or (64, 64))), {}, {})
     images = (config.batch_size, info.preprocessing.height, info.preprocessing.width, 3)
     jax.eval_shape(optimizer.init, shapes_of(info.model(), images)["params"])
@@ -433,34 +454,35 @@ NUMBERS = ["0", "0.5", "1", "7", "1e6", "1e308", "9" * 30, "nan", "inf"]
 NUMERIC = [field.name for field in fields(TrainConfig) if not isinstance(field.default, str | bool)]
 
 
-def test_numbers_for_options_are_built_or_refused():
-    """Of all options; that the command line takes them is for the campaign and `test_config.py`."""
-    small, built = TrainConfig(model="resnet14"), set()
-    hints = get_type_hints(TrainConfig)
-    real = [float(number) for number in NUMBERS]
-    whole = [int(number) for number in NUMBERS if number.isdigit()]
+def test_numbers_of_options_are_handled():
+    """Passes Python numbers. The campaign passes flags."""
+    config = TrainConfig(model="resnet14")
+    floats = [float(number) for number in NUMBERS]
+    integers = [int(number) for number in NUMBERS if number.isdigit()]
+    accepted = set()
     for name in NUMERIC:
-        for number in real if float in {hints[name], *get_args(hints[name])} else [0.5, *whole]:
-            changed_option = {name: (number, 32) if name == "image_size" else number}
-            if attempt(f"{name} {number}", lambda changed=changed_option: build_checked(replace(small, **changed))):
-                built.add(name)
-    assert len(built) > 25
+        for number in floats + integers:
+            value = (number, 32) if name == "image_size" else number
+            options = {name: value}
+            if attempt(f"{name} {number}", lambda options=options: build_checked(replace(config, **options))):
+                accepted.add(name)
+    assert len(accepted) > 25
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("value", NUMBERS)
 @pytest.mark.parametrize("field", NUMERIC)
-def test_any_number_for_any_option_can_be_built_or_is_refused(field, value):
+def test_number_flags_are_handled(field, value):
     values = [value, "32"] if field == "image_size" else [value]
-    argv = ["--model", "resnet14", flag_for(field), *values]
-    attempt("a number for an option", lambda: build_checked(parser.parse(TrainConfig, argv, prog="python train.py")))
+    argv = ["--model", "resnet14", flag(field), *values]
+    attempt("number of an option", lambda: build_checked(parser.parse(TrainConfig, argv, prog="flaxresnet train")))
 
 
 def check_flags(argv):
     def read():
         try:
-            config = parser.parse(TrainConfig, argv, prog="python train.py")
-        except SystemExit as stop:  # --help and its like
+            config = parser.parse(TrainConfig, argv, prog="flaxresnet train")
+        except SystemExit as stop:  # --help
             if stop.code:
                 raise
             return
@@ -469,11 +491,11 @@ def check_flags(argv):
     attempt("flags", read)
 
 
-def test_a_few_flags_are_taken_or_refused():
+def test_flags_are_handled():
     rng = random.Random(0)
     argvs = [[], ["--help"], ["x"], ["--"], ["-é"], ["--width"], ["--width", "16", "--epochs", "3"]]
     for _ in range(8):
-        argvs.append([rng.choice(FLAGS), rng.choice(OTHER_WORDS)])
+        argvs.append([rng.choice(FLAGS), rng.choice(FLAG_VALUES)])
     for argv in argvs:
         check_flags(argv)
 
@@ -481,5 +503,5 @@ def test_a_few_flags_are_taken_or_refused():
 @pytest.mark.campaign
 @FUZZED
 @given(argv=st.lists(WORDS, max_size=6))
-def test_any_flags_are_taken_or_refused(argv):
+def test_random_flags_are_handled(argv):
     check_flags(argv)

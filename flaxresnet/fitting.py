@@ -213,7 +213,7 @@ def _write_report(result: TrainResult, config: TrainConfig, splits: Splits, outp
             data = collect_report_data(result.workdir, splits)
             output.tensorboard.pictures("mistakes", data.named_mistakes(), result.history[-1]["step"])
             if config.report:
-                data.assessment.calibration.write(result.workdir)
+                data.calibration_report.calibration.write(result.workdir)
                 path = write_report(result.workdir, data)
         if data.result.warning:
             logger.note(f"warning: {data.result.warning}")

@@ -6,32 +6,34 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.evaluation import load_test_data
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.terminal import next_command, status
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes a page about a run, RUN/report/index.html, with its figures as PNGs beside it; of other --data or
-    --checkpoint, in a folder of its own, RUN/report-….
+    """Writes an HTML page about a run, RUN/report/index.html, and its figures as PNGs.
 
-    It shows learning curves, what is taken for what, how sure answers are and how rightly, the most confident mistakes,
-    how it does on photos taken otherwise, and the set-up. Of the test images it also learns a temperature, for the
-    probabilities that predict gives, and what photos usually look like; both are kept with the run, unless other --data
-    or --checkpoint is given.
+    The page shows learning curves, the confusion matrix, calibration, the most confident mistakes, corruption
+    robustness and the setup. With other --data or another --checkpoint, the page goes to RUN/report-….
+
+    The command also fits a temperature and an OOD threshold on the test images and stores them with the run, for
+    `predict`. It does not store them with other --data or another --checkpoint.
 
     Example: flaxresnet report runs/default
     """
 
     run: str = positional("RUN")
-    """Folder of the run (train.py's --workdir)."""
+    """Run folder (the --workdir of training)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or pictures by class, all of which count. Left out: the run's own."""
+    """HDF5 file or folder with a test split, or folder with one subfolder of pictures per class, all of which count.
+    Default: the run's own data."""
 
     max_corrupt_fraction: float = 0.0
-    """Largest share of unreadable pictures in --data that is left out."""
+    """Maximum fraction of corrupt pictures in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
-    """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
+    """Weights to use: after the last epoch, or of the epoch with the best test accuracy (an optimistic choice)."""
 
 
 def main(arguments: Arguments) -> int:
@@ -39,11 +41,17 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.report.text import write_report
 
     use_compilation_cache()
-    splits = load_test_data(arguments.run, arguments.data, arguments.max_corrupt_fraction)
-    found = collect_report_data(arguments.run, splits, arguments.checkpoint)
-    if found.is_own:
-        found.assessment.calibration.write(arguments.run)
-    print(write_report(arguments.run, found))
-    if not found.is_own:
-        print(f"the run's own calibration stays as it is: {found.skip_reason}")
+    with status("Loading the test images…"):
+        splits = load_test_data(arguments.run, arguments.data, arguments.max_corrupt_fraction)
+    with status("Evaluating on test images and their corruptions…"):
+        data = collect_report_data(arguments.run, splits, arguments.checkpoint)
+    if data.updates_calibration:
+        data.calibration_report.calibration.write(arguments.run)
+    with status("Writing the report…"):
+        page = write_report(arguments.run, data)
+    print(f"wrote {page}; open it in a browser")
+    if data.updates_calibration:
+        print(next_command("flaxresnet", "predict", arguments.run, "PHOTO"))
+    else:
+        print(f"the run's calibration is unchanged: {data.skip_reason}")
     return 0

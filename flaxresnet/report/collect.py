@@ -1,11 +1,11 @@
-"""What a report tells of a run: found by looking at its weights and test images, before a word is written."""
+"""Collects the data of a run's report from its weights and test images."""
 
 import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,129 +22,162 @@ from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
-MAX_MISTAKES = 24  # pictures
-MAX_CHANGED = 100  # test images that are changed, each in nineteen ways: two thousand answers say enough
-SAMPLE_STREAM = 0x5E7  # of the random numbers that choose images
+MAX_MISTAKES = 24  # images
+MAX_CORRUPTED = 100  # test images to corrupt, in 19 ways each
+SAMPLE_STREAM = 0x5E7  # seed, beside the run's, of the random samples of images
+
+
+class Mistake(NamedTuple):
+    """A misclassified test image.
+
+    Attributes:
+      image: (height, width, 3), uint8.
+      true: index of the true class.
+      predicted: index of the predicted class.
+      confidence: calibrated probability of the predicted class.
+    """
+
+    image: np.ndarray
+    true: int
+    predicted: int
+    confidence: float
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report tells.
+    """The data of a report.
 
     Attributes:
-      info: the run's description.
-      rows: of `metrics.jsonl`; empty for weights that were not trained here.
-      result: on the test images.
-      assessment: how far answers can be trusted.
-      robustness: on the test images as others would have taken them.
-      mistakes: the most confident ones first: (image, true class, predicted class, its calibrated probability).
-      checkpoint: which weights.
-      test_fingerprint: of the test images.
-      path: of the data; None for what this version draws.
+      info: the run's metadata.
+      rows: rows of `metrics.jsonl`; empty if the weights were not trained here.
+      result: metrics on the test images.
+      calibration_report: the calibration that was fitted on the test images, and its cross-fitted metrics.
+      robustness: accuracy on corrupted test images.
+      mistakes: misclassified test images, the most confident first.
+      checkpoint: checkpoint that the weights come from.
+      test_fingerprint: fingerprint of the test images.
+      path: path of the data; None for drawn hand signs.
     """
 
     info: RunMetadata
     rows: list[dict[str, Any]]
     result: Evaluation
-    assessment: CalibrationReport
+    calibration_report: CalibrationReport
     robustness: Robustness
-    mistakes: list[tuple[np.ndarray, int, int, float]]
+    mistakes: list[Mistake]
     checkpoint: CheckpointChoice
     test_fingerprint: str
     path: str | None = None
 
     @property
-    def is_own(self) -> bool:
-        """Whether this is of the weights and test images that the run is about, so that it may keep what was learned.
+    def updates_calibration(self) -> bool:
+        """Whether the run may store the calibration: it fits the run's latest weights and its own test images.
 
-        A run of weights from elsewhere has no images of its own; any will do. One that was adapted to other photos is
-        about these, which it does not have.
+        Imported weights have no test images of their own, so any will do. An adapted run keeps the calibration of its
+        source run.
         """
-        return not self.differs and not self.info.is_adapted
+        return not self.folder_suffix and not self.info.is_adapted
 
     @property
     def skip_reason(self) -> str:
-        """In words."""
+        """The reason why the run does not store the calibration, as a clause."""
         if self.info.is_adapted:
-            return "it is that of before the run was adapted to other photos"
-        return "these are not its own test images, or not its latest weights"
+            return "an adapted run keeps the calibration of its source run"
+        return "the report is not about the run's own test images and latest weights"
 
     @property
-    def differs(self) -> tuple[str, ...]:
-        """What sets this apart from the run's own latest weights and test images, as words for a folder's name."""
-        known = self.info.data["test_fingerprint"]
-        own = known is None or is_same_data(known, self.test_fingerprint)
-        other = re.sub(r"[^\w.-]+", "-", Path(self.path).name) if self.path else "other"
-        return (*(["best"] if self.checkpoint == "best" else []), *([] if own else [other]))
+    def folder_suffix(self) -> tuple[str, ...]:
+        """Words for the report folder's name that distinguish other weights or test images than the run's own."""
+        words = []
+        if self.checkpoint == "best":
+            words.append("best")
+        own_fingerprint = self.info.data["test_fingerprint"]
+        if own_fingerprint is not None and not is_same_data(own_fingerprint, self.test_fingerprint):
+            words.append(re.sub(r"[^\w.-]+", "-", Path(self.path).name) if self.path else "other")
+        return tuple(words)
 
     def named_mistakes(self) -> Iterator[tuple[np.ndarray, str]]:
-        """The mistakes' images, each with what it is and was taken for."""
+        """Yields the image of each mistake with a caption, such as "1: cat predicted as dog (0.987)"."""
         names = self.info.class_names
-        for place, (image, true, other, sure) in enumerate(self.mistakes, start=1):
-            yield image, f"{place}: {names[true]} taken for {names[other]} ({sure:.3f})"
+        for number, mistake in enumerate(self.mistakes, start=1):
+            classes = f"{names[mistake.true]} predicted as {names[mistake.predicted]}"
+            yield mistake.image, f"{number}: {classes} ({mistake.confidence:.3f})"
 
 
 def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointChoice = "latest") -> ReportData:
-    """Looks at a run.
+    """Evaluates a run for its report.
 
     Args:
-      run: the run's folder.
-      splits: with the test images that the report is about, and the training images, if there are any here.
-      checkpoint: the latest, or the one that was best on the test images.
+      run: the run folder.
+      splits: the test images, and the training images if they are available.
+      checkpoint: the latest, or the one with the best test accuracy.
 
     Raises:
       UserError: there is no run, or the data do not fit it.
     """
-    folder, test = RunDir(run), splits.test
+    run_dir = RunDir(run)
+    test = splits.test
     if test is None:
-        raise UserError(f"{splits.source} has no test split, which a report is about; give other --data")
-    # Without what the run knew of itself so far, which may be damaged.
-    info, classifier = folder.read_metadata(), Classifier.load(run, checkpoint, calibrated=False)
+        raise UserError(f"{splits.source} has no test split, which the report needs; give other --data")
+    info = run_dir.read_metadata()
+    classifier = Classifier.load(run, checkpoint, calibrated=False)  # the stored calibration may be corrupt
     test = remap_labels(classifier, test, splits.source)
     logits, embeddings = classifier.forward(test.images)
-    references = _references(classifier, splits.train, info)
-    assessment = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
-    result = dataclasses.replace(compute_metrics(logits, test.labels, info.class_names), source=splits.source)
-    some = _sample(len(test), MAX_CHANGED, info)
-    changed = test.images[some], test.labels[some], assessment.temperatures[some]
-    without = () if info.config.hflip else ("mirror",)  # which may be of another class, or of none
+    references = _reference_embeddings(classifier, splits.train, info)
+    calibration_report = assess(digest(classifier.variables["params"]), logits, test.labels, embeddings, references)
+    result = compute_metrics(logits, test.labels, info.class_names)
+    sample = _sample(len(test), MAX_CORRUPTED, info)
     return ReportData(
         info=info,
-        rows=folder.read_metrics(),
-        result=result,
-        assessment=assessment,
-        robustness=robustness(classifier.logits, *changed, without),
-        mistakes=most_confident_mistakes(test, softmax(logits, assessment.calibration.temperature)),
+        rows=run_dir.read_metrics(),
+        result=dataclasses.replace(result, source=splits.source),
+        calibration_report=calibration_report,
+        robustness=robustness(
+            classifier.logits,
+            test.images[sample],
+            test.labels[sample],
+            calibration_report.temperatures[sample],
+            () if info.config.hflip else ("mirror",),  # a mirror image may be of another class
+        ),
+        mistakes=most_confident_mistakes(test, softmax(logits, calibration_report.calibration.temperature)),
         checkpoint=checkpoint,
         test_fingerprint=test.fingerprint(),
         path=splits.path,
     )
 
 
-def _references(classifier: Classifier, train: Dataset | None, info: RunMetadata) -> np.ndarray:
-    """Embeddings of training images, some of them where there are many; of none where there are none, or others.
+def _reference_embeddings(classifier: Classifier, train: Dataset | None, info: RunMetadata) -> np.ndarray:
+    """Returns (n, features) embeddings of a sample of the training images.
 
-    Of none as well for a run that was adapted: to its statistics these images are out-of-distribution.
+    The array is empty if the run's training images are not available. It is also empty for an adapted run, to whose
+    statistics they are out of distribution.
     """
-    known, none = info.data["train_fingerprint"], np.zeros((0, 1), np.float32)
+    none = np.zeros((0, 1), np.float32)
     if train is None or train.image_size != (info.preprocessing.height, info.preprocessing.width):
         return none
-    if info.is_adapted or (known is not None and not is_same_data(train.fingerprint(), known)):
+    own_fingerprint = info.data["train_fingerprint"]
+    if info.is_adapted or (own_fingerprint is not None and not is_same_data(train.fingerprint(), own_fingerprint)):
         return none
-    return classifier.forward(train.images[_sample(len(train), REFERENCES, info)])[1]
+    _, embeddings = classifier.forward(train.images[_sample(len(train), REFERENCES, info)])
+    return embeddings
 
 
-def _sample(count: int, most: int, info: RunMetadata) -> np.ndarray:
-    """Indices of so many at most of `count` images, in order, the same ones always for a run."""
+def _sample(count: int, max_size: int, info: RunMetadata) -> np.ndarray:
+    """Returns sorted indices of a random sample of at most `max_size` of `count` images; the run's seed fixes it."""
     order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(count)
-    return np.sort(order[:most])
+    return np.sort(order[:max_size])
 
 
 def most_confident_mistakes(
-    dataset: Dataset, probabilities: np.ndarray, most: int = MAX_MISTAKES
-) -> list[tuple[np.ndarray, int, int, float]]:
-    """Wrongly classified images, the surest first, as `ReportData.mistakes` has them; (n, classes) probabilities."""
-    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != dataset.labels)
-    chosen = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
-    return [(dataset.images[i], int(dataset.labels[i]), int(predicted[i]), float(sure[i])) for i in chosen]
+    dataset: Dataset, probabilities: np.ndarray, max_mistakes: int = MAX_MISTAKES
+) -> list[Mistake]:
+    """Returns the misclassified images with the highest confidence, given (n, classes) probabilities."""
+    predicted = probabilities.argmax(axis=1)
+    confidence = probabilities.max(axis=1)
+    misclassified = np.flatnonzero(predicted != dataset.labels)
+    order = np.argsort(-confidence[misclassified], kind="stable")
+    mistakes = []
+    for index in misclassified[order[:max_mistakes]]:
+        true = int(dataset.labels[index])
+        mistakes.append(Mistake(dataset.images[index], true, int(predicted[index]), float(confidence[index])))
+    return mistakes

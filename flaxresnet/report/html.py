@@ -1,4 +1,4 @@
-"""Pieces of a page of HTML that needs nothing but itself."""
+"""Builds a self-contained HTML page from sections, tables and images."""
 
 import base64
 import io
@@ -10,37 +10,38 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-SHOWN = 0.64  # of a chart's pixels, on a wide screen
+CHART_SCALE = 0.64  # CSS pixels per pixel of a chart on a wide screen
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """A whole page of parts, each HTML, in the report's style, light or dark as the reader's system is."""
+    """Returns a page with the parts as its body. It is light or dark, as the reader's system is."""
     template = Template(files("flaxresnet.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), body="\n".join(parts))
 
 
 def section(title: str, *parts: str) -> str:
+    """Returns a section with a heading."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def paragraph(text: str, soft: bool = False) -> str:
+    """Returns a paragraph of plain text, in the secondary color if `soft`."""
     return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>"
 
 
-def figures(pairs: Iterable[tuple[str, str, str]]) -> str:
-    """Large figures in boxes: what it is, the figure, what to add."""
-    boxes = (
-        f"<div>{escape(what)}<b>{escape(figure)}</b><span class=soft>{escape(more)}</span></div>"
-        for what, figure, more in pairs
-    )
+def metric_boxes(metrics: Iterable[tuple[str, str, str]]) -> str:
+    """Returns boxes with a name, a large number and a note each."""
+    boxes = []
+    for name, number, note in metrics:
+        boxes.append(f"<div>{escape(name)}<b>{escape(number)}</b><span class=soft>{escape(note)}</span></div>")
     return "<div class=figures>" + "".join(boxes) + "</div>"
 
 
 def chart(light: bytes, dark: bytes, alt: str) -> str:
-    """A picture in two themes, both PNGs; `alt` says in words what it shows."""
+    """Returns a picture that follows the reader's theme, given two PNG files and its alternative text."""
     with Image.open(io.BytesIO(light)) as picture:
         width, height = picture.size
-    size = f'width={width} height={height} style="max-width: min(100%, {width * SHOWN:.0f}px)"'
+    size = f'width={width} height={height} style="max-width: min(100%, {width * CHART_SCALE:.0f}px)"'
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_inline(dark)}">'
         f'<img class=chart src="{_inline(light)}" {size} alt="{escape(alt)}"></picture>'
@@ -48,30 +49,41 @@ def chart(light: bytes, dark: bytes, alt: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Figures; the first column is words."""
+    """Returns a table of numbers; its first column is text."""
     heads = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in head)
-    lines = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = []
+    for row in rows:
+        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
     return f"<div class=wide><table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
 def key_value_table(pairs: Iterable[tuple[str, str]]) -> str:
-    """What is known, a line each."""
-    lines = (f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in pairs)
+    """Returns a table of names and values."""
+    lines = [f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in pairs]
     return f"<table class=words><tbody>{''.join(lines)}</tbody></table>"
 
 
 def details(title: str, text: str) -> str:
-    """Text as it stands, shown when asked for."""
+    """Returns preformatted text that is folded under its title."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 
 
+def command(lines: str) -> str:
+    """Returns command lines as preformatted text."""
+    return f"<pre>{escape(lines)}</pre>"
+
+
 def photos(pairs: Iterable[tuple[np.ndarray, str]]) -> str:
-    """Pictures, (height, width, 3) uint8, each with a caption of HTML."""
-    items = (
-        f'<figure><img src="{_inline(_png(image))}" alt=""><figcaption>{caption}</figcaption></figure>'
-        for image, caption in pairs
-    )
+    """Returns a grid of images, (height, width, 3) uint8, each with a caption of HTML."""
+    items = []
+    for image, caption in pairs:
+        items.append(f'<figure><img src="{_inline(_png(image))}" alt=""><figcaption>{caption}</figcaption></figure>')
     return "<div class=photos>" + "".join(items) + "</div>"
+
+
+def mistake_caption(true: str, predicted: str, confidence: float) -> str:
+    """Returns HTML such as "cat, predicted as <b>dog</b> (0.987)"."""
+    return f"{escape(true)}, predicted as <b class=wrong>{escape(predicted)}</b> ({confidence:.3f})"
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""The report of a run: one page that opens from disk, with its figures as PNGs beside it."""
+"""Writes the report of a run: one HTML page that opens from disk, and its charts as PNGs."""
 
 import dataclasses
 import json
@@ -27,274 +27,309 @@ from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import oserror_as_user_error
 from flaxresnet.visualize.plot_style import save
 
-MAX_CLASSES = 200  # rows of the table; the worst, where there are more
-MAX_CONFUSIONS = 20  # rows, where the matrix is too large to draw
-DPI = 180  # dots to an inch: figures are sharp where a page shows them large, and on telephones
+MAX_CLASSES = 200  # rows of the table of classes; those with the lowest F1
+MAX_CONFUSIONS = 20  # rows of the table that replaces a large confusion matrix
+DPI = 180  # dots per inch; charts are sharp on wide screens and phones
+
+ADAPTED = (
+    "This run was adapted to photos of another site. These results describe the adapted site only if the test images "
+    "come from it. The run's original test images do not; give labeled photos of the site with --data."
+)
+ADAPT_COMMANDS = "flaxresnet adapt {run} {target} photos/\nflaxresnet predict {target} photos/"
+FINETUNE_COMMANDS = (
+    "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {target}\n"
+    "flaxresnet evaluate {target}"
+)
+CURVES_NOTE = (
+    "Training metrics are averages over the epoch's augmented batches. Test metrics use all test images after each "
+    "epoch."
+)
 
 
-def write_report(run: str | Path, found: ReportData) -> Path:
-    """Writes `report/index.html` and its PNGs into a run's folder; of other weights or images, beside that.
+def write_report(run: str | Path, data: ReportData) -> Path:
+    """Writes `index.html` and PNGs to the run's folder `report`, or `report-…` for other weights or test images.
 
     Args:
-      run: the run's folder.
-      found: what to tell of it.
+      run: the run folder.
+      data: the data of the report.
 
     Returns:
-      The page's path.
+      The path of the page.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    folder = Path(run) / "-".join(["report", *found.differs])
+    folder = Path(run) / "-".join(["report", *data.folder_suffix])
     with oserror_as_user_error(folder):
         folder.mkdir(exist_ok=True)
     name = Path(run).absolute().resolve().name
-    content = html.page(f"{name}: report", parts_of(found, name, folder, str(run)))
+    content = html.page(f"{name}: report", page_parts(data, name, folder, str(run)))
     with atomic_write(folder / "index.html") as temporary:
         temporary.write_text(content, encoding="utf-8")
     return folder / "index.html"
 
 
-def parts_of(found: ReportData, name: str, folder: Path, run: str) -> Iterator[str]:
-    """The page's parts, in order; figures are written into the folder on the way. `run` is the run's folder."""
+def page_parts(data: ReportData, name: str, folder: Path, run: str) -> Iterator[str]:
+    """Yields the parts of the page in order, and writes the charts.
+
+    Args:
+      data: the data of the report.
+      name: title of the page.
+      folder: folder for the charts.
+      run: the run folder, for the commands on the page.
+    """
 
     def chart(file: str, alt: str, draw: Callable[[str], Figure]) -> str:
-        for theme, path in (("light", folder / f"{file}.png"), ("dark", folder / f"{file}-dark.png")):
+        images = []
+        for theme, suffix in (("light", ""), ("dark", "-dark")):
+            path = folder / f"{file}{suffix}.png"
             save(draw(theme), path, DPI)
-        return html.chart((folder / f"{file}.png").read_bytes(), (folder / f"{file}-dark.png").read_bytes(), alt)
+            images.append(path.read_bytes())
+        return html.chart(images[0], images[1], alt)
 
-    info, result, assessment = found.info, found.result, found.assessment
-    network = info.config.network
+    info = data.info
+    result = data.result
+    report = data.calibration_report
     yield f"<h1>{escape(name)}</h1>"
-    epochs = f", {found.rows[-1]['epoch']} epochs" if found.rows else ""
-    if found.checkpoint == "best":
-        epochs += ", of which the weights are taken that were best on the test images (a flattering choice)"
-    yield html.paragraph(
-        f"{network.model} ({network.variant}), {len(info.class_names)} classes{epochs}; tested on "
-        f"{result.count:,} images of {result.source}",
-        soft=True,
-    )
-    yield html.figures(_headline(found))
-    if found.info.is_adapted:
+    yield html.paragraph(_subtitle(data), soft=True)
+    yield html.metric_boxes(_headline(data))
+    if info.is_adapted:
         yield html.paragraph(ADAPTED)
     if result.warning:
         yield html.paragraph(f"Warning: {result.warning}")
-    if found.rows:
-        alt = f"Loss, accuracy and learning rate of {len(found.rows)} epochs"
-        curves = chart("curves", alt, lambda theme: learning_curves(found.rows, theme))
-        yield html.section("Learning curves", curves, html.paragraph(CURVES, soft=True))
+    if data.rows:
+        alt = f"Loss, accuracy and learning rate of {len(data.rows)} epochs"
+        curves = chart("curves", alt, lambda theme: learning_curves(data.rows, theme))
+        yield html.section("Learning curves", curves, html.paragraph(CURVES_NOTE, soft=True))
     if len(info.class_names) <= MAX_MATRIX:
-        alt = "Images by true and predicted class; the table of classes below has the figures"
+        alt = "Images by true and predicted class; the table of per-class metrics has the numbers"
         matrix = chart("confusion", alt, lambda theme: confusion_chart(result.confusion, info.class_names, theme))
     else:
-        matrix = html.table(("true", "predicted", "images"), _confusions(result))
-    yield html.section("What is taken for what", matrix)
-    yield html.section("Classes", *_classes(result))
-    alt = "Accuracy by confidence, before and after the temperature"
-    curve = chart("reliability", alt, lambda theme: reliability_chart(assessment.before, assessment.after, theme))
-    yield html.section("Does it know when it is sure?", curve, *map(html.paragraph, _calibration(found)))
-    yield html.section("The most confident mistakes", *_mistakes(found))
-    yield html.section("Photos taken otherwise", *_robustness(found, run))
-    yield html.section("Set-up", *_set_up(found))
+        matrix = html.table(("true", "predicted", "images"), _top_confusions(result))
+    yield html.section("Confusion matrix", matrix)
+    yield html.section("Per-class metrics", *_per_class(result))
+    alt = "Accuracy by confidence, before and after temperature scaling"
+    reliability = chart("reliability", alt, lambda theme: reliability_chart(report.before, report.after, theme))
+    yield html.section("Calibration", reliability, *map(html.paragraph, _calibration(data)))
+    yield html.section("Out-of-distribution detection", *map(html.paragraph, _ood_detection(data)))
+    yield html.section("Most confident mistakes", *_mistakes(data))
+    yield html.section("Corruption robustness", *_robustness(data, run))
+    yield html.section("Setup", *_setup(data))
 
 
-ADAPTED = (
-    "The run was adapted to photos of another place. What this page tells of test images holds for that place if they "
-    "are of it; the run's own ones are not. Labelled photos of it can be given with --data."
-)
-ADAPTING = "flaxresnet adapt {run} {to} photos/\nflaxresnet predict {to} photos/"
-FINETUNING = (
-    "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {to}\n"
-    "flaxresnet evaluate {to}"
-)
-CURVES = (
-    "Training figures are of the augmented images, while the weights moved; test figures of all test images after each "
-    "epoch."
-)
+def _subtitle(data: ReportData) -> str:
+    network = data.info.config.network
+    text = f"{network.model} ({network.variant}), {len(data.info.class_names)} classes"
+    if data.rows:
+        text += f", {data.rows[-1]['epoch']} epochs"
+    if data.checkpoint == "best":
+        text += ", weights of the epoch with the best test accuracy (an optimistic choice)"
+    return f"{text}; tested on {data.result.count:,} images of {data.result.source}"
 
 
-def _headline(found: ReportData) -> Iterator[tuple[str, str, str]]:
-    low, high = found.result.accuracy_interval
-    yield "Test accuracy", f"{found.result.accuracy:.4f}", f"95% interval {low:.3f} to {high:.3f}"
-    yield "Test loss", f"{found.result.loss:.4f}", "nats"
-    error = calibration_error(found.assessment.after)
-    yield "Calibration error", f"{error:.3f}", f"as trained {calibration_error(found.assessment.before):.3f}"
-    told = found.robustness
-    yield (
-        "Photos taken otherwise",
-        f"{told.mean:.3f}",
-        f"mean of {len(told.rows)} changes of {told.clean.images} images",
-    )
-    if found.rows:
-        rate = statistics.median(row["images_per_second"] for row in found.rows)
-        total = sum(row["seconds"] for row in found.rows)
-        yield "Training", f"{rate:,.0f} images/s", f"{total / 60:,.1f} minutes of steps"
+def _headline(data: ReportData) -> Iterator[tuple[str, str, str]]:
+    """Yields the name, number and note of each headline metric."""
+    low, high = data.result.accuracy_interval
+    yield "Test accuracy", f"{data.result.accuracy:.4f}", f"95% interval {low:.3f} to {high:.3f}"
+    yield "Test loss", f"{data.result.loss:.4f}", "nats"
+    before = calibration_error(data.calibration_report.before)
+    after = calibration_error(data.calibration_report.after)
+    yield "Calibration error", f"{after:.3f}", f"{before:.3f} before temperature scaling"
+    corruptions = data.robustness
+    images = corruptions.clean.images
+    note = f"mean accuracy over {len(corruptions.rows)} corruptions of {images} images"
+    yield "Corruption robustness", f"{corruptions.mean:.3f}", note
+    if data.rows:
+        rate = statistics.median(row["images_per_second"] for row in data.rows)
+        total = sum(row["seconds"] for row in data.rows)
+        yield "Training speed", f"{rate:,.0f} images/s", f"{total / 60:,.1f} minutes of training steps"
 
 
-def _confusions(result: Evaluation) -> Iterator[tuple[str, str, str]]:
-    """The commonest mistakes, of classes too many for a matrix."""
-    wrong = result.confusion * (1 - np.eye(len(result.class_names), dtype=int))
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS]:
-        true, predicted = np.unravel_index(place, wrong.shape)
-        if wrong[true, predicted]:
-            yield result.class_names[true], result.class_names[predicted], f"{wrong[true, predicted]:,}"
+def _top_confusions(result: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """Yields the most frequent confusions: true class, predicted class, images."""
+    mistakes = result.confusion * (1 - np.eye(len(result.class_names), dtype=int))
+    for flat_index in np.argsort(-mistakes, axis=None, kind="stable")[:MAX_CONFUSIONS]:
+        true, predicted = np.unravel_index(flat_index, mistakes.shape)
+        if mistakes[true, predicted]:
+            yield result.class_names[true], result.class_names[predicted], f"{mistakes[true, predicted]:,}"
 
 
-def _classes(result: Evaluation) -> Iterator[str]:
+def _per_class(result: Evaluation) -> Iterator[str]:
+    """Yields the table of per-class metrics."""
     rows = result.per_class
     if len(rows) > MAX_CLASSES:
         rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MAX_CLASSES]
         yield html.paragraph(f"The {MAX_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
-
-    def figure(row: dict[str, Any], name: str) -> str:
-        low, high = row[f"{name}_interval"]
-        return "–" if row[name] is None else f"{row[name]:.3f} ({low:.2f}–{high:.2f})"
-
-    names = ("precision", "recall", "f1")
-    cells = ((row["class"], f"{row['images']:,}", *(figure(row, name) for name in names)) for row in rows)
+    cells = []
+    for row in rows:
+        metrics = [_with_interval(row[name], *row[f"{name}_interval"]) for name in ("precision", "recall", "f1")]
+        cells.append((row["class"], f"{row['images']:,}", *metrics))
     yield html.table(("class", "images", "precision", "recall", "F1"), cells)
-    yield html.paragraph("In brackets: 95% intervals.", soft=True)
+    yield html.paragraph("Values in parentheses are 95% intervals.", soft=True)
 
 
-def _calibration(found: ReportData) -> Iterator[str]:
-    assessment, calibration = found.assessment, found.assessment.calibration
-    before, after = calibration_error(assessment.before), calibration_error(assessment.after)
-    kept = "and kept with the run" if found.is_own else f"and not kept: {found.skip_reason}"
+def _with_interval(value: float | None, low: float, high: float) -> str:
+    return "–" if value is None else f"{value:.3f} ({low:.2f}–{high:.2f})"
+
+
+def _calibration(data: ReportData) -> Iterator[str]:
+    """Yields paragraphs about the temperature and the calibration error."""
+    report = data.calibration_report
+    before = calibration_error(report.before)
+    after = calibration_error(report.after)
     yield (
-        f"A photo's probability is softmax(logits / T) with the temperature T = {calibration.temperature:.3f}, fitted "
-        f"on these test images {kept}. The expected calibration error is {before:.3f} without it and {after:.3f} with "
-        "it, where each half of every class was judged by the temperature of the other half."
+        f"Temperature scaling divides the logits by T = {report.calibration.temperature:.3f} before the softmax. The "
+        f"expected calibration error is {before:.3f} without it and {after:.3f} with it, cross-fitted on two halves of "
+        "the test images."
     )
-    if found.info.is_adapted:
-        yield "predict goes by the temperature, and by the training images, that the run knew before it was adapted."
+    if data.updates_calibration:
+        yield "The temperature is fitted on these test images and stored with the run, for predict."
+    else:
+        yield f"The temperature is fitted on these test images and not stored with the run: {data.skip_reason}."
+
+
+def _ood_detection(data: ReportData) -> Iterator[str]:
+    """Yields paragraphs about the OOD score, its threshold and its false-positive rate."""
+    report = data.calibration_report
+    calibration = report.calibration
+    if data.info.is_adapted:
+        yield "An adapted run keeps the reference images and the OOD threshold of its source run."
         return
     if not len(calibration.references):
-        yield "OOD detection needs the training images, which are not here."
+        yield "OOD detection needs the training images, which are not available."
         return
     if not np.isfinite(calibration.threshold):
         yield "OOD detection is off: there are too few test images to set its threshold."
         return
     yield (
-        "predict flags a photo as unlike the training images if its OOD score (1 - cosine to the fifth nearest of "
-        f"{len(calibration.references):,} of them, in the features before the last layer) is above "
-        f"{calibration.threshold:.4f}. The target false-positive rate is {TARGET_FPR:.0%}, for photos like the test's."
+        "The OOD score of a photo is one minus its cosine similarity to the fifth nearest of "
+        f"{len(calibration.references):,} training images, in the features before the last layer. predict flags a "
+        f"photo as out of distribution if its score exceeds {calibration.threshold:.4f}. The target false-positive "
+        f"rate is {TARGET_FPR:.0%} for test-like photos."
     )
-    if assessment.num_scored:
-        share = assessment.false_alarms / assessment.num_scored
-        low, high = wilson_interval(assessment.false_alarms, assessment.num_scored)
+    if report.num_scored:
+        rate = report.false_alarms / report.num_scored
+        low, high = wilson_interval(report.false_alarms, report.num_scored)
         yield (
-            f"Cross-fitted on two halves, it flags {assessment.false_alarms} of {assessment.num_scored} test images "
-            f"({share:.1%}; 95% interval {low:.1%} to {high:.1%})."
+            f"Cross-fitted on two halves, it flags {report.false_alarms} of {report.num_scored} test images "
+            f"({rate:.1%}; 95% interval {low:.1%} to {high:.1%})."
         )
     else:
         yield "The false-positive rate cannot be measured with so few test images."
 
 
-def _mistakes(found: ReportData) -> Iterator[str]:
-    names, wrong = found.info.class_names, found.result.count - int(np.trace(found.result.confusion))
-    if not wrong:
-        yield html.paragraph("None: every test image was answered rightly.")
+def _mistakes(data: ReportData) -> Iterator[str]:
+    """Yields the misclassified images."""
+    names = data.info.class_names
+    total = data.result.count - int(np.trace(data.result.confusion))
+    if not total:
+        yield html.paragraph("None: the network classifies every test image correctly.")
         return
-    more = f"; the first {len(found.mistakes)}" if len(found.mistakes) < wrong else ""
-    yield html.paragraph(f"{wrong:,} of {found.result.count:,} test images{more}:")
-    yield html.photos(
-        (image, f"{escape(names[true])}, taken for <b class=wrong>{escape(names[other])}</b> ({sure:.3f})")
-        for image, true, other, sure in found.mistakes
-    )
+    text = f"{total:,} of {data.result.count:,} test images are misclassified"
+    if len(data.mistakes) < total:
+        text += f"; the {len(data.mistakes)} most confident ones are shown"
+    yield html.paragraph(f"{text}. Wrong labels often appear here.")
+    photos = []
+    for mistake in data.mistakes:
+        caption = html.mistake_caption(names[mistake.true], names[mistake.predicted], mistake.confidence)
+        photos.append((mistake.image, caption))
+    yield html.photos(photos)
 
 
-def _robustness(found: ReportData, run: str) -> Iterator[str]:
-    told, names = found.robustness, found.info.class_names
-    low, high = wilson_interval(told.clean.correct, told.clean.images)
+def _robustness(data: ReportData, run: str) -> Iterator[str]:
+    """Yields the table of corruptions, examples, and advice for photos of another site."""
+    result = data.robustness
+    names = data.info.class_names
+    low, high = wilson_interval(result.clean.correct, result.clean.images)
+    mirror = "" if data.info.config.hflip else " Mirror images are not among them, because training used none."
     yield html.paragraph(
-        f"{told.clean.images:,} of the test images, each changed in {len(told.rows)} ways to a middling degree: "
-        f"{told.mean:.3f} of them are answered rightly on average, and {told.rows[0].share:.3f} in the worst way; "
-        f"as they are, {told.clean.share:.3f} ({low:.2f}–{high:.2f})."
-        f"{'' if found.info.config.hflip else ' Mirror images are not among them, for training was to have none.'}"
+        f"{result.clean.images:,} of the test images, each with {len(result.rows)} corruptions of medium severity. "
+        f"Mean accuracy: {result.mean:.3f}; worst corruption: {result.rows[0].share:.3f}; unchanged images: "
+        f"{result.clean.share:.3f} ({low:.2f}–{high:.2f}).{mirror}"
     )
-    yield html.table(("change", "right", "accuracy"), map(_row_of_change, told.rows))
-    before, after = calibration_error(told.before), calibration_error(told.after)
+    yield html.table(("corruption", "correct", "accuracy"), map(_corruption_row, result.rows))
     yield html.paragraph(
-        f"In brackets: 95% intervals. On these photos the expected calibration error is {before:.3f}, and {after:.3f} "
-        "with the temperature, where each half of every class was judged by that of the other half.",
+        "Values in parentheses are 95% intervals. On the corrupted images, the expected calibration error is "
+        f"{calibration_error(result.before):.3f}, and {calibration_error(result.after):.3f} with temperature scaling, "
+        "cross-fitted on two halves.",
         soft=True,
     )
+    if result.failures:
+        yield html.paragraph("The most confident mistake of each corruption, among images that are correct unchanged:")
+        photos = []
+        for failure in result.failures:
+            caption = html.mistake_caption(names[failure.true], names[failure.predicted], failure.sure)
+            photos.append((failure.image, f"{failure.change}: {caption}"))
+        yield html.photos(photos)
+    yield "<h3>If your photos are misclassified</h3>"
     yield html.paragraph(
-        "Photos of other people differ in more ways than these. If yours are classified badly, let what is to be told "
-        "apart fill the picture, as in the training images."
+        "Photos of other people differ in more ways than these corruptions. Crop photos so that the object fills the "
+        "frame, as in the training images."
     )
-    if not found.info.is_adapted:
+    if not data.info.is_adapted:
         yield html.paragraph(
-            "If all of yours differ in one way, by your lamp, your camera or your distance, adapt the run to some of "
-            "them, sixteen at least and of all classes; they need no labels:"
+            "If all your photos differ in the same way (lighting, camera or distance), adapt the run to at least 16 of "
+            "them, of all classes, without labels:"
         )
-        yield _command(ADAPTING, run, "-here")
+        yield html.command(_commands(ADAPT_COMMANDS, run, "-here"))
     yield html.paragraph(
-        "With labels there is more to gain: let it learn from twenty or more of yours, laid into mine/train/CLASS/, "
-        "and lay others into mine/test/CLASS/:"
+        "With labels you gain more: fine-tune on 20 or more of your photos in mine/train/CLASS/, with others in "
+        "mine/test/CLASS/:"
     )
-    yield _command(FINETUNING, run, "-mine")
-    if told.failures:
-        yield html.paragraph("The surest mistake of each kind, of images that are answered rightly as they are:")
-        yield html.photos(
-            (
-                one.image,
-                f"{one.change}: {escape(names[one.true])}, taken for <b class=wrong>{escape(names[one.predicted])}</b> "
-                f"({one.sure:.3f})",
-            )
-            for one in told.failures
-        )
+    yield html.command(_commands(FINETUNE_COMMANDS, run, "-mine"))
 
 
-def _row_of_change(row: CorruptionResult) -> tuple[str, str, str]:
+def _corruption_row(row: CorruptionResult) -> tuple[str, str, str]:
     low, high = wilson_interval(row.correct, row.images)
-    return row.change, f"{row.correct:,} of {row.images:,}", f"{row.share:.3f} ({low:.2f}–{high:.2f})"
+    return row.change, f"{row.correct:,} of {row.images:,}", _with_interval(row.share, low, high)
 
 
-def _command(lines: str, run: str, ending: str) -> str:
-    """What to type, for a run, into one beside it."""
-    return f"<pre>{escape(lines.format(run=shlex.quote(run), to=shlex.quote(run.rstrip('/') + ending)))}</pre>"
+def _commands(template: str, run: str, suffix: str) -> str:
+    """Returns command lines for a run and a target folder beside it."""
+    return template.format(run=shlex.quote(run), target=shlex.quote(run.rstrip("/") + suffix))
 
 
-def _set_up(found: ReportData) -> Iterator[str]:
-    info, data = found.info, found.info.data
-    fingerprint = f", fingerprint {data['train_fingerprint']}" if data["train_fingerprint"] else ""
-    yield html.key_value_table(
-        [
-            ("trained on", f"{data['source']}: {_count(data, 'train')} images{fingerprint}"),
-            *([("made of", data["adapted"])] if info.is_adapted else []),
-            (
-                "tested on",
-                f"{found.result.source}: {found.result.count:,} images, fingerprint {found.test_fingerprint}",
-            ),
-            ("device", info.device or "not recorded"),
-            ("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())),
-            ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
-        ]
-    )
-    yield html.paragraph("The training of its weights again:" if info.is_adapted else "The same run again:")
-    yield f"<pre>{escape(command_of(dataclasses.replace(info.config, data=info.config.data or data['path'])))}</pre>"
+def _setup(data: ReportData) -> Iterator[str]:
+    """Yields the data, versions and options of the run."""
+    info = data.info
+    run_data = info.data
+    pairs = [("trained on", f"{run_data['source']}: {_count(run_data, 'train')} images")]
+    if info.is_adapted:
+        pairs.append(("adapted", run_data["adapted"]))
+    pairs += [
+        ("tested on", f"{data.result.source}: {data.result.count:,} images"),
+        ("device", info.device or "not recorded"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items())),
+        ("report written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
+    ]
+    yield html.key_value_table(pairs)
+    config = dataclasses.replace(info.config, data=info.config.data or run_data["path"])
+    yield html.paragraph("To repeat the training of the source run:" if info.is_adapted else "To repeat the training:")
+    yield html.command(train_command(config))
     yield html.details("All options", json.dumps(info.config.to_json(), indent=2))
+    fingerprints = f"training images: {run_data['train_fingerprint']}\ntest images: {data.test_fingerprint}"
+    yield html.details("Fingerprints of the data", fingerprints)
 
 
-def _count(data: dict[str, Any], split: str) -> str:
-    count = data.get(f"{split}_images")
+def _count(run_data: dict[str, Any], split: str) -> str:
+    count = run_data.get(f"{split}_images")
     return f"{count:,}" if isinstance(count, int) else "an unknown number of"
 
 
-def command_of(config: TrainConfig) -> str:
-    """The command line that trains like this, into a folder of its own."""
-    usual = TrainConfig(recipe=config.recipe).resolve()
+def train_command(config: TrainConfig) -> str:
+    """Returns the command line that trains with these options, to the default run folder."""
+    defaults = TrainConfig(recipe=config.recipe).resolve()
     words = ["python train.py"]
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.name in ("recipe", "workdir") or value is None or value == getattr(usual, f.name):
+    if config.recipe != TrainConfig().recipe:
+        words.append(f"--recipe {config.recipe}")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("recipe", "workdir") or value is None or value == getattr(defaults, field.name):
             continue
         if isinstance(value, bool):
-            words.append(flag(f.name) if value else flag(f"no-{f.name}"))
+            words.append(flag(field.name) if value else flag(f"no-{field.name}"))
         else:
             values = value if isinstance(value, tuple) else (value,)
-            words.append(" ".join([flag(f.name), *(shlex.quote(str(one)) for one in values)]))
-    if config.recipe != TrainConfig().recipe:
-        words.insert(1, f"--recipe {config.recipe}")
+            words.append(flag(field.name))
+            words += [shlex.quote(str(item)) for item in values]
     return " ".join(words)

@@ -1,5 +1,6 @@
 """Terminal output that commands share: a spinner for slow phases and aligned tables."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ _spinner: Spinner | None = None
 
 
 @contextmanager
-def status(message: str) -> Iterator[None]:
+def status(message: str, terminal_only: bool = False) -> Iterator[None]:
     """Shows on standard error that a slow phase runs, within the `with` block.
 
     A terminal shows a spinner beside the message, and removes both at the end. Otherwise the message is one plain line.
@@ -24,11 +25,13 @@ def status(message: str) -> Iterator[None]:
 
     Args:
       message: a short sentence that names the phase, such as "Loading the run…".
+      terminal_only: print nothing if standard error is not a terminal.
     """
     global _spinner
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(message, file=sys.stderr, flush=True)
+        if not terminal_only:
+            print(message, file=sys.stderr, flush=True)
         yield
         return
     _messages.append(message)
@@ -93,3 +96,8 @@ def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> s
     if len(names) > MAX_CLASSES:
         lines.append(f"  … and {len(names) - MAX_CLASSES:,} more classes")
     return "\n".join(lines)
+
+
+def next_command(*words: object) -> str:
+    """Returns the last line of a command, which suggests another one: "next: flaxresnet train --data signs"."""
+    return f"next: {shlex.join(map(str, words))}"

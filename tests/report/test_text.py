@@ -1,4 +1,4 @@
-"""A run's report: its figures are those of the data, and its page is whole in a browser."""
+"""The report of a run: its data, its page, and TensorBoard and the profiler beside it."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ from flaxresnet.reliability.calibration_file import Calibration, digest
 from flaxresnet.reliability.corruptions import CORRUPTIONS
 from flaxresnet.reliability.cross_fit import split_halves
 from flaxresnet.report.collect import collect_report_data, most_confident_mistakes
-from flaxresnet.report.text import command_of, write_report
+from flaxresnet.report.text import train_command, write_report
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import tensorboard
 from flaxresnet.training.profiler import StepProfiler
@@ -38,8 +38,8 @@ REPORTING = TINY_CONFIG | {"report": True}
 NAMES = ("red", "<i>green</i>", "blue")
 
 
-def with_odd_names(finished_run, folder):
-    """A copy of the run whose folder and one of whose classes have names that would be HTML."""
+def copy_with_html_names(finished_run, folder):
+    """Returns a copy of the run with HTML in the names of its folder and of a class."""
     run = shutil.copytree(finished_run, folder / "run <b>&")
     config = json.loads((run / "config.json").read_text())
     config["class_names"][1] = NAMES[1]
@@ -49,31 +49,31 @@ def with_odd_names(finished_run, folder):
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """A run of odd names, to change."""
-    return with_odd_names(finished_run, tmp_path)
+    """Returns a run with HTML in its names, which a test may change."""
+    return copy_with_html_names(finished_run, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def odd_run(finished_run, tmp_path_factory):
-    """A run of odd names, to read."""
-    return with_odd_names(finished_run, tmp_path_factory.mktemp("odd"))
+def html_run(finished_run, tmp_path_factory):
+    """Returns a run with HTML in its names, which tests only read."""
+    return copy_with_html_names(finished_run, tmp_path_factory.mktemp("odd"))
 
 
 @pytest.fixture(scope="module")
-def found(odd_run, noisy_splits):
-    """What there is to tell of that run and test images of which a third have wrong labels."""
-    return collect_report_data(odd_run, noisy_splits)
+def report_data(html_run, noisy_splits):
+    """Returns the report data of `html_run` on `noisy_splits`."""
+    return collect_report_data(html_run, noisy_splits)
 
 
 @pytest.fixture(scope="module")
-def page(odd_run, found):
-    """The path of the page that tells it, with its charts."""
-    return write_report(odd_run, found)
+def page(html_run, report_data):
+    """Returns the path of the page with its charts."""
+    return write_report(html_run, report_data)
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Charts of one pixel: to draw six of them takes longer than all else of a report."""
+def tiny_charts(monkeypatch):
+    """Replaces the charts by single pixels; drawing them takes most of the time of a report."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "PNG")
     for chart in ("learning_curves", "confusion_chart", "reliability_chart"):
@@ -82,8 +82,8 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
-def report(monkeypatch, undrawn):
-    """Runs `flaxresnet report …`, without charts."""
+def report(monkeypatch, tiny_charts):
+    """Runs `flaxresnet report …` without charts."""
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["flaxresnet", "report", *map(str, words)])
@@ -98,14 +98,14 @@ def images_of(count, seed):
 
 @pytest.fixture(scope="module")
 def noisy_splits():
-    """A test split in which a third of the labels are wrong."""
+    """Returns splits with wrong labels for a third of the test images."""
     test = blobs(60, seed=3)
     labels = test.labels.copy()
     labels[::3] = (labels[::3] + 1) % 3
     return Splits(blobs(44, seed=1), fr.Dataset(test.images, labels, NAMES), "noisy.h5")
 
 
-def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, capsys, undrawn):
+def test_fit_writes_report_and_calibration(data_folder, tmp_path, capsys, tiny_charts):
     config = fr.TrainConfig(data=data_folder, workdir=tmp_path / "run", epochs=3, **REPORTING)
     fr.fit(config)
     page = tmp_path / "run" / "report" / "index.html"
@@ -116,8 +116,8 @@ def test_fit_ends_with_a_report_and_a_calibrated_run(data_folder, tmp_path, caps
     assert classifier.predict(blobs(1, seed=0).images[0]).is_ood is not None
 
 
-def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
-    """Going on changes the weights, and what was known of the old ones is not said of the new."""
+def test_resuming_deletes_old_calibration(data_folder, finished_run, tmp_path):
+    """The stored calibration describes weights that training changes."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     last = RunDir(run).read_metrics()[-1]["step"]
     shutil.rmtree(run / "checkpoints" / str(last))
@@ -129,8 +129,8 @@ def test_going_on_forgets_old_trust(data_folder, finished_run, tmp_path):
     assert fr.Classifier.load(run).calibration is None
 
 
-def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, capsys, monkeypatch):
-    """Nor does a run that is too short for a trace."""
+def test_fit_survives_report_error(data_folder, tmp_path, capsys, monkeypatch):
+    """The run is also too short for a profiler trace, which prints a warning."""
 
     def fail(*_):
         raise RuntimeError("out of memory")
@@ -140,14 +140,14 @@ def test_whatever_goes_wrong_with_a_report_costs_no_run(data_folder, tmp_path, c
     run = tmp_path / "run"
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
-    said = capsys.readouterr().out.replace("\n", "")
-    assert f"there is no report (RuntimeError: out of memory); `flaxresnet report {run}` tries again" in said
-    assert "--profile wrote no trace: too few steps were left" in said.replace("\n", "")
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert f"there is no report (RuntimeError: out of memory); `flaxresnet report {run}` tries again" in printed
+    assert "--profile wrote no trace: too few steps were left" in printed.replace("\n", "")
     assert not (run / "profile").exists()
 
 
-def test_moved_data_mend_damaged_calibration(finished_run, data_folder, tmp_path, report):
-    """Data that lie elsewhere now are still the run's own."""
+def test_report_repairs_corrupt_calibration(finished_run, data_folder, tmp_path, report):
+    """Moved data with the same fingerprint are still the run's own data."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     moved = shutil.copytree(data_folder, tmp_path / "moved")
     (run / "calibration.safetensors").write_bytes(b"corrupt")
@@ -155,129 +155,138 @@ def test_moved_data_mend_damaged_calibration(finished_run, data_folder, tmp_path
         fr.Classifier.load(run)
     report(run, "--data", moved)
     assert len(fr.Classifier.load(run).calibration.references) == 44
-    assert "fitted on these test images and kept with the run" in (run / "report" / "index.html").read_text()
+    assert (
+        "fitted on these test images and stored with the run, for predict"
+        in (run / "report" / "index.html").read_text()
+    )
 
 
-def test_a_report_of_the_best_weights_says_so_and_keeps_nothing(finished_run, tmp_path, report, capsys):
+def test_report_of_best_weights(finished_run, tmp_path, report, capsys):
     run = shutil.copytree(finished_run, tmp_path / "run")
     report(run, "--checkpoint", "best")
-    assert "the run's own calibration stays as it is" in capsys.readouterr().out
+    assert "the run's calibration is unchanged" in capsys.readouterr().out
     assert not (run / "calibration.safetensors").exists()
     text = (run / "report-best" / "index.html").read_text()
-    assert "of which the weights are taken that were best on the test images (a flattering choice)" in text
-    assert "and not kept: these are not its own test images, or not its latest weights. The expected" in text
+    assert "weights of the epoch with the best test accuracy (an optimistic choice)" in text
+    assert (
+        "and not stored with the run: the report is not about the run&#x27;s own test images and latest weights."
+        in text
+    )
 
 
 @pytest.mark.parametrize(
-    ("count", "told", "not_told"),
+    ("count", "present", "absent"),
     [
-        (12, "OOD detection is off: there are too few test images", "predict flags a photo"),
+        (12, "OOD detection is off: there are too few test images", "The OOD score of a photo"),
         (30, "The false-positive rate cannot be measured with so few", "OOD detection is off"),
         (90, "Cross-fitted on two halves, it flags", "cannot be measured"),
     ],
 )
-def test_what_is_said_of_strange_photos_is_what_predict_does(run, undrawn, count, told, not_told):
-    found = collect_report_data(run, Splits(blobs(44, seed=1), images_of(count, seed=2), "test.h5"))
-    text = write_report(run, found).read_text()
-    assert told in text
-    assert not_told not in text
-    assert np.isfinite(found.assessment.calibration.threshold) == (count > 18)
+def test_page_describes_ood_detection(run, tiny_charts, count, present, absent):
+    data = collect_report_data(run, Splits(blobs(44, seed=1), images_of(count, seed=2), "test.h5"))
+    text = write_report(run, data).read_text()
+    assert present in text
+    assert absent not in text
+    assert np.isfinite(data.calibration_report.calibration.threshold) == (count > 18)
 
 
-def test_names_in_letters_that_no_font_has_become_numbers():
+def test_unrenderable_names_become_numbers():
     assert replace_unrenderable(["palm", "été", "\U0010fffd", "αβ"]) == ["palm", "été", "2", "αβ"]
 
 
-def test_a_report_that_cannot_be_written_costs_no_run(data_folder, tmp_path, capsys):
-    """And a profile is a trace of a few steps."""
+def test_fit_survives_unwritable_report(data_folder, tmp_path, capsys):
+    """The run also writes a profiler trace."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "report").write_text("a file in the way")
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
-    said = capsys.readouterr().out.replace("\n", "")
+    printed = capsys.readouterr().out.replace("\n", "")
     expected = f"there is no report ({run}/report cannot be written: File exists); `flaxresnet report {run}`"
-    assert expected in said
+    assert expected in printed
     assert len(list((run / "profile").rglob("*.xplane.pb"))) == 1
 
 
-def test_findings_are_those_of_evaluate(odd_run, finished_run, noisy_splits):
+def test_report_data_matches_evaluate(html_run, finished_run, noisy_splits):
     expected = fr.evaluate(finished_run)
     splits = Splits(noisy_splits.train, images_of(19, seed=2), "test.h5")
-    found = collect_report_data(odd_run, splits)
-    assert found.result.confusion.tolist() == expected.confusion.tolist()
-    assert found.result.loss == pytest.approx(expected.loss, rel=1e-5)
-    assert [row["epoch"] for row in found.rows] == [1, 2, 3]
-    assert len(found.assessment.calibration.references) == 44
+    data = collect_report_data(html_run, splits)
+    assert data.result.confusion.tolist() == expected.confusion.tolist()
+    assert data.result.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert [row["epoch"] for row in data.rows] == [1, 2, 3]
+    assert len(data.calibration_report.calibration.references) == 44
 
 
-def test_the_surest_mistakes_come_first():
+def test_most_confident_mistakes_are_sorted():
     data = blobs(6, seed=0)
     probabilities = np.full((6, 3), 0.1)
-    for image, (other, sure) in enumerate([(0, 0.9), (2, 0.5), (0, 0.8), (1, 0.6), (1, 0.9), (0, 0.7)]):
-        probabilities[image, other] = sure
-    found = most_confident_mistakes(data, probabilities, most=3)
-    assert [(true, other, sure) for _, true, other, sure in found] == [(2, 0, 0.8), (2, 0, 0.7), (0, 1, 0.6)]
-    np.testing.assert_array_equal(found[0][0], data.images[2])
+    for image, (predicted, confidence) in enumerate([(0, 0.9), (2, 0.5), (0, 0.8), (1, 0.6), (1, 0.9), (0, 0.7)]):
+        probabilities[image, predicted] = confidence
+    mistakes = most_confident_mistakes(data, probabilities, max_mistakes=3)
+    assert [mistake[1:] for mistake in mistakes] == [(2, 0, 0.8), (2, 0, 0.7), (0, 1, 0.6)]
+    np.testing.assert_array_equal(mistakes[0].image, data.images[2])
 
 
-def test_training_images_that_have_changed_are_no_reference(run, undrawn):
+def test_changed_training_images_are_no_reference(run, tiny_charts):
     other = Splits(blobs(44, seed=99), images_of(19, seed=2), "test.h5")
-    found = collect_report_data(run, other)
-    assert len(found.assessment.calibration.references) == 0
-    page = write_report(run, found).read_text()
-    assert "OOD detection needs the training images, which are not here." in page
+    data = collect_report_data(run, other)
+    assert len(data.calibration_report.calibration.references) == 0
+    page = write_report(run, data).read_text()
+    assert "OOD detection needs the training images, which are not available." in page
 
 
-def test_the_page_tells_of_photos_taken_otherwise(odd_run, found, page, monkeypatch):
-    text, told = page.read_text(), found.robustness
-    assert told.clean.correct == int(np.trace(found.result.confusion))
-    for row in told.rows:
+def test_page_lists_corruptions(html_run, report_data, page, monkeypatch):
+    text = page.read_text()
+    corruptions = report_data.robustness
+    assert corruptions.clean.correct == int(np.trace(report_data.result.confusion))
+    for row in corruptions.rows:
         assert f"<td>{row.change}</td><td>{row.correct} of 60</td><td>{row.share:.3f} (" in text
-    assert f"<b>{told.mean:.3f}</b>" in text
-    assert "The surest mistake of each kind" in text
+    assert f"<b>{corruptions.mean:.3f}</b>" in text
+    assert "The most confident mistake of each corruption" in text
     assert text.count(">background: ") == 1
     monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
     _, images, labels, temperatures, _ = collect_report_data(
-        odd_run, Splits(None, images_of(130, seed=4), "many.h5")
+        html_run, Splits(None, images_of(130, seed=4), "many.h5")
     ).robustness
     assert len(images) == len(labels) == len(temperatures) == 100
 
 
-def test_changed_photos_are_judged_by_the_temperature_of_the_other_half(odd_run, noisy_splits, monkeypatch):
+def test_corruption_temperatures_are_cross_fitted(html_run, noisy_splits, monkeypatch):
     monkeypatch.setattr("flaxresnet.report.collect.robustness", lambda *given: given)
-    found, test = collect_report_data(odd_run, noisy_splits), noisy_splits.test
-    first, logits = split_halves(test.labels), fr.Classifier.load(odd_run, calibrated=False).logits(test.images)
-    _, images, _, temperatures, without = found.robustness
+    data = collect_report_data(html_run, noisy_splits)
+    test = noisy_splits.test
+    first = split_halves(test.labels)
+    logits = fr.Classifier.load(html_run, calibrated=False).logits(test.images)
+    _, images, _, temperatures, without = data.robustness
     assert without == ()
     np.testing.assert_array_equal(images, test.images)
     for half in (first, ~first):
         other = fit_temperature(logits[~half], test.labels[~half])
         assert temperatures[half] == pytest.approx(other, rel=1e-3)
-        assert abs(other - found.assessment.calibration.temperature) > 0.01  # so that this tells them apart
+        assert abs(other - data.calibration_report.calibration.temperature) > 0.01
 
 
-def test_words_from_outside_are_no_html(page):
+def test_page_escapes_names(page):
     text = page.read_text()
     assert "<b>&" not in text
     assert "run &lt;b&gt;&amp;" in text
     assert not re.search(r'(?:src|href|srcset)="(?!data:)', text)
 
 
-def test_many_classes_become_tables(run, found, undrawn):
+def test_many_classes_become_tables(run, report_data, tiny_charts):
     names = tuple(f"c{i}" for i in range(300))
     confusion = np.zeros((300, 300), int)
     confusion[np.arange(300), np.arange(300)] = 9
     confusion[7, 8] = 1234
     many = fr.Evaluation(0.5, confusion, names, "many.h5")
-    found = replace(found, result=many, info=replace(found.info, class_names=names))
-    text = write_report(run, found).read_text()
+    data = replace(report_data, result=many, info=replace(report_data.info, class_names=names))
+    text = write_report(run, data).read_text()
     assert "<td>c7</td><td>c8</td><td>1,234</td>" in text
     assert "The 200 classes with the lowest F1, of 300." in text
     assert not (run / "calibration.safetensors").exists()
 
 
-def test_weights_of_elsewhere_have_a_report_too(run, report, capsys, tmp_path):
+def test_report_of_imported_weights(run, report, capsys, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["data"] |= {"source": "weights of x.h5", "path": None, "train_fingerprint": None, "test_fingerprint": None}
     config["class_names"] = ["r", "g", "b"]
@@ -286,10 +295,10 @@ def test_weights_of_elsewhere_have_a_report_too(run, report, capsys, tmp_path):
     data = replace(blobs(60, seed=3), class_names=("r", "g", "b"))
     write_hdf5(tmp_path / "test.h5", "test", data)
     report(run, "--data", tmp_path / "test.h5")
-    assert capsys.readouterr().out.strip() == str(run / "report" / "index.html")
+    assert f"wrote {run / 'report' / 'index.html'}" in capsys.readouterr().out
     assert fr.Classifier.load(run).temperature != 1.0
 
-    # Of pictures, those that their names lay into training are what others are compared with: it has no other.
+    # The training split of hashed pictures serves as reference for OOD detection.
     for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
         path = tmp_path / "pictures" / data.class_names[label] / f"{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,68 +309,70 @@ def test_weights_of_elsewhere_have_a_report_too(run, report, capsys, tmp_path):
     assert "Learning curves" not in text
 
 
-def test_other_data_leave_the_runs_own_calibration(finished_run, report, tmp_path):
+def test_other_data_keep_calibration(finished_run, report, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     report(run)
-    kept = (run / "calibration.safetensors").read_bytes()
+    stored = (run / "calibration.safetensors").read_bytes()
     write_hdf5(tmp_path / "test.h5", "test", blobs(30, seed=31))
     own = (run / "report" / "index.html").read_bytes()
     report(run, "--data", tmp_path / "test.h5")
-    assert (run / "calibration.safetensors").read_bytes() == kept
+    assert (run / "calibration.safetensors").read_bytes() == stored
     assert (run / "report" / "index.html").read_bytes() == own
     assert "30 images of" in (run / "report-test.h5" / "index.html").read_text()
 
 
-def test_the_page_says_how_to_learn_from_ones_own_photos(odd_run, page):
+def test_page_shows_finetuning_commands(html_run, page):
     text = html.unescape(page.read_text())
-    assert f"python train.py --data mine/ --init '{odd_run}' --recipe finetune --batch-size 10 --epochs 90" in text
-    assert f"flaxresnet adapt '{odd_run}' '{odd_run}-here' photos/" in text
+    assert f"python train.py --data mine/ --init '{html_run}' --recipe finetune --batch-size 10 --epochs 90" in text
+    assert f"flaxresnet adapt '{html_run}' '{html_run}-here' photos/" in text
 
 
-def test_mirror_images_do_not_count_where_they_may_be_of_another_class(run, noisy_splits, page, undrawn):
+def test_page_omits_mirror_without_hflip(run, noisy_splits, page, tiny_charts):
     mirrored = page.read_text()
     config = json.loads((run / "config.json").read_text())
     config["config"]["hflip"] = False
     (run / "config.json").write_text(json.dumps(config))
-    found = collect_report_data(run, noisy_splits)
-    assert {row.change for row in found.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
-    other = write_report(run, found).read_text()
-    for text, ways in ((mirrored, 19), (other, 18)):
-        assert f"each changed in {ways} ways" in text
-        assert ("Mirror images are not among them" in text) == (ways == 18)
+    data = collect_report_data(run, noisy_splits)
+    assert {row.change for row in data.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
+    other = write_report(run, data).read_text()
+    for text, count in ((mirrored, 19), (other, 18)):
+        assert f"each with {count} corruptions" in text
+        assert ("Mirror images are not among them" in text) == (count == 18)
 
 
-def test_without_test_images_there_is_nothing_to_report(run):
-    with pytest.raises(fr.UserError, match=r"only\.h5 has no test split, which a report is about; give other --data"):
+def test_report_requires_test_split(run):
+    with pytest.raises(fr.UserError, match=r"only\.h5 has no test split, which the report needs; give other --data"):
         collect_report_data(run, Splits(blobs(44, seed=1), None, "only.h5"))
 
 
-def test_the_command_line_trains_the_same():
+def test_train_command_repeats_options():
     config = fr.TrainConfig(data="my data", recipe="fast", epochs=3, hflip=False, tensorboard=True).resolve()
-    line = command_of(config)
+    line = train_command(config)
     assert line == "python train.py --recipe fast --data 'my data' --epochs 3 --no-hflip --tensorboard"
-    assert command_of(fr.TrainConfig().resolve()) == "python train.py"
+    assert train_command(fr.TrainConfig().resolve()) == "python train.py"
 
 
 class Tags(HTMLParser):
-    """The tags of a page with their attributes, and those that were not closed in their order."""
+    """Parses a page: its tags with their attributes, the open tags, and end tags out of order."""
 
-    SINGLE_PROCESS = ("meta", "link", "img", "source")
+    VOID = ("meta", "link", "img", "source")
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.open, self.wrong = [], [], []
+        self.tags = []
+        self.open = []
+        self.misnested = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        if tag not in self.SINGLE_PROCESS:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
+            self.misnested.append(tag)
 
 
 def picture_in(address):
@@ -371,15 +382,15 @@ def picture_in(address):
         return np.asarray(picture.convert("RGB"))
 
 
-def test_pages_pictures_have_two_themes(page):
+def test_page_images_have_two_themes(page):
     tags = Tags(page.read_text())
-    assert tags.open == tags.wrong == []
-    images = [attributes for tag, attributes in tags.found if tag == "img"]
+    assert tags.open == tags.misnested == []
+    images = [attributes for tag, attributes in tags.tags if tag == "img"]
     assert len(images) > 3
     for image in images:
         assert picture_in(image["src"]).std() > 0
     charts = [image for image in images if image.get("class") == "chart"]
-    sources = [attributes for tag, attributes in tags.found if tag == "source"]
+    sources = [attributes for tag, attributes in tags.tags if tag == "source"]
     assert len(charts) == len(sources) == 3
     for image, source in zip(charts, sources, strict=True):
         assert source["media"] == "(prefers-color-scheme: dark)"
@@ -388,30 +399,32 @@ def test_pages_pictures_have_two_themes(page):
         assert tuple(light[0, 0]) == (255, 255, 255)
         assert tuple(dark[0, 0]) == (13, 17, 23)
         assert "max-width: min(100%, " in image["style"]
-    metas = {attributes.get("name"): attributes.get("content") for tag, attributes in tags.found if tag == "meta"}
+    metas = {attributes.get("name"): attributes.get("content") for tag, attributes in tags.tags if tag == "meta"}
     assert metas["viewport"] == "width=device-width, initial-scale=1"
     assert metas["color-scheme"] == "light dark"
 
 
 @pytest.mark.parity
-def test_the_page_is_whole_in_a_browser_light_dark_and_on_a_phone(page):
-    path, colours, sources = page, {}, {}
+def test_page_renders_in_browser(page):
+    path = page
+    colors = {}
+    sources = {}
     with chromium() as browser:
         for width, scheme in ((1000, "light"), (1000, "dark"), (360, "light")):
             page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            said = listen(page)
+            printed = listen(page)
             page.goto(path.absolute().as_uri())
             assert page.evaluate("document.images.length") > 3
             assert page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-            colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            colors[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
             sources[scheme] = page.evaluate("document.querySelector('picture img').currentSrc.slice(-200)")
-            assert said == []
-    assert colours["light"] == "rgb(255, 255, 255)" != colours["dark"]
+            assert printed == []
+    assert colors["light"] == "rgb(255, 255, 255)" != colors["dark"]
     assert sources["light"] != sources["dark"]
 
 
-def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
+def test_tensorboard_holds_metrics_and_mistakes(data_folder, tmp_path):
     pytest.importorskip("tensorboardX", reason="install tensorboardX (the `test` extra)")
     with h5py.File(data_folder / "test.h5") as file:
         images, labels = file["test_set_x"][:], file["test_set_y"][:].reshape(-1)
@@ -425,7 +438,9 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     from tensorboardX.proto.event_pb2 import Event
 
-    scalars, pictures, data = {}, [], events.read_bytes()
+    scalars = {}
+    pictures = []
+    data = events.read_bytes()
     while data:  # records: length, its checksum, the event, its checksum
         length = int.from_bytes(data[:8], "little")
         event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
@@ -441,13 +456,13 @@ def test_tensorboard_has_the_rows_and_the_mistakes(data_folder, tmp_path):
     assert all(tag.startswith("mistakes/") for tag in pictures)
 
 
-def test_without_tensorboardx_the_sentence_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_tensorboardx_names_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(fr.UserError, match=r"pip install 'flaxresnet\[tensorboard\]'"):
         tensorboard.TensorBoardWriter(tmp_path, print)
 
 
-def test_a_missing_extra_is_said_before_an_old_run_is_set_aside(data_folder, finished_run, tmp_path, monkeypatch):
+def test_missing_extra_keeps_old_run(data_folder, finished_run, tmp_path, monkeypatch):
     run = shutil.copytree(finished_run, tmp_path / "run")
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=1, tensorboard=True, resume=False, **TINY_CONFIG)
@@ -456,15 +471,15 @@ def test_a_missing_extra_is_said_before_an_old_run_is_set_aside(data_folder, fin
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_that_tensorboard_cannot_write_ends_no_training(tmp_path, capsys):
+def test_unwritable_tensorboard_folder_warns_once(tmp_path, capsys):
     pytest.importorskip("tensorboardX", reason="install tensorboardX (the `test` extra)")
     (tmp_path / "file").write_text("in the way")
-    said = []
-    with tensorboard.TensorBoardWriter(tmp_path / "file" / "tensorboard", said.append) as events:
+    printed = []
+    with tensorboard.TensorBoardWriter(tmp_path / "file" / "tensorboard", printed.append) as events:
         for step in (1, 2):
             events.row({"epoch": 1, "step": step, "train_loss": 0.5})
     message = "cannot be written (Not a directory); TensorBoard receives no more events"
-    assert said == [f"warning: {tmp_path}/file/tensorboard {message}"]
+    assert printed == [f"warning: {tmp_path}/file/tensorboard {message}"]
 
 
 @pytest.mark.parametrize(
@@ -477,8 +492,10 @@ def test_a_folder_that_tensorboard_cannot_write_ends_no_training(tmp_path, capsy
         ([True] * 2, []),  # nothing before the next epoch
     ],
 )
-def test_only_steady_steps_are_traced_and_only_once(tmp_path, monkeypatch, steady, traced):
-    tracing, seen, calls = False, [], []
+def test_profiler_traces_steady_steps_once(tmp_path, monkeypatch, steady, traced):
+    tracing = False
+    seen = []
+    calls = []
 
     def switch(to):
         nonlocal tracing
@@ -500,7 +517,7 @@ def test_only_steady_steps_are_traced_and_only_once(tmp_path, monkeypatch, stead
     assert calls in ([True, False], [])
 
 
-def test_a_trace_ends_where_a_step_fails(tmp_path, monkeypatch):
+def test_profiler_stops_after_error(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append("start"))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))

@@ -14,85 +14,102 @@ from flaxresnet.evaluation import load_data, require_size
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.terminal import next_command, status
 from flaxresnet.weights.run_weights import require_absent
 
-BATCH = 32  # photos at a time
-ALL_CLASSES = "(all classes have to be among them: others would be taken for those that are)"
+BATCH_SIZE = 32  # photos that are read at a time
+ALL_CLASSES = "note: include photos of every class; missing classes will be misclassified"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Makes from a run another one, for photos of one place, camera or lamp, by some of them, without labels.
+    """Adapts a run to a new site, camera or lighting with unlabeled photos (AdaBN), and writes it as a new run.
 
-    The weights stay as they are; batch norm's statistics become those of the photos. Give 16 or more, of all classes,
-    as they will come: photos of one class alone make other classes be taken for it. The new run is used like any other.
+    The weights stay the same; the statistics of batch norm become those of the photos. Give 16 or more photos of all
+    classes, in their usual proportions: adapting to a single class biases predictions toward that class.
 
     Example: flaxresnet adapt runs/signs runs/here more/photos
     """
 
     run: str = positional("RUN")
-    """Folder of the run (train.py's --workdir)."""
+    """Run folder (the --workdir of training)."""
 
     target: str = positional("OUT")
-    """Folder of the new run, which does not exist yet."""
+    """Folder of the new run; must not exist."""
 
     photos: tuple[str, ...] = positional("PHOTO…", default=())
-    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'; of many, 512 are taken."""
+    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'; at most 512 are used."""
 
     data: str | None = None
-    """Images of a data set instead, as for train.py, of all its splits; their labels are not looked at."""
+    """Dataset to adapt to instead, in any format that training reads. All splits are used, without their labels."""
 
     max_corrupt_fraction: float = 0.0
-    """Largest share of unreadable pictures in --data that is left out."""
+    """Maximum fraction of corrupt pictures in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
-    """The weights after the last epoch, or those that were best on the test images."""
+    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
 
 
 def main(arguments: Arguments) -> int:
-    run, target, photos, data = arguments.run, arguments.target, arguments.photos, arguments.data
+    run = arguments.run
+    target = arguments.target
+    photos = arguments.photos
+    data = arguments.data
     require_absent(target)
     if photos and data is not None:
-        raise UserError(f"{photos[0]} and --data {data} are two things to adapt to; give one of them")
+        raise UserError(f"{photos[0]} and --data {data} exclude each other; give photos or --data")
     if not photos and data is None:
-        raise UserError(f"no photo given to adapt to; name some after the new run's folder ({target}), or give --data")
+        raise UserError(f"no photo given to adapt to; name some after the new run folder ({target}), or give --data")
     if arguments.max_corrupt_fraction and data is None:
         raise UserError(
-            f"--max-corrupt-fraction {arguments.max_corrupt_fraction} is of --data; photos that cannot be read are "
-            "named and left out"
+            f"--max-corrupt-fraction {arguments.max_corrupt_fraction} applies to --data; unreadable photos are "
+            "reported and skipped"
         )
     use_compilation_cache()
     preprocessing = RunDir(run).read_metadata().preprocessing
-    images, status = (
-        load_photos(photos, preprocessing) if data is None else (load_dataset_images(arguments, preprocessing), 0)
-    )
-    warning = adapt(run, images, target, arguments.checkpoint)
-    print(f"{target}: {run}, adapted to {len(images)} photos")
+    exit_status = 0
+    with status("Reading the photos…"):
+        if data is None:
+            images, exit_status = load_photos(photos, preprocessing)
+        else:
+            images = load_dataset_images(arguments, preprocessing)
+    with status("Adapting the run…"):
+        warning = adapt(run, images, target, arguments.checkpoint)
+    print(f"wrote {target}: {run}, adapted to {len(images)} photos")
     print(f"warning: {warning}" if warning else ALL_CLASSES)
-    return status
+    print(next_command("flaxresnet", "predict", target, "PHOTO"))
+    return exit_status
 
 
 def load_dataset_images(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
-    """Images from all over the data's splits, as if these were one."""
+    """Returns evenly spaced images of all splits of `--data`, (n, height, width, 3) uint8.
+
+    Raises:
+      UserError: the data cannot be read, or its images have another size than the network's input.
+    """
     splits = load_data(arguments.run, arguments.data, "all", arguments.max_corrupt_fraction)
     parts = [part for part in (splits.train, splits.test) if part is not None]
     for part in parts:
         require_size(preprocessing, part, splits.source)
-    sizes = [len(part) for part in parts]
-    ends, chosen = np.cumsum(sizes), subsample_indices(sum(sizes))
-    some = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    places = [mine - end + size for mine, end, size in zip(some, ends, sizes, strict=True)]
-    return np.concatenate([part.images[mine] for part, mine in zip(parts, places, strict=True)])
+    indices = subsample_indices(sum(map(len, parts)))
+    images = []
+    start = 0
+    for part in parts:
+        in_part = indices[(indices >= start) & (indices < start + len(part))]
+        images.append(part.images[in_part - start])
+        start += len(part)
+    return np.concatenate(images)
 
 
-def load_photos(words: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
-    """Some of the photos that are named, evenly taken, and the exit status: what cannot be read is named."""
+def load_photos(patterns: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
+    """Returns evenly spaced photos, (n, height, width, 3) uint8, and the exit status of `ImageReader`."""
 
-    def some(files: Iterable[str]) -> list[str]:
-        named = list(dict.fromkeys(files))
-        return [named[place] for place in subsample_indices(len(named))]
+    def select(files: Iterable[str]) -> list[str]:
+        distinct = list(dict.fromkeys(files))
+        return [distinct[index] for index in subsample_indices(len(distinct))]
 
-    reader = ImageReader(words, preprocessing.load, BATCH, some)
+    reader = ImageReader(patterns, preprocessing.load, BATCH_SIZE, select)
     photos = [photo for batch in reader.batches for _, photo in batch]
-    shape = 0, preprocessing.height, preprocessing.width, 3
-    return np.stack(photos) if photos else np.zeros(shape, np.uint8), reader.status()
+    if not photos:
+        return np.zeros((0, preprocessing.height, preprocessing.width, 3), np.uint8), reader.exit_status()
+    return np.stack(photos), reader.exit_status()

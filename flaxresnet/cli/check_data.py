@@ -3,48 +3,83 @@
 from dataclasses import dataclass
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.data.dataset import USUAL_SIZE
+from flaxresnet.data.dataset import USUAL_SIZE, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import data_warnings
+from flaxresnet.runtime.terminal import class_counts, next_command, status
 from flaxresnet.training.run_setup import check_trainable
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Reads a data set as training would and says what it holds, or with exit status 2 what is wrong with it.
+    """Reads a dataset as training does, and lists its splits and classes. Exits with status 2 if training would fail.
 
-    Warns of what can be read but is suspicious: test images that are training images too, or nearly, and the like.
+    Warns of likely mistakes, such as test images that are also training images, or nearly equal to one.
 
     Example: flaxresnet check-data datasets
     """
 
     data: str = positional("PATH")
-    """HDF5 file, folder with HDF5 files or ArrayRecord files, or folder of pictures for each class."""
+    """HDF5 file, folder with HDF5 or ArrayRecord files, or folder with one subfolder of pictures per class."""
 
     image_size: tuple[int, int] = USUAL_SIZE
-    """Height and width that pictures in folders are brought to."""
+    """Height and width in pixels to resize pictures in folders to."""
 
     max_corrupt_fraction: float = 0.0
-    """Largest share of unreadable images that is left out."""
+    """Maximum fraction of corrupt images to skip; the check fails above it."""
+
+    verbose: bool = False
+    """Also print the arrays' shapes."""
 
 
 def main(arguments: Arguments) -> int:
-    # From disk, because the files' names are known there.
+    # Streaming keeps the file names.
     options = ReadOptions(
         image_size=arguments.image_size,
         input="stream",
         max_corrupt_fraction=arguments.max_corrupt_fraction,
         rescan=True,
     )
-    splits = open_dataset(arguments.data, options)
-    for line in splits.describe():
+    with status("Reading the images…"):
+        splits = open_dataset(arguments.data, options)
+    if arguments.verbose:
+        for line in splits.describe():
+            print(line)
+    for line in _describe(splits):
         print(line)
-    if splits.train is None or splits.test is None:
-        there, missing = ("test", "training") if splits.train is None else ("training", "test")
-        print(f"only a {there} split: a run can be evaluated on it, but training needs a {missing} split as well")
-    else:
+    is_trainable = splits.train is not None and splits.test is not None
+    if is_trainable:
         check_trainable(splits)
-    for sentence in data_warnings(splits, thorough=True):
-        print(f"warning: {sentence}")
+    with status("Looking for duplicates…"):
+        warnings = list(data_warnings(splits, thorough=True))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(_result(splits, len(warnings)))
+    if is_trainable:
+        print(next_command("flaxresnet", "train", "--data", arguments.data))
     return 0
+
+
+def _describe(splits: Splits) -> list[str]:
+    """Returns the dataset's source, its sizes and a table of the images per class."""
+    sizes = []
+    counts = {}
+    for name, split in (("training", splits.train), ("test", splits.test)):
+        if split is not None:
+            height, width = split.images.shape[1:3]
+            sizes.append(f"{len(split):,} {name} images of {height}×{width}")
+            counts[name] = split.class_counts().tolist()
+            class_names = split.class_names
+    lines = [f"data: {splits.source}", f"{', '.join(sizes)}, {len(class_names)} classes"]
+    return [*lines, "", class_counts(class_names, counts), ""]
+
+
+def _result(splits: Splits, num_warnings: int) -> str:
+    """Returns the result of the check as one sentence."""
+    found = "no problems found" if not num_warnings else f"{num_warnings} warning{'s' if num_warnings > 1 else ''}"
+    if splits.train is None:
+        return f"result: {found}; only a test split, so you can evaluate a run on it; training needs a training split"
+    if splits.test is None:
+        return f"result: {found}; only a training split; training needs a test split as well"
+    return f"result: {found}; ready for training"

@@ -8,47 +8,52 @@ from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.terminal import status
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Serves a page to try a run on: drop a picture or use the camera, see the classes and what speaks for them.
+    """Serves a web page that classifies pictures from a file or the camera, with a Grad-CAM heatmap.
 
-    Needs gradio: pip install 'flaxresnet[demo]'. What is uploaded stays on this computer, for an hour or so, and up
-    to 200 MiB of it.
+    Requires gradio: pip install 'flaxresnet[demo]'. Uploads stay on this computer; the server deletes them after about
+    an hour, and the oldest ones above 200 MiB.
 
     Example: flaxresnet demo runs/default
     """
 
     run: str = positional("RUN")
-    """Folder of the run (train.py's --workdir)."""
+    """Run folder (the --workdir of training)."""
 
     checkpoint: CheckpointChoice = "latest"
-    """The weights after the last epoch, or those that were best on the test images."""
+    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
 
     host: str = "127.0.0.1"
-    """Address to listen at. Left out: this computer alone; 0.0.0.0 is for all that can reach it."""
+    """Address to listen on. The default is reachable from this computer alone, 0.0.0.0 from the network."""
 
     port: int = 7860
-    """Port to listen at; 0 takes one that is free."""
+    """Port to listen on; 0 selects a free port."""
 
 
 def main(arguments: Arguments) -> int:
-    from flaxresnet.classifier import Classifier
-    from flaxresnet.demo.page import make_page, serve
+    with status("Loading the run…"):
+        from flaxresnet.classifier import Classifier
+        from flaxresnet.demo.page import make_page, serve
 
-    if not 0 <= arguments.port < 2**16:
-        raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")
-    use_compilation_cache()
-    classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    title = Path(arguments.run).absolute().resolve().name  # and nothing of where it lies
-    page = make_page(classifier, title, examples_of(arguments.run))
-    serve(page, arguments.host, arguments.port)
+        if not 0 <= arguments.port < 2**16:
+            raise UserError(f"--port must be between 0 and 65535, not {arguments.port}")
+        use_compilation_cache()
+        classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    title = Path(arguments.run).absolute().resolve().name  # the page shows no other part of the path
+    with status("Starting the server…"):
+        page = make_page(classifier, title, examples_of(arguments.run))
+        address = serve(page, arguments.host, arguments.port, wait=False)
+    print(f"{address} (press Ctrl-C to stop)", flush=True)
+    page.block_thread()
     return 0
 
 
 def examples_of(run: str) -> Dataset | None:
-    """The test images that the run was trained beside; None where they are not here any more."""
+    """Returns the run's test images, or None if its data are not available."""
     from flaxresnet.evaluation import load_training_data
 
     try:

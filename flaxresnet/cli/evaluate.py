@@ -12,34 +12,36 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.evaluation import Evaluation, Split, evaluate
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
+from flaxresnet.runtime.terminal import status
 
-ACCURACY = {"test": "Test Accuracy", "train": "Train Accuracy", "all": "Accuracy"}  # of the splits
-MAX_LINE = 400  # columns, where the output is no terminal
-MAX_CONFUSION = 20  # classes; a larger matrix does not fit a terminal, and is in --json
+ACCURACY = {"test": "Test Accuracy", "train": "Train Accuracy", "all": "Accuracy"}  # by split
+MAX_LINE = 400  # columns if the output is not a terminal
+MAX_CONFUSION = 20  # classes; a larger confusion matrix does not fit a terminal
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Evaluates a trained run on labelled images.
+    """Evaluates a run on labeled images: loss, accuracy, per-class metrics and confusion matrix.
 
     Example: flaxresnet evaluate runs/default --data datasets/test_signs.h5
     """
 
     run: str = positional("RUN")
-    """Folder of the run (train.py's --workdir)."""
+    """Run folder (the --workdir of training)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or folder of pictures of each class. Left out: what it was trained on."""
+    """HDF5 file or folder with a test split, or folder with one subfolder of pictures per class. Default: the data that
+    the run was trained on."""
 
     max_corrupt_fraction: float = 0.0
-    """Largest share of unreadable pictures in --data that is left out."""
+    """Maximum fraction of corrupt pictures in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
-    """The weights after the last epoch, or those that were best on the test images (a flattering choice)."""
+    """Weights to use: after the last epoch, or of the epoch with the best test accuracy (an optimistic choice)."""
 
     split: Split | None = None
-    """Which split of the data, or all of it. Left out: test; all of a folder of pictures that has no folders for splits
-    and was not trained with."""
+    """Split to evaluate on. Default: test, or all images of a picture folder that has no split folders and was not used
+    in training."""
 
     json: bool = False
     """Print one JSON object instead of tables."""
@@ -47,51 +49,62 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     use_compilation_cache()
-    result = evaluate(
-        arguments.run,
-        arguments.data,
-        checkpoint=arguments.checkpoint,
-        split=arguments.split,
-        max_corrupt_fraction=arguments.max_corrupt_fraction,
-    )
+    with status("Evaluating…"):
+        result = evaluate(
+            arguments.run,
+            arguments.data,
+            checkpoint=arguments.checkpoint,
+            split=arguments.split,
+            max_corrupt_fraction=arguments.max_corrupt_fraction,
+        )
     if arguments.json:
         print(json.dumps(result.to_json()))
     else:
-        # A file or a pipe takes lines of any length; only a terminal has a width.
+        # Files and pipes take lines of any length.
         show(result, Console() if sys.stdout.isatty() else Console(width=MAX_LINE))
     return 0
 
 
 def show(result: Evaluation, console: Console) -> None:
+    """Prints the metrics, a table of the classes, and the confusion matrix of at most `MAX_CONFUSION` classes."""
     low, high = result.accuracy_interval
-    lines = (
+    interval = f"95% interval {low:.4f} to {high:.4f}, {result.count} images"
+    lines = [
         f"data: {result.source}",
         f"Loss = {result.loss:.4f}",
-        f"{ACCURACY[result.split]} = {result.accuracy:.4f}"
-        f"  (95% interval {low:.4f} to {high:.4f}, {result.count} images)",
-        *([f"warning: {result.warning}"] if result.warning else []),
-    )
+        f"{ACCURACY[result.split]} = {result.accuracy:.4f}  ({interval})",
+    ]
+    if result.warning:
+        lines.append(f"warning: {result.warning}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(per_class_table(result))
     if len(result.class_names) <= MAX_CONFUSION:
         console.print(confusion_table(result))
     else:
-        console.print(f"confusion matrix of {len(result.class_names)} classes: see --json")
+        console.print(f"confusion matrix of {len(result.class_names)} classes: use --json")
 
 
 def per_class_table(result: Evaluation) -> Table:
+    """Returns a table with the metrics of each class."""
     table = Table("class", title="per class (recall with its 95% interval)")
     for name in ("images", "precision", "recall", "interval", "F1"):
         table.add_column(name, justify="right")
     for row in result.per_class:
         low, high = row["recall_interval"]
-        figures = [_figure(row[key]) for key in ("precision", "recall")]
-        table.add_row(escape(row["class"]), str(row["images"]), *figures, f"{low:.3f}–{high:.3f}", _figure(row["f1"]))
+        table.add_row(
+            escape(row["class"]),
+            str(row["images"]),
+            _format(row["precision"]),
+            _format(row["recall"]),
+            f"{low:.3f}–{high:.3f}",
+            _format(row["f1"]),
+        )
     return table
 
 
 def confusion_table(result: Evaluation) -> Table:
+    """Returns the confusion matrix: rows are true classes, columns predicted classes."""
     table = Table("true \\ predicted", title="confusion matrix (images)")
     for name in result.class_names:
         table.add_column(escape(name), justify="right")
@@ -100,5 +113,5 @@ def confusion_table(result: Evaluation) -> Table:
     return table
 
 
-def _figure(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

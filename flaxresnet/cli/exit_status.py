@@ -1,4 +1,4 @@
-"""Turns the end of a command into an exit status, and a user's mistake into one sentence on standard error."""
+"""Exit statuses of commands, and errors as one sentence on standard error."""
 
 import logging
 import os
@@ -7,49 +7,56 @@ from collections.abc import Callable
 
 from flaxresnet.runtime.errors import EXIT_USAGE, TrainingInterrupted, UserError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-CLOSED_PIPE = 141  # 128 + SIGPIPE
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
+EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def run(main: Callable[[], int]) -> int:
-    """Returns the exit status of `main`. Reports a user's mistake or Ctrl-C in a sentence on standard error."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" rather than a traceback
+    """Calls `main` and returns its exit status. Prints a UserError or Ctrl-C as one sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" instead of a traceback
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # Orbax reports every save's stages as warnings; a run prints one line an epoch.
+    # Orbax logs the stages of each save as warnings.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a name in a file may break lines
+        print(f"error: {_error_text(error)}", file=sys.stderr)
         return EXIT_USAGE
-    except BrokenPipeError:  # `predict … | head`: nobody reads on, which is no mistake
+    except BrokenPipeError:  # `predict … | head` closes the pipe, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+        return EXIT_CLOSED_PIPE
     except TrainingInterrupted as stop:
         print(stop, file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
-        print("interrupted; what had been written is kept", file=sys.stderr)
-        return INTERRUPTED
+        print("interrupted; files that were already written remain", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except Exception:
-        if sentence := _why_no_device():
+        sentence = _missing_device()
+        if sentence:
             print(f"error: {sentence}", file=sys.stderr)
             return EXIT_USAGE
         raise
 
 
-def _why_no_device() -> str | None:
-    """Returns a sentence if JAX_PLATFORMS names a device that JAX cannot use here, which JAX reports in many ways."""
-    asked = os.environ.get("JAX_PLATFORMS")
-    if not asked or "jax" not in sys.modules:
+def _error_text(error: UserError) -> str:
+    """Returns the message in one line, followed by the indented lines of a list if it ends with one."""
+    lines = str(error).split("\n  ")
+    return "\n  ".join(" ".join(line.splitlines()) for line in lines)  # a file name may contain line breaks
+
+
+def _missing_device() -> str | None:
+    """Returns a sentence if JAX_PLATFORMS names a device that JAX cannot use, which JAX reports in several ways."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms or "jax" not in sys.modules:
         return None
     try:
         sys.modules["jax"].devices()
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return (
-            f"JAX_PLATFORMS={asked} asks for a device that JAX cannot use here ({reason}); install the extra that it "
-            "needs, such as 'flaxresnet[cuda12]', or unset it to compute on what there is"
+            f"JAX_PLATFORMS={platforms} asks for a device that JAX cannot use here ({reason}); install the extra that "
+            "it needs, such as 'flaxresnet[cuda12]', or unset JAX_PLATFORMS to use an available device"
         )
     return None

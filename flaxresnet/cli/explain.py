@@ -1,7 +1,7 @@
-"""`flaxresnet explain RUN PHOTO…`: where the network looked."""
+"""`flaxresnet explain RUN PHOTO…`: Grad-CAM heatmaps."""
 
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -19,29 +19,32 @@ from flaxresnet.cli.image_args import (
 from flaxresnet.data.decode import decode
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
+from flaxresnet.runtime.terminal import align, status
 
-BATCH = 16  # photos at a time
-IN_A_LINE = 3  # classes under the picture, for which there is room
+BATCH_SIZE = 16  # photos at a time
+CLASSES_PER_LINE = 3  # under the picture
+MAX_NAME = 24  # characters of a file or class name in the picture
 
 
 @dataclass(frozen=True)
 class Arguments(ImageArguments):
-    """Shows what in a photo speaks for a class: Grad-CAM, as a PNG with the photo and the same with a map over it.
+    """Draws Grad-CAM heatmaps: a PNG per photo that shows the evidence for a class.
 
     Example: flaxresnet explain runs/default photo.jpg --top-k 3
     """
 
     top_k: int = 3
-    """How many classes are named under the picture, the most probable first."""
+    """Number of classes to name under the picture, most probable first."""
 
     stage: Literal[2, 3, 4, 5] | None = None
-    """Whose features are shown; early stages see small things. Left out: the last with at least 4×4 places."""
+    """Stage whose features are shown; early stages respond to small details. Default: the last stage with a feature map
+    of at least 4×4."""
 
     class_name: str | None = None
-    """The class that is explained. Left out: each photo's most probable one."""
+    """Class to explain. Default: the most probable class of each photo."""
 
     to_folder: str = "explanations"
-    """Where the PNGs are written: photo.explained.png for photo.jpg. Explanations that are there are replaced."""
+    """Folder for the PNGs: photo.explained.png for photo.jpg. Replaces existing files."""
 
 
 def main(arguments: Arguments) -> int:
@@ -51,50 +54,62 @@ def main(arguments: Arguments) -> int:
 
     check(arguments)
     use_compilation_cache()
-    classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    with status("Loading the run…"):
+        classifier = Classifier.load(arguments.run, arguments.checkpoint)
     names = classifier.class_names
-    chosen = _index(arguments.class_name, names)
-    explainer = GradCAM(classifier, arguments.stage, BATCH)
-    folder, written = Path(arguments.to_folder), set[Path]()
+    class_index = _index(arguments.class_name, names)
+    explainer = GradCAM(classifier, arguments.stage, BATCH_SIZE)
+    folder = Path(arguments.to_folder)
+    written = set[Path]()
+    rows = []
 
-    def load(name: str) -> tuple[np.ndarray, np.ndarray]:
-        photo = decode(name)
+    def load(file: str) -> tuple[np.ndarray, np.ndarray]:
+        photo = decode(file)
         return display_size(classifier.preprocessing.crop_pixels(photo)), classifier.preprocessing.load(photo)
 
-    reader = ImageReader(arguments.photos, load, BATCH)
-    for batch in reader.batches:
-        images = np.stack([image for _, (_, image) in batch])
-        probabilities, maps = explainer.explain(images, chosen)
-        is_ood = classifier.predict_batch(images).is_ood if classifier.detects_ood else None
-        signs = [[OOD_MESSAGE] if is_ood is not None and is_ood[place] else [] for place in range(len(batch))]
-        for (name, (photo, _)), row, heat, sign in zip(batch, probabilities, maps, signs, strict=True):
-            best = most_probable(row, arguments.top_k)
-            explained = names[int(best[0]) if chosen is None else chosen]
-            short = ellipsize(Path(name).name, 24), ellipsize(explained, 24)
-            title = "{}: what speaks for {} (stage {})".format(*short, explainer.stage)
-            words = [f"{ellipsize(names[index], 24)}: {row[index]:.4f}" for index in best]
-            lines = ["   ".join(words[start : start + IN_A_LINE]) for start in range(0, len(words), IN_A_LINE)]
-            figure = explanation(photo, heat, title, lines)
-            target = unique_path(folder, Path(name).stem, written)
-            with oserror_as_user_error(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            save(figure, target)
-            print(name, names[int(best[0])], f"{row[best[0]]:.4f}", *sign, target, sep="  ", flush=True)
-    return reader.status()
+    reader = ImageReader(arguments.photos, load, BATCH_SIZE)
+    with status("Explaining the photos…"):
+        for batch in reader.batches:
+            images = np.stack([image for _, (_, image) in batch])
+            probabilities, maps = explainer.explain(images, class_index)
+            is_ood = classifier.predict_batch(images).is_ood if classifier.detects_ood else None
+            for index, (file, (photo, _)) in enumerate(batch):
+                best = most_probable(probabilities[index], arguments.top_k)
+                explained = names[int(best[0]) if class_index is None else class_index]
+                title = f"{ellipsize(Path(file).name, MAX_NAME)}: evidence for {ellipsize(explained, MAX_NAME)}"
+                labels = [f"{ellipsize(names[i], MAX_NAME)}: {probabilities[index, i]:.4f}" for i in best]
+                lines = []
+                for start in range(0, len(labels), CLASSES_PER_LINE):
+                    lines.append("   ".join(labels[start : start + CLASSES_PER_LINE]))
+                figure = explanation(photo, maps[index], f"{title} (stage {explainer.stage})", lines)
+                target = unique_path(folder, Path(file).stem, written)
+                with oserror_as_user_error(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                save(figure, target)
+                row = [file, names[best[0]], f"{probabilities[index, best[0]]:.4f}", str(target)]
+                if is_ood is not None and is_ood[index]:
+                    row.append(OOD_MESSAGE)
+                rows.append(row)
+    for line in align(rows, right=[2]):
+        print(line)
+    if rows:
+        print(f"wrote {len(rows):,} {'picture' if len(rows) == 1 else 'pictures'} to {folder}/")
+    return reader.exit_status()
 
 
 def _index(class_name: str | None, names: tuple[str, ...]) -> int | None:
     if class_name is None:
         return None
     if class_name not in names:
-        raise UserError(f"--class-name {class_name!r} is none of the run's classes: {listed(names)}")
+        raise UserError(f"--class-name {class_name!r} is not a class of the run; the classes are {listed(names)}")
     return names.index(class_name)
 
 
 def unique_path(folder: Path, stem: str, written: set[Path]) -> Path:
-    """A file of a name that no photo has by chance, with a number where another photo of this name has been there."""
-    numbers = chain([""], (f"-{number}" for number in count(2)))
-    numbered = (folder / f"{stem}{number}{EXPLAINED}" for number in numbers)
-    free = next(path for path in numbered if path not in written)
-    written.add(free)
-    return free
+    """Returns a path with the suffix `EXPLAINED` that is not in `written`, and adds it; repeated stems get a number."""
+    path = folder / f"{stem}{EXPLAINED}"
+    numbers = count(2)
+    while path in written:
+        path = folder / f"{stem}-{next(numbers)}{EXPLAINED}"
+    written.add(path)
+    return path

@@ -7,29 +7,30 @@ from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.terminal import status
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Writes a run as one file that runs without flaxresnet: images in, probabilities out.
 
-    A .zip holds StableHLO for CPUs, CUDA GPUs and TPUs, which JAX runs, and metadata.json; an .onnx is for ONNX Runtime
-    and others, with the metadata inside.
+    A .zip file contains StableHLO for CPUs, CUDA GPUs and TPUs, which needs JAX alone, and metadata.json. An .onnx file
+    is for ONNX Runtime and other ONNX tools, and contains the same metadata.
 
     Example: flaxresnet export runs/default signs.zip
     """
 
     run: str = positional("RUN")
-    """Folder of the run (train.py's --workdir)."""
+    """Run folder (the --workdir of training)."""
 
     file: str = positional("FILE")
-    """A name that ends in .zip or .onnx. What is there is replaced."""
+    """File to write, which ends in .zip or .onnx. Replaces an existing file."""
 
     preprocessing: bool = True
-    """The program takes uint8 RGB images and scales them; otherwise floats, scaled by the caller."""
+    """Take uint8 RGB images and scale them in the program; otherwise the caller scales the images to floats."""
 
     checkpoint: CheckpointChoice = "latest"
-    """The weights after the last epoch, or those that were best on the test images."""
+    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
 
 
 def main(arguments: Arguments) -> int:
@@ -38,11 +39,13 @@ def main(arguments: Arguments) -> int:
     path = Path(arguments.file)
     writers = {".zip": export_stablehlo, ".onnx": export_onnx}
     if path.suffix not in writers:
-        raise UserError(f"{path} does not say what to write; let its name end in {' or '.join(writers)}")
-    classifier = Classifier.load(arguments.run, arguments.checkpoint)
-    writers[path.suffix](classifier, path, arguments.preprocessing)
+        raise UserError(f"{path} has no suffix of an exported file; end the name with {' or '.join(writers)}")
+    with status("Loading the run…"):
+        classifier = Classifier.load(arguments.run, arguments.checkpoint)
+    with status("Exporting the network…"):
+        writers[path.suffix](classifier, path, arguments.preprocessing)
     about = metadata(classifier, arguments.preprocessing)
-    takes = f"(n, {about['height']}, {about['width']}, 3) {about['input']}"
-    gives = f"(n, {len(about['class_names'])}) {about['output']}"
-    print(f"{path}, {path.stat().st_size / 2**20:.1f} MiB: {takes} → {gives}")
+    print(f"wrote {path}, {path.stat().st_size / 2**20:.1f} MiB")
+    print(f"input: (n, {about['height']}, {about['width']}, 3) {about['input']}")
+    print(f"output: (n, {len(about['class_names'])}) {about['output']}")
     return 0

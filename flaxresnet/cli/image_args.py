@@ -1,4 +1,4 @@
-"""Photos as the command line names them: files, folders and patterns."""
+"""Photos on the command line: files, folders and patterns."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,101 +17,125 @@ from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 
 T = TypeVar("T")
 U = TypeVar("U")
-EXPLAINED = ".explained.png"  # how the names of `explain`'s pictures end
-OOD_MESSAGE = "unlike the training images"  # printed for a photo that is out-of-distribution
+EXPLAINED = ".explained.png"  # suffix of the pictures that `explain` writes
+OOD_MESSAGE = "out of distribution"  # printed beside a photo that the OOD score flags
 
 
-def files_of(word: str) -> list[str]:
-    """The file that is named, the pictures in a folder and those below it, or what a pattern stands for.
+def files_of(pattern: str) -> list[str]:
+    """Returns the files that an argument names: a file, the pictures below a folder, or the matches of a glob pattern.
 
     Raises:
-      UserError: the folder holds no picture, the pattern stands for nothing, or there may be no looking.
+      UserError: the folder contains no pictures, the pattern matches no file, or a folder cannot be read.
     """
-    with oserror_as_user_error(word, "read"):
-        if Path(word).is_dir():
-            found, wrong = _pictures_in(word), f"holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        elif has_magic(word) and not Path(word).exists():
-            matches = sorted(glob(word, recursive=True))  # noqa: PTH207 - Path's wants no absolute
-            found = [file for match in matches for file in (_pictures_in(match) if Path(match).is_dir() else [match])]
-            wrong = "stands for no file"
-        else:
-            return [word]
-    if not found:
-        raise UserError(f"{word} {wrong}")
-    return found
+    with oserror_as_user_error(pattern, "read"):
+        if Path(pattern).is_dir():
+            files = _pictures_in(pattern)
+            if not files:
+                raise UserError(f"{pattern} contains no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            return files
+        if not has_magic(pattern) or Path(pattern).exists():
+            return [pattern]
+        files = []
+        for match in sorted(glob(pattern, recursive=True)):  # noqa: PTH207 - pathlib rejects absolute patterns
+            files += _pictures_in(match) if Path(match).is_dir() else [match]
+    if not files:
+        raise UserError(f"{pattern} matches no file")
+    return files
 
 
 def _pictures_in(folder: str) -> list[str]:
-    paths = (path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(str(path) for path in paths if not path.name.endswith(EXPLAINED))
+    """Returns the sorted paths of the pictures below a folder, without those that `explain` wrote."""
+    files = []
+    for path in Path(folder).rglob("*"):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.endswith(EXPLAINED):
+            files.append(str(path))
+    return sorted(files)
 
 
 @dataclass(frozen=True)
 class ImageArguments:
-    """Which run, which photos."""
+    """A run and photos."""
 
     run: str = positional("RUN")
-    """Folder of the run (train.py's --workdir)."""
+    """Run folder (the --workdir of training)."""
 
     photos: tuple[str, ...] = positional("PHOTO…")
     """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
 
     checkpoint: CheckpointChoice = "latest"
-    """The weights after the last epoch, or those that were best on the test images."""
+    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
 
     top_k: int = 1
-    """How many classes to name, the most probable first."""
+    """Number of classes to print per photo, most probable first."""
 
 
 def check(arguments: ImageArguments) -> None:
-    """Raises UserError where there is nothing to do."""
+    """Raises UserError if no photo is given or `--top-k` is below 1."""
     if not arguments.photos:
-        raise UserError("no photo given; name one or more pictures after the run's folder")
+        raise UserError("no photo given; name one or more pictures after the run folder")
     if arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
 
 
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:
-    """(classes,) probabilities → the indices of the highest, the highest first."""
+    """Returns the indices of the `count` highest of (classes,) probabilities, the highest first."""
     return np.argsort(-row, kind="stable")[:count]
 
 
 class ImageReader(Generic[T]):
-    """Photos, some at a time; what cannot be read is named on standard error and left out.
+    """Reads photos in batches. Reports each unreadable file on standard error and skips it.
 
     Attributes:
-      batches: lists of (file, photo), in order; one photo after the other is read, and no more than a list's are held.
+      batches: lists of (file, photo), in order. Photos are read lazily, so that memory holds one batch.
+      num_read: photos read so far.
+      num_unreadable: arguments and files that could not be read so far.
     """
 
     def __init__(
         self,
-        words: Iterable[str],
+        patterns: Iterable[str],
         load: Callable[[str], T],
-        batch: int,
-        some: Callable[[Iterable[str]], Iterable[str]] = iter,
+        batch_size: int,
+        select: Callable[[Iterable[str]], Iterable[str]] = iter,
     ) -> None:
-        """Reads the files of each word (`files_of`) with `load`, which raises UserError, `batch` at a time.
+        """Prepares the reading of the files that the patterns name.
 
-        Of all files those are read that `some` makes of them.
+        Args:
+          patterns: arguments for `files_of`.
+          load: reads one file; raises UserError if the file is unreadable.
+          batch_size: number of photos per batch.
+          select: returns the files to read, given all files.
         """
-        self._read = self._unread = 0
-        files = (file for word in words for file in self._tried(files_of, word) or ())
-        photos = ((file, self._tried(load, file)) for file in some(files))
-        read = ((file, photo) for file, photo in photos if photo is not None)
-        self.batches: Iterator[list[tuple[str, T]]] = iter(lambda: self._counted(list(islice(read, batch))), [])
+        self.num_read = 0
+        self.num_unreadable = 0
+        self._patterns = patterns
+        self._load = load
+        self._select = select
+        photos = self._photos()
+        self.batches: Iterator[list[tuple[str, T]]] = iter(lambda: list(islice(photos, batch_size)), [])
 
-    def _tried(self, function: Callable[[str], U], word: str) -> U | None:
+    def _photos(self) -> Iterator[tuple[str, T]]:
+        for file in self._select(self._files()):
+            photo = self._try(self._load, file)
+            if photo is not None:
+                self.num_read += 1
+                yield file, photo
+
+    def _files(self) -> Iterator[str]:
+        for pattern in self._patterns:
+            yield from self._try(files_of, pattern) or ()
+
+    def _try(self, function: Callable[[str], U], argument: str) -> U | None:
+        """Returns `function(argument)`, or prints its UserError and returns None."""
         try:
-            return function(word)
+            return function(argument)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            self._unread += 1
+            self.num_unreadable += 1
             return None
 
-    def _counted(self, batch: list[tuple[str, T]]) -> list[tuple[str, T]]:
-        self._read += len(batch)
-        return batch
-
-    def status(self) -> int:
-        """Nothing readable is the user's mistake; something unreadable is a job partly done."""
-        return 0 if not self._unread else 1 if self._read else 2
+    def exit_status(self) -> int:
+        """Returns 0 if all photos were read, 1 if some were unreadable, and 2 if none was readable."""
+        if not self.num_unreadable:
+            return 0
+        return 1 if self.num_read else 2

@@ -1,4 +1,4 @@
-"""Dispatches `flaxresnet COMMAND …`: each command is a file beside this one."""
+"""Dispatches `flaxresnet COMMAND …`; each command has a module in this folder."""
 
 import sys
 from collections.abc import Sequence
@@ -8,21 +8,22 @@ from flaxresnet import __version__
 from flaxresnet.cli import exit_status, parser
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
+from flaxresnet.runtime.terminal import status
 
 COMMANDS = {
     "train": "train a network on labeled images",
-    "evaluate": "loss, accuracy with its interval, per-class table and confusion matrix of a run",
-    "predict": "label and probability of photos",
-    "summary": "the layers of a network: shapes, parameters, work",
-    "diagram": "a picture of a network, whole and on one page",
-    "convert": "weights from and to Keras and PyTorch",
-    "report": "a page about a run: figures, mistakes, how far to trust it",
-    "explain": "where in photos the network looked",
-    "demo": "a page to try a run on, in the browser",
-    "export": "a run as one file for JAX alone, or as ONNX",
-    "adapt": "a run for photos of one place, from some of them without labels",
-    "check-data": "what a data set holds, or what is wrong with it",
-    "make-data": "write the drawn hand signs, or pictures of your own, as HDF5 or ArrayRecord files",
+    "evaluate": "print a run's loss, accuracy, per-class metrics and confusion matrix",
+    "predict": "classify photos",
+    "summary": "list a network's layers with shapes, parameters and FLOPs",
+    "diagram": "draw a network's layers as PNG and SVG",
+    "convert": "convert weights from and to Keras and PyTorch",
+    "report": "write an HTML page about a run: metrics, mistakes, calibration, robustness",
+    "explain": "draw Grad-CAM heatmaps over photos",
+    "demo": "serve a web page that classifies pictures",
+    "export": "write a run as one StableHLO or ONNX file",
+    "adapt": "adapt a run to a new site with unlabeled photos (AdaBN)",
+    "check-data": "list a dataset's splits and classes, and check it for errors",
+    "make-data": "write drawn hand signs, or your own pictures, as HDF5 or ArrayRecord files",
 }
 
 USAGE = (
@@ -33,6 +34,11 @@ USAGE = (
 
 
 def main() -> int:
+    """Runs the command that `sys.argv` names, and returns its exit status.
+
+    Raises:
+      UserError: there is no such command, or it fails.
+    """
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -46,18 +52,20 @@ def main() -> int:
 
 
 def run_command(name: str, argv: Sequence[str], prog: str) -> int:
-    """Runs one of `COMMANDS` with the words of its command line, and returns its exit status.
+    """Runs one of `COMMANDS` with the arguments of its command line, and returns its exit status.
 
     Raises:
-      UserError: a word is wrong, or the command cannot do what it says.
-      SystemExit: the words ask for help.
+      UserError: an argument is invalid, or the command fails.
+      SystemExit: the arguments ask for help.
     """
-    command = import_module(f"flaxresnet.cli.{name.replace('-', '_')}")
+    with status("Starting…", terminal_only=True):  # the import of JAX takes seconds
+        command = import_module(f"flaxresnet.cli.{name.replace('-', '_')}")
     arguments = parser.parse(command.Arguments, argv, prog, getattr(command, "LAYOUT", None))
-    if name != "train":  # `fit` does so itself
+    if name != "train":  # `fit` calls this function itself
         disable_malloc_trim()
     return command.main(arguments)
 
 
 def entry_point() -> int:
+    """Runs `main` and returns the exit status, after an error too."""
     return exit_status.run(main)

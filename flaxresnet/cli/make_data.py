@@ -15,20 +15,21 @@ from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.terminal import next_command, status
 
 CHECKS = {
     "train": (at_least(1), at_most(1_000_000)),
     "test": (at_least(1), at_most(1_000_000)),
     "image_size": (at_least(MIN_IMAGE_SIZE), at_most(4096)),
     "seed": (at_least(0), at_most(2**64)),
-    "shards": (at_least(1), at_most(99_999)),  # as many digits as their names have
+    "shards": (at_least(1), at_most(99_999)),  # file names have five digits for the number of shards
     "variety": (between(0, 1),),
 }
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws hand signs, 0 to 5, or takes pictures from elsewhere, and writes them as files to train on.
+    """Writes training data: drawn hand signs of the classes 0 to 5, or pictures from --source.
 
     Example: flaxresnet make-data datasets
 
@@ -36,34 +37,35 @@ class Arguments:
     """
 
     folder: str = positional("FOLDER", default="datasets")
-    """Where the files go; files that are there already are not overwritten."""
+    """Folder to write to. The command does not overwrite existing files."""
 
     to: Literal["hdf5", "arrayrecord"] = "hdf5"
-    """hdf5: the tutorials' layout, a file a split. arrayrecord: shards, to be streamed; pictures go in as they are."""
+    """hdf5: the tutorials' layout, one file per split. arrayrecord: shards for streaming, with unchanged picture
+    files."""
 
     source: str | None = None
-    """Data to convert, of any kind that train.py reads. Left out: hand signs are drawn."""
+    """Data to convert, in any format that training reads. Default: draw hand signs."""
 
     max_corrupt_fraction: float = 0.0
-    """Largest share of unreadable pictures in --source that is left out."""
+    """Maximum fraction of corrupt pictures in --source to skip; the command fails above it."""
 
     shards: int = 16
-    """ArrayRecord files for each split."""
+    """Number of ArrayRecord files per split."""
 
     train: int = 1080
-    """Training images to draw."""
+    """Number of training images to draw."""
 
     test: int = 120
-    """Test images to draw."""
+    """Number of test images to draw."""
 
     image_size: int = 64
-    """Height and width in pixels; of ArrayRecord pictures train.py's --image-size decides."""
+    """Height and width in pixels. For ArrayRecord files, the --image-size of training applies."""
 
     variety: float = DEFAULT_VARIETY
-    """How much walls and cameras differ between drawn pictures: 0 (a bright, plain wall) to 1."""
+    """Variation of backgrounds and cameras between drawn images, from 0 (a bright, plain background) to 1."""
 
     seed: int = 0
-    """Which hands are drawn."""
+    """Random seed of the drawn images."""
 
 
 def main(arguments: Arguments) -> int:
@@ -74,36 +76,45 @@ def main(arguments: Arguments) -> int:
     files, write = WRITERS[arguments.to]
     for name in files:
         if (folder / name).exists():
-            raise UserError(f"{folder / name} exists and is not overwritten; move it away, or name another folder")
-    splits = _splits(arguments)
-    with oserror_as_user_error(folder):
+            raise UserError(f"{folder / name} exists and is not overwritten; move it, or name another folder")
+    with status("Drawing the images…" if arguments.source is None else "Reading the images…"):
+        splits = _splits(arguments)
+    with oserror_as_user_error(folder), status("Writing the files…"):
         folder.mkdir(parents=True, exist_ok=True)
-        for line in write(folder, splits, arguments.shards):
-            print(line)
+        lines = list(write(folder, splits, arguments.shards))
+    for line in lines:
+        print(f"wrote {line}")
+    print(next_command("flaxresnet", "train", "--data", arguments.folder))
     return 0
 
 
 def _splits(arguments: Arguments) -> Splits:
+    """Returns the images to write: drawn hand signs, or those of `--source`."""
     side = arguments.image_size
     if arguments.source is None:
         try:
             return hand_signs(arguments.seed, arguments.train, arguments.test, side, arguments.variety)
         except MemoryError as error:
             count = arguments.train + arguments.test
-            taken = f"{count:,} images of {side}×{side} take {count * side**2 * 3 / 2**30:,.1f} GiB of memory"
-            raise UserError(f"{taken}, more than there is; give fewer by --train and --test") from error
+            size = count * side**2 * 3 / 2**30
+            raise UserError(
+                f"{count:,} images of {side}×{side} take {size:,.1f} GiB of memory, more than is available; reduce "
+                "--train and --test"
+            ) from error
     options = ReadOptions(image_size=(side, side), input="stream", max_corrupt_fraction=arguments.max_corrupt_fraction)
     return open_dataset(arguments.source, options)
 
 
 def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:
+    """Writes one file per split and yields a line about each."""
     for name, split in (("train", splits.train), ("test", splits.test)):
         if split is not None:
-            write_hdf5(path := folder / f"{name}_signs.h5", name, split)
+            path = folder / f"{name}_signs.h5"
+            write_hdf5(path, name, split)
             yield f"{path}: {len(split)} images"
 
 
-# What is written, by which one can see that it is there already, and how.
+# Format → (files that show that the format was written before, writer).
 WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Path, Splits, int], Iterator[str]]]] = {
     "hdf5": (("train_signs.h5", "test_signs.h5"), _write_hdf5),
     "arrayrecord": ((INDEX,), write_records),

@@ -1,4 +1,4 @@
-"""What `summary` and `diagram` look at: a run's network, or one by its name."""
+"""The network argument of `summary` and `diagram`: a run folder or the name of a network."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,37 +14,38 @@ from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
 MAX_CLASSES = 1_000_000
-IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # what each was made for
+IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # default, by variant
+NETWORK_OPTIONS = ("variant", "image_size", "num_classes", "width")
 
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """Which network."""
+    """A network."""
 
     network: str = positional("RUN|NAME", default="resnet50")
-    """A run's folder, or a network: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, …."""
+    """Run folder, or name of a network: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, …."""
 
     variant: Variant | None = None
-    """How a network that is given by its name is written. Left out: tutorial."""
+    """Variant of a named network. Default: tutorial."""
 
     image_size: tuple[int, int] | None = None
-    """Height and width of its images. Left out: 64×64 for the tutorials' variant, else 224×224."""
+    """Height and width of the input in pixels. Default: 64×64 for the variant tutorial, else 224×224."""
 
     num_classes: int | None = None
-    """Its classes. Left out: 6, as in the tutorials."""
+    """Number of classes. Default: 6, as in the tutorials."""
 
     width: int | None = None
-    """Features of its first convolution. Left out: 64."""
+    """Number of features of the first convolution. Default: 64."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network to look at.
+    """A network and the size of its input.
 
     Attributes:
-      title: for people.
+      title: a name for people.
       model: the network.
-      image_size: height and width of its images, in pixels.
+      image_size: height and width of the input, in pixels.
     """
 
     title: str
@@ -53,28 +54,34 @@ class ModelSpec:
 
 
 def model_spec(arguments: ModelArguments) -> ModelSpec:
-    """The network that the command line names. Raises UserError where there is none."""
-    name = arguments.network
-    given = [
-        option for option in ("variant", "image_size", "num_classes", "width") if getattr(arguments, option) is not None
-    ]
-    if name not in SIZES:
-        if not RunDir(name).exists():
-            raise UserError(f"{name} is neither a run's folder nor a network; the networks are {', '.join(SIZES)}")
-        if given:
-            raise UserError(
-                f"{flag(given[0])} is for a network that is given by its name; {name} is a run and has its own"
-            )
-        info = RunDir(name).read_metadata()
-        image_size = info.preprocessing.height, info.preprocessing.width
-        return ModelSpec(f"{info.config.network.model} of {name}", info.model(), image_size)
-    config = TrainConfig(model=cast(Any, name), variant=arguments.variant, width=arguments.width)
+    """Returns the network that the command line names.
+
+    Raises:
+      UserError: there is no such run or network, or an option is invalid.
+    """
+    if arguments.network not in SIZES:
+        return _run_spec(arguments)
+    config = TrainConfig(model=cast(Any, arguments.network), variant=arguments.variant, width=arguments.width)
     check_network(config)
     network = config.network
     image_size = arguments.image_size or IMAGE_SIZES[network.variant]
     for side in image_size:
         check_value("image_size", side, int, (at_least(MIN_IMAGE_SIZE), at_most(MAX_SIDE)))
-    classes = 6 if arguments.num_classes is None else arguments.num_classes
-    check_value("num_classes", classes, int, (at_least(2), at_most(MAX_CLASSES)))
-    model = resnet(network.model, network.variant, num_classes=classes, width=network.width)
-    return ModelSpec(f"{name}, {network.variant}", model, image_size)
+    num_classes = 6 if arguments.num_classes is None else arguments.num_classes
+    check_value("num_classes", num_classes, int, (at_least(2), at_most(MAX_CLASSES)))
+    model = resnet(network.model, network.variant, num_classes=num_classes, width=network.width)
+    return ModelSpec(f"{arguments.network}, {network.variant}", model, image_size)
+
+
+def _run_spec(arguments: ModelArguments) -> ModelSpec:
+    """Returns the network of a run."""
+    name = arguments.network
+    run = RunDir(name)
+    if not run.exists():
+        raise UserError(f"{name} is neither a run folder nor a network; the networks are {', '.join(SIZES)}")
+    for option in NETWORK_OPTIONS:
+        if getattr(arguments, option) is not None:
+            raise UserError(f"{flag(option)} applies to a named network; {name} is a run, which determines it")
+    info = run.read_metadata()
+    image_size = (info.preprocessing.height, info.preprocessing.width)
+    return ModelSpec(f"{info.config.network.model} of {name}", info.model(), image_size)

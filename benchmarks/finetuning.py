@@ -117,7 +117,7 @@ def apply_room(data: fr.Dataset, room: int, strength: str) -> fr.Dataset:
     for image in data.images[:]:
         random = np.random.default_rng(room)  # the same for every photo
         for name in ROOM:
-            image = CORRUPTIONS[name].changed(image, "strong" if name == "background" else strength, random)
+            image = CORRUPTIONS[name].apply(image, "strong" if name == "background" else strength, random)
         images.append(image)
     return fr.Dataset(np.stack(images), data.labels, data.class_names)
 

@@ -104,7 +104,7 @@ def test_calibration_rows_pool_corruptions():
     assert rows[0]["with the temperature"] == pytest.approx(1 - 5 / 6, abs=1e-4)
     report = robustness(classify_by_brightness, images, labels, np.ones(8))
     counts = {row["shift"]: (row["images"], row["correct"]) for row in accuracy_rows(results, labels)}
-    assert counts == {"none": (8, 8)} | {row.change: (row.images, row.correct) for row in report.rows}
+    assert counts == {"none": (8, 8)} | {row.corruption: (row.images, row.correct) for row in report.rows}
     assert rows[1]["as trained"] == pytest.approx(abs(report.mean - confidence), abs=1e-6)
     assert rows[1]["with the temperature"] == pytest.approx(abs(report.mean - 5 / 6), abs=1e-4)
 

@@ -1,73 +1,83 @@
-"""The change of what is around the thing in a test photo: where the thing is, and other walls behind it.
+"""The background-replacement corruption: segments the object in a test photo and replaces the background.
 
-The code is independent of `augment/background.py`, but separates the wall by the same criterion, hue and Otsu's
-threshold: an image where that criterion fails does not show it.
+The code is independent of `augment/background.py`, but both separate the background by hue and Otsu's threshold. A
+photo for which this criterion fails therefore fails in both.
 """
 
 import numpy as np
 
 from flaxresnet.reliability.corruption_ops import Photo, Random, axes
 
-PLAIN = 70.0  # levels: the spread of the border's middle half, above which a picture has no plain background
-SIZES = (0.03, 0.8)  # shares of a photo, that a thing may take
+MAX_BORDER_SPREAD = 70.0  # of 256 levels: interquartile range of the border, above which the background is not plain
+OBJECT_AREAS = (0.03, 0.8)  # allowed range of the object's area, as a fraction of the photo
 
 
 def background(image: Photo, clutter: float, random: Random) -> np.ndarray:
-    """What is around the thing becomes another wall (0), one of two colours (1), or one with clutter (2).
+    """Replaces a plain background; a photo with another background stays unchanged.
 
-    A photo whose border is not plain stays as it is: what belongs to the thing is not known there.
+    Args:
+      image: (height, width, 3), uint8.
+      clutter: 0 for a background of one color, 1 for two colors, 2 for eight random rectangles on top of them.
+      random: draws the background.
     """
-    cover = foreground(image)
-    if cover is None:
+    mask = foreground(image)
+    if mask is None:
         return image
-    return cover * image + (1 - cover) * _wall(image, int(clutter), random)
+    return mask * image + (1 - mask) * _random_background(image, int(clutter), random)
 
 
 def foreground(image: Photo) -> np.ndarray | None:
-    """Where the thing is, (height, width, 1), from 0 to 1; None where there is no plain background.
+    """Segments the object in front of a plain background.
 
-    The background's colour is the median of the upper half of the border, where no arm comes in; what differs from it
-    by more than Otsu's threshold is not background.
+    The background's color is the median of the border's upper half, because an arm usually enters from below. Pixels
+    whose distance from it exceeds Otsu's threshold are the object.
+
+    Returns:
+      A soft mask (height, width, 1) in [0, 1], 1 on the object; None if the background is not plain or the object's
+      area is not in `OBJECT_AREAS`.
     """
     from PIL import Image, ImageFilter
 
     height, width = image.shape[:2]
     pixels = image.astype(np.float64)
-    border = np.concatenate([pixels[:2].reshape(-1, 3), *(pixels[: height // 2, side] for side in (0, width - 1))])
-    usual = np.median(border, axis=0)
+    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[: height // 2, 0], pixels[: height // 2, width - 1]])
+    median = np.median(border, axis=0)
     low, high = np.percentile(border, (25, 75), axis=0)
-    if (high - low).max() > PLAIN:
+    if (high - low).max() > MAX_BORDER_SPREAD:
         return None
-    # A lamp's light on a wall is brighter than the corners and of their hue: being brighter does not count.
-    tints = pixels / (pixels.mean(axis=2, keepdims=True) + 8) - usual / (usual.mean() + 8)
-    darker = np.maximum(0, 0.8 - pixels.mean(axis=2) / (usual.mean() + 8))
-    distance = np.sqrt((tints**2).sum(axis=2) + darker**2)
-    inside = Image.fromarray(255 * (distance > _otsu(distance)).astype(np.uint8))
-    # Specks of one or two pixels go, and the edge becomes soft.
-    cover = inside.filter(ImageFilter.MedianFilter(3)).filter(ImageFilter.GaussianBlur(0.6))
-    share = np.asarray(cover)[..., None] / 255
-    return share if SIZES[0] < share.mean() < SIZES[1] else None
+    # Lamplight brightens a part of the background and keeps its hue, so brightness above the median does not count.
+    hue_difference = pixels / (pixels.mean(axis=2, keepdims=True) + 8) - median / (median.mean() + 8)
+    darkness = np.maximum(0, 0.8 - pixels.mean(axis=2) / (median.mean() + 8))
+    distance = np.sqrt((hue_difference**2).sum(axis=2) + darkness**2)
+    binary = Image.fromarray(255 * (distance > _otsu_threshold(distance)).astype(np.uint8))
+    # The median filter removes specks of one or two pixels, and the Gaussian softens the edge.
+    filtered = binary.filter(ImageFilter.MedianFilter(3)).filter(ImageFilter.GaussianBlur(0.6))
+    mask = np.asarray(filtered)[..., None] / 255
+    return mask if OBJECT_AREAS[0] < mask.mean() < OBJECT_AREAS[1] else None
 
 
-def _otsu(values: np.ndarray) -> float:
-    """The threshold that divides values best into two groups (Otsu 1979): the most variance between them."""
+def _otsu_threshold(values: np.ndarray) -> float:
+    """Returns the threshold with the largest between-class variance (Otsu 1979)."""
     ordered = np.sort(values.ravel())
     counts = np.arange(1, len(ordered))
     sums = np.cumsum(ordered)
-    apart = sums[:-1] / counts - (sums[-1] - sums[:-1]) / (len(ordered) - counts)
-    return float(ordered[np.argmax(counts * (len(ordered) - counts) * apart**2)])
+    difference = sums[:-1] / counts - (sums[-1] - sums[:-1]) / (len(ordered) - counts)
+    return float(ordered[np.argmax(counts * (len(ordered) - counts) * difference**2)])
 
 
-def _wall(image: Photo, clutter: int, random: Random) -> np.ndarray:
+def _random_background(image: Photo, clutter: int, random: Random) -> np.ndarray:
+    """Returns a background of the photo's size, float; `clutter` is as in `background`."""
     y, x = axes(image)
     first, second = random.integers(0, 256, (2, 3)).astype(np.float64)
     angle = random.uniform(0, 2 * np.pi)
-    along = np.cos(angle) * x + np.sin(angle) * y
+    gradient = np.cos(angle) * x + np.sin(angle) * y
     if clutter == 0:
-        return first + 40 * along
-    wall = np.where(along > random.uniform(-0.3, 0.3), first, second) + 40 * along
+        return first + 40 * gradient
+    result = np.where(gradient > random.uniform(-0.3, 0.3), first, second) + 40 * gradient
     for _ in range(8 * (clutter - 1)):
-        (left, top), (wide, tall) = random.uniform(-0.5, 0.5, 2), random.uniform(0.03, 0.25, 2)
+        left, top = random.uniform(-0.5, 0.5, 2)
+        half_width, half_height = random.uniform(0.03, 0.25, 2)
         stripes = random.uniform(0, 50) * np.sin(random.uniform(10, 60) * (x + random.normal() * y))
-        wall = np.where((abs(x - left) < wide) & (abs(y - top) < tall), random.integers(0, 256, 3) + stripes, wall)
-    return wall
+        rectangle = (abs(x - left) < half_width) & (abs(y - top) < half_height)
+        result = np.where(rectangle, random.integers(0, 256, 3) + stripes, result)
+    return result

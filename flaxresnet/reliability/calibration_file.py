@@ -1,4 +1,4 @@
-"""What a run knows of its own answers, kept beside its weights: a temperature, and what its training looked like."""
+"""A run's calibration file: temperature, reference embeddings and OOD threshold, stored beside the weights."""
 
 import hashlib
 import json
@@ -15,18 +15,19 @@ from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 
 FILE = "calibration.safetensors"
+METADATA_KEY = "trust"  # in the file's header
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far a network's answers can be trusted; for these weights and no others.
+    """Calibration and OOD detection for one set of weights.
 
     Attributes:
       weights: `digest` of the parameters.
-      temperature: that makes probabilities of logits; see `calibration.py`.
-      references: (m, features) float16, rows of length 1: embeddings of training images; m may be 0.
-      threshold: of `ood_score`, above which a photo is called unlike those of training; infinite where too few test
-        images were there to tell.
+      temperature: divides the logits before the softmax; see `calibration.py`.
+      references: (m, features) float16, normalized embeddings of training images; m may be 0.
+      threshold: of `ood_score`; a photo above it is flagged as out-of-distribution. Infinite if there were too few
+        test images to compute it.
     """
 
     weights: str
@@ -35,41 +36,55 @@ class Calibration:
     threshold: float
 
     def ood_score(self, embeddings: np.ndarray) -> np.ndarray | None:
-        """(n, features) → (n,) float32, see `ood.py`; None where there is nothing to compare with."""
+        """Returns the OOD scores (n,) float32 of embeddings (n, features), see `ood.py`; None without references."""
         return knn_distance(embeddings, self.references) if len(self.references) else None
 
     @property
     def detects_ood(self) -> bool:
-        """Whether photos can be called unlike the training images, or like them."""
+        """Returns whether there are references and a finite threshold."""
         return len(self.references) > 0 and bool(np.isfinite(self.threshold))
 
     def write(self, run: str | Path) -> None:
-        """Into the run's folder; raises UserError where that cannot be done."""
-        about = {"weights": self.weights, "temperature": self.temperature, "threshold": self.threshold}
+        """Writes the file into a run's folder.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        metadata = {"weights": self.weights, "temperature": self.temperature, "threshold": self.threshold}
         with atomic_write(Path(run) / FILE) as temporary:
-            temporary.write_bytes(save({"references": self.references}, {"trust": json.dumps(about)}))
+            temporary.write_bytes(save({"references": self.references}, {METADATA_KEY: json.dumps(metadata)}))
 
     @classmethod
     def read(cls, run: str | Path, weights: str) -> Self | None:
-        """What is stored of these weights; None where there is nothing, or only something of others.
+        """Reads the file of a run's folder.
 
-        Raises UserError where the file is damaged.
+        Args:
+          run: the folder.
+          weights: `digest` of the parameters in use.
+
+        Returns:
+          The calibration; None if there is no file, or if it belongs to other weights.
+
+        Raises:
+          UserError: the file is damaged.
         """
         path = Path(run) / FILE
         if not path.exists():
             return None
         try:
             with safe_open(path, framework="numpy") as file:
-                about = json.loads(file.metadata()["trust"])
-                made = cls(references=file.get_tensor("references"), **about)
-            if made.references.ndim != 2 or not 0 < made.temperature < np.inf or np.isnan(made.threshold):
-                raise ValueError("its numbers cannot be")
+                metadata = json.loads(file.metadata()[METADATA_KEY])
+                result = cls(references=file.get_tensor("references"), **metadata)
+            if result.references.ndim != 2 or not 0 < result.temperature < np.inf or np.isnan(result.threshold):
+                raise ValueError("a value is out of range")
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            raise UserError(f"{path} is damaged ({error}); `flaxresnet report {run}` writes it anew") from None
-        return made if made.weights == weights else None
+            message = f"{path} is damaged ({error}); write it again with `flaxresnet report {run}`"
+            raise UserError(message) from None
+        return result if result.weights == weights else None
 
 
 def digest(params: Any) -> str:
-    """A fingerprint of parameters, {layer: …}, by their last layer, which every step of training changes."""
+    """Returns a fingerprint of parameters {layer: …}: a hash of the last layer, which every training step changes."""
     (head,) = (layer for name, layer in params.items() if name.startswith("fc"))
-    return hashlib.sha256(b"".join(np.asarray(head[name]).tobytes() for name in ("kernel", "bias"))).hexdigest()[:16]
+    content = np.asarray(head["kernel"]).tobytes() + np.asarray(head["bias"]).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Kinds of change of a test photo: where things are, its light, the camera, and what covers the thing.
+"""The operations behind the corruptions of test photos: geometry, light, camera and occlusion.
 
-A change takes a photo (height, width, 3) of uint8, an amount in its own units, and random numbers (which way, where);
-it returns a photo of the same shape, whose values need not be rounded or within range yet.
+An operation takes a photo (height, width, 3) uint8, an amount in its own units, and a random generator, which draws
+directions and positions. It returns a photo of the same shape, whose values may be fractional and out of range.
 """
 
 import io
@@ -10,71 +10,86 @@ import numpy as np
 
 Photo = np.ndarray  # (height, width, 3), uint8
 Random = np.random.Generator
-MARGIN = 1.0  # of a side, by which the edge is repeated before a picture is moved
+MARGIN = 1.0  # padding with the edge's pixels before a geometric operation, as a fraction of the side
 
 
 def axes(image: Photo) -> tuple[np.ndarray, np.ndarray]:
-    """Places y (height, 1, 1) and x (1, width, 1) of the pixels from the centre, in sides, -0.5 to 0.5."""
+    """Returns pixel positions y (height, 1, 1) and x (1, width, 1) from the center, from -0.5 to 0.5 of a side."""
     height, width = image.shape[:2]
-    y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+    y = (np.arange(height) + 0.5) / height - 0.5
+    x = (np.arange(width) + 0.5) / width - 0.5
     return y[:, None, None], x[None, :, None]
 
 
 def random_inverse(random: Random, factor: float) -> float:
-    """The factor or its inverse."""
+    """Returns the factor or its inverse, each with probability 1/2."""
     return factor if random.random() < 0.5 else 1 / factor
 
 
-def _sign(random: Random) -> int:
+def _random_sign(random: Random) -> int:
     return 1 if random.random() < 0.5 else -1
 
 
-# Where things are. A map is (3, 3): from places in the new photo to places in the old one, (x, y, 1) in sides from the
-# centre, up to a factor.
+def _directional_ramp(image: Photo, random: Random) -> np.ndarray:
+    """Returns (height, width, 1): positions along a random direction, from the center, in sides."""
+    y, x = axes(image)
+    angle = random.uniform(0, 2 * np.pi)
+    return np.cos(angle) * x + np.sin(angle) * y
+
+
+# Geometry. A matrix is (3, 3). It maps positions (x, y, 1) in the new photo, in sides from the center, to positions in
+# the old photo, up to a factor.
 
 
 def warp_perspective(image: Photo, matrix: np.ndarray) -> Photo:
+    """Applies a projective map with bicubic sampling; pixels outside the photo repeat its edge."""
     from PIL import Image
 
     height, width = image.shape[:2]
-    top, left = round(MARGIN * height), round(MARGIN * width)
-    wide = Image.fromarray(np.pad(image, ((top, top), (left, left), (0, 0)), mode="edge"))
+    top = round(MARGIN * height)
+    left = round(MARGIN * width)
+    padded = Image.fromarray(np.pad(image, ((top, top), (left, left), (0, 0)), mode="edge"))
     to_sides = np.array([[1 / width, 0, -0.5], [0, 1 / height, -0.5], [0, 0, 1]])
-    to_wide = np.array([[width, 0, width / 2 + left], [0, height, height / 2 + top], [0, 0, 1]])
-    whole = to_wide @ matrix @ to_sides
-    numbers = (whole / whole[2, 2]).ravel()[:8]
-    moved = wide.transform((width, height), Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BICUBIC)
-    return np.asarray(moved)
+    to_padded = np.array([[width, 0, width / 2 + left], [0, height, height / 2 + top], [0, 0, 1]])
+    pixel_map = to_padded @ matrix @ to_sides
+    coefficients = (pixel_map / pixel_map[2, 2]).ravel()[:8]
+    size = (width, height)
+    return np.asarray(padded.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC))
 
 
 def rotation(image: Photo, degrees: float, random: Random) -> Photo:
-    angle = np.radians(degrees * _sign(random))
-    aspect = image.shape[0] / image.shape[1]  # sides are of different lengths: a turn is one in pixels
-    cos, sin = np.cos(angle), np.sin(angle)
+    """Rotates by this angle, clockwise or counterclockwise."""
+    angle = np.radians(degrees * _random_sign(random))
+    aspect = image.shape[0] / image.shape[1]  # the matrix is in sides, and a rotation is one in pixels
+    cos = np.cos(angle)
+    sin = np.sin(angle)
     return warp_perspective(image, np.array([[cos, -sin * aspect, 0], [sin / aspect, cos, 0], [0, 0, 1]]))
 
 
 def scale(image: Photo, factor: float, random: Random) -> Photo:
-    """Nearer or farther."""
+    """Enlarges or shrinks the content by this factor."""
     size = random_inverse(random, factor)
     return warp_perspective(image, np.diag([1 / size, 1 / size, 1]))
 
 
-def shift(image: Photo, share: float, random: Random) -> Photo:
-    """Moved by this share of the side in any direction."""
+def shift(image: Photo, fraction: float, random: Random) -> Photo:
+    """Shifts by this fraction of the side, in a random direction."""
     angle = random.uniform(0, 2 * np.pi)
-    return warp_perspective(image, np.array([[1, 0, share * np.cos(angle)], [0, 1, share * np.sin(angle)], [0, 0, 1]]))
+    x = fraction * np.cos(angle)
+    y = fraction * np.sin(angle)
+    return warp_perspective(image, np.array([[1, 0, x], [0, 1, y], [0, 0, 1]]))
 
 
-def shear(image: Photo, share: float, random: Random) -> Photo:
-    """Rows, or columns, slide over each other."""
+def shear(image: Photo, fraction: float, random: Random) -> Photo:
+    """Shears rows or columns, by this fraction of their distance from the center."""
+    amount = fraction * _random_sign(random)
     matrix = np.eye(3)
-    matrix[(0, 1) if random.random() < 0.5 else (1, 0)] = share * _sign(random)
+    matrix[(0, 1) if random.random() < 0.5 else (1, 0)] = amount
     return warp_perspective(image, matrix)
 
 
 def perspective(image: Photo, tilt: float, random: Random) -> Photo:
-    """The camera is tilted: one side of the photo is (1 + tilt / 2) / (1 - tilt / 2) times as near as the other."""
+    """Tilts the camera: one side of the photo is (1 + tilt / 2) / (1 - tilt / 2) times as near as the other."""
     angle = random.uniform(0, 2 * np.pi)
     matrix = np.eye(3)
     matrix[2, :2] = tilt * np.cos(angle), tilt * np.sin(angle)
@@ -82,6 +97,7 @@ def perspective(image: Photo, tilt: float, random: Random) -> Photo:
 
 
 def mirror(image: Photo, amount: float, random: Random) -> Photo:
+    """Mirrors left to right; the amount has no effect."""
     return image[:, ::-1]
 
 
@@ -89,52 +105,51 @@ def mirror(image: Photo, amount: float, random: Random) -> Photo:
 
 
 def brightness(image: Photo, factor: float, random: Random) -> np.ndarray:
+    """Multiplies or divides the pixels by this factor."""
     return image * random_inverse(random, factor)
 
 
 def contrast(image: Photo, factor: float, random: Random) -> np.ndarray:
+    """Multiplies or divides the difference from the photo's mean by this factor."""
     mean = image.mean()
     return mean + (image - mean) * random_inverse(random, factor)
 
 
 def gamma(image: Photo, exponent: float, random: Random) -> np.ndarray:
+    """Applies a gamma curve with this exponent or its inverse."""
     return 255 * (image / 255) ** random_inverse(random, exponent)
 
 
-def colour_temperature(image: Photo, share: float, random: Random) -> np.ndarray:
-    """Red up and blue down, or the other way round."""
-    gain = random_inverse(random, 1 + share)
+def color_temperature(image: Photo, fraction: float, random: Random) -> np.ndarray:
+    """Raises red and lowers blue by the factor 1 + fraction, or the reverse."""
+    gain = random_inverse(random, 1 + fraction)
     return image * np.array([gain, 1, 1 / gain])
 
 
-def grey(image: Photo, share: float, random: Random) -> np.ndarray:
-    """Colour taken away (luma of ITU-R 601 is left)."""
+def grayscale(image: Photo, fraction: float, random: Random) -> np.ndarray:
+    """Blends with the luma (ITU-R 601); 1 leaves no color."""
     luma = image @ np.array([0.299, 0.587, 0.114])
-    return (1 - share) * image + share * luma[..., None]
+    return (1 - fraction) * image + fraction * luma[..., None]
 
 
-def light_gradient(image: Photo, share: float, random: Random) -> np.ndarray:
-    """The light falls by this share from one side to the opposite one."""
-    y, x = axes(image)
-    angle = random.uniform(0, 2 * np.pi)
-    along = np.cos(angle) * x + np.sin(angle) * y
-    along = (along - along.min()) / (along.max() - along.min())
-    return image * (1 - share * along)
+def light_gradient(image: Photo, fraction: float, random: Random) -> np.ndarray:
+    """Darkens linearly from one side to the opposite one, by up to this fraction of the light."""
+    ramp = _directional_ramp(image, random)
+    ramp = (ramp - ramp.min()) / (ramp.max() - ramp.min())
+    return image * (1 - fraction * ramp)
 
 
-def shadow(image: Photo, share: float, random: Random) -> np.ndarray:
-    """A straight shadow with a soft edge over about half of the photo takes this share of the light."""
-    y, x = axes(image)
-    angle, place = random.uniform(0, 2 * np.pi), random.uniform(-0.2, 0.2)
-    along = np.cos(angle) * x + np.sin(angle) * y - place
-    return image * (1 - share * np.clip(along / 0.06 + 0.5, 0, 1))
+def shadow(image: Photo, fraction: float, random: Random) -> np.ndarray:
+    """Darkens about half of the photo by this fraction of the light, with a straight, soft edge."""
+    ramp = _directional_ramp(image, random) - random.uniform(-0.2, 0.2)
+    return image * (1 - fraction * np.clip(ramp / 0.06 + 0.5, 0, 1))
 
 
-# The camera.
+# Camera.
 
 
 def blur(image: Photo, sigma: float, random: Random) -> np.ndarray:
-    """Gaussian, with this deviation in 64ths of the side."""
+    """Applies a Gaussian blur with this standard deviation, in 64ths of the longer side."""
     from PIL import Image, ImageFilter
 
     radius = sigma * max(image.shape[:2]) / 64
@@ -142,11 +157,12 @@ def blur(image: Photo, sigma: float, random: Random) -> np.ndarray:
 
 
 def noise(image: Photo, deviation: float, random: Random) -> np.ndarray:
-    """Gaussian, with this deviation in levels of 256."""
+    """Adds Gaussian noise with this standard deviation, in levels of 256."""
     return image + deviation * random.standard_normal(image.shape)
 
 
 def jpeg(image: Photo, quality: float, random: Random) -> np.ndarray:
+    """Compresses as JPEG with this quality, from 1 to 95."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -155,7 +171,7 @@ def jpeg(image: Photo, quality: float, random: Random) -> np.ndarray:
 
 
 def low_resolution(image: Photo, factor: float, random: Random) -> np.ndarray:
-    """Made smaller by this factor and enlarged again."""
+    """Downsamples by this factor and upsamples to the original size."""
     from PIL import Image
 
     photo = Image.fromarray(image)
@@ -163,15 +179,17 @@ def low_resolution(image: Photo, factor: float, random: Random) -> np.ndarray:
     return np.asarray(small.resize(photo.size, Image.Resampling.BICUBIC))
 
 
-# What else is in the picture.
+# Occlusion.
 
 
-def occlusion(image: Photo, share: float, random: Random) -> np.ndarray:
-    """Something of one colour lies over this share of the photo, a box of random proportions."""
+def occlusion(image: Photo, fraction: float, random: Random) -> np.ndarray:
+    """Covers this fraction of the photo with a box of random position, color and proportions."""
     height, width = image.shape[:2]
     stretch = np.exp(random.uniform(-0.7, 0.7))
-    tall, wide = min(1, np.sqrt(share * stretch)) * height, min(1, np.sqrt(share / stretch)) * width
-    top, left = random.uniform(0, height - tall), random.uniform(0, width - wide)
+    box_height = min(1, np.sqrt(fraction * stretch)) * height
+    box_width = min(1, np.sqrt(fraction / stretch)) * width
+    top = random.uniform(0, height - box_height)
+    left = random.uniform(0, width - box_width)
     covered = image.copy()
-    covered[round(top) : round(top + tall), round(left) : round(left + wide)] = random.integers(0, 256, 3)
+    covered[round(top) : round(top + box_height), round(left) : round(left + box_width)] = random.integers(0, 256, 3)
     return covered

@@ -1,8 +1,8 @@
-"""Test images as other people would have taken them: a fixed, seeded set of changes, each in three strengths.
+"""Corruptions of test images, as in photos that other people take: a fixed, seeded set in three strengths.
 
-They measure a network and never train one. So they are written apart from `augment/`, on other tools (NumPy
-and Pillow, on uint8, picture by picture): an error of the one is not hidden by the same error of the other. The
-idea of changes by kind and strength is that of Hendrycks & Dietterich 2019, arXiv:1903.12261.
+Corruptions measure a network and never train it. Their code is therefore independent of `augment/` and uses other
+tools: NumPy and Pillow, on one uint8 image at a time. An error in one of them does not hide the same error in the
+other. Corruptions by kind and strength follow Hendrycks & Dietterich 2019, arXiv:1903.12261.
 """
 
 import zlib
@@ -19,22 +19,25 @@ STRENGTHS = ("mild", "middle", "strong")
 
 
 class Corruption(NamedTuple):
-    """A kind of change.
+    """A kind of corruption.
 
     Attributes:
-      amounts: of the three strengths, in the units of `change`.
-      change: from a photo, an amount and random numbers (which way, where) to a photo of the same shape.
+      amounts: for the three strengths, in the units of `operation`.
+      operation: a function from a photo, an amount and a random generator to a photo of the same shape.
     """
 
     amounts: tuple[float, float, float]
-    change: Callable[[Photo, float, Random], np.ndarray]
+    operation: Callable[[Photo, float, Random], np.ndarray]
 
-    def changed(self, image: Photo, strength: str, random: Random) -> Photo:
-        """The photo, changed with a strength of `STRENGTHS`, uint8."""
-        new = self.change(image, self.amounts[STRENGTHS.index(strength)], random)
-        return new if new.dtype == np.uint8 else np.clip(np.rint(new), 0, 255).astype(np.uint8)
+    def apply(self, image: Photo, strength: str, random: Random) -> Photo:
+        """Returns the corrupted photo, uint8; `strength` is one of `STRENGTHS`."""
+        corrupted = self.operation(image, self.amounts[STRENGTHS.index(strength)], random)
+        if corrupted.dtype == np.uint8:
+            return corrupted
+        return np.clip(np.rint(corrupted), 0, 255).astype(np.uint8)
 
 
+# The names also seed the draws of `corrupt`: another name changes the corrupted images, and with them recorded results.
 CORRUPTIONS: dict[str, Corruption] = {
     "rotation": Corruption((10, 25, 40), corruption_ops.rotation),
     "scale": Corruption((1.15, 1.35, 1.6), corruption_ops.scale),
@@ -45,8 +48,8 @@ CORRUPTIONS: dict[str, Corruption] = {
     "brightness": Corruption((1.25, 1.6, 2.2), corruption_ops.brightness),
     "contrast": Corruption((1.25, 1.6, 2.2), corruption_ops.contrast),
     "gamma": Corruption((1.25, 1.6, 2.2), corruption_ops.gamma),
-    "colour temperature": Corruption((0.1, 0.25, 0.45), corruption_ops.colour_temperature),
-    "grey": Corruption((0.4, 0.7, 1), corruption_ops.grey),
+    "colour temperature": Corruption((0.1, 0.25, 0.45), corruption_ops.color_temperature),
+    "grey": Corruption((0.4, 0.7, 1), corruption_ops.grayscale),
     "light gradient": Corruption((0.3, 0.55, 0.8), corruption_ops.light_gradient),
     "shadow": Corruption((0.25, 0.45, 0.65), corruption_ops.shadow),
     "blur": Corruption((0.6, 1.2, 2), corruption_ops.blur),
@@ -58,52 +61,54 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def shifted(images: np.ndarray, name: str, strength: str, seed: int = 0) -> np.ndarray:
-    """Photos changed, each in its own way, the same ones for a seed.
+def corrupt(images: np.ndarray, name: str, strength: str, seed: int = 0) -> np.ndarray:
+    """Applies one corruption to each photo, with draws that depend on the name, the seed and the photo's index alone.
 
     Args:
       images: (n, height, width, 3), uint8.
       name: one of `CORRUPTIONS`.
-      strength: one of `STRENGTHS`; the draws are the same for all three, so that they differ in the amount alone.
+      strength: one of `STRENGTHS`; the draws are the same for all three, which differ in the amount only.
       seed: of the draws.
 
     Returns:
       Photos of the same shape, uint8.
     """
-    own = (seed, zlib.crc32(name.encode()))
-    changed = [
-        CORRUPTIONS[name].changed(image, strength, np.random.default_rng((*own, i))) for i, image in enumerate(images)
-    ]
-    return np.stack(changed) if changed else images
+    name_seed = zlib.crc32(name.encode())
+    corrupted = np.empty_like(images)
+    for index, image in enumerate(images):
+        random = np.random.default_rng((seed, name_seed, index))
+        corrupted[index] = CORRUPTIONS[name].apply(image, strength, random)
+    return corrupted
 
 
 def iter_corruptions(
     images: np.ndarray, strengths: tuple[str, ...] = STRENGTHS, without: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name, strength and changed photos, kind by kind, some kinds left out."""
-    for name in (name for name in CORRUPTIONS if name not in without):
-        for strength in strengths:
-            yield name, strength, shifted(images, name, strength)
+    """Yields name, strength and corrupted photos for each corruption that is not in `without`."""
+    for name in CORRUPTIONS:
+        if name not in without:
+            for strength in strengths:
+                yield name, strength, corrupt(images, name, strength)
 
 
 def compose_corruptions(images: np.ndarray, count: int, strength: str, seed: int = 0) -> np.ndarray:
-    """Photos that differ in several ways at once, as other people's do: so many kinds of change for each, by chance.
+    """Applies several random corruptions to each photo, as photos by other people differ in several ways at once.
 
     Args:
       images: (n, height, width, 3), uint8.
-      count: kinds of change for each photo, drawn from `CORRUPTIONS`; what is around the thing comes first, the camera
-      last.
+      count: number of corruptions for each photo, drawn from `CORRUPTIONS`. Background and occlusion come first,
+        because the camera also sees them through the others.
       strength: one of `STRENGTHS`.
       seed: of the draws.
 
     Returns:
       Photos of the same shape, uint8.
     """
-    kinds = sorted(CORRUPTIONS, key=lambda name: CORRUPTIONS[name].change not in (background, corruption_ops.occlusion))
-    changed = []
-    for i, image in enumerate(images):
-        random = np.random.default_rng((seed, count, i))
-        for kind in np.sort(random.choice(len(kinds), count, replace=False)):
-            image = CORRUPTIONS[kinds[kind]].changed(image, strength, random)
-        changed.append(image)
-    return np.stack(changed) if changed else images
+    ordered = sorted(CORRUPTIONS, key=lambda name: name not in ("background", "occlusion"))
+    corrupted = np.empty_like(images)
+    for index, image in enumerate(images):
+        random = np.random.default_rng((seed, count, index))
+        for choice in np.sort(random.choice(len(ordered), count, replace=False)):
+            image = CORRUPTIONS[ordered[choice]].apply(image, strength, random)
+        corrupted[index] = image
+    return corrupted

@@ -1,4 +1,7 @@
-"""What labelled images that a network was not trained on say of its trustworthiness, each judged by the others."""
+"""Cross-fitted calibration and OOD metrics: each half of the test images is evaluated with values fitted on the other.
+
+The network must not have been trained on these images.
+"""
 
 from dataclasses import dataclass
 
@@ -11,17 +14,17 @@ from flaxresnet.reliability.ood import conformal_threshold, knn_distance, normal
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """How far a network's answers can be trusted, and what is kept to say so of a photo.
+    """Calibration and OOD metrics of a network, and the calibration to store.
 
-    Figures "after" are cross-fitted: half of each class's images has been judged by what the other half gave, so that
-    they hold for other images.
+    The metrics `after` and `false_alarms` are cross-fitted, so they hold for further images.
 
     Attributes:
       calibration: fitted on all images, for the run's folder.
-      temperatures: (n,), for each image that which the half without it gave.
-      before, after: confidence and accuracy with the softmax of the logits, and with that of logits / temperatures.
-      false_alarms: images flagged as out-of-distribution, of the `num_scored`.
-      num_scored: images for which the threshold could be computed.
+      temperatures: (n,), for each image the temperature fitted on the other half.
+      before: reliability bins of softmax(logits).
+      after: reliability bins of softmax(logits / temperatures).
+      false_alarms: number of images flagged as out-of-distribution, of `num_scored`.
+      num_scored: number of images for which a threshold could be computed.
     """
 
     calibration: Calibration
@@ -35,35 +38,48 @@ class CalibrationReport:
 def assess(
     weights: str, logits: np.ndarray, labels: np.ndarray, embeddings: np.ndarray, references: np.ndarray
 ) -> CalibrationReport:
-    """Judges a network by images that it was not trained on.
+    """Evaluates calibration and OOD detection on images that the network was not trained on.
 
     Args:
-      weights: the parameters' `digest`.
+      weights: `digest` of the parameters.
       logits: (n, classes), of these images.
       labels: (n,) int.
       embeddings: (n, features), of these images.
-      references: (m, features), of training images; m may be 0.
+      references: (m, features), embeddings of training images; m may be 0.
     """
-    kept = normalized_features(references).astype(np.float16)
-    scores = knn_distance(embeddings, kept) if len(kept) else np.zeros(len(labels), np.float32)
-    calibration = Calibration(weights, fit_temperature(logits, labels), kept, conformal_threshold(scores))
+    references = normalized_features(references).astype(np.float16)
+    scores = knn_distance(embeddings, references) if len(references) else np.zeros(len(labels), np.float32)
+    calibration = Calibration(weights, fit_temperature(logits, labels), references, conformal_threshold(scores))
 
-    temperatures, flagged, num_scored = np.ones(len(labels)), 0, 0
+    temperatures = np.ones(len(labels))
+    false_alarms = 0
+    num_scored = 0
     first = split_halves(labels)
     for half in (first, ~first):
         temperatures[half] = fit_temperature(logits[~half], labels[~half])
         threshold = conformal_threshold(scores[~half])
-        if len(kept) and np.isfinite(threshold):
-            flagged += int((scores[half] > threshold).sum())
+        if len(references) and np.isfinite(threshold):
+            false_alarms += int((scores[half] > threshold).sum())
             num_scored += int(half.sum())
-    before, after = (reliability(softmax(logits, by), labels) for by in (1.0, temperatures))
-    return CalibrationReport(calibration, temperatures, before, after, flagged, num_scored)
+    before = reliability(softmax(logits), labels)
+    after = reliability(softmax(logits, temperatures), labels)
+    return CalibrationReport(calibration, temperatures, before, after, false_alarms, num_scored)
 
 
 def split_halves(labels: np.ndarray) -> np.ndarray:
-    """(n,) labels → (n,) bool: the first half of each class's images; neighbours, often alike, stay together."""
+    """Splits images into two halves of each class.
+
+    Consecutive images stay in one half, because they are often near-duplicates.
+
+    Args:
+      labels: (n,) int.
+
+    Returns:
+      (n,) bool, True in the first half.
+    """
     first = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        first[places[: (len(places) + int(label) % 2) // 2]] = True  # an odd one goes to either half in turn
+        indices = np.flatnonzero(labels == label)
+        count = (len(indices) + int(label) % 2) // 2  # of an odd number, odd labels put one more into the first half
+        first[indices[:count]] = True
     return first

@@ -4,15 +4,23 @@ import math
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a proportion, 95% by default (Wilson 1927, JASA 22:209–212).
+    """Computes the Wilson score interval of a proportion (Wilson 1927, JASA 22:209–212).
+
+    Args:
+      correct: number of successes.
+      count: number of trials.
+      z: quantile of the normal distribution; the default gives a 95% interval.
 
     Returns:
-      Lower and upper bound, within [0, 1]; (0, 1) where `count` is 0.
+      Lower and upper bound, in [0, 1]; (0, 1) if `count` is 0.
     """
     if count == 0:
         return 0.0, 1.0
-    share, weight = correct / count, z * z / count
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    # At the ends the bounds are the ends exactly, which rounding would miss.
-    return 0.0 if correct == 0 else centre - half, 1.0 if correct == count else centre + half
+    proportion = correct / count
+    weight = z * z / count
+    center = (proportion + weight / 2) / (1 + weight)
+    half = z * math.sqrt(proportion * (1 - proportion) / count + weight / (4 * count)) / (1 + weight)
+    # At proportions of 0 and 1 the bound is exact, which rounding would miss.
+    low = 0.0 if correct == 0 else center - half
+    high = 1.0 if correct == count else center + half
+    return low, high

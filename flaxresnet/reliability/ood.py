@@ -1,4 +1,4 @@
-"""Out-of-distribution (OOD) detection: the distance of a photo's features from those of training images.
+"""Out-of-distribution (OOD) detection by the distance of a photo's embedding from those of training images.
 
 The score is the distance to the k-th nearest of normalized embeddings: Sun et al. 2022, "Out-of-Distribution Detection
 with Deep Nearest Neighbors", arXiv:2204.06507.
@@ -6,38 +6,44 @@ with Deep Nearest Neighbors", arXiv:2204.06507.
 
 import numpy as np
 
-K = 5  # the distance to which of the nearest counts; fewer let one odd training image speak for a photo
-REFERENCES = 1024  # training images that are kept to compare with
+K = 5  # the neighbor whose distance counts; with a smaller K, one atypical training image can decide
+REFERENCES = 1024  # training images whose embeddings are stored
 TARGET_FPR = 0.05  # target false-positive rate: fraction of in-distribution photos that are flagged
 
 
 def normalized_features(embeddings: np.ndarray) -> np.ndarray:
-    """(n, features) → rows of length 1, float32."""
+    """Returns embeddings (n, features) scaled to length 1, float32; a zero vector stays zero."""
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
 
 
 def knn_distance(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """How far each photo is from the training images.
+    """Computes the OOD score: the cosine distance to the `K`-th nearest reference.
 
     Args:
       embeddings: (n, features), the network's "embedding".
-      references: (m, features), rows of length 1, m at least 1: those of training images.
+      references: (m, features), normalized embeddings of training images, m at least 1.
 
     Returns:
-      (n,) float32 in [0, 2]: 1 - the cosine of the angle to the `K`-th nearest, or the last where there are
-      fewer.
+      (n,) float32 in [0, 2]; with fewer than `K` references, the distance to the farthest.
     """
     distances = 1 - normalized_features(embeddings) @ references.astype(np.float32).T
     nearest = min(K, len(references)) - 1
     return np.partition(distances, nearest, axis=1)[:, nearest]
 
 
-def conformal_threshold(scores: np.ndarray, false_alarms: float = TARGET_FPR) -> float:
-    """The score above which no more than this share of unseen photos like the training's lie.
+def conformal_threshold(scores: np.ndarray, target_fpr: float = TARGET_FPR) -> float:
+    """Returns the OOD score above which at most this fraction of in-distribution photos lies.
 
-    It is the ⌈(n + 1)(1 - share)⌉-th smallest of n scores, with which that holds on average for a further photo
-    (conformal prediction: Vovk et al. 2005); with too few scores to tell, infinity.
+    It is the ⌈(n + 1)(1 - target_fpr)⌉-th smallest score, which guarantees the rate on average over further photos
+    (conformal prediction: Vovk et al. 2005).
+
+    Args:
+      scores: (n,), of in-distribution images that the network was not trained on.
+      target_fpr: target false-positive rate.
+
+    Returns:
+      The threshold; infinity if there are too few scores.
     """
-    rank = int(np.ceil((len(scores) + 1) * (1 - false_alarms)))
+    rank = int(np.ceil((len(scores) + 1) * (1 - target_fpr)))
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else float("inf")

@@ -1,4 +1,4 @@
-"""How right, and how rightly sure, a network is on test images as other people would have taken them."""
+"""Accuracy and calibration under the corruptions of `corruptions.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,38 +13,53 @@ STRENGTH = "middle"
 
 
 class CorruptionResult(NamedTuple):
-    """Of one kind of change: its name, images, and how many of them were answered rightly."""
+    """Result on images under one corruption.
 
-    change: str
+    Attributes:
+      corruption: its name.
+      images: number of images.
+      correct: number of images that are classified correctly.
+    """
+
+    corruption: str
     images: int
     correct: int
 
     @property
-    def share(self) -> float:
-        """Accuracy."""
+    def accuracy(self) -> float:
+        """Returns the fraction of images that are classified correctly."""
         return self.correct / self.images
 
 
 class Failure(NamedTuple):
-    """The surest mistake that one kind of change brings: the changed photo, true and predicted class, probability."""
+    """The most confident error that a corruption causes.
 
-    change: str
+    Attributes:
+      corruption: its name.
+      image: (height, width, 3) uint8, the corrupted photo.
+      true: the true class.
+      predicted: the predicted class.
+      probability: of the predicted class.
+    """
+
+    corruption: str
     image: np.ndarray
     true: int
     predicted: int
-    sure: float
+    probability: float
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """Answers to test images, each changed in the ways of `corruptions.SHIFTS` at the middle strength.
+    """Results on test images under each of `CORRUPTIONS` at the middle strength.
 
     Attributes:
-      rows: a kind of change each, the worst first.
-      clean: the same images as they are.
-      before, after: confidence and accuracy on all changed images, with the softmax of the logits, and with that of
-        logits / temperatures.
-      failures: of each kind that has any among the images that are answered rightly as they are, the surest first.
+      rows: one result per corruption, the lowest accuracy first.
+      clean: the result on the unchanged images.
+      before: reliability bins of softmax(logits), over all corrupted images.
+      after: the same of softmax(logits / temperatures).
+      failures: at most one per corruption, the highest probability first. Images that are misclassified without a
+        corruption do not count.
     """
 
     rows: list[CorruptionResult]
@@ -55,8 +70,8 @@ class Robustness:
 
     @property
     def mean(self) -> float:
-        """Mean accuracy over the kinds of change."""
-        return float(np.mean([row.share for row in self.rows]))
+        """Returns the mean accuracy over the corruptions."""
+        return float(np.mean([row.accuracy for row in self.rows]))
 
 
 def robustness(
@@ -66,33 +81,36 @@ def robustness(
     temperatures: np.ndarray,
     without: tuple[str, ...] = (),
 ) -> Robustness:
-    """Changes test images and looks at the answers.
+    """Evaluates a network on corrupted test images.
 
     Args:
-      logits_of: from photos (n, height, width, 3) uint8 to (n, classes).
-      images: (n, height, width, 3), uint8; one at least.
+      logits_of: a function from photos (n, height, width, 3) uint8 to logits (n, classes).
+      images: (n, height, width, 3), uint8; n at least 1.
       labels: (n,) int.
-      temperatures: (n,), for each image that of its probabilities; fitted without it, they say what holds for others.
-      without: kinds of change that are left out.
+      temperatures: (n,), for each image a temperature that was fitted without it.
+      without: names of corruptions to skip.
     """
-    right = logits_of(images).argmax(axis=1) == labels
-    rows, failures, everything = [], [], []
-    for change, _, photos in iter_corruptions(images, (STRENGTH,), without):
+    clean_correct = logits_of(images).argmax(axis=1) == labels
+    rows = []
+    failures = []
+    all_logits = []
+    for name, _, photos in iter_corruptions(images, (STRENGTH,), without):
         logits = logits_of(photos)
-        everything.append(logits)
+        all_logits.append(logits)
         predicted = logits.argmax(axis=1)
-        rows.append(CorruptionResult(change, len(labels), int((predicted == labels).sum())))
-        if len(broken := np.flatnonzero(right & (predicted != labels))):
-            sure = softmax(logits[broken], temperatures[broken]).max(axis=1)
-            worst = broken[sure.argmax()]
-            failures.append(
-                Failure(change, photos[worst], int(labels[worst]), int(predicted[worst]), float(sure.max()))
-            )
-    logits, truth = np.concatenate(everything), np.tile(labels, len(rows))
+        rows.append(CorruptionResult(name, len(labels), int((predicted == labels).sum())))
+        errors = np.flatnonzero(clean_correct & (predicted != labels))
+        if len(errors):
+            confidence = softmax(logits[errors], temperatures[errors]).max(axis=1)
+            index = errors[confidence.argmax()]
+            true_class = int(labels[index])
+            failures.append(Failure(name, photos[index], true_class, int(predicted[index]), float(confidence.max())))
+    logits = np.concatenate(all_logits)
+    repeated_labels = np.tile(labels, len(rows))
     return Robustness(
         rows=sorted(rows, key=lambda row: row.correct),
-        clean=CorruptionResult("none", len(labels), int(right.sum())),
-        before=reliability(softmax(logits), truth),
-        after=reliability(softmax(logits, np.tile(temperatures, len(rows))), truth),
-        failures=sorted(failures, key=lambda failure: -failure.sure),
+        clean=CorruptionResult("none", len(labels), int(clean_correct.sum())),
+        before=reliability(softmax(logits), repeated_labels),
+        after=reliability(softmax(logits, np.tile(temperatures, len(rows))), repeated_labels),
+        failures=sorted(failures, key=lambda failure: -failure.probability),
     )

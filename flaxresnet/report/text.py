@@ -244,8 +244,8 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
     mirror = "" if data.info.config.hflip else " Mirror images are not among them, because training used none."
     yield html.paragraph(
         f"{result.clean.images:,} of the test images, each with {len(result.rows)} corruptions of medium severity. "
-        f"Mean accuracy: {result.mean:.3f}; worst corruption: {result.rows[0].share:.3f}; unchanged images: "
-        f"{result.clean.share:.3f} ({low:.2f}–{high:.2f}).{mirror}"
+        f"Mean accuracy: {result.mean:.3f}; worst corruption: {result.rows[0].accuracy:.3f}; unchanged images: "
+        f"{result.clean.accuracy:.3f} ({low:.2f}–{high:.2f}).{mirror}"
     )
     yield html.table(("corruption", "correct", "accuracy"), map(_corruption_row, result.rows))
     yield html.paragraph(
@@ -258,8 +258,8 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
         yield html.paragraph("The most confident mistake of each corruption, among images that are correct unchanged:")
         photos = []
         for failure in result.failures:
-            caption = html.mistake_caption(names[failure.true], names[failure.predicted], failure.sure)
-            photos.append((failure.image, f"{failure.change}: {caption}"))
+            caption = html.mistake_caption(names[failure.true], names[failure.predicted], failure.probability)
+            photos.append((failure.image, f"{failure.corruption}: {caption}"))
         yield html.photos(photos)
     yield "<h3>If your photos are misclassified</h3>"
     yield html.paragraph(
@@ -281,7 +281,7 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
 
 def _corruption_row(row: CorruptionResult) -> tuple[str, str, str]:
     low, high = wilson_interval(row.correct, row.images)
-    return row.change, f"{row.correct:,} of {row.images:,}", _with_interval(row.share, low, high)
+    return row.corruption, f"{row.correct:,} of {row.images:,}", _with_interval(row.share, low, high)
 
 
 def _commands(template: str, run: str, suffix: str) -> str:

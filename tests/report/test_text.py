@@ -240,7 +240,7 @@ def test_page_lists_corruptions(html_run, report_data, page, monkeypatch):
     corruptions = report_data.robustness
     assert corruptions.clean.correct == int(np.trace(report_data.result.confusion))
     for row in corruptions.rows:
-        assert f"<td>{row.change}</td><td>{row.correct} of 60</td><td>{row.share:.3f} (" in text
+        assert f"<td>{row.corruption}</td><td>{row.correct} of 60</td><td>{row.accuracy:.3f} (" in text
     assert f"<b>{corruptions.mean:.3f}</b>" in text
     assert "The most confident mistake of each corruption" in text
     assert text.count(">background: ") == 1
@@ -333,7 +333,7 @@ def test_page_omits_mirror_without_hflip(run, noisy_splits, page, tiny_charts):
     config["config"]["hflip"] = False
     (run / "config.json").write_text(json.dumps(config))
     data = collect_report_data(run, noisy_splits)
-    assert {row.change for row in data.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
+    assert {row.corruption for row in data.robustness.rows} == set(CORRUPTIONS) - {"mirror"}
     other = write_report(run, data).read_text()
     for text, count in ((mirrored, 19), (other, 18)):
         assert f"each with {count} corruptions" in text

@@ -281,7 +281,7 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
 
 def _corruption_row(row: CorruptionResult) -> tuple[str, str, str]:
     low, high = wilson_interval(row.correct, row.images)
-    return row.corruption, f"{row.correct:,} of {row.images:,}", _with_interval(row.share, low, high)
+    return row.corruption, f"{row.correct:,} of {row.images:,}", _with_interval(row.accuracy, low, high)
 
 
 def _commands(template: str, run: str, suffix: str) -> str:

@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> None:
     classifier = Classifier.load(run)
     if not classifier.detects_ood:
         raise UserError(f"{run} has no OOD threshold; write its report with `flaxresnet report {run}`")
-    table = Table("pictures", box=box.SIMPLE)
+    table = Table("set", box=box.SIMPLE)
     for name in ("images", "flagged", "median OOD score", "accuracy", "with --tta", "mean confidence"):
         table.add_column(name, justify="right")
     for name, images in image_sets(test.images):

@@ -1,4 +1,4 @@
-"""How accurate are runs on changed images, as other people's photos differ from the test images?
+"""How accurate are runs on images that differ from the test images, as other people's photos do?
 
     python benchmarks/robustness.py RUN… [--data DATA]
 

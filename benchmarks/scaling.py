@@ -3,12 +3,15 @@
     python benchmarks/scaling.py
 
 The script calculates and does not measure; `SCALING.md` has the formulas. The flags are figures of the hardware, whose
-defaults come from data sheets or are assumptions. The table has one row for each number of GPUs: the milliseconds of a
-step for compute, for the all-reduce of gradients, for the part of it that the backward pass does not hide ("exposed")
-and for the exchanges of batch norm; the images a second with enough input; the efficiency, which is the rate divided by
-that of as many separate GPUs, with batch norm over all GPUs and with `--ghost-batch-size` ("local norm"); the cores for
-each GPU that reading needs; the images a second with the available cores; and the hours of 90 epochs of ImageNet at
-that rate.
+defaults come from data sheets or are assumptions. The table has one row for each number of GPUs:
+
+    compute                   milliseconds of a step for arithmetic
+    all-reduce, exposed       for the all-reduce of gradients, and for the part that the backward pass does not hide
+    batch norm                for the exchanges of batch norm
+    images/s                  rate with enough input
+    efficiency, local norm    that rate relative to as many separate GPUs; the same with `--ghost-batch-size`
+    cores/GPU                 cores that have to read images for each GPU
+    read/s, hours             rate with the available cores, and the time of 90 epochs of ImageNet at that rate
 
 `--input-workers` and `--processes` measure instead: how fast this machine reads images, and the steps of several
 processes on it beside the prediction. Each prints one row for each number of workers or processes.

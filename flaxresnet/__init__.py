@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from flaxresnet.runtime.errors import UserError
     from flaxresnet.training.trainer import TrainResult
 
-# Each name is imported when it is first asked for, so that `import flaxresnet` costs what is used of it.
-_HOME = {
+# Attributes are imported on first use, so that `import flaxresnet` is fast.
+_MODULES = {
     "Classifier": "flaxresnet.classifier",
     "Conv": "flaxresnet.models.conv",
     "ConvolutionalBlock": "flaxresnet.models.blocks",
@@ -35,9 +35,9 @@ _HOME = {
     "ResNet50": "flaxresnet.models.resnet",
     "ResNet101": "flaxresnet.models.resnet",
     "ResNet152": "flaxresnet.models.resnet",
-    "TrainResult": "flaxresnet.training.trainer",
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config.train_config",
+    "TrainResult": "flaxresnet.training.trainer",
     "UserError": "flaxresnet.runtime.errors",
     "adapt": "flaxresnet.adabn",
     "evaluate": "flaxresnet.evaluation",
@@ -47,17 +47,19 @@ _HOME = {
     "resnet": "flaxresnet.models.resnet",
 }
 
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    """Imports a public attribute from its module. Raises AttributeError if there is none of this name."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'flaxresnet' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    """Returns the module's attributes, with those that are not imported yet."""
+    return sorted([*globals(), *_MODULES])

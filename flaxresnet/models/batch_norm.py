@@ -1,7 +1,7 @@
 """Batch norm over the batch, height and width of images (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-The same layer as `nn.BatchNorm`, written as small compiled functions with the gradient of the paper's section 3: a
-network of fifty of them is a program a quarter shorter, and traced sooner.
+The layer computes the same as `nn.BatchNorm`. It consists of small compiled functions with the gradient of the paper's
+section 3, which makes the program of a network with fifty of these layers a quarter shorter and faster to trace.
 """
 
 from functools import partial
@@ -14,23 +14,24 @@ from jax import lax
 
 from flaxresnet.models.sharding import psum_to_match
 
-IMAGES = (0, 1, 2)  # the axes that are averaged over: batch, height and width
+REDUCTION_AXES = (0, 1, 2)  # batch, height and width
 
 
 class BatchNorm(nn.Module):
     """Batch norm with `nn.BatchNorm`'s parameters (`scale`, `bias`) and statistics (`mean`, `var` in `batch_stats`).
 
-    `__call__(x, use_running_average)` takes and returns (batch, height, width, channels). With the batch's own
-    statistics, and `mutable=["batch_stats"]`, the running ones are updated.
+    `__call__(x, use_running_average)` takes and returns (batch, height, width, channels). If `use_running_average` is
+    False, it normalizes with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
+    statistics.
 
     Attributes:
-      momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch's.
-      epsilon: added to the variance.
-      group: images that statistics are taken over, neighbours in the batch ("ghost batch norm", Hoffer et al. 2017,
-        arXiv:1705.08741); the running statistics take the mean of all groups' means and variances. None, or a batch
-        that it does not divide: over the whole batch.
-      dtype: of the result, None for that of `x`. Statistics and arithmetic are at least float32 in any case.
-      scale_init, bias_init: initialisers of the parameters.
+      momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch statistics.
+      epsilon: number added to the variance.
+      group: number of consecutive images that share batch statistics ("ghost batch norm", Hoffer et al. 2017,
+        arXiv:1705.08741). The running statistics take the mean over the groups. The full batch is one group if `group`
+        is None or does not divide the batch.
+      dtype: dtype of the result; None for that of `x`. Statistics and arithmetic are at least float32 in any case.
+      scale_init, bias_init: initializers of the parameters.
     """
 
     momentum: float = 0.99
@@ -42,10 +43,11 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        features = (x.shape[-1],)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, features)
-        var = self.variable("batch_stats", "var", jnp.ones, features)
-        scale, bias = self.param("scale", self.scale_init, features), self.param("bias", self.bias_init, features)
+        shape = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", self.bias_init, shape)
         dtype = x.dtype if self.dtype is None else self.dtype
         if use_running_average:
             return _normalize(x, mean.value, var.value, scale, bias, self.epsilon).astype(dtype)
@@ -61,30 +63,30 @@ class BatchNorm(nn.Module):
 def normalize_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images normalised with their own statistics, and those.
+    """Normalizes images with their own statistics.
 
     Args:
       x: (batch, height, width, channels).
       scale, bias: (channels,).
-      epsilon: added to the variance.
+      epsilon: number added to the variance.
 
     Returns:
-      (x - mean) · scale / √(var + ε) + bias, like x but at least float32, and mean and variance, (channels,), through
-      which no gradient flows.
+      (x - mean) · scale / √(var + ε) + bias, with the shape of x and at least float32; the mean, (channels,); and the
+      biased variance, (channels,). No gradient flows through mean and variance.
     """
     mean, var = _statistics(x)
     return _normalize(x, mean, var, scale, bias, epsilon), mean, var
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
-    mean, var = _statistics(x)  # and not normalize_batch's, through which a second derivative would not go
+    mean, var = _statistics(x)  # calling `normalize_batch` here would block second derivatives
     return (_normalize(x, mean, var, scale, bias, epsilon), mean, var), (x, scale, bias, mean, var)
 
 
-def _backward(epsilon: float, residuals: Any, gradients: Any) -> tuple[jax.Array, ...]:
+def _backward(epsilon: float, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
     x, scale, bias, mean, var = residuals
-    found = _gradients(x, scale, mean, var, gradients[0], epsilon)
-    return tuple(psum_to_match(primal, gradient) for primal, gradient in zip((x, scale, bias), found, strict=True))
+    gradients = _gradients(x, scale, mean, var, cotangents[0], epsilon)
+    return tuple(map(psum_to_match, (x, scale, bias), gradients))
 
 
 normalize_batch.defvjp(_forward, _backward)
@@ -93,21 +95,21 @@ normalize_batch.defvjp(_forward, _backward)
 def normalize_groups(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, group: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `normalize_batch`, each `group` neighbouring images by themselves; with the mean of their statistics."""
+    """Applies `normalize_batch` to every `group` consecutive images; returns the mean of the groups' statistics."""
     if group == len(x):
         return normalize_batch(x, scale, bias, epsilon)
-    groups = x.reshape(-1, group, *x.shape[1:])
+    groups = x.reshape(-1, group, *x.shape[1:])  # (groups, group, height, width, channels)
     y, means, variances = jax.vmap(lambda images: normalize_batch(images, scale, bias, epsilon))(groups)
     return y.reshape(x.shape), means.mean(0), variances.mean(0)
 
 
-# Compiled functions in themselves, so that layers of the same shape are traced once.
+# The functions below are compiled on their own, so that JAX traces layers of the same shape once.
 @jax.jit
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = x.mean(IMAGES)
-    # Both sums in one pass over x; rounding may leave a variance just below zero.
-    return mean, jnp.maximum((x * x).mean(IMAGES) - mean * mean, 0)
+    mean = x.mean(REDUCTION_AXES)
+    # This form computes both sums in one pass over x. Rounding may leave the variance just below zero.
+    return mean, jnp.maximum((x * x).mean(REDUCTION_AXES) - mean * mean, 0)
 
 
 @partial(jax.jit, static_argnames="epsilon")
@@ -121,10 +123,14 @@ def _normalize(
 def _gradients(
     x: jax.Array, scale: jax.Array, mean: jax.Array, var: jax.Array, g: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    inverse, centred, count = lax.rsqrt(var + epsilon), x - mean, x.size // x.shape[-1]
-    by_bias, by_scale = g.sum(IMAGES), (g * centred).sum(IMAGES) * inverse
-    by_x = (g - by_bias / count - centred * (by_scale * inverse / count)) * (scale * inverse)
-    return by_x.astype(x.dtype), by_scale, by_bias
+    """Returns the gradients with respect to x, scale and bias; g is the gradient of the normalized images."""
+    inv_std = lax.rsqrt(var + epsilon)
+    centered = x - mean
+    count = x.size // x.shape[-1]
+    grad_bias = g.sum(REDUCTION_AXES)
+    grad_scale = (g * centered).sum(REDUCTION_AXES) * inv_std
+    grad_x = (g - grad_bias / count - centered * (grad_scale * inv_std / count)) * (scale * inv_std)
+    return grad_x.astype(x.dtype), grad_scale, grad_bias
 
 
 @partial(jax.jit, static_argnames="momentum")

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolutions before it: the same answers from fewer, larger operations."""
+"""Folding of batch norm into the preceding convolutions, for faster inference."""
 
 from typing import Any
 
@@ -11,33 +11,37 @@ from flaxresnet.models.resnet import ResNet
 
 
 def identity_norm(**_: Any) -> Any:
-    """A normalisation layer that leaves its input alone; it takes whatever `nn.BatchNorm` takes."""
+    """Returns a layer that passes its input on; it accepts the arguments of `nn.BatchNorm`."""
     return lambda x, **_: x
 
 
 def fold_batch_norm(model: ResNet, variables: Any, conv: LayerDef = FoldedConv) -> tuple[ResNet, Any]:
-    """The same network for inference, without batch norm.
+    """Returns the network for inference without batch norm, and its variables.
 
-    In inference batch norm is y = (x - mean) · scale / √(var + ε) + bias for each channel, so a convolution followed by
-    it is one with the kernel k · scale / √(var + ε) and the bias (b - mean) · scale / √(var + ε) + bias.
+    In inference, batch norm computes y = (x - mean) · scale / √(var + ε) + bias for each channel. A convolution and its
+    batch norm are therefore one convolution with the kernel k · scale / √(var + ε) and the bias
+    (b - mean) · scale / √(var + ε) + bias.
 
     Args:
-      model: a network whose layers are named as in the tutorials.
-      variables: its {"params": …, "batch_stats": …}; they are not changed.
-      conv: the folded network's convolutions, whatever the network's own are: `FoldedConv`, which is fast on CPUs, or
-        such as have `nn.Conv`'s fields and parameters.
+      model: a network whose layers have the tutorials' names.
+      variables: its {"params": …, "batch_stats": …}. They are not changed.
+      conv: the convolution layer of the folded network, with the fields and parameters of `nn.Conv`. The default,
+        `FoldedConv`, is fast on CPUs.
 
     Returns:
-      A model and its variables {"params": …}: the same logits, to rounding, for `train=False`.
+      A model and its variables {"params": …}. They give the same logits for `train=False`, up to rounding.
     """
     params = _fold(variables["params"], variables["batch_stats"], model.epsilon, conv is FoldedConv)
     return model.clone(norm=identity_norm, conv=conv, conv_bias=True), {"params": params}
 
 
-def _fold(params: Any, stats: Any, epsilon: float, turn: bool) -> Any:
-    """One level of the tree: blocks are descended into, each batch norm goes into its convolution, the rest stays.
+def _fold(params: Any, stats: Any, epsilon: float, ohwi: bool) -> Any:
+    """Folds one level of the tree, and the blocks in it.
 
-    Where `turn`, large kernels come to lie as `FoldedConv` takes them.
+    Args:
+      params, stats: the level's parameters and batch-norm statistics.
+      epsilon: number added to the variance.
+      ohwi: whether to store large kernels in the layout of `FoldedConv`.
     """
     folded = {}
     for name, layer in params.items():
@@ -46,10 +50,11 @@ def _fold(params: Any, stats: Any, epsilon: float, turn: bool) -> Any:
             gain = params[norm]["scale"] * lax.rsqrt(stats[norm]["var"] + epsilon)  # (features,)
             bias = (layer.get("bias", 0.0) - stats[norm]["mean"]) * gain + params[norm]["bias"]
             kernel = layer["kernel"] * gain
-            turned = jnp.moveaxis(kernel, -1, 0) if turn and use_ohwi_layout(kernel.shape) else kernel
-            folded[name] = {"kernel": turned, "bias": bias}
+            if ohwi and use_ohwi_layout(kernel.shape):
+                kernel = jnp.moveaxis(kernel, -1, 0)
+            folded[name] = {"kernel": kernel, "bias": bias}
         elif name not in stats:
             folded[name] = layer
         elif "mean" not in stats[name]:
-            folded[name] = _fold(layer, stats[name], epsilon, turn)
+            folded[name] = _fold(layer, stats[name], epsilon, ohwi)
     return folded

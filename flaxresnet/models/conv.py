@@ -1,8 +1,9 @@
-"""A convolution layer that picks, for each platform and shape, the form that runs fastest there.
+"""A convolution layer that uses the fastest algorithm for each platform and shape.
 
-XLA's convolution is excellent on GPUs and TPUs. On CPUs it is good for large images, slow for 1×1 kernels, slower for
-the kernel's gradient, and falls off a cliff on very small images (a 3×3 convolution of 2×2 images takes fifty times as
-long as the same arithmetic as a matrix product). A ResNet has 1×1 kernels throughout and ends in very small images.
+XLA's convolution is fast on GPUs and TPUs. On CPUs it is fast for large images, slow for 1×1 kernels, and slower for
+the kernel's gradient. It is slowest on very small images: a 3×3 convolution of 2×2 images takes fifty times as long as
+the same arithmetic as a matrix product. A ResNet has 1×1 kernels in every block, and very small images in its last
+stages.
 """
 
 import functools
@@ -15,8 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxresnet.models.cpu import conv_algorithms as forms
-from flaxresnet.models.cpu.conv_algorithms import LAYOUT, ROWS, ConvParams, native, result_size
+from flaxresnet.models.cpu.conv_algorithms import (
+    LAYOUT,
+    ROWS,
+    ConvParams,
+    crop_kernel_to_support,
+    native,
+    ohwi_gemm,
+    output_size,
+)
 from flaxresnet.models.cpu.conv_heuristics import (
     FORWARD,
     INPUT_GRADIENT,
@@ -28,8 +36,7 @@ from flaxresnet.models.cpu.conv_heuristics import (
 )
 from flaxresnet.models.sharding import is_explicit, psum_to_match
 
-# Options of `lax.conv_general_dilated` that `_is_supported` looks at or the forms honour; with others it is left to
-# XLA.
+# Options of `lax.conv_general_dilated` that the algorithms honor or `_is_supported` checks. XLA handles all others.
 SUPPORTED_OPTIONS = {
     "lhs_dilation",
     "rhs_dilation",
@@ -39,122 +46,127 @@ SUPPORTED_OPTIONS = {
     "precision",
     "preferred_element_type",
 }
-LARGE_KERNEL = 200_000  # numbers in a kernel from which its order in memory decides how soon one photo is answered
+MIN_OHWI_ELEMENTS = 200_000  # from this kernel size on, the memory layout decides the latency of one image
+
+Padding = str | Sequence[tuple[int, int]]
 
 
-# Compiled functions in themselves, so that layers of the same shape are traced once.
-@functools.partial(jax.jit, static_argnames=("window", "choice"))
-def _values(x: jax.Array, kernel: jax.Array, window: ConvParams, choice: ConvAlgorithms) -> jax.Array:
-    chosen = FORWARD[choice.forward]
+# The functions below are compiled on their own, so that JAX traces layers of the same shape once.
+@functools.partial(jax.jit, static_argnames=("window", "algorithms"))
+def _output(x: jax.Array, kernel: jax.Array, window: ConvParams, algorithms: ConvAlgorithms) -> jax.Array:
+    forward = FORWARD[algorithms.forward]
     return lax.platform_dependent(
-        x, kernel, cpu=lambda x, k: chosen(x, k, window), default=lambda x, k: native(x, k, window)
+        x, kernel, cpu=lambda x, k: forward(x, k, window), default=lambda x, k: native(x, k, window)
     )
 
 
-@functools.partial(jax.jit, static_argnames=("window", "choice"))
+@functools.partial(jax.jit, static_argnames=("window", "algorithms"))
 def _gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams, choice: ConvAlgorithms
+    x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams, algorithms: ConvAlgorithms
 ) -> tuple[jax.Array, jax.Array]:
-    def both(forms: ConvAlgorithms) -> Any:
+    def both(algorithms: ConvAlgorithms) -> Any:
         return lambda x, kernel, g: (
-            psum_to_match(x, INPUT_GRADIENT[forms.input_gradient](x, kernel, g, window)),
-            psum_to_match(kernel, KERNEL_GRADIENT[forms.kernel_gradient](x, kernel, g, window)),
+            psum_to_match(x, INPUT_GRADIENT[algorithms.input_gradient](x, kernel, g, window)),
+            psum_to_match(kernel, KERNEL_GRADIENT[algorithms.kernel_gradient](x, kernel, g, window)),
         )
 
-    return lax.platform_dependent(x, kernel, g, cpu=both(choice), default=both(NATIVE))
+    return lax.platform_dependent(x, kernel, g, cpu=both(algorithms), default=both(NATIVE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: jax.Array, kernel: jax.Array, window: ConvParams, choice: ConvAlgorithms) -> jax.Array:
-    return _values(x, kernel, window, choice)
+def _convolve(x: jax.Array, kernel: jax.Array, window: ConvParams, algorithms: ConvAlgorithms) -> jax.Array:
+    return _output(x, kernel, window, algorithms)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: ConvParams, choice: ConvAlgorithms) -> tuple[jax.Array, Any]:
-    return _values(x, kernel, window, choice), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, window: ConvParams, algorithms: ConvAlgorithms) -> tuple[jax.Array, Any]:
+    return _output(x, kernel, window, algorithms), (x, kernel)
 
 
-def _backward(window: ConvParams, choice: ConvAlgorithms, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _gradients(*residuals, g, window, choice)
+def _backward(
+    window: ConvParams, algorithms: ConvAlgorithms, residuals: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _gradients(*residuals, g, window, algorithms)
 
 
 _convolve.defvjp(_forward, _backward)
 
 
 def conv_general_dilated(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Padding, **options: Any
 ) -> jax.Array:
-    """`lax.conv_general_dilated` with the fastest lowering for the platform that it is compiled for.
+    """Computes `lax.conv_general_dilated` with the fastest algorithm for the platform it is compiled for.
 
-    It can be differentiated in reverse (`jax.grad`, `jax.vjp`, also twice), not forwards (`jax.jvp`); `nn.Conv` can.
+    It supports reverse-mode differentiation (`jax.grad`, `jax.vjp`), also twice, but not `jax.jvp`. `nn.Conv` supports
+    both.
 
     Args:
       lhs: images, (batch, height, width, channels), as `nn.Conv` passes them.
       rhs: kernel, (kernel height, kernel width, channels, features).
-      window_strides: the step between windows, one a spatial dimension.
-      padding: `"SAME"`, `"VALID"` or explicit (low, high) pairs, one a spatial dimension.
+      window_strides: the stride in each spatial dimension.
+      padding: `"SAME"`, `"VALID"` or explicit (low, high) pairs, one for each spatial dimension.
       **options: the other arguments of `lax.conv_general_dilated`.
 
     Returns:
-      What `lax.conv_general_dilated` returns, (batch, height', width', features), to rounding where all is finite.
-      Where an axis is cropped on one side and padded on the other, XLA's own on CPU reads what lies beyond the image;
-      this one does not.
+      (batch, height', width', features). It equals the result of `lax.conv_general_dilated` up to rounding if all
+      inputs are finite. If padding crops one end of an axis and extends the other, XLA on CPU reads outside the image;
+      this function does not.
     """
-    return _chosen_by(choose, lhs, rhs, window_strides, padding, **options)
+    return _convolve_with(choose, lhs, rhs, window_strides, padding, **options)
 
 
-def _chosen_by(
-    choose: Callable[..., ConvAlgorithms],
+def _convolve_with(
+    choose_algorithms: Callable[..., ConvAlgorithms],
     lhs: jax.Array,
     rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    padding: Padding,
     **options: Any,
 ) -> jax.Array:
+    """Computes `conv_general_dilated` with the algorithms that a heuristic chooses."""
     lhs, padding = _pre_pad(lhs, rhs, padding, options)
     if not _is_supported(lhs, rhs, options):
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    down, right = window_strides
-    pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+        return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
+    down, right = strides
+    pads = _explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     precision = options.get("precision")
-    window = ConvParams((down, right), pads, tuple(precision) if isinstance(precision, list) else precision)
-    if min(result_size(lhs.shape, rhs.shape, window)) <= 0:
+    if isinstance(precision, list):
+        precision = tuple(precision)
+    window = ConvParams((down, right), pads, precision)
+    if min(output_size(lhs.shape, rhs.shape, window)) <= 0:
         return native(lhs, rhs, window)
-    choice = choose(lhs.shape, rhs.shape, window, bits=8 * lhs.dtype.itemsize)
-    return _convolve(lhs, rhs, window, choice)
+    return _convolve(lhs, rhs, window, choose_algorithms(lhs.shape, rhs.shape, window, bits=8 * lhs.dtype.itemsize))
 
 
 class Conv(nn.Conv):
-    """`nn.Conv` (same fields, parameters, shapes and initialisers) with `conv_general_dilated` of this file.
+    """`nn.Conv` with this module's `conv_general_dilated`; fields, parameters, shapes and initializers are the same.
 
-    Checkpoints exchange freely with `nn.Conv`; only the arithmetic's form differs, and only on CPU. It can be
-    differentiated in reverse alone, as `conv_general_dilated`.
+    Checkpoints of the two layers are interchangeable. The layers differ only in speed on CPUs, and in that this one
+    supports reverse-mode differentiation only.
     """
 
     conv_general_dilated: Any = conv_general_dilated
 
 
 def use_ohwi_layout(shape: Sequence[int]) -> bool:
-    """Whether a kernel of this shape, (h, w, channels, features), had better lie (features, h, w, channels).
+    """Returns whether to store a kernel of shape (h, w, channels, features) as (features, h, w, channels).
 
-    It had where the matrix product is over before the kernel has been read twice: one photo at a time.
+    The layout is faster for large kernels and one image at a time, when reading the kernel takes as long as the matrix
+    product.
     """
-    return math.prod(shape) >= LARGE_KERNEL
+    return math.prod(shape) >= MIN_OHWI_ELEMENTS
 
 
 class FoldedConv(nn.Module):
-    """`Conv` for inference, whose large kernels (`use_ohwi_layout`) lie (features, h, w, channels).
+    """A convolution for inference that stores large kernels (`use_ohwi_layout`) as (features, h, w, channels).
 
-    Fields as in `nn.Conv`, as far as `ResNet` gives them.
+    `__call__(x)` takes (batch, height, width, channels) and returns (batch, height', width', features). The fields are
+    those of `nn.Conv` that `ResNet` sets.
     """
 
     features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
-    padding: str | Sequence[tuple[int, int]] = "SAME"
+    padding: Padding = "SAME"
     use_bias: bool = True
     dtype: Any = None
     feature_group_count: int = 1
@@ -162,88 +174,92 @@ class FoldedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1] // self.feature_group_count, self.features)
-        turned = use_ohwi_layout(shape)
-        kernel = self.param("kernel", nn.initializers.zeros, (shape[3], *shape[:3]) if turned else shape)
+        ohwi = use_ohwi_layout(shape)
+        kernel = self.param("kernel", nn.initializers.zeros, (shape[3], *shape[:3]) if ohwi else shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        window = ConvParams(self.strides, _explicit_padding(x.shape[1:3], shape[:2], self.strides, self.padding))
-        if not turned or self.feature_group_count > 1:
-            kernel = jnp.moveaxis(kernel, 0, -1) if turned else kernel
-            options = {"feature_group_count": self.feature_group_count, "dimension_numbers": LAYOUT}
-            return _chosen_by(choose_for_inference, x, kernel, window.strides, window.pads, **options) + bias
-        return _convolve_features_first(x, kernel, window) + bias
+        pads = _explicit_padding(x.shape[1:3], shape[:2], self.strides, self.padding)
+        if ohwi and self.feature_group_count == 1:
+            return _convolve_ohwi(x, kernel, ConvParams(self.strides, pads)) + bias
+        if ohwi:
+            kernel = jnp.moveaxis(kernel, 0, -1)
+        options = {"feature_group_count": self.feature_group_count, "dimension_numbers": LAYOUT}
+        return _convolve_with(choose_for_inference, x, kernel, self.strides, pads, **options) + bias
 
 
 @functools.partial(jax.jit, static_argnames="window")
-def _convolve_features_first(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
+def _convolve_ohwi(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
+    """Convolves images with a kernel (features, h, w, channels)."""
     shape = (*kernel.shape[1:], kernel.shape[0])
-    down, right, cut = forms.crop_kernel_to_support(
-        x.shape, shape, window
-    )  # one of nine places, for images of one pixel
-    met = (down.stop - down.start, right.stop - right.start, *shape[2:])
-    form = choose_for_inference(x.shape, met, cut, bits=8 * x.dtype.itemsize).forward
-    form = "im2col" if form == "per_offset_gemm" else form  # which reads the kernel in one piece, not a tap at a time
+    down, right, cropped = crop_kernel_to_support(x.shape, shape, window)  # one of nine offsets for 1×1 images
+    cropped_shape = (down.stop - down.start, right.stop - right.start, *shape[2:])
+    algorithm = choose_for_inference(x.shape, cropped_shape, cropped, bits=8 * x.dtype.itemsize).forward
+    if algorithm == "per_offset_gemm":
+        algorithm = "im2col"  # reads the kernel in one piece instead of one offset at a time
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel = kernel[:, down, right]
-        if form in ROWS:
-            return forms.ohwi_gemm(form, x, kernel, cut)
-        return FORWARD[form](x, jnp.moveaxis(kernel, 0, -1), cut)
+        if algorithm in ROWS:
+            return ohwi_gemm(algorithm, x, kernel, cropped)
+        return FORWARD[algorithm](x, jnp.moveaxis(kernel, 0, -1), cropped)
 
-    def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def on_accelerator(x: jax.Array, kernel: jax.Array) -> jax.Array:
         layout = ("NHWC", "OHWI", "NHWC")
         return lax.conv_general_dilated(x, kernel, window.strides, window.pads, dimension_numbers=layout)
 
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=on_accelerator)
 
 
-def _pre_pad(
-    lhs: jax.Array, rhs: jax.Array, padding: str | Sequence[tuple[int, int]], options: dict[str, Any]
-) -> tuple[jax.Array, str | Sequence[tuple[int, int]]]:
-    """The images with the axes padded that are cropped, or padded by more than the kernel reaches; what is left to pad.
+def _pre_pad(lhs: jax.Array, rhs: jax.Array, padding: Padding, options: dict[str, Any]) -> tuple[jax.Array, Padding]:
+    """Pads explicitly along axes with negative padding, or with more padding than the kernel reaches.
 
-    XLA (jaxlib 0.10, CPU) convolves wrongly where the padding before an axis is negative and the padding after it
-    positive, in its gradient also where the padding before is larger than the kernel reaches.
+    XLA (jaxlib 0.10, CPU) computes a wrong result if the low padding of an axis is negative and the high padding
+    positive. It computes a wrong gradient also if the low padding exceeds the kernel's reach.
+
+    Returns:
+      The images and the remaining padding.
     """
-    if isinstance(padding, str) or any(dilation != 1 for dilation in options.get("lhs_dilation") or ()):
+    if isinstance(padding, str) or {*(options.get("lhs_dilation") or ())} - {1}:
         return lhs, padding
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     dilations = options.get("rhs_dilation") or (1,) * len(padding)
-    first, left = [(0, 0, 0)] * lhs.ndim, list(padding)
-    for i, (pads, axis, over, dilation) in enumerate(
-        zip(padding, numbers.lhs_spec[2:], numbers.rhs_spec[2:], dilations, strict=True)
-    ):
-        reach = (rhs.shape[over] - 1) * dilation
-        if not all(0 <= pad <= reach for pad in pads) and lhs.shape[axis] + sum(pads) > 0:
-            first[axis], left[i] = (*pads, 0), (0, 0)
-    return (lax.pad(lhs, jnp.zeros((), lhs.dtype), first) if any(map(any, first)) else lhs), left
+    config = [(0, 0, 0)] * lhs.ndim
+    remaining = list(padding)
+    for i, pads in enumerate(padding):
+        axis = numbers.lhs_spec[2 + i]
+        reach = (rhs.shape[numbers.rhs_spec[2 + i]] - 1) * dilations[i]
+        if (min(pads) < 0 or max(pads) > reach) and lhs.shape[axis] + sum(pads) > 0:
+            config[axis] = (*pads, 0)
+            remaining[i] = (0, 0)
+    if any(map(any, config)):
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), config)
+    return lhs, remaining
 
 
 def _is_supported(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
-    """Whether this is the case worth rewriting, on which the forms agree with XLA's convolution.
+    """Returns whether the algorithms apply and agree with XLA's convolution.
 
-    That is: two dimensions, laid out as Flax lays them out, no groups, dilation or other type of result, and
-    no mesh with explicit axes, for which each form would have to say how what it makes is divided.
+    They take two spatial dimensions in Flax's layout, without groups, dilation or another result type. They do not
+    take a mesh with explicit axes, for which every intermediate result would need a sharding.
     """
     if is_explicit(lhs) or is_explicit(rhs) or options.keys() - SUPPORTED_OPTIONS:
         return False
     if lhs.ndim != 4 or not jnp.issubdtype(lhs.dtype, jnp.floating) or 0 in lhs.shape:
         return False
-    if not all(isinstance(side, int) for side in lhs.shape[1:]):  # exported for images of any size
+    if not all(isinstance(side, int) for side in lhs.shape[1:]):  # a program exported for images of any size
         return False
-    dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
+    dilations = {*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())}
     groups = options.get("feature_group_count", 1) * options.get("batch_group_count", 1)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     return (
         groups == 1
-        and all(dilation == 1 for dilation in dilations)
+        and dilations <= {1}
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
         and options.get("preferred_element_type") in (None, lhs.dtype)
     )
 
 
-def _explicit_padding(
-    image: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: str | Sequence[tuple[int, int]]
-) -> Any:
-    pads = lax.padtype_to_pads(image, window, strides, padding) if isinstance(padding, str) else padding
+def _explicit_padding(image: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Padding) -> Any:
+    """Returns ((low, high), (low, high)) from the sizes of image and kernel."""
+    pads = lax.padtype_to_pads(image, kernel, strides, padding) if isinstance(padding, str) else padding
     return tuple((int(low), int(high)) for low, high in pads)

@@ -1,13 +1,14 @@
-"""A ResNet as a list of layers and what each of them takes: to be looked at, or built again in another framework.
+"""A ResNet as a list of layers with their inputs, for summaries, diagrams and other frameworks.
 
-Kinds and options are those of `keras.layers`, which the tutorials' readers know; `tests/weights` holds the list against
-the real Keras.
+Kinds and options are those of `keras.layers`, which readers of the tutorials know. `tests/weights` compares the list
+with the real Keras.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flaxresnet.models.resnet import ResNet, block_names
+from flaxresnet.models.blocks import ConvSpec, main_path_convs
+from flaxresnet.models.resnet import BlockSpec, ResNet, block_specs
 
 
 class Layer(NamedTuple):
@@ -16,10 +17,10 @@ class Layer(NamedTuple):
     Attributes:
       name: its name.
       kind: its class in `keras.layers`.
-      options: its configuration, other than the name.
-      inputs: names of the layers that it takes.
-      table: for those that have weights, their name in the parameters; the last layer's is `fc`.
-      block: the block that it belongs to, such as "2a"; "" outside of blocks.
+      options: its configuration, without the name.
+      inputs: names of the layers whose outputs it takes.
+      table: its name in the parameters if it has weights, else None. The last layer's is `fc`.
+      block: label of its block, such as "2a"; "" outside of blocks.
     """
 
     name: str
@@ -31,11 +32,11 @@ class Layer(NamedTuple):
 
 
 class LayerNaming(NamedTuple):
-    """How layers are called; without arguments, as in the parameters.
+    """Naming scheme of the layers. The default uses the names in the parameters.
 
     Attributes:
-      layer: from the name in the parameters.
-      block: from a block's label, such as "2a", to what begins the names of its activations and its sum.
+      layer: maps a name in the parameters to the layer's name.
+      block: maps a block's label, such as "2a", to the prefix of its activations and its sum.
       shortcut_first: whether a sum takes the shortcut first, which decides the order of Keras's layers.
     """
 
@@ -44,47 +45,46 @@ class LayerNaming(NamedTuple):
     shortcut_first: bool = False
 
 
-AS_IN_THE_PARAMETERS = LayerNaming()
+PARAMETER_NAMES = LayerNaming()
 
 
-def graph(model: ResNet, image_size: tuple[int, int], names: LayerNaming = AS_IN_THE_PARAMETERS) -> list[Layer]:
-    """The network's layers, inputs before what takes them.
+def graph(model: ResNet, image_size: tuple[int, int], names: LayerNaming = PARAMETER_NAMES) -> list[Layer]:
+    """Returns the network's layers, each after its inputs.
 
     Args:
       model: a network.
-      image_size: height and width of its images.
-      names: how the layers are called.
+      image_size: height and width of its images, in pixels.
+      names: naming scheme of the layers.
     """
-    built = _Builder(model, names)
-    x = built.add("input_1", "InputLayer", {"batch_input_shape": [None, *image_size, 3], "dtype": "float32"})
-    x = built.add("conv1_pad", "ZeroPadding2D", {"padding": [[3, 3], [3, 3]]}, x)
-    x = built.conv_norm("conv1", "bn_conv1", x, model.width, 7, 2)
-    x = built.relu("conv1_relu", x) if model.stem_relu else x
+    builder = _Builder(model, names)
+    x = builder.add("input_1", "InputLayer", {"batch_input_shape": [None, *image_size, 3], "dtype": "float32"})
+    x = builder.add("conv1_pad", "ZeroPadding2D", {"padding": [[3, 3], [3, 3]]}, x)
+    x = builder.conv_norm("conv1", "bn_conv1", x, ConvSpec("", model.width, 7, 2))
+    x = builder.relu("conv1_relu", x) if model.stem_relu else x
     if model.pool_padding:
-        x = built.add("pool1_pad", "ZeroPadding2D", {"padding": [[model.pool_padding] * 2] * 2}, x)
-    x = built.add("pool1_pool", "MaxPooling2D", {"pool_size": [3, 3], "strides": [2, 2]}, x)
-    channels = model.width
-    for stage, blocks in enumerate(model.stage_sizes, start=2):
-        planes = model.width * 2 ** (stage - 2)
-        for index, name in enumerate(block_names(blocks)):
-            x = built.block(x, f"{stage}{name}", planes, 2 if stage > 2 and not index else 1, channels)
-            channels = planes * (4 if model.bottleneck else 1)
+        x = builder.add("pool1_pad", "ZeroPadding2D", {"padding": [[model.pool_padding] * 2] * 2}, x)
+    x = builder.add("pool1_pool", "MaxPooling2D", {"pool_size": [3, 3], "strides": [2, 2]}, x)
+    for spec in block_specs(model):
+        x = builder.block(x, spec)
     if model.head == "average":
-        x = built.add("avg_pool", "GlobalAveragePooling2D", {}, x)
+        x = builder.add("avg_pool", "GlobalAveragePooling2D", {}, x)
     else:
-        window = [min(2, feature_map_size(model, side)) for side in image_size]  # small images have shrunk to one pixel
-        x = built.add("avg_pool", "AveragePooling2D", {"pool_size": window, "strides": window}, x)
-        x = built.add("flatten", "Flatten", {}, x)
+        window = [min(2, feature_map_size(model, side)) for side in image_size]  # 1 for small images
+        x = builder.add("avg_pool", "AveragePooling2D", {"pool_size": window, "strides": window}, x)
+        x = builder.add("flatten", "Flatten", {}, x)
     options = {"units": model.num_classes, "activation": "softmax", "use_bias": True}
-    built.add(names.layer("fc"), "Dense", options, x, table="fc")
-    return built.layers
+    builder.add(names.layer("fc"), "Dense", options, x, table="fc")
+    return builder.layers
 
 
 class _Builder:
+    """Appends layers to a list. Each method returns the name of its last layer."""
+
     def __init__(self, model: ResNet, names: LayerNaming) -> None:
-        self.model, self.names = model, names
+        self.model = model
+        self.names = names
         self.layers: list[Layer] = []
-        self.label = ""  # of the block that is being built
+        self.label = ""  # of the current block
 
     def add(self, name: str, kind: str, options: dict[str, Any], *inputs: str, table: str | None = None) -> str:
         self.layers.append(Layer(name, kind, options, inputs, table, self.label))
@@ -93,62 +93,66 @@ class _Builder:
     def relu(self, name: str, x: str) -> str:
         return self.add(name, "Activation", {"activation": "relu"}, x)
 
-    def conv_norm(self, conv: str, norm: str, x: str, filters: int, size: int, strides: int, groups: int = 1) -> str:
+    def conv_norm(self, conv: str, norm: str, x: str, spec: ConvSpec) -> str:
+        """Adds a convolution, its padding if Keras needs a layer for it, and batch norm."""
         options = {
-            "filters": filters,
-            "kernel_size": [size, size],
-            "strides": [strides, strides],
-            "padding": "same" if size == 3 and strides == 1 else "valid",
-            "groups": groups,
+            "filters": spec.features,
+            "kernel_size": [spec.size, spec.size],
+            "strides": [spec.strides, spec.strides],
+            "padding": "same" if spec.size == 3 and spec.strides == 1 else "valid",
+            "groups": spec.groups,
             "use_bias": self.model.conv_bias,
         }
-        if size == 3 and strides > 1:  # "same" would put the zeros behind the image alone
+        if spec.size == 3 and spec.strides > 1:  # with a stride, "same" pads only after the image
             x = self.add(f"{self.names.layer(conv)}_pad", "ZeroPadding2D", {"padding": [[1, 1], [1, 1]]}, x)
         x = self.add(self.names.layer(conv), "Conv2D", options, x, table=conv)
         options = {"epsilon": self.model.epsilon, "momentum": self.model.momentum}
         return self.add(self.names.layer(norm), "BatchNormalization", options, x, table=norm)
 
-    def block(self, x: str, label: str, planes: int, strides: int, channels: int) -> str:
-        model, inside = self.model, planes * self.model.widen
-        sizes = (1, 3, 1) if model.bottleneck else (3, 3)
-        filters = (inside, inside, 4 * planes) if model.bottleneck else (planes, planes)
-        name, self.label = self.names.block(label), label
-
-        def main(y: str) -> str:
-            for index, (features, size) in enumerate(zip(filters, sizes, strict=True)):
-                branch = f"{label}_branch2{'abc'[index]}"
-                groups = model.groups if (index, len(filters)) == (1, 3) else 1
-                step = strides if index == model.strided else 1
-                y = self.conv_norm(f"res{branch}", f"bn{branch}", y, features, size, step, groups)
-                y = y if index == len(filters) - 1 else self.relu(f"{name}_{index + 1}_relu", y)
-            return y
-
-        def shortcut(x: str) -> str:
-            branch = f"{label}_branch1"
-            same = (strides, channels) == (1, filters[-1])
-            return x if same else self.conv_norm(f"res{branch}", f"bn{branch}", x, filters[-1], 1, strides)
-
-        inputs = (shortcut(x), main(x)) if self.names.shortcut_first else (main(x), shortcut(x))
-        out = self.relu(f"{name}_out", self.add(f"{name}_add", "Add", {}, *inputs))
+    def block(self, x: str, spec: BlockSpec) -> str:
+        """Adds a block."""
+        self.label = spec.label
+        name = self.names.block(spec.label)
+        if self.names.shortcut_first:
+            inputs = [self.shortcut(x, spec), self.main_path(x, spec)]
+        else:
+            inputs = [self.main_path(x, spec), self.shortcut(x, spec)]
+        x = self.relu(f"{name}_out", self.add(f"{name}_add", "Add", {}, *inputs))
         self.label = ""
-        return out
+        return x
+
+    def main_path(self, x: str, spec: BlockSpec) -> str:
+        """Adds a block's main path."""
+        convs = main_path_convs(spec.filters, 3, spec.strides, self.model.strided, self.model.groups)
+        for index, conv in enumerate(convs, start=1):
+            x = self.branch(x, conv)
+            if index < len(convs):
+                x = self.relu(f"{self.names.block(spec.label)}_{index}_relu", x)
+        return x
+
+    def shortcut(self, x: str, spec: BlockSpec) -> str:
+        """Adds the convolution of a block's shortcut if there is one."""
+        return self.branch(x, ConvSpec("1", spec.filters[-1], 1, spec.strides)) if spec.projects else x
+
+    def branch(self, x: str, conv: ConvSpec) -> str:
+        """Adds a convolution of the current block and its batch norm."""
+        name = f"{self.label}_branch{conv.branch}"
+        return self.conv_norm(f"res{name}", f"bn{name}", x, conv)
 
 
 def feature_map_size(model: ResNet, side: int) -> int:
-    """Height that the last stage gives for images of a height; widths likewise."""
-    side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # the stem's convolution and pooling
+    """Returns the height of the last stage's output for images of height `side`; the same holds for widths."""
+    side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # after the stem's convolution and pooling
     for _ in model.stage_sizes[1:]:
         side = -(-side // 2)
     return side
 
 
 def head_size(model: ResNet, side: int) -> int:
-    """Height of what the tutorials' last layer weights."""
+    """Returns the height of the feature map that the tutorials' head flattens, for images of height `side`."""
     return feature_map_size(model, side) // min(2, feature_map_size(model, side))
 
 
 def count_convolutions(model: ResNet) -> int:
-    """How many convolutions a network has, by which a file of weights tells its size."""
-    inside = 3 if model.bottleneck else 2
-    shortcuts = len(model.stage_sizes) - (0 if model.bottleneck else 1)  # a basic block's stage 2 keeps its shape
-    return 1 + inside * sum(model.stage_sizes) + shortcuts
+    """Returns the number of convolutions of a network, which identifies the size of a weights file."""
+    return 1 + sum(len(spec.filters) + spec.projects for spec in block_specs(model))

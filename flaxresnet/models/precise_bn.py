@@ -1,8 +1,8 @@
-"""Batch norm's statistics as data: measured afresh for the weights as they are.
+"""Precise batch norm: statistics measured from training images for the current weights.
 
-Running averages lag behind weights that move fast; with few steps an epoch a network that has learned its training
-set evaluates at chance. Measuring the statistics for the current weights from a few hundred training images
-("precise batch norm", Wu & Johnson 2021, arXiv:2105.07576, section 3) puts that right.
+Running averages lag behind weights that change fast. After few steps an epoch, a network that has learned its training
+set can still evaluate at chance. Measuring the statistics for the current weights from a few hundred training images
+corrects this (Wu & Johnson 2021, arXiv:2105.07576, section 3).
 """
 
 from collections.abc import Callable
@@ -19,34 +19,38 @@ def measure_batch_stats(
     batch_stats: Any = None,
     prepare: Callable[[Any], jax.Array] = lambda images: images,
 ) -> Any:
-    """The statistics that batch norm has over the given images with the given parameters.
+    """Returns batch norm's statistics over the given images with the given parameters.
 
     Args:
-      model: a module with a `momentum` field, such as `ResNet`; its `batch_stats` hold `mean` and `var`. Where it
-        takes statistics over parts of a batch (`ghost_batch_size`), here it takes them over all of it, whose statistics
-        are nearer to those of all images (section 3.3 of the paper).
+      model: a module with a `momentum` field, such as `ResNet`, whose `batch_stats` hold `mean` and `var`. A
+        `ghost_batch_size` is ignored, because statistics of full batches are closer to those of all images (section
+        3.3 of the paper).
       params: its parameters.
-      batches: (k, batch, height, width, 3), scaled as for training; or, for `prepare`, a pytree of arrays (k, …). Each
-        batch is normalised with its own statistics.
-      batch_stats: the statistics of layers that are frozen, which stay as they are; others' are not looked at.
-      prepare: makes of one of the k parts of `batches` the images that the model takes, (batch, height, width, 3).
+      batches: (k, batch, height, width, 3), scaled as for training. With `prepare`, a pytree of arrays (k, …). Each
+        batch is normalized with its own statistics.
+      batch_stats: statistics of frozen layers, which stay as they are. Only frozen layers read them.
+      prepare: converts one of the k entries of `batches` to the model's input, (batch, height, width, 3).
 
     Returns:
-      A pytree like `batch_stats`: over the k batches, the mean of the means and, by the law of total variance, the
-      mean of the variances plus the variance of the means (equation 4 of the paper).
+      A pytree like `batch_stats`. Over the k batches, the mean is the mean of the means. By the law of total variance,
+      the variance is the mean of the variances plus the variance of the means (equation 4 of the paper).
     """
     variables = {"params": params} | ({} if batch_stats is None else {"batch_stats": batch_stats})
-    whole = {"ghost_batch_size": None} if hasattr(model, "ghost_batch_size") else {}
-    memoryless = model.clone(momentum=0.0, **whole)  # its "running" statistics are the last batch's own
+    full_batch = {"ghost_batch_size": None} if hasattr(model, "ghost_batch_size") else {}
+    memoryless = model.clone(momentum=0.0, **full_batch)  # its running statistics are those of the last batch
 
-    def of_one_batch(batch: Any) -> Any:
+    def stats_of(batch: Any) -> Any:
         return memoryless.apply(variables, prepare(batch), train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
-    return pool_batch_stats(jax.lax.map(of_one_batch, batches))
+    return pool_batch_stats(jax.lax.map(stats_of, batches))
 
 
 def pool_batch_stats(stacked: Any) -> Any:
-    """Means and variances of k equal batches, stacked on a leading axis, as those of all images together."""
+    """Returns the means and variances of all images from those of k batches of equal size, stacked on a leading axis.
+
+    Args:
+      stacked: a pytree of `{"mean": (k, channels), "var": (k, channels)}`.
+    """
     if set(stacked) == {"mean", "var"}:
         mean = stacked["mean"].mean(axis=0)
         return {"mean": mean, "var": stacked["var"].mean(axis=0) + ((stacked["mean"] - mean) ** 2).mean(axis=0)}

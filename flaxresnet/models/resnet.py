@@ -1,14 +1,14 @@
-"""Residual networks: stem, four stages of blocks, pooling, one dense layer; sizes and variants are data.
+"""Residual networks: a stem, stages of blocks, pooling and one dense layer; `SIZES` and `VARIANTS` describe them.
 
-He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385; wide ones by Zagoruyko & Komodakis
-2016, arXiv:1605.07146, and with groups (ResNeXt) by Xie et al. 2016, arXiv:1611.05431.
+He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385. Wide ResNets are from Zagoruyko &
+Komodakis 2016, arXiv:1605.07146, and channel groups (ResNeXt) from Xie et al. 2016, arXiv:1611.05431.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
 from string import ascii_lowercase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flaxresnet.models.batch_norm import BatchNorm
 from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, LayerDef, conv_with_glorot
 from flaxresnet.models.pool import max_pool
+from flaxresnet.runtime.errors import UserError
 
-# The networks by name, as fields of `ResNet`. Table 1 of the paper has 18 to 152; 14 and 26 are ours, for little data.
+# Fields of `ResNet` by size. Table 1 of the paper lists 18 to 152. 14 and 26 are additions for small data sets.
 SIZES: dict[str, dict[str, Any]] = {
     "resnet14": {"stage_sizes": (1, 1, 1, 1)},
     "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
@@ -31,52 +32,59 @@ SIZES: dict[str, dict[str, Any]] = {
     "wide_resnet50_2": {"stage_sizes": (3, 4, 6, 3), "widen": 2},
 }
 
-# How the worlds that have weights for these networks write them, as fields of `ResNet`.
+# Fields of `ResNet` that match the pretrained weights of each framework.
 VARIANTS: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "keras": {"pool_padding": 1, "head": "average", "epsilon": 1.001e-5},
     "torchvision": {"pool_padding": 1, "head": "average", "epsilon": 1e-5, "strided": 1, "conv_bias": False},
 }
 
-MIN_IMAGE_SIZE = 32  # pixels; below it the last stage has nothing left to look at
+MIN_IMAGE_SIZE = 32  # pixels; the network divides height and width by 32
 
 
 class ResNet(nn.Module):
     """A residual network for image classification.
 
-    `__call__(images, train=False)` takes float images (batch, height, width, 3), height and width at least 32,
-    scaled as in training (the tutorials: to [0, 1]), and returns logits (batch, num_classes), float32, not softmaxed.
-    `train=True` normalises with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
-    ones. `features=True` returns a dict of what the network sees on the way: `"stem"`, `"stage2"`, …, `"stage5"` (each
-    (batch, h, w, channels), in `dtype`), `"embedding"` (batch, n), which the last layer weights, and `"logits"`.
+    `__call__(images, train=False, features=False)` takes float images (batch, height, width, 3), scaled as in training
+    (the tutorials scale to [0, 1]). Height and width are at least 32. It returns logits (batch, num_classes), float32,
+    without a softmax.
+
+    `train=True` normalizes with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
+    statistics. `features=True` returns a dict of intermediate results instead: `"stem"`, `"stage2"`, …, `"stage5"`
+    (each (batch, h, w, channels), in `dtype`), `"embedding"` (batch, n), which is the input of the last layer, and
+    `"logits"`.
+
+    `__call__` raises ValueError if the images' shape or dtype, `num_classes` or `groups` does not fit, and UserError if
+    the parameters belong to another image size.
 
     Attributes:
-      num_classes: width of the last layer, which is named `fc{num_classes}`.
-      stage_sizes: blocks a stage, from stage 2 on. The first block of a stage is a `ConvolutionalBlock` wherever the
-        shape changes.
-      width: features of the stem; stage `s` has `planes = width · 2^(s-2)`.
-      bottleneck: whether blocks are 1×1, 3×3, 1×1 with 4 · planes outside, or 3×3, 3×3 with planes.
-      widen: how many times planes a bottleneck is wide inside.
-      groups: parts into which the channels of a bottleneck's 3×3 convolution are divided.
-      strided: the convolution of a bottleneck that takes the stride: 0, the first 1×1, or 1, the 3×3.
+      num_classes: number of classes, at least 2. The last layer is named `fc{num_classes}`.
+      stage_sizes: number of blocks in each stage, from stage 2 on. The first block of a stage is a
+        `ConvolutionalBlock` if it changes the shape.
+      width: output channels of the stem. Stage `s` has `planes = width · 2^(s-2)`.
+      bottleneck: whether blocks are bottlenecks (1×1, 3×3, 1×1 with 4 · planes output channels) or basic blocks (3×3,
+        3×3 with planes).
+      widen: factor by which the inner convolutions of a bottleneck are wider than planes.
+      groups: channel groups of a bottleneck's 3×3 convolution.
+      strided: index of the bottleneck's convolution that has the stride: 0, the first 1×1, or 1, the 3×3.
       conv_bias: whether convolutions have biases.
-      pool_padding: pixels around the image in the stem's max pooling.
-      head: `"flatten"`, the tutorials' 2×2 average pooling whose results are all weighted by the dense layer, which
-        ties it to one size of images, or `"average"`, the average of all pixels.
-      stem_relu: whether a ReLU follows `bn_conv1`; one of the two tutorials leaves it out.
-      momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch's.
-      epsilon: added to the variance in batch norm.
-      conv: makes a convolution layer; `flax.linen.Conv` and its partials fit.
-      norm: makes a normalisation layer; `flax.linen.BatchNorm` and its partials fit.
-      act: the activation.
-      dtype: of the arithmetic between the first convolution and the last pooling. Parameters, statistics and logits are
-        float32 in any case.
-      zero_init_residual: whether each block starts as its shortcut alone (zero-init); see the blocks.
-      ghost_batch_size: images that batch norm takes its statistics over with `train=True`, as `BatchNorm.group`; None:
-      all.
-      frozen: parts (`"stem"`, `"stage2"`, …, as `stage_of` names them) whose batch norm is not in training with
-        `train=True`: it uses its running statistics and leaves them as they are.
-      freeze_bn_stats: the same of all parts' batch norm, while the parameters learn.
+      pool_padding: padding of the stem's max pooling, in pixels.
+      head: `"flatten"`, the tutorials' 2×2 average pooling followed by flattening, which ties the dense layer to one
+        image size, or `"average"`, global average pooling.
+      stem_relu: whether a ReLU follows `bn_conv1`. One of the two tutorials leaves it out.
+      momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch statistics.
+      epsilon: number added to the variance in batch norm.
+      conv: creates a convolution layer, as `flax.linen.Conv` and its partials do.
+      norm: creates a normalization layer, as `flax.linen.BatchNorm` and its partials do.
+      act: activation function.
+      zero_init_residual: whether each block starts as its shortcut alone (zero-init); see `ResidualBlock`.
+      dtype: dtype of the computation between the first convolution and the last pooling. Parameters, statistics and
+        logits are always float32.
+      ghost_batch_size: number of images that share batch statistics with `train=True`; see `BatchNorm.group`. None
+        takes the full batch.
+      frozen: stages (`"stem"`, `"stage2"`, …, as `stage_of` names them) whose batch norm uses its running statistics
+        and does not update them, even with `train=True`.
+      freeze_bn_stats: whether batch norm of all stages does so, while the parameters learn.
     """
 
     num_classes: int
@@ -109,92 +117,159 @@ class ResNet(nn.Module):
         if self.width * self.widen % self.groups:
             raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
         conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)
-        # flax's layer, which fits too, has no groups.
+        # `flax.linen.BatchNorm` has no field `group`.
         grouped = {} if self.ghost_batch_size is None else {"group": self.ghost_batch_size}
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, **grouped)
 
+        # Shapes in the comments are those of ResNet-50 for 64×64 images, without padding in the pooling.
         x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
         x = norm(name="bn_conv1")(x, use_running_average=not (train and self.updates_bn("stem")))
-        x = self.act(x) if self.stem_relu else x
-        x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, width) for 64×64 images, 16 with padding
-
-        seen = {"stem": x}
+        x = self.act(x) if self.stem_relu else x  # (batch, 32, 32, 64)
+        x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, 64)
+        outputs = {"stem": x}
 
         layers = {"conv": conv, "norm": norm, "act": self.act, "zero_init_residual": self.zero_init_residual}
-        for stage, blocks in enumerate(self.stage_sizes, start=2):
-            planes, first = self.width * 2 ** (stage - 2), 1 if stage == 2 else 2
-            for index, name in enumerate(block_names(blocks)):
-                block = self.block(planes, 1 if index else first, x.shape[-1])
-                updates_stats = train and self.updates_bn(f"stage{stage}")
-                x = block(label=f"{stage}{name}", name=f"res{stage}{name}", **layers)(x, train=updates_stats)
-            seen[f"stage{stage}"] = x
+        for spec in block_specs(self):
+            options = layers | {"strided": self.strided, "groups": self.groups, "label": spec.label}
+            name = f"res{spec.label}"
+            if spec.projects:
+                block: Any = ConvolutionalBlock(spec.filters, strides=spec.strides, name=name, **options)
+            else:
+                block = IdentityBlock(spec.filters, name=name, **options)
+            x = block(x, train=train and self.updates_bn(spec.stage))
+            outputs[spec.stage] = x  # of the last block: (batch, 15, 15, 256), …, (batch, 2, 2, 2048)
 
         x = x.astype(jnp.float32)
-        x = x.mean((1, 2)) if self.head == "average" else avg_pool_flatten(x)
-        dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=f"fc{self.num_classes}")
-        logits = dense(x)
-        return seen | {"embedding": x, "logits": logits} if features else logits
+        x = x.mean((1, 2)) if self.head == "average" else avg_pool_flatten(x)  # (batch, 2048)
+        name = f"fc{self.num_classes}"
+        if self.has_variable("params", name):
+            check_inputs(name, self.get_variable("params", name)["kernel"].shape[0], x.shape[1], images.shape)
+        logits = nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name=name)(x)
+        return outputs | {"embedding": x, "logits": logits} if features else logits
 
-    def updates_bn(self, part: str) -> bool:
-        """Whether a part's batch norm takes the batch's own statistics in training."""
-        return not self.freeze_bn_stats and part not in self.frozen
+    def updates_bn(self, stage: str) -> bool:
+        """Returns whether a stage's batch norm uses and updates its statistics in training."""
+        return not self.freeze_bn_stats and stage not in self.frozen
 
-    def block(self, planes: int, strides: int, channels: int) -> Callable[..., nn.Module]:
-        """The kind of block that brings (…, channels) to a stage's shape."""
-        inside = planes * self.widen
-        filters = (inside, inside, 4 * planes) if self.bottleneck else (planes, planes)
-        kind: Any = (
-            IdentityBlock if (strides, channels) == (1, filters[-1]) else partial(ConvolutionalBlock, strides=strides)
-        )
-        options = {"strided": self.strided, "groups": self.groups} if self.bottleneck else {}
-        return partial(kind, filters, **options)
+
+class BlockSpec(NamedTuple):
+    """A block of a network.
+
+    Attributes:
+      label: stage and block, such as `"2a"`.
+      stage: the stage's name, such as `"stage2"`.
+      filters: output channels of the main path's convolutions.
+      strides: stride of the block, in pixels.
+      projects: whether the shortcut has a convolution, because the block changes the shape.
+    """
+
+    label: str
+    stage: str
+    filters: tuple[int, ...]
+    strides: int
+    projects: bool
+
+
+def block_specs(model: ResNet) -> list[BlockSpec]:
+    """Returns the blocks of a network, in order."""
+    specs = []
+    channels = model.width
+    for stage, count in enumerate(model.stage_sizes, start=2):
+        planes = model.width * 2 ** (stage - 2)
+        inner = planes * model.widen
+        filters = (inner, inner, 4 * planes) if model.bottleneck else (planes, planes)
+        for index, name in enumerate(block_names(count)):
+            strides = 2 if stage > 2 and index == 0 else 1
+            projects = strides > 1 or channels != filters[-1]
+            specs.append(BlockSpec(f"{stage}{name}", f"stage{stage}", filters, strides, projects))
+            channels = filters[-1]
+    return specs
 
 
 def resnet(size: str, variant: str = "tutorial", **fields: Any) -> ResNet:
-    """A network by its name: `resnet("resnet18", "torchvision", num_classes=1000)`.
+    """Returns a network by name, for example `resnet("resnet18", "torchvision", num_classes=1000)`.
 
     Args:
-      size: a name in `SIZES`.
-      variant: `"tutorial"`, `"keras"` (Keras Applications) or `"torchvision"` (timm and Hugging Face share it).
-      **fields: fields of `ResNet`, `num_classes` among them.
+      size: a key of `SIZES`.
+      variant: `"tutorial"`, `"keras"` (Keras Applications) or `"torchvision"` (also timm and Hugging Face).
+      **fields: fields of `ResNet`. `num_classes` is required.
 
     Raises:
-      ValueError: there is no such size or variant.
+      ValueError: the size or variant does not exist.
     """
-    for name, known in ((size, SIZES), (variant, VARIANTS)):
-        if name not in known:
-            raise ValueError(f"there is no {name!r}; choose from {', '.join(known)}")
+    for name, choices in ((size, SIZES), (variant, VARIANTS)):
+        if name not in choices:
+            raise ValueError(f"there is no {name!r}; choose from {', '.join(choices)}")
     return ResNet(**(SIZES[size] | VARIANTS[variant] | fields))
 
 
-ResNet18 = partial(resnet, "resnet18")
-ResNet34 = partial(resnet, "resnet34")
-ResNet50 = partial(resnet, "resnet50")
-ResNet101 = partial(resnet, "resnet101")
-ResNet152 = partial(resnet, "resnet152")
+def ResNet18(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802 - named like the network
+    """Returns ResNet-18: 8 basic blocks (arXiv:1512.03385, table 1). Arguments are as in `ResNet50`."""
+    return resnet("resnet18", variant, **fields)
+
+
+def ResNet34(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns ResNet-34: 16 basic blocks (arXiv:1512.03385, table 1). Arguments are as in `ResNet50`."""
+    return resnet("resnet34", variant, **fields)
+
+
+def ResNet50(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns ResNet-50: a stem, 16 bottleneck blocks in four stages, and one dense layer.
+
+    He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, table 1.
+
+    The module takes float images (batch, height, width, 3), height and width at least 32, and returns float32 logits
+    (batch, num_classes). The default variant is the network of the Keras tutorials. Its dense layer fits one image
+    size: images of another size raise UserError. The other two variants take images of any size.
+
+        model = ResNet50(num_classes=6)
+        variables = model.init(jax.random.key(0), images)  # {"params": …, "batch_stats": …}
+        logits = model.apply(variables, images)
+
+    Args:
+      variant: `"tutorial"`, `"keras"` (Keras Applications) or `"torchvision"` (also timm and Hugging Face, with the
+        stride in the 3×3 convolution).
+      **fields: fields of `ResNet`. `num_classes` is required.
+
+    Raises:
+      ValueError: the variant does not exist.
+    """
+    return resnet("resnet50", variant, **fields)
+
+
+def ResNet101(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns ResNet-101: 33 bottleneck blocks (arXiv:1512.03385, table 1). Arguments are as in `ResNet50`."""
+    return resnet("resnet101", variant, **fields)
+
+
+def ResNet152(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns ResNet-152: 50 bottleneck blocks (arXiv:1512.03385, table 1). Arguments are as in `ResNet50`."""
+    return resnet("resnet152", variant, **fields)
 
 
 def width_step(size: str) -> int:
-    """A network's width is a multiple of this, so that its groups are of one size."""
-    groups, widen = (SIZES[size].get(field, 1) for field in ("groups", "widen"))
-    return groups // math.gcd(groups, widen)
+    """Returns the number that divides every valid width of a size, so that its channel groups are equal."""
+    groups = SIZES[size].get("groups", 1)
+    return groups // math.gcd(groups, SIZES[size].get("widen", 1))
 
 
 def stage_of(layer: str) -> str:
-    """The part of the network that a layer or block at the top of the parameters belongs to: stem, stage2, …, head."""
+    """Returns the stage of a layer or block at the top of the parameters: `"stem"`, `"stage2"`, …, or `"head"`."""
     if layer in ("conv1", "bn_conv1"):
         return "stem"
     return f"stage{layer[3]}" if layer.startswith("res") else "head"
 
 
 def block_names(count: int) -> list[str]:
-    """Names of a stage's blocks: a, b, c, …, or where the letters do not suffice a, b1, b2, …, as the authors do."""
-    return list(ascii_lowercase[:count]) if count <= 26 else ["a", *(f"b{index}" for index in range(1, count))]
+    """Returns the names of a stage's blocks: a, b, c, …, or a, b1, b2, …, as the authors write, if letters run out."""
+    if count <= 26:
+        return list(ascii_lowercase[:count])
+    return ["a", *(f"b{index}" for index in range(1, count))]
 
 
 def avg_pool_flatten(x: jax.Array) -> jax.Array:
-    """2×2 average pooling, then one row an image: rows, columns, channels, as Keras flattens."""
-    window = (min(2, x.shape[1]), min(2, x.shape[2]))  # a 32×32 image has shrunk to 1×1 here
+    """Applies 2×2 average pooling and flattens each image in Keras's order: rows, columns, channels."""
+    window = (min(2, x.shape[1]), min(2, x.shape[2]))  # a 32×32 image is 1×1 here
     return nn.avg_pool(x, window_shape=window, strides=window).reshape(x.shape[0], -1)
 
 
@@ -207,3 +282,12 @@ def check_images(images: jax.Array) -> None:
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; scale them to floats in [0, 1] first: images / 255")
+
+
+def check_inputs(layer: str, expected: int, count: int, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless the dense layer takes as many inputs as images of this shape give."""
+    if count != expected:
+        raise UserError(
+            f"images of shape {tuple(shape)} give {count} inputs to {layer}, whose parameters take {expected}; resize "
+            'the images to the training size, or use the variant "keras" or "torchvision", which takes any size'
+        )

@@ -1,4 +1,4 @@
-"""What layers with gradients of their own owe to a mesh of devices: `jax.shard_map`'s types, and explicit axes."""
+"""Sharding helpers for layers with a custom gradient: `jax.shard_map` types and explicit mesh axes."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from jax.sharding import AxisType
 
 
 def psum_to_match(primal: jax.Array, gradient: jax.Array) -> jax.Array:
-    """A gradient summed over the mesh axes of `jax.shard_map` along which it differs and its value does not.
+    """Returns a gradient summed over the axes of `jax.shard_map` along which it varies and its primal does not.
 
-    JAX does that for its own operations: a kernel that all devices share has one gradient, the sum of theirs.
+    JAX does so in its own operations: if all devices share a kernel, its gradient is the sum over the devices.
     """
-    axes = _differs_along(gradient) - _differs_along(primal)
+    axes = _varying_axes(gradient) - _varying_axes(primal)
     return lax.psum(gradient, tuple(axes)) if axes else gradient
 
 
 def is_explicit(x: jax.Array) -> bool:
-    """Whether the types of arrays say how this one is divided, so that every operation on it has to say so as well."""
+    """Returns whether the array's mesh has explicit axes, for which every operation has to give its sharding."""
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
-def _differs_along(x: jax.Array) -> frozenset[str]:
-    kind: Any = jax.typeof(x)
-    return kind.mat.varying if hasattr(kind, "mat") else kind.vma  # the name until JAX 0.9
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    aval: Any = jax.typeof(x)
+    return aval.mat.varying if hasattr(aval, "mat") else aval.vma  # `vma` until JAX 0.9

@@ -1,20 +1,20 @@
-"""Variables of a network or a block as they start, drawn by NumPy: to compile `init` takes longer than the network."""
+"""Initial variables from NumPy, because compiling `init` takes longer than compiling the network."""
 
 from functools import partial
 
 import jax
 import numpy as np
 
-START = {"scale": 1.0, "var": 1.0}  # and 0 of all others but the kernels
+INITIAL_VALUES = {"scale": 1.0, "var": 1.0}  # biases and means are 0
 
 
-def started(module, images, seed: int = 0, **options):
-    """Variables of the shapes that `init` gives them: kernels Glorot uniform, the rest as batch norm and biases start.
+def initial_variables(module, images, seed: int = 0, **options):
+    """Returns variables with the shapes and distributions of `init`: kernels Glorot uniform, the rest constant.
 
     Args:
       module: a network or a block.
-      images: what it takes, an array or its shape and dtype.
-      seed: of the draws.
+      images: the input, an array or its shape and dtype.
+      seed: seed of the random kernels.
       **options: other arguments of `init`.
     """
     rng = np.random.default_rng(seed)
@@ -22,7 +22,7 @@ def started(module, images, seed: int = 0, **options):
     def value(path, leaf):
         name = path[-1].key
         if name != "kernel":
-            return np.full(leaf.shape, START.get(name, 0.0), leaf.dtype)
+            return np.full(leaf.shape, INITIAL_VALUES.get(name, 0.0), leaf.dtype)
         area = np.prod(leaf.shape[:-2], dtype=int)
         limit = np.sqrt(6 / (area * (leaf.shape[-2] + leaf.shape[-1])))
         return rng.uniform(-limit, limit, leaf.shape).astype(leaf.dtype)

@@ -1,7 +1,10 @@
-"""The whole network against Keras itself: logits, and in training mode loss, gradients and running statistics.
+"""Tests of the network against Keras: logits, and in training mode loss, gradients and running statistics.
 
-A small one has all that the large one has; ResNet-50 itself takes a minute to compile and belongs to the campaign.
+A small network with every kind of layer runs in the parity tier. ResNet-50 takes a minute to compile and runs in the
+campaign tier.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from keras_network import block, keras_resnet50  # noqa: E402 - it imports Keras
 
 pytestmark = pytest.mark.parity
 TINY_CONFIG = {"stage_sizes": (2, 1), "width": 8}
-# Where Keras keeps what linen calls otherwise.
+# Keras's names of variables → linen's collections and names.
 NAMES = {"gamma": ("params", "scale"), "beta": ("params", "bias"), "kernel": ("params", "kernel"),
          "bias": ("params", "bias"), "moving_mean": ("batch_stats", "mean"),
          "moving_variance": ("batch_stats", "var")}  # fmt: skip
@@ -28,7 +31,7 @@ def images():
 
 
 def small_network():
-    """The tutorials' network of three blocks in Keras: projections with and without a stride, and an identity."""
+    """Returns the tutorials' network with three blocks in Keras: projections with and without a stride, an identity."""
     layers = keras.layers
     inputs = keras.Input((64, 64, 3))
     x = layers.Conv2D(8, 7, strides=2, name="conv1")(layers.ZeroPadding2D(3)(inputs))
@@ -43,10 +46,10 @@ def small_network():
 
 @pytest.fixture(scope="module", params=["small", pytest.param("resnet50", marks=pytest.mark.campaign)])
 def models(request):
-    """Keras's network and ours, Keras's parameters moved away from their start so that every one of them matters.
+    """Returns Keras's network, with random parameters so that each one affects the result, and ours.
 
-    The residual branches end with a small scale, as in a trained network. At their start the blocks amplify rounding
-    so much that float32 gradients of any two programs differ by two percent.
+    The last scale of each residual branch is small, as in a trained network. With initial scales, the blocks amplify
+    rounding so much that float32 gradients of any two programs differ by two percent.
     """
     keras.utils.set_random_seed(0)
     model = small_network() if request.param == "small" else keras_resnet50()
@@ -56,41 +59,43 @@ def models(request):
         for variable in layer.variables:
             if variable.name != "kernel":
                 spread = rng.normal(scale=0.1, size=variable.shape)
-                centre = 1 if variable.name in ("gamma", "moving_variance") else 0
+                center = 1 if variable.name in ("gamma", "moving_variance") else 0
                 damping = 0.1 if variable.name == "gamma" and layer.name.endswith("branch2c") else 1
-                variable.assign(damping * (np.abs(centre + spread) if centre else spread))
+                variable.assign(damping * (np.abs(center + spread) if center else spread))
     return model, ours
 
 
 def from_keras(model, values) -> dict:
-    """Keras's values, in the order of `values`' variables, as linen variables: {"params", "batch_stats"}."""
+    """Returns pairs of Keras's variables and values as linen variables: {"params": …, "batch_stats": …}."""
     owner = {id(v): layer.name for layer in model.layers for v in layer.variables}
     tree: dict = {"params": {}, "batch_stats": {}}
     for variable, value in values:
         layer = owner[id(variable)]
         label = layer.removeprefix("res").removeprefix("bn").split("_")[0]
-        place = tree[NAMES[variable.name][0]]
+        layers = tree[NAMES[variable.name][0]]
         if layer not in ("conv1", "bn_conv1", "fc6"):
-            place = place.setdefault(f"res{label}", {})
-        place.setdefault(layer, {})[NAMES[variable.name][1]] = jnp.asarray(value)
+            layers = layers.setdefault(f"res{label}", {})
+        layers.setdefault(layer, {})[NAMES[variable.name][1]] = jnp.asarray(value)
     return tree
 
 
-def test_logits_in_inference_are_keras_logits(models, images):
+def test_inference_logits_match_keras(models, images):
     model, ours = models
     variables = from_keras(model, [(v, v.value) for v in model.variables])
     shapes = jax.eval_shape(ours.init, jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    values = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
-    expected = np.asarray(jax.jit(lambda *given: model.stateless_call(*given, training=False)[0])(*values, images))
+    trainable = [v.value for v in model.trainable_variables]
+    rest = [v.value for v in model.non_trainable_variables]
+    expected, _ = jax.jit(partial(model.stateless_call, training=False))(trainable, rest, images)
     got = jax.jit(ours.apply)(variables, images)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_loss_gradients_and_statistics_in_training_are_keras(models, images):
+def test_training_step_matches_keras(models, images):
     model, ours = models
     labels = np.array([0, 5, 2, 3])
-    trainable, rest = ([v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables))
+    trainable = [v.value for v in model.trainable_variables]
+    rest = [v.value for v in model.non_trainable_variables]
 
     def keras_loss(trainable):
         logits, updated = model.stateless_call(trainable, rest, images, training=True)
@@ -98,7 +103,7 @@ def test_loss_gradients_and_statistics_in_training_are_keras(models, images):
 
     (expected, updated), gradients = jax.jit(jax.value_and_grad(keras_loss, has_aux=True))(trainable)
     stats = from_keras(model, zip(model.non_trainable_variables, updated, strict=True))["batch_stats"]
-    slopes = from_keras(model, zip(model.trainable_variables, gradients, strict=True))["params"]
+    keras_gradients = from_keras(model, zip(model.trainable_variables, gradients, strict=True))["params"]
 
     variables = from_keras(model, [(v, v.value) for v in model.variables])
 
@@ -109,9 +114,9 @@ def test_loss_gradients_and_statistics_in_training_are_keras(models, images):
     (loss, new_stats), got = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(variables["params"])
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new_stats, stats)
-    # A bias in front of batch norm has no gradient but rounding noise, so the scale is that of the whole network.
-    scale = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(slopes)))
-    paths = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: np.linalg.norm(a - b), got, slopes))
-    norms = jax.tree.leaves(jax.tree.map(np.linalg.norm, slopes))
+    # The gradient of a bias before batch norm is only rounding noise, so the tolerance scales with all gradients.
+    scale = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(keras_gradients)))
+    paths = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: np.linalg.norm(a - b), got, keras_gradients))
+    norms = jax.tree.leaves(jax.tree.map(np.linalg.norm, keras_gradients))
     for (path, difference), norm in zip(paths, norms, strict=True):
         assert difference <= 1e-3 * norm + 1e-6 * scale, (jax.tree_util.keystr(path), difference, norm)

@@ -1,11 +1,11 @@
-"""Measured batch-norm statistics against NumPy."""
+"""Tests of measured batch-norm statistics against NumPy."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from starts import started
+from starts import initial_variables
 
 import flaxresnet as fr
 from flaxresnet.models.precise_bn import pool_batch_stats
@@ -15,7 +15,7 @@ IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 measure = jax.jit(fr.measure_batch_stats, static_argnums=0)
 
 
-def test_pooled_statistics_are_those_of_all_values_together():
+def test_pool_batch_stats_matches_numpy():
     values = np.random.default_rng(0).normal(2.0, 3.0, size=(5, 40, 7))
     stacked = {"bn": {"mean": jnp.asarray(values.mean(axis=1)), "var": jnp.asarray(values.var(axis=1))}}
     pooled = pool_batch_stats(stacked)["bn"]
@@ -23,9 +23,9 @@ def test_pooled_statistics_are_those_of_all_values_together():
     np.testing.assert_allclose(pooled["var"], values.var(axis=(0, 1)), rtol=1e-5)
 
 
-def test_the_stems_statistics_are_those_of_its_convolution_over_all_images():
+def test_stem_statistics_match_numpy():
     batches = np.random.default_rng(1).random((3, 4, 32, 32, 3), np.float32)
-    variables = started(MODEL, IMAGES)
+    variables = initial_variables(MODEL, IMAGES)
     measured = measure(MODEL, variables["params"], batches)
     assert jax.tree.map(jnp.shape, measured) == jax.tree.map(jnp.shape, variables["batch_stats"])
 
@@ -37,38 +37,39 @@ def test_the_stems_statistics_are_those_of_its_convolution_over_all_images():
     np.testing.assert_allclose(measured["bn_conv1"]["var"], values.var(axis=0), rtol=1e-4)
 
 
-def test_statistics_are_measured_over_whole_batches_where_training_takes_parts_of_them():
+def test_precise_bn_ignores_ghost_batches():
     batches = np.random.default_rng(1).random((2, 4, 32, 32, 3), np.float32)
-    params = started(MODEL, IMAGES)["params"]
-    parts, whole = (measure(model, params, batches) for model in (MODEL.clone(ghost_batch_size=2), MODEL))
-    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    params = initial_variables(MODEL, IMAGES)["params"]
+    ghost_model = MODEL.clone(ghost_batch_size=2)
+    jax.tree.map(np.testing.assert_array_equal, measure(ghost_model, params, batches), measure(MODEL, params, batches))
     training = jax.jit(
         lambda model: model.apply({"params": params}, batches[0], train=True, mutable=["batch_stats"])[0],
         static_argnums=0,
     )
-    assert not np.allclose(training(MODEL.clone(ghost_batch_size=2)), training(MODEL))
+    assert not np.allclose(training(ghost_model), training(MODEL))
 
 
-def test_evaluation_with_the_statistics_of_one_batch_equals_training_mode_on_it():
+def test_precise_bn_of_one_batch_matches_training():
     images = np.random.default_rng(1).random((8, 32, 32, 3), np.float32)
-    params = started(MODEL, IMAGES)["params"]
+    params = initial_variables(MODEL, IMAGES)["params"]
     measured = measure(MODEL, params, images[None])
     variables = {"params": params, "batch_stats": measured}
     trained, _ = jax.jit(partial(MODEL.apply, train=True, mutable=["batch_stats"]))(variables, images)
     np.testing.assert_allclose(jax.jit(MODEL.apply)(variables, images), trained, rtol=1e-3, atol=1e-4)
 
 
-def test_the_running_averages_play_no_part():
+def test_precise_bn_ignores_momentum():
     batches = np.random.default_rng(1).random((2, 4, 32, 32, 3), np.float32)
-    params = started(MODEL, IMAGES)["params"]
-    one, other = (measure(MODEL.clone(momentum=m), params, batches) for m in (0.99, 0.5))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+    params = initial_variables(MODEL, IMAGES)["params"]
+    expected = measure(MODEL.clone(momentum=0.99), params, batches)
+    jax.tree.map(np.testing.assert_array_equal, measure(MODEL.clone(momentum=0.5), params, batches), expected)
 
 
-def test_batches_may_be_prepared_one_by_one():
+def test_precise_bn_prepares_each_batch():
     images = np.random.default_rng(1).random((2, 4, 32, 32, 3), np.float32)
-    params, factors = started(MODEL, IMAGES)["params"], jnp.array([0.5, 2.0])
-    prepare = jax.jit(partial(fr.measure_batch_stats, MODEL, prepare=lambda part: part[0] * part[1]))
+    params = initial_variables(MODEL, IMAGES)["params"]
+    factors = jnp.array([0.5, 2.0])
+    prepare = jax.jit(partial(fr.measure_batch_stats, MODEL, prepare=lambda batch: batch[0] * batch[1]))
     prepared = prepare(params, (factors, images))
-    whole = measure(MODEL, params, factors[:, None, None, None, None] * images)
-    jax.tree.map(np.testing.assert_array_equal, prepared, whole)
+    expected = measure(MODEL, params, factors[:, None, None, None, None] * images)
+    jax.tree.map(np.testing.assert_array_equal, prepared, expected)

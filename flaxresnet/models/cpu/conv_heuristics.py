@@ -1,6 +1,6 @@
-"""Which form of a convolution (`conv_algorithms.py`, `winograd.py`) is fastest on a CPU, from its shapes.
+"""Choice of the fastest convolution algorithm (`conv_algorithms.py`, `winograd.py`) on a CPU from the shapes.
 
-`benchmarks/conv_lowering.py` measures what the rule rests on; `benchmarks/RESULTS.md` has runs of it.
+`benchmarks/conv_lowering.py` measures the algorithms. `benchmarks/RESULTS.md` lists the results.
 """
 
 import math
@@ -16,16 +16,16 @@ from flaxresnet.models.cpu.conv_algorithms import (
     im2col_kernel_grad,
     is_at_most,
     native,
+    output_size,
     per_offset_gemm,
     per_offset_gemm_input_grad,
     per_offset_gemm_kernel_grad,
-    result_size,
     row_gemm_kernel_grad,
     valid_fraction,
     vjp_input,
     vjp_kernel,
 )
-from flaxresnet.models.cpu.winograd import winograd, winograd_input_gradient, winograd_kernel_gradient
+from flaxresnet.models.cpu.winograd import winograd, winograd_input_grad, winograd_kernel_grad
 
 FORWARD: dict[str, Forward] = {
     "native": native,
@@ -34,20 +34,20 @@ FORWARD: dict[str, Forward] = {
     "per_offset_gemm": per_offset_gemm,
     "winograd": winograd,
 }
-INPUT_GRADIENT: dict[str, Gradient] = {name: vjp_input(form) for name, form in FORWARD.items()} | {
+INPUT_GRADIENT: dict[str, Gradient] = {name: vjp_input(forward) for name, forward in FORWARD.items()} | {
     "per_offset_gemm": per_offset_gemm_input_grad,
-    "winograd": winograd_input_gradient,
+    "winograd": winograd_input_grad,
 }
-KERNEL_GRADIENT: dict[str, Gradient] = {name: vjp_kernel(form) for name, form in FORWARD.items()} | {
+KERNEL_GRADIENT: dict[str, Gradient] = {name: vjp_kernel(forward) for name, forward in FORWARD.items()} | {
     "im2col": im2col_kernel_grad,
     "per_offset_gemm": per_offset_gemm_kernel_grad,
-    "winograd": winograd_kernel_gradient,
-    "rows": row_gemm_kernel_grad,
+    "winograd": winograd_kernel_grad,
+    "row_gemm": row_gemm_kernel_grad,
 }
 
 
 class ConvAlgorithms(NamedTuple):
-    """Names of the forms (`conv_algorithms.py`) for the values and the two gradients."""
+    """Names of the algorithms for the output (a key of `FORWARD`) and the two gradients."""
 
     forward: str
     input_gradient: str
@@ -60,36 +60,44 @@ IM2COL = ConvAlgorithms("im2col", "im2col", "im2col")
 PER_OFFSET_GEMM = ConvAlgorithms("per_offset_gemm", "per_offset_gemm", "per_offset_gemm")
 WINOGRAD = ConvAlgorithms("winograd", "winograd", "winograd")
 
-MAX_AREA = 49  # of a kernel whose places are taken apart: each is an operation of its own in the program
-IN_PADDING = 0.5  # share of taps on pixels up to which one product a tap beats patches, half of which are zeros then
-SMALL = 36  # pixels of the result up to which patches win in all three
-WIDE = 32  # channels and features from which Winograd's products outweigh its transforms
-MANY = 500  # pixels of all results from which Winograd's products outweigh the transform of the kernel
-KERNEL_SHARE = 32  # channels × features for each pixel of all results up to which that holds in inference as well
-FEW = 8  # channels up to which an image's rows, not its patches, are laid out for the kernel's gradient
-LARGE_PATCHES = 400_000  # elements of an image's patches (pixels × kernel × channels) that still pay for its gradient
+MAX_KERNEL_AREA = 49  # pixels; the program grows with the area, by an operation for each offset
+MAX_VALID_FRACTION = 0.5  # up to here per_offset_gemm beats im2col, which multiplies at least as many zeros as pixels
+MAX_IM2COL_PIXELS = 36  # of an image's output; up to here im2col is fastest for the output and both gradients
+MIN_WINOGRAD_CHANNELS = 32  # and features; from here on Winograd's savings exceed the cost of its transforms
+MIN_WINOGRAD_PIXELS = 500  # of all outputs; from here on they also exceed the cost of the kernel's transform
+MAX_KERNEL_RATIO = 32  # channels × features for each output pixel, up to which this also holds in inference
+MAX_ROW_GEMM_CHANNELS = 8  # up to here row_gemm beats im2col for the kernel's gradient
+MAX_PATCH_ELEMENTS = 400_000  # of an image (pixels × area × channels); up to here im2col pays for the kernel's gradient
 
 
 def choose(image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits: int = 32) -> ConvAlgorithms:
-    """The forms for a CPU, from the shapes of images (batch, h, w, channels) and kernel, and the bits of a number."""
-    area, channels, features = kernel[0] * kernel[1], *kernel[2:]
-    pixels = math.prod(result_size(image, kernel, window))
-    pads = [pad for pair in window.pads for pad in pair]
-    if area == 1 and not any(pads):
+    """Returns the fastest algorithms for training on a CPU.
+
+    Args:
+      image: shape of the images, (batch, h, w, channels). The batch may be symbolic.
+      kernel: shape of the kernel, (kh, kw, channels, features).
+      window: strides and padding.
+      bits: bits of a number. Winograd's algorithm needs 32 or more.
+    """
+    area = kernel[0] * kernel[1]
+    channels, features = kernel[2:]
+    pixels = math.prod(output_size(image, kernel, window))
+    pads = {*window.pads[0], *window.pads[1]}
+    if area == 1 and pads == {0}:
         return CONV1X1_GEMM
-    if area > MAX_AREA:
+    if area > MAX_KERNEL_AREA:
         return NATIVE
-    if valid_fraction(image, kernel, window) <= IN_PADDING:
+    if valid_fraction(image, kernel, window) <= MAX_VALID_FRACTION:
         return PER_OFFSET_GEMM
-    winograd_can = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and set(pads) <= {0, 1, 2} and bits >= 32
-    many = isinstance(image[0], int) and image[0] * pixels >= MANY  # an exported program's number of images is a symbol
-    if winograd_can and min(channels, features) >= WIDE and many:
+    winograd_applies = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and pads <= {0, 1, 2} and bits >= 32
+    has_many_pixels = isinstance(image[0], int) and image[0] * pixels >= MIN_WINOGRAD_PIXELS
+    if winograd_applies and min(channels, features) >= MIN_WINOGRAD_CHANNELS and has_many_pixels:
         return WINOGRAD
-    if pixels <= SMALL:
+    if pixels <= MAX_IM2COL_PIXELS:
         return IM2COL
-    if channels <= FEW:
-        return NATIVE._replace(kernel_gradient="rows")
-    if pixels * area * channels <= LARGE_PATCHES:
+    if channels <= MAX_ROW_GEMM_CHANNELS:
+        return NATIVE._replace(kernel_gradient="row_gemm")
+    if pixels * area * channels <= MAX_PATCH_ELEMENTS:
         return NATIVE._replace(kernel_gradient="im2col")
     return NATIVE
 
@@ -97,11 +105,16 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits
 def choose_for_inference(
     image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits: int = 32
 ) -> ConvAlgorithms:
-    """As `choose`, where values alone are asked for: with few results, what counts is to read the kernel once."""
-    choice, (channels, features) = choose(image, kernel, window, bits), kernel[2:]
-    results = image[0] * math.prod(result_size(image, kernel, window))
-    if choice == WINOGRAD and channels * features > KERNEL_SHARE * results:
+    """Returns the fastest algorithms for inference on a CPU, for the arguments of `choose`.
+
+    With few output pixels, reading the kernel dominates, so an algorithm that reads it once is fastest.
+    """
+    algorithms = choose(image, kernel, window, bits)
+    channels, features = kernel[2:]
+    pixels = image[0] * math.prod(output_size(image, kernel, window))
+    if algorithms == WINOGRAD and channels * features > MAX_KERNEL_RATIO * pixels:
         return PER_OFFSET_GEMM
-    if choice.forward == "native" and kernel[0] * kernel[1] <= MAX_AREA and is_at_most(results, MANY):
+    is_small = kernel[0] * kernel[1] <= MAX_KERNEL_AREA and is_at_most(pixels, MIN_WINOGRAD_PIXELS)
+    if algorithms.forward == "native" and is_small:
         return IM2COL
-    return choice
+    return algorithms

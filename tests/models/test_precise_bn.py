@@ -49,7 +49,7 @@ def test_precise_bn_ignores_ghost_batches():
     assert not np.allclose(training(ghost_model), training(MODEL))
 
 
-def test_precise_bn_of_one_batch_matches_training():
+def test_precise_bn_matches_training_batch():
     images = np.random.default_rng(1).random((8, 32, 32, 3), np.float32)
     params = initial_variables(MODEL, IMAGES)["params"]
     measured = measure(MODEL, params, images[None])

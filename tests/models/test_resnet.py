@@ -180,7 +180,7 @@ def test_zero_init_leaves_shortcuts_alone(small, zero_init):
     np.testing.assert_allclose(logits(variables, images), logits(other, images), rtol=1e-5)
 
 
-def test_freeze_bn_stats_trains_with_running_statistics():
+def test_freeze_bn_stats_in_training():
     model = fr.ResNet(num_classes=3, stage_sizes=(1,), width=4)
     images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
     variables = initial_variables(model, images)

@@ -16,7 +16,7 @@ def steps_for(option: str, epochs: float, steps_per_epoch: int) -> int:
     steps = epochs * steps_per_epoch
     if steps > MAX_STEPS:
         raise UserError(
-            f"{flag(option)} {epochs} is {steps:.3g} steps, more than the {MAX_STEPS:,} that can be counted; "
+            f"{flag(option)} {epochs:.12g} is {steps:.3g} steps, more than the {MAX_STEPS:,} that can be counted; "
             "give fewer epochs"
         )
     return round(steps)

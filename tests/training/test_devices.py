@@ -1,4 +1,4 @@
-"""The same run on one device and on many, and a checkpoint carried from one to the other."""
+"""Tests that a run on one device and on many trains alike, and that a checkpoint moves between them."""
 
 import json
 import math
@@ -18,7 +18,7 @@ import flaxresnet as fr
 
 pytestmark = pytest.mark.parity
 
-# Fits one run after the other, and prints (devices, history or the error's text) of each, then how leaves are placed.
+# Trains one run after the other; prints (devices, history or error message) of each, then the shardings of leaves.
 PROGRAM = """
 import sys, json, jax
 import numpy as np
@@ -42,7 +42,7 @@ for divided in (False, True):
 """
 ROOT = str(Path(__file__).parents[2])
 LEARNED = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
-# At this rate the ten steps learn most of what there is. Adam's first ones divide rounding by rounding.
+# At this rate ten steps learn most of the task. Adam's first steps would amplify rounding.
 SGD = {"recipe": "fast", "optimizer": "sgd", "learning_rate": 0.01}
 PARTS = {
     "recipe": "tutorial",
@@ -56,7 +56,7 @@ LOSSES = ("train_loss", "test_loss")
 
 
 def fit_on(devices: int, data_folder: Path, cache: Path, runs: dict[Path, dict], flags: str = XLA_TEST_FLAGS):
-    """Trains runs (workdir → options) in one process of this many CPU devices: (outcomes by workdir, placements)."""
+    """Trains runs (workdir → options) in one process with CPU devices; returns the outcomes and the shardings."""
     common = {"model": "resnet14", "width": 16, "batch_size": 8, "epochs": 2, "report": False, "data": str(data_folder)}
     options = [common | more | {"workdir": str(workdir)} for workdir, more in runs.items()]
     environment = os.environ | {
@@ -80,7 +80,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(data_folder, tmp_path_factory, cache):
-    """The folder of runs on one device, and their histories by name."""
+    """Returns the folder of the runs on one device, and their histories by name."""
     folder = tmp_path_factory.mktemp("one")
     outcomes, _ = fit_on(1, data_folder, cache, {folder / "run": SGD, folder / "parts": PARTS})
     return folder, {workdir.name: outcome for workdir, outcome in outcomes.items()}
@@ -88,7 +88,7 @@ def one(data_folder, tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def eight(data_folder, tmp_path_factory, cache, one):
-    """The folder of runs on eight devices, their histories or errors by name, and how leaves are placed there."""
+    """Returns the folder of the runs on eight devices, their histories or errors by name, and the shardings."""
     folder = tmp_path_factory.mktemp("eight")
     shutil.copytree(one[0] / "run", folder / "continued")
     runs = {
@@ -102,18 +102,18 @@ def eight(data_folder, tmp_path_factory, cache, one):
     return folder, {workdir.name: outcome for workdir, outcome in outcomes.items()}, placements
 
 
-def assert_same_training(found, workdir, one):
-    """The run of this history and folder learned the same as the one on one device."""
+def assert_same_training(rows, workdir, one):
+    """Asserts that a run has the losses and weights of the run on one device."""
     folder, histories = one
-    for row, expected in zip(found, histories["run"], strict=True):
+    for row, expected in zip(rows, histories["run"], strict=True):
         for name in LOSSES:
             assert row[name] == pytest.approx(expected[name], rel=1e-5)
-    assert found[1]["test_loss"] < math.log(3) / 4  # it learns: at chance it would be log 3
+    assert rows[1]["test_loss"] < math.log(3) / 4  # chance is log 3
     weights, expected_weights = (fr.Classifier.load(run).variables for run in (workdir, folder / "run"))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), weights, expected_weights)
 
 
-def test_eight_devices_learn_as_one(eight, one):
+def test_eight_devices_train_as_one(eight, one):
     folder, histories, _ = eight
     assert_same_training(histories["run"], folder / "run", one)
 
@@ -121,7 +121,7 @@ def test_eight_devices_learn_as_one(eight, one):
 @pytest.mark.parametrize(
     "options", [{}, pytest.param({"input": "stream", "workers": 1}, marks=pytest.mark.campaign)], ids=str
 )
-def test_two_devices_learn_as_one(data_folder, tmp_path, cache, one, options):
+def test_two_devices_train_as_one(data_folder, tmp_path, cache, one, options):
     outcomes, _ = fit_on(2, data_folder, cache, {tmp_path / "run": SGD | options})
     assert_same_training(outcomes[tmp_path / "run"], tmp_path / "run", one)
 
@@ -132,26 +132,26 @@ def test_eight_devices_continue_the_checkpoint_of_one(eight, one):
     assert continued[:2] == one[1]["run"]
 
 
-def test_the_optimizer_state_alone_is_divided(eight):
-    whole, divided = eight[2]
+def test_zero1_divides_optimizer_state(eight):
+    replicated, divided = eight[2]
     assert divided == {"a": ["data"], "b": [None, None, "data"], "c": [], "d": [], "e": ["data"]}
-    assert set(map(tuple, whole.values())) == {()}
+    assert set(map(tuple, replicated.values())) == {()}
 
 
-def test_undivided_batches_are_refused(eight):
+def test_devices_reject_indivisible_batch(eight):
     histories = eight[1]
-    assert "--batch-size 12 cannot be divided over 8 devices" in histories["undivided"]
-    message = "--batch-size 8 cannot be divided over 8 devices in 2 parts (--grad-accum-steps); give a multiple of 16"
+    assert "--batch-size 12 is no multiple of 8 devices; give a multiple of 8" in histories["undivided"]
+    message = "--batch-size 8 is no multiple of 8 devices × --grad-accum-steps 2; give a multiple of 16"
     assert message in histories["undivided parts"]
 
 
-def test_parts_of_a_batch_are_divided(eight, one):
+def test_accumulated_batch_is_divided(eight, one):
     loss, expected = eight[1]["parts"][0]["train_loss"], one[1]["parts"][0]["train_loss"]
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_resumed_run_repeats_the_whole(data_folder, tmp_path, cache):
-    """In the programs that users run: `conftest.py` has all others compile faster and less thoroughly."""
+def test_resumed_run_equals_default_compilation(data_folder, tmp_path, cache):
+    """Uses the compiler options of users; `conftest.py` makes all other tests compile faster."""
     recipe = {"recipe": "tutorial"}
     runs = {tmp_path / "whole": recipe | {"epochs": 3}, tmp_path / "two": recipe | {"epochs": 1}}
     outcomes, _ = fit_on(1, data_folder, cache, runs, flags="")

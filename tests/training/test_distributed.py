@@ -1,4 +1,4 @@
-"""Real processes on one machine, exchanging over loopback: the losses of one, one lost, one told to stop."""
+"""Tests of runs with several processes on one machine, which communicate over loopback."""
 
 import json
 import os
@@ -29,7 +29,7 @@ sys.path.append(sys.argv[1])
 from flaxresnet.cli import exit_status
 from flaxresnet.models.resnet import SIZES
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}  # as in the tests' own process
-if "--endless" in sys.argv:  # an evaluation without end
+if "--endless" in sys.argv:  # an evaluation that never ends
     import itertools, time
     from flaxresnet.data.loader import Loader
     once = Loader.eval_batches
@@ -49,7 +49,7 @@ FLAGS = ["--model", "resnet14", "--width", "4", "--batch-size", "8", "--image-si
 FLAGS += ["--recipe", "fast", "--optimizer", "sgd", "--learning-rate", "0.01", "--input", "stream", "--workers", "0"]
 FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 PATIENCE = 240  # seconds
-EPOCHS = 8  # of the runs that are compared; they last long enough to stop one and to lose a process
+EPOCHS = 8  # of the compared runs; long enough to stop one and to kill a process
 processes_of_a_run = pytest.mark.parity
 
 
@@ -65,7 +65,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def start(cache, pictures, tmp_path):
-    """Starts so many processes of one run: what they print goes to files of their own."""
+    """Starts the processes of one run. Each writes its output to a log file."""
     begun = []
 
     def start(count, workdir, *flags, slurm=False):
@@ -82,15 +82,15 @@ def start(cache, pictures, tmp_path):
         }
         processes = []
         for number in range(count):
-            mine = [*together, "--process-id", str(number)] if together else []
-            if slurm:  # what its srun sets
+            local = [*together, "--process-id", str(number)] if together else []
+            if slurm:  # the variables that srun sets
                 tasks = {"JOB_ID": address.rpartition(":")[2], "STEP_NODELIST": "localhost", "NTASKS": count}
                 tasks |= {"PROCID": number, "LOCALID": number, "STEP_TASKS_PER_NODE": count}
                 environment |= {f"SLURM_{name}": str(value) for name, value in tasks.items()}
-                mine = ["--distributed"]
+                local = ["--distributed"]
             argv = [sys.executable, "-c", PROGRAM, ROOT, "--data", str(pictures), "--workdir", str(workdir)]
             output = (tmp_path / f"{workdir.name}-{number}.log").open("w")
-            argv += [*FLAGS, *map(str, flags), *mine]
+            argv += [*FLAGS, *map(str, flags), *local]
             process = subprocess.Popen(argv, env=environment, stdout=output, stderr=output)
             process.log = Path(output.name)
             processes.append(process)
@@ -112,7 +112,7 @@ def figures(workdir):
 
 
 def until_epoch(workdir, epoch, processes):
-    """Waits until so many epochs are done."""
+    """Waits until the run has trained `epochs` epochs."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and all(process.poll() is None for process in processes):
         if (workdir / "metrics.jsonl").exists() and len(figures(workdir)) >= epoch:
@@ -122,7 +122,7 @@ def until_epoch(workdir, epoch, processes):
 
 
 def until_said(words, processes):
-    """Waits until the first process has printed this."""
+    """Waits until process 0 has printed the text."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and all(process.poll() is None for process in processes):
         if words in processes[0].log.read_text():
@@ -133,7 +133,7 @@ def until_said(words, processes):
 
 @pytest.fixture(scope="module")
 def one_process(pictures, tmp_path_factory):
-    """The folder of a run of one process."""
+    """Returns the folder of a run with one process."""
     options = {
         "optimizer": "sgd",
         "learning_rate": 0.01,
@@ -150,7 +150,7 @@ def one_process(pictures, tmp_path_factory):
 
 
 def assert_same_training(run, expected, exact=False):
-    """The folders hold the same figures and weights, but for rounding over some twenty steps."""
+    """Asserts that two runs have equal metrics and weights, up to the rounding of about twenty steps."""
     weights, expected_weights = (fr.Classifier.load(folder).variables for folder in (run, expected))
     if exact:
         assert figures(run) == figures(expected)
@@ -169,18 +169,18 @@ def assert_same_training(run, expected, exact=False):
         pytest.param(4, False, [], id="4", marks=pytest.mark.campaign),
     ],
 )
-def test_many_processes_give_the_losses_and_weights_of_one(start, tmp_path, one_process, count, slurm, flags):
+def test_processes_train_as_one(start, tmp_path, one_process, count, slurm, flags):
     processes = start(count, tmp_path / "run", "--epochs", EPOCHS, *flags, slurm=slurm)
     assert statuses(processes) == [0] * count, processes[0].log.read_text()
     assert_same_training(tmp_path / "run", one_process)
     assert "Test Accuracy = " in processes[0].log.read_text()
-    for process in processes[1:]:  # the first one alone prints
+    for process in processes[1:]:  # only process 0 prints
         lines = process.log.read_text().splitlines()
         assert [line for line in lines if "Gloo" not in line and not line.startswith("WARNING:jax")] == []
 
 
 def lose_a_process(start, workdir, count, epochs):
-    """Kills one of so many processes of a run when an epoch is done; the others end by themselves."""
+    """Kills one process of a run after an epoch. The others exit by themselves."""
     before = len(figures(workdir)) if workdir.exists() else 0
     processes = start(count, workdir, "--epochs", epochs, "--checkpoint-steps", "3")
     until_epoch(workdir, before + 1, processes)
@@ -189,14 +189,14 @@ def lose_a_process(start, workdir, count, epochs):
     for left in processes[:-1]:
         assert left.wait(PATIENCE) in (distributed.EXIT_TEMPFAIL, -signal.SIGABRT)
     assert time.monotonic() - lost < distributed.HEARTBEAT_TIMEOUT
-    said = processes[0].log.read_text()
-    assert "start all processes again to resume from the last checkpoint" in said or "another task died" in said
+    message = processes[0].log.read_text()
+    assert "start all processes again to resume from the last checkpoint" in message or "another task died" in message
     assert len(figures(workdir)) < epochs
 
 
 @processes_of_a_run
-def test_stopped_and_lost_processes_cost_nothing(start, tmp_path, one_process):
-    """Stops a run of two processes by SIGTERM to one; goes on, and loses one; goes on in a single process."""
+def test_run_survives_stopped_and_lost_processes(start, tmp_path, one_process):
+    """Stops two processes by SIGTERM to one, resumes, kills one, and resumes with a single process."""
     run = tmp_path / "run"
     processes = start(2, run, "--epochs", EPOCHS, "--checkpoint-steps", "3")
     until_epoch(run, 1, processes)
@@ -212,7 +212,7 @@ def test_stopped_and_lost_processes_cost_nothing(start, tmp_path, one_process):
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(start, tmp_path, count):
+def test_lost_process_ends_others(start, tmp_path, count):
     assert statuses(start(count, tmp_path / "whole", "--epochs", 8)) == [0] * count
     lose_a_process(start, tmp_path / "killed", count, 8)
     again = start(count, tmp_path / "killed", "--epochs", 8, "--checkpoint-steps", "3")
@@ -222,19 +222,19 @@ def test_a_lost_process_ends_the_others_and_all_go_on_from_the_last_checkpoint(s
 
 
 @pytest.mark.campaign
-def test_ctrl_c_in_one_process_stops_all_within_an_evaluation_and_soon(start, tmp_path):
+def test_ctrl_c_stops_all_processes_soon(start, tmp_path):
     processes = start(2, tmp_path / "run", "--epochs", "2", "--endless")
     for process in processes:
         until_said("evaluating", [process])
     processes[1].send_signal(signal.SIGINT)
-    told = time.monotonic()
+    stopped_at = time.monotonic()
     assert statuses(processes) == [130, 130]
-    assert time.monotonic() - told < 20  # seconds; the step's network is tiny, the machine may be busy
+    assert time.monotonic() - stopped_at < 20  # seconds, on a busy machine
     assert "stopped by SIGINT after step 8, saved in" in processes[0].log.read_text()
     assert figures(tmp_path / "run") == []
 
 
-def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
+def test_join_rejects_incomplete_options(monkeypatch):
     def fails(*_, **__):
         raise ValueError("Number of processes must be defined.")
 
@@ -248,8 +248,8 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
 
 
 @processes_of_a_run
-def test_a_first_process_that_does_not_answer_is_a_sentence_and_a_status_of_its_own():
-    with socket.socket() as free:  # nobody listens there
+def test_join_reports_unreachable_coordinator():
+    with socket.socket() as free:  # no process listens on this port
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     program = f"""
@@ -265,10 +265,10 @@ distributed.join_processes(coordinator_address={address!r}, num_processes=2, pro
     assert "Traceback" not in done.stderr
 
 
-def test_processes_with_other_data_or_options_are_told_so(monkeypatch):
+def test_processes_must_be_equal(monkeypatch):
     distributed.require_equal_across_processes(data="mine", seed=3)  # alone
     for other, different in (({}, None), ({"data": "'yours'"}, "data"), ({"seed": "4"}, "seed")):
-        monkeypatch.setattr(distributed, "all_gather_json", lambda mine, other=other: [mine, mine | other])
+        monkeypatch.setattr(distributed, "all_gather_json", lambda local, other=other: [local, local | other])
         if different is None:
             distributed.require_equal_across_processes(data="mine", seed=3)
             continue
@@ -278,7 +278,7 @@ def test_processes_with_other_data_or_options_are_told_so(monkeypatch):
             distributed.require_equal_across_processes(data="mine", seed=3)
 
 
-def test_what_the_first_process_cannot_do_none_does():
+def test_error_on_process_zero_reaches_all():
     def fails():
         raise fr.UserError("no room")
 
@@ -287,7 +287,7 @@ def test_what_the_first_process_cannot_do_none_does():
     assert distributed.run_on_process_zero(lambda: 3) == 3
 
 
-def test_a_mistake_of_the_first_process_ends_the_others(monkeypatch):
+def test_user_error_on_process_zero_ends_others(monkeypatch):
     monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
     monkeypatch.setattr(distributed, "is_process_zero", lambda: False)
     monkeypatch.setattr(distributed.multihost_utils, "sync_global_devices", lambda _: None)
@@ -300,7 +300,7 @@ def test_a_mistake_of_the_first_process_ends_the_others(monkeypatch):
             assert distributed.run_on_process_zero(lambda: 1) is None
 
 
-def test_a_process_that_cannot_go_on_does_not_wait_for_the_others_for_long(monkeypatch, capfd):
+def test_failed_process_exits_soon(monkeypatch, capfd):
     left = threading.Event()
     monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
     monkeypatch.setattr(distributed, "EXIT_TIMEOUT", 0.01)

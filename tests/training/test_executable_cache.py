@@ -1,4 +1,4 @@
-"""Programs that are kept whole: what a second start takes from the first, and what makes it compile again."""
+"""Tests of the cache of compiled programs."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="programs
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """A compilation cache of its own, empty at first: what JAX takes from one is not kept."""
+    """Returns an empty compilation cache of JAX, because programs that JAX takes from its cache are not stored."""
     folder = tmp_path_factory.mktemp("kept") / "cache"
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -39,7 +39,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def all_compiled():
-    """Names of the programs that were compiled and not taken from an earlier start."""
+    """Returns the names of the programs that were compiled, not loaded from the cache."""
     names, real = [], compiled_steps.CompiledSteps._compiled
 
     def spy(self, name, program, runs_once=False):
@@ -54,10 +54,10 @@ def all_compiled():
 
 @pytest.fixture(scope="module")
 def first(data_folder, tmp_path_factory, cache, all_compiled):
-    """The first run of the cache. Read it; do not train in it."""
+    """Returns the first run with the cache. Do not train in its folder."""
     run = train(data_folder, tmp_path_factory.mktemp("first") / "run")
     assert set(all_compiled) == NAMES
-    assert kept(cache) == [NAMES]
+    assert stored_names(cache) == [NAMES]
     return run
 
 
@@ -72,36 +72,36 @@ def info(finished_run):
     return RunDir(finished_run).read_metadata()
 
 
-def train(data_folder, workdir, keep=True, **options):
+def train(data_folder, workdir, enabled=True, **options):
     config = fr.TrainConfig(data=data_folder, workdir=workdir, **{"epochs": 2, **TINY_CONFIG, **options})
-    return fr.fit(config, quiet=True, cache_executables=keep)
+    return fr.fit(config, quiet=True, cache_executables=enabled)
 
 
 def weights(run):
     return jax.tree.leaves(fr.Classifier.load(run.workdir).variables)
 
 
-def kept(cache):
+def stored_names(cache):
     return [{path.name for path in folder.iterdir()} for folder in (cache / executable_cache.FOLDER).iterdir()]
 
 
-def test_a_second_start_compiles_nothing_and_trains_the_same(data_folder, tmp_path, cache, first, compiled):
+def test_second_run_compiles_nothing(data_folder, tmp_path, cache, first, compiled):
     shutil.copytree(data_folder, tmp_path / "moved")
     second = train(tmp_path / "moved", tmp_path / "second")
     assert compiled == []
-    assert kept(cache) == [NAMES]
-    for mine, theirs in zip(weights(first), weights(second), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert stored_names(cache) == [NAMES]
+    for a, b in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(a, b)
     assert first.history[0]["test_loss"] == second.history[0]["test_loss"]
 
 
-def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, first, compiled):
+def test_resumed_run_uses_cache(data_folder, tmp_path, first, compiled):
     run = shutil.copytree(first.workdir, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / str(first.history[-1]["step"]))
     again = train(data_folder, run)
     assert compiled == []
-    for mine, theirs in zip(weights(again), weights(first), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for a, b in zip(weights(again), weights(first), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_what_was_kept(data_folder, tmp_path, first, compiled
     [lambda content: b"", lambda content: content[:100], lambda content: content[:-1] + bytes([content[-1] ^ 1])],
     ids=["empty", "cut", "one bit"],
 )
-def test_what_is_damaged_is_not_loaded(tmp_path, damage):
+def test_damaged_program_is_not_loaded(tmp_path, damage):
     store = executable_cache.ExecutableCache(tmp_path)
     store.store("create", jax.jit(lambda: 1).lower().compile())
     assert store.load("create")() == 1
@@ -117,19 +117,19 @@ def test_what_is_damaged_is_not_loaded(tmp_path, damage):
     assert store.load("create") is None
 
 
-def test_what_jax_took_from_its_own_cache_is_not_kept(data_folder, tmp_path, cache, first):
+def test_programs_of_jax_cache_are_not_stored(data_folder, tmp_path, cache, first):
     folder = (cache / executable_cache.FOLDER).rename(tmp_path / "aside")
     train(data_folder, tmp_path / "second")
     assert not (cache / executable_cache.FOLDER).exists()
     folder.rename(cache / executable_cache.FOLDER)
 
 
-def test_nothing_is_kept_unless_that_was_asked_for(info, tmp_path, cache, monkeypatch):
-    places = [executable_cache.open_executable_cache(info, keep, BATCH)._folder for keep in (True, False)]
-    assert places == [cache / executable_cache.FOLDER / executable_cache.cache_key(info, BATCH), None]
-    for flags, kept_there in (("/a/file/of/flags", False), ("", True), (" --xla_a=b", True)):
+def test_cache_is_off_by_default(info, tmp_path, cache, monkeypatch):
+    folders = [executable_cache.open_executable_cache(info, enabled, BATCH)._folder for enabled in (True, False)]
+    assert folders == [cache / executable_cache.FOLDER / executable_cache.cache_key(info, BATCH), None]
+    for flags, has_folder in (("/a/file/of/flags", False), ("", True), (" --xla_a=b", True)):
         monkeypatch.setenv("XLA_FLAGS", flags)
-        assert (executable_cache.open_executable_cache(info, True, BATCH)._folder is not None) == kept_there
+        assert (executable_cache.open_executable_cache(info, True, BATCH)._folder is not None) == has_folder
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         assert executable_cache.open_executable_cache(info, True, BATCH)._folder is None
@@ -137,17 +137,17 @@ def test_nothing_is_kept_unless_that_was_asked_for(info, tmp_path, cache, monkey
         jax.config.update("jax_enable_compilation_cache", True)
 
 
-def test_a_disk_that_takes_nothing_does_not_stop_training(tmp_path, monkeypatch):
+def test_store_ignores_full_disk(tmp_path, monkeypatch):
     def full(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(executable_cache.Path, "replace", full)
     store = executable_cache.ExecutableCache(tmp_path / "kept")
     store.store("create", jax.jit(lambda: 1).lower().compile())
-    assert [*(tmp_path / "kept").iterdir()] == []  # nor what was begun
+    assert [*(tmp_path / "kept").iterdir()] == []  # and no temporary file
 
 
-def test_what_may_only_be_read_is_used(tmp_path, monkeypatch):
+def test_load_reads_read_only_folder(tmp_path, monkeypatch):
     store = executable_cache.ExecutableCache(tmp_path / "kept")
     store.store("create", jax.jit(lambda: 1).lower().compile())
 
@@ -158,13 +158,13 @@ def test_what_may_only_be_read_is_used(tmp_path, monkeypatch):
     assert store.load("create")() == 1
 
 
-def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeypatch):
+def test_store_evicts_least_recently_used(tmp_path, monkeypatch):
     monkeypatch.setattr(executable_cache, "MAX_RUNS", 3)
     folders = [tmp_path / (str(age) * 64) for age in range(5)]
     for age, folder in enumerate(folders):
         folder.mkdir()
         (folder / "create").write_bytes(b"")
-        (folder / "train_step.1234").write_bytes(b"")  # of a process that was killed
+        (folder / "train_step.1234").write_bytes(b"")  # of a killed process
         os.utime(folder, (1000 - age, 1000 - age))
     (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
     executable_cache._evict_lru(folders[4])
@@ -172,7 +172,7 @@ def test_those_used_longest_ago_are_forgotten_and_nothing_else(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(fr.TrainConfig), ids=lambda field: field.name)
-def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
+def test_key_depends_on_option(info, field):
     other = copy.copy(info.config)
     value = getattr(other, field.name)
     object.__setattr__(other, field.name, value + 1 if isinstance(value, int | float) else "another value")
@@ -214,13 +214,13 @@ def test_every_option_that_programs_may_depend_on_is_in_the_key(info, field):
     ],
     ids=["classes", "preprocessing", "streamed", "steps an epoch"],
 )
-def test_what_the_run_is_about_is_in_the_key(info, change):
+def test_key_depends_on_metadata(info, change):
     assert executable_cache.cache_key(dataclasses.replace(info, **change(info)), BATCH) != executable_cache.cache_key(
         info, BATCH
     )
 
 
-def test_the_key_is_the_same_in_every_process(info, finished_run):
+def test_key_is_equal_across_processes(info, finished_run):
     plain = (str, int, float, bool, type(None))
     settings = {name: value for name, value in jax.config.values.items() if type(value) in plain}
     program = f"""
@@ -237,7 +237,7 @@ print(executable_cache.cache_key(RunDir({str(finished_run)!r}).read_metadata(), 
     assert done.stdout.strip() == executable_cache.cache_key(info, BATCH)
 
 
-def test_the_key_follows_all_that_programs_are_made_from(info, tmp_path, monkeypatch):
+def test_key_depends_on_environment(info, tmp_path, monkeypatch):
     batch = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
     keys = [executable_cache.cache_key(info, batch)]
     assert executable_cache.cache_key(info, batch) == keys[0]

@@ -1,4 +1,4 @@
-"""The optimizers against their algorithms in NumPy."""
+"""Tests of the optimizers against their algorithms in NumPy, and of the parameter groups."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def adam(gradients, rate, b1=0.9, b2=0.999, epsilon=1e-7):
     ],
     ids=["constant", "climbing"],
 )
-def test_the_first_three_updates_are_those_of_adam(schedule, rate):
+def test_adam_follows_algorithm(schedule, rate):
     optimizer = optimizer_of(schedule)
     parameters = {"kernel": jnp.ones(4)}
     state, updates = optimizer.init(parameters), []
@@ -50,7 +50,7 @@ def test_the_first_three_updates_are_those_of_adam(schedule, rate):
     np.testing.assert_allclose(updates, adam(GRADIENTS, rate), rtol=3e-5, atol=1e-12)
 
 
-def test_the_check_above_would_see_another_epsilon():
+def test_adam_check_detects_other_epsilon():
     ours, other = adam(GRADIENTS, lambda step: 1e-3), adam(GRADIENTS, lambda step: 1e-3, epsilon=1e-8)
     assert np.abs(ours / np.where(other == 0, 1, other) - 1)[:, 2].max() > 0.1
 
@@ -62,8 +62,8 @@ PARAMS = {
 }
 
 
-def steps_of(optimizer, count):
-    """The updates of each part, at each step, for gradients of ones."""
+def updates_of(optimizer, count):
+    """Returns the update of each stage at each step, for gradients of ones: (steps, 3)."""
     state, seen = optimizer.init(PARAMS), []
     for _ in range(count):
         updates, state = jax.jit(optimizer.update)(PARAMS, state, PARAMS)
@@ -71,13 +71,13 @@ def steps_of(optimizer, count):
     return np.array(seen)
 
 
-def test_earlier_layers_learn_at_a_lower_rate():
-    full, less = steps_of(optimizer_of(lambda _: 0.1), 2), steps_of(optimizer_of(lambda _: 0.1, layer_decay=0.5), 2)
+def test_layer_decay_scales_stages():
+    full, less = updates_of(optimizer_of(lambda _: 0.1), 2), updates_of(optimizer_of(lambda _: 0.1, layer_decay=0.5), 2)
     np.testing.assert_allclose(less, full * [0.5**5, 0.5**2, 1], rtol=1e-6)
 
 
-def test_only_the_last_layer_learns_at_first():
-    full, head = steps_of(optimizer_of(lambda _: 0.1), 4), steps_of(optimizer_of(lambda _: 0.1, head_epochs=2), 4)
+def test_backbone_is_frozen_first():
+    full, head = updates_of(optimizer_of(lambda _: 0.1), 4), updates_of(optimizer_of(lambda _: 0.1, head_epochs=2), 4)
     assert (head[:2, :2] == 0).all()
     np.testing.assert_allclose(head[:, 2], full[:, 2], rtol=1e-6)
     np.testing.assert_allclose(head[2:], full[2:], rtol=1e-6)
@@ -89,7 +89,7 @@ RATES = [0.1, 0.05, 0.2]
 
 
 def walk(**options):
-    """Where three steps of an optimiser lead a kernel and a bias, after each."""
+    """Returns a kernel and a bias after each of three steps of an optimizer."""
     optimizer = optimizer_of(lambda step: jnp.array(RATES)[step], **options)
     params = {"fc6": {"kernel": jnp.asarray(KERNEL, jnp.float32), "bias": jnp.asarray(BIAS, jnp.float32)}}
     state, seen = optimizer.init(params), []
@@ -102,7 +102,7 @@ def walk(**options):
 
 
 def by_hand(rule, decays=(0.1, 0.0)):
-    """The same in float64: `rule(parameter, slope, memory, step, decay)` gives the change; the bias never decays."""
+    """Returns the same in float64. `rule(parameter, gradient, state, step, decay)` gives the update; no bias decays."""
     seen, places, memories = [], [KERNEL, BIAS], [{}, {}]
     for t, slopes in enumerate(SLOPES):
         places = [p + rule(p, g, m, t, d) for p, g, m, d in zip(places, slopes, memories, decays, strict=True)]
@@ -135,16 +135,16 @@ def lamb(p, g, memory, t, decay):
 
 
 @pytest.mark.parametrize(("kind", "rule"), [("sgd", sgd), ("adamw", adamw), ("lamb", lamb)])
-def test_three_steps_are_those_of_the_published_rule_and_biases_do_not_decay(kind, rule):
+def test_optimizer_follows_paper(kind, rule):
     found, expected = walk(kind=kind, weight_decay=0.1), by_hand(rule)
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine[0], theirs[0], rtol=3e-5, atol=3e-6)
         np.testing.assert_allclose(mine[1], theirs[1], rtol=3e-5, atol=3e-6)
-    assert not np.allclose(walk(kind=kind)[0][0], found[0][0], rtol=1e-3)  # the decay counts
+    assert not np.allclose(walk(kind=kind)[0][0], found[0][0], rtol=1e-3)  # the decay changes the step
 
 
 @pytest.mark.parametrize("limit", [0.5, 100.0])
-def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
+def test_clip_grad_scales_global_norm(limit):
     def ellipsize(slopes):
         norm = np.sqrt(sum((g**2).sum() for g in slopes))
         return [g * min(1, limit / norm) for g in slopes]
@@ -158,10 +158,10 @@ def test_a_gradient_above_the_limit_is_shortened_as_a_whole(limit):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "lamb"])
-def test_depth_and_the_head_first_count_for_every_optimiser(kind):
+def test_groups_apply_to_every_optimizer(kind):
     options = {"kind": kind, "weight_decay": 0.1, "clip_grad": 1.0}
     full, less, head = (
-        steps_of(optimizer_of(lambda _: 0.1, **options, **more), 3)
+        updates_of(optimizer_of(lambda _: 0.1, **options, **more), 3)
         for more in ({}, {"layer_decay": 0.5}, {"head_epochs": 2})
     )
     np.testing.assert_allclose(less, full * [0.5**5, 0.5**2, 1], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Stopped within an epoch, by a signal or by death, a run goes on with the next picture to the same weights."""
+"""Tests that a run which stops within an epoch resumes with the next batch and ends with the same weights."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from flaxresnet.runtime.errors import TrainingInterrupted
 from flaxresnet.training import preemption, trainer
 from flaxresnet.training.preemption import PreemptionHandler
 
-FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
+METRICS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
 
 class KilledError(BaseException):
-    """Nothing catches it."""
+    """Stands for the end of a process; the package does not catch it."""
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,19 @@ def train(data, workdir, **options):
     return fr.fit(fr.TrainConfig(data=data, workdir=workdir, **TINY_CONFIG | given), quiet=True)
 
 
-def figures(workdir):
+def metric_rows(workdir):
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [[row[name] for name in FIGURES] for row in rows]
+    return [[row[name] for name in METRICS] for row in rows]
 
 
-def assert_same_run(mine, theirs):
-    assert figures(mine) == figures(theirs)
-    weights = (fr.Classifier.load(run).variables for run in (mine, theirs))
+def assert_same_run(a, b):
+    assert metric_rows(a) == metric_rows(b)
+    weights = (fr.Classifier.load(run).variables for run in (a, b))
     jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
 def killed_at(pictures, workdir, monkeypatch, step, every=2):
-    """A run that saved at every so many steps and died before this one, counted from 0."""
+    """Trains a run that saves every `every` steps and dies before `step`, counted from 0."""
 
     def next_batch(session, batches, state, metrics, real=trainer.next_batch):
         if state.step == step:
@@ -58,8 +58,8 @@ def killed_at(pictures, workdir, monkeypatch, step, every=2):
             train(pictures, workdir, checkpoint_steps=every)
 
 
-def told_at(patch, step):
-    """Has runs be told to stop after this step."""
+def preempt_at(patch, step):
+    """Makes runs receive SIGTERM after a step."""
 
     def stop_if_preempted(session, state, metrics, real=trainer.stop_if_preempted):
         patch.setattr(PreemptionHandler, "wanted", lambda _: signal.SIGTERM if state.step >= step else None)
@@ -69,13 +69,13 @@ def told_at(patch, step):
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory):
+def uninterrupted(pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     train(pictures, workdir)
     return workdir
 
 
-@pytest.mark.parametrize(  # of 10 steps, five in an epoch
+@pytest.mark.parametrize(  # 10 steps, five in each epoch
     ("step", "source"),
     [
         (5, "stream"),
@@ -84,11 +84,9 @@ def whole(pictures, tmp_path_factory):
         pytest.param(10, "stream", marks=pytest.mark.campaign),
     ],
 )
-def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
-    pictures, whole, tmp_path, monkeypatch, step, source, capsys
-):
+def test_stopped_run_resumes_at_next_step(pictures, uninterrupted, tmp_path, monkeypatch, step, source, capsys):
     with monkeypatch.context() as patch:
-        told_at(patch, step)
+        preempt_at(patch, step)
         with pytest.raises(
             TrainingInterrupted, match=f"stopped by SIGTERM after step {step}, saved in .* s; repeat the command"
         ):
@@ -96,10 +94,10 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
     assert (tmp_path / "run" / "mid_epoch" / str(step)).is_dir()
     options = TINY_CONFIG | {"image_size": (32, 32), "epochs": 2, "input": source, "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **options))
-    within = (step - 1) % 5 + 1
-    said = f"resuming {tmp_path / 'run'} in epoch {(step - 1) // 5 + 1}, after step {within} of 5"
-    assert said in capsys.readouterr().out
-    assert_same_run(tmp_path / "run", whole)
+    step_in_epoch = (step - 1) % 5 + 1
+    message = f"resuming {tmp_path / 'run'} in epoch {(step - 1) // 5 + 1}, after step {step_in_epoch} of 5"
+    assert message in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", uninterrupted)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 
@@ -112,13 +110,11 @@ def test_a_run_that_was_told_to_stop_goes_on_with_the_next_step(
         pytest.param(1, 1, 1, marks=pytest.mark.campaign),
     ],
 )
-def test_a_run_that_was_killed_goes_on_from_its_newest_checkpoint(
-    pictures, whole, tmp_path, monkeypatch, every, death, kept
-):
+def test_killed_run_resumes_from_newest_checkpoint(pictures, uninterrupted, tmp_path, monkeypatch, every, death, kept):
     killed_at(pictures, tmp_path / "run", monkeypatch, death, every)
     assert [int(p.name) for p in (tmp_path / "run").glob("mid_epoch/*")] == ([kept] if kept else [])
     train(pictures, tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def damage(folder):
@@ -127,35 +123,35 @@ def damage(folder):
             path.write_bytes(b"")
 
 
-def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(pictures, whole, tmp_path, monkeypatch, capsys):
+def test_damaged_mid_epoch_checkpoint_is_skipped(pictures, uninterrupted, tmp_path, monkeypatch, capsys):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "mid_epoch" / "8")
     options = {"image_size": (32, 32), "epochs": 2, "input": "stream", "workers": 0}
     fr.fit(fr.TrainConfig(data=pictures, workdir=tmp_path / "run", **TINY_CONFIG | options))
-    said = capsys.readouterr().out
-    assert "mid_epoch/8 cannot be restored: " in said
-    assert "; trying step 5" in said
-    assert_same_run(tmp_path / "run", whole)
+    message = capsys.readouterr().out
+    assert "mid_epoch/8 cannot be restored: " in message
+    assert "; trying step 5" in message
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_what_is_saved_after_going_back_counts(pictures, tmp_path, monkeypatch):
+def test_checkpoint_after_fallback_is_kept(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 8)
     damage(tmp_path / "run" / "mid_epoch" / "8")
-    told_at(monkeypatch, 7)
+    preempt_at(monkeypatch, 7)
     with pytest.raises(TrainingInterrupted):
         train(pictures, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "mid_epoch").iterdir()] == ["7"]
 
 
-def test_where_nothing_else_is_left_the_damage_is_said(pictures, tmp_path, monkeypatch):
+def test_only_damaged_checkpoint_raises(pictures, tmp_path, monkeypatch):
     killed_at(pictures, tmp_path / "run", monkeypatch, 4)
     damage(tmp_path / "run" / "mid_epoch" / "4")
-    said = r"mid_epoch/4 cannot be restored: .*; no other checkpoint is intact; give --no-resume"
-    with pytest.raises(fr.UserError, match=said):
+    message = r"mid_epoch/4 cannot be restored: .*; no other checkpoint is intact; give --no-resume"
+    with pytest.raises(fr.UserError, match=message):
         train(pictures, tmp_path / "run")
 
 
-def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_path, monkeypatch):
+def test_stop_within_evaluation_saves_state(pictures, uninterrupted, tmp_path, monkeypatch):
     evaluating = []
 
     def evaluate(*arguments, real=trainer.evaluate):
@@ -168,56 +164,56 @@ def test_a_stop_within_evaluation_saves_what_was_trained(pictures, whole, tmp_pa
         with pytest.raises(TrainingInterrupted) as stop:
             train(pictures, tmp_path / "run")
     assert stop.value.status == 130
-    assert figures(tmp_path / "run") == []
+    assert metric_rows(tmp_path / "run") == []
     train(pictures, tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_waits_for_the_step_and_a_second_one_does_not(number, status):
+def test_second_signal_exits_at_once(number, status):
     before = signal.getsignal(number)
-    with PreemptionHandler() as heard:
+    with PreemptionHandler() as handler:
         with pytest.raises(TrainingInterrupted, match="stopped; everything written so far is kept") as stop:
-            signal.raise_signal(number)  # nothing to save yet
+            signal.raise_signal(number)  # there is nothing to save yet
         assert stop.value.status == status
-    with PreemptionHandler() as heard:
-        heard.begin()
-        assert heard.wanted() is None
+    with PreemptionHandler() as handler:
+        handler.begin()
+        assert handler.wanted() is None
         signal.raise_signal(number)
-        assert heard.wanted() == number
+        assert handler.wanted() == number
         with pytest.raises(TrainingInterrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_reaches_all_processes(monkeypatch):
+def test_handler_passes_ctrl_c_on(monkeypatch):
     sent = []
     monkeypatch.setattr(preemption.distributed, "is_multiprocess", lambda: True)
     monkeypatch.setattr(preemption.distributed, "preemption_requested", lambda asked: bool(sent))
-    monkeypatch.setattr(preemption.distributed, "all_gather_json", lambda heard: [False, heard])
+    monkeypatch.setattr(preemption.distributed, "all_gather_json", lambda handler: [False, handler])
     monkeypatch.setattr(preemption.os, "kill", lambda process, number: sent.append((process, number)))
-    with PreemptionHandler() as heard:
-        heard.begin()
-        assert heard.wanted() is None
+    with PreemptionHandler() as handler:
+        handler.begin()
+        assert handler.wanted() is None
         signal.raise_signal(signal.SIGINT)
-        assert sent == [(os.getpid(), signal.SIGTERM)]  # which JAX passes on to the other processes
-        assert heard.wanted() == signal.SIGINT
+        assert sent == [(os.getpid(), signal.SIGTERM)]  # JAX passes it on to the other processes
+        assert handler.wanted() == signal.SIGINT
 
 
-def test_another_thread_leaves_signals_alone():
-    before, found = signal.getsignal(signal.SIGINT), []
+def test_handler_ignores_other_threads():
+    before, unchanged = signal.getsignal(signal.SIGINT), []
 
     def use():
-        with PreemptionHandler() as heard:
-            found.append(signal.getsignal(signal.SIGINT) is before and heard.wanted() is None)
+        with PreemptionHandler() as handler:
+            unchanged.append(signal.getsignal(signal.SIGINT) is before and handler.wanted() is None)
 
     thread = threading.Thread(target=use)
     thread.start()
     thread.join()
-    assert found == [True]
+    assert unchanged == [True]
 
 
-def test_a_worker_that_dies_of_the_same_signal_is_waited_for(pictures, tmp_path, monkeypatch):
+def test_dead_worker_waits_for_signal(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SIGNAL_GRACE", 0.0)
 
     def broken(*_):

@@ -1,4 +1,4 @@
-"""Starting from weights: what is taken, what starts anew, what stays frozen, and what is refused."""
+"""Tests of runs that start from pretrained weights, with and without frozen stages."""
 
 import dataclasses
 import json
@@ -44,16 +44,14 @@ def two_classes(tmp_path_factory):
     return folder
 
 
-def test_a_run_from_a_runs_weights_is_good_before_it_has_learned_anything(tmp_path, data_folder, finished_run):
+def test_init_from_run_keeps_accuracy(tmp_path, data_folder, finished_run):
     before = fr.evaluate(finished_run, data_folder)
     run = train(data_folder, tmp_path / "run", init=str(finished_run), learning_rate=1e-9)
     assert run.history[0]["test_accuracy"] == before.accuracy
     assert run.history[0]["test_loss"] == pytest.approx(before.loss, rel=1e-3)
 
 
-def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_the_weights_again(
-    tmp_path, data_folder, finished_run
-):
+def test_init_repeats_without_checkpoint(tmp_path, data_folder, finished_run):
     options = {"init": str(finished_run)}
     first = train(data_folder, tmp_path / "run", **options).history[0]
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -62,7 +60,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_the_weig
     assert (again["train_loss"], again["test_loss"]) == (first["train_loss"], first["test_loss"])
 
 
-def test_the_last_layer_is_taken_by_the_classes_names(tmp_path, finished_run):
+def test_head_follows_class_names(tmp_path, finished_run):
     for name, count, seed in (("train", 44, 1), ("test", 19, 2)):
         data = blobs(count, seed)
         write_hdf5(tmp_path / f"{name}.h5", name, fr.Dataset(data.images, 2 - data.labels, data.class_names[::-1]))
@@ -74,13 +72,13 @@ def test_the_last_layer_is_taken_by_the_classes_names(tmp_path, finished_run):
     assert names == ("blue", "green", "red")
 
 
-def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_classes, finished_run, capsys):
+def test_other_classes_reset_head(tmp_path, two_classes, finished_run, capsys):
     train(two_classes, tmp_path / "run", quiet=False, init=str(finished_run), learning_rate=1e-9)
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert (
         f"starting from {finished_run}: resnet14, tutorial; the last layer starts from random weights "
         "(the weights have 3 classes, the data 2); the network forgets blue unless the data have pictures of them too"
-    ) in said
+    ) in output
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     assert after["fc/kernel"].shape[1] == 2
     for name in after:
@@ -88,14 +86,14 @@ def test_with_other_classes_the_last_layer_alone_starts_anew(tmp_path, two_class
             np.testing.assert_allclose(after[name], before[name], atol=1e-6, err_msg=name)
 
 
-def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_classes, finished_run, capsys):
+def test_frozen_stages_keep_weights(tmp_path, two_classes, finished_run, capsys):
     train(two_classes, tmp_path / "run", quiet=False, init=str(finished_run), freeze="backbone")
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     parameters = {name: array.size for name, array in after.items() if not name.endswith(("/mean", "/var"))}
     head = sum(size for name, size in parameters.items() if name.startswith("fc/"))
     rest = sum(parameters.values()) - head
-    assert f"frozen: stem, stage2 ({rest:,} parameters); trainable: head ({head:,} parameters)" in said
+    assert f"frozen: stem, stage2 ({rest:,} parameters); trainable: head ({head:,} parameters)" in output
     for name in before:
         if not name.startswith("fc/"):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
@@ -105,12 +103,12 @@ def test_frozen_parts_stay_to_the_last_bit_with_their_statistics(tmp_path, two_c
     assert sum("fc2" in name for name in moments) == len(moments) - 1, "what is frozen has no optimiser state"
 
 
-def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished_run, monkeypatch, capsys):
+def test_finetuning_learns_own_photos(tmp_path, finished_run, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "README.md").read_text()
     first, training, second = re.search(r"With labels there.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
     for split, count, seed in (("train", 30, 5), ("test", 60, 6)):
         data = blobs(count, seed)
-        warm = (data.images * np.array([1.0, 0.2, 0.2])).astype(np.uint8)  # their lamp, which makes all of them red
+        warm = (data.images * np.array([1.0, 0.2, 0.2])).astype(np.uint8)  # a warm lamp makes all of them red
         for index, (image, label) in enumerate(zip(warm, data.labels, strict=True)):
             path = tmp_path / "mine" / split / data.class_names[label] / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,14 +123,14 @@ def test_the_readmes_way_to_learn_ones_own_photos_learns_them(tmp_path, finished
 
     before = accuracy(first)
     config = parser.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
-    # The network has hardly learned, so it learns faster here than the README's. Augmentation is slow to compile.
+    # The network has hardly learned, so its rate is higher than the README's. Augmentation is slow to compile.
     fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, aug_strength=0.0, report=False), quiet=True)
     after = accuracy(second)
     assert before < 0.8
     assert after > 0.9
 
 
-def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finished_run):
+def test_unfrozen_stages_learn(tmp_path, data_folder, finished_run):
     train(data_folder, tmp_path / "run", init=str(finished_run), freeze="stem")
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     for name in before:
@@ -151,9 +149,7 @@ def test_freezing_a_part_leaves_the_others_learning(tmp_path, data_folder, finis
         pytest.param({"grad_accum_steps": 2}, marks=pytest.mark.campaign),
     ],
 )
-def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
-    tmp_path, data_folder, finished_run, capsys, more
-):
+def test_freeze_bn_stats_keeps_statistics(tmp_path, data_folder, finished_run, capsys, more):
     run = train(data_folder, tmp_path / "run", quiet=False, init=str(finished_run), freeze_bn_stats=True, **more)
     assert "batch norm keeps the statistics of the weights" in " ".join(capsys.readouterr().out.split())
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
@@ -163,7 +159,7 @@ def test_statistics_that_are_kept_stay_to_the_last_bit_while_all_weights_learn(
     assert run.history[-1]["test_accuracy"] == fr.evaluate(tmp_path / "run").accuracy
 
 
-def test_what_is_frozen_costs_no_gradient(small_init):
+def test_frozen_stages_cost_no_gradient(small_init):
     model = fr.ResNet(num_classes=2, stage_sizes=(1, 1), bottleneck=False, width=4)
     variables = small_init(model)
     images = np.zeros((2, 32, 32, 3), np.float32)
@@ -171,12 +167,12 @@ def test_what_is_frozen_costs_no_gradient(small_init):
     def work(frozen):
         network = model.clone(frozen=frozen)
 
-        def loss(some):
-            params = {"params": variables["params"] | some, "batch_stats": variables["batch_stats"]}
+        def loss(trained):
+            params = {"params": variables["params"] | trained, "batch_stats": variables["batch_stats"]}
             return network.apply(params, images, train=True, mutable=["batch_stats"])[0].sum()
 
-        some = trainable_params(variables["params"], frozen_groups(frozen))
-        return jax.jit(jax.grad(loss)).lower(some).compile().cost_analysis()["flops"]
+        trained = trainable_params(variables["params"], frozen_groups(frozen))
+        return jax.jit(jax.grad(loss)).lower(trained).compile().cost_analysis()["flops"]
 
     everything, half, head = (
         work(()),
@@ -187,7 +183,7 @@ def test_what_is_frozen_costs_no_gradient(small_init):
     assert head < 0.45 * everything  # the forward pass is a third of it
 
 
-def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, data_folder):
+def test_prediction_uses_preprocessing_of_weights(tmp_path, data_folder):
     from random_weights import random_weights
 
     weights = dataclasses.replace(random_weights("resnet14", "keras", width=4), class_names=None)
@@ -210,13 +206,13 @@ def test_the_scaling_of_the_weights_goes_with_them_into_prediction(tmp_path, dat
         ({"init": "nowhere.h5"}, r"nowhere\.h5 does not exist; give a weight file or a run"),
     ],
 )
-def test_weights_of_another_network_are_refused(tmp_path, data_folder, finished_run, options, message):
+def test_init_rejects_other_network(tmp_path, data_folder, finished_run, options, message):
     with pytest.raises(fr.UserError, match=message):
         train(data_folder, tmp_path / "run", **{"init": str(finished_run)} | options)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_made_of_weights_answers_and_does_not_go_on(tmp_path, data_folder, finished_run):
+def test_converted_weights_cannot_resume(tmp_path, data_folder, finished_run):
     weights = read_run(finished_run)
     write_run(weights, tmp_path / "copy", "weights of a test")
     images = blobs(4, seed=3).images
@@ -231,7 +227,7 @@ def test_a_folder_made_of_weights_answers_and_does_not_go_on(tmp_path, data_fold
         write_run(dataclasses.replace(weights, num_classes=None), tmp_path / "headless", "nothing")
 
 
-def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, finished_run, monkeypatch):
+def test_failed_write_run_leaves_nothing(tmp_path, finished_run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -245,5 +241,5 @@ def test_a_folder_of_weights_that_cannot_be_written_leaves_nothing(tmp_path, fin
     ("layer", "part"),
     [("conv1", "stem"), ("bn_conv1", "stem"), ("res2a", "stage2"), ("res4b12", "stage4"), ("fc6", "head")],
 )
-def test_every_layer_is_of_a_part(layer, part):
+def test_stage_of_layer(layer, part):
     assert stage_of(layer) == part

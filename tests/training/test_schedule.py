@@ -1,4 +1,4 @@
-"""Schedules against formulas."""
+"""Tests of the schedules against formulas."""
 
 import math
 
@@ -25,19 +25,19 @@ def expected_rate(step, peak, warmup, total):
     return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
-def test_the_tutorials_rate_is_constant_without_warm_up():
+def test_tutorial_rate_is_constant():
     np.testing.assert_allclose(rates(TrainConfig(recipe="tutorial", epochs=3), 4), np.full(12, 1e-3), rtol=1e-6)
 
 
-def test_the_robust_rate_climbs_for_an_epoch_and_then_falls_along_half_a_cosine():
-    found = rates(TrainConfig(recipe="robust", epochs=4), 5)
-    np.testing.assert_allclose(found, [expected_rate(s, RATE, 5, 20) for s in range(20)], rtol=1e-5)
-    np.testing.assert_allclose(found[:5], RATE * np.array([0.2, 0.4, 0.6, 0.8, 1]), rtol=1e-6)
-    assert found.max() == pytest.approx(RATE, rel=1e-6)
-    assert 0 < found[-1] < 0.02 * RATE
+def test_robust_rate_follows_cosine():
+    actual = rates(TrainConfig(recipe="robust", epochs=4), 5)
+    np.testing.assert_allclose(actual, [expected_rate(s, RATE, 5, 20) for s in range(20)], rtol=1e-5)
+    np.testing.assert_allclose(actual[:5], RATE * np.array([0.2, 0.4, 0.6, 0.8, 1]), rtol=1e-6)
+    assert actual.max() == pytest.approx(RATE, rel=1e-6)
+    assert 0 < actual[-1] < 0.02 * RATE
 
 
-def test_the_cosine_is_at_zero_once_all_steps_are_done_and_stays_there():
+def test_cosine_ends_at_zero():
     schedule = make_schedule(TrainConfig(epochs=4), 5)
     np.testing.assert_allclose([schedule(20), schedule(25)], 0, atol=1e-10)
 
@@ -53,43 +53,43 @@ def test_the_cosine_is_at_zero_once_all_steps_are_done_and_stays_there():
         ({"recipe": "tutorial", "schedule": "cosine", "learning_rate": 1e-3}, 6, 0),
     ],
 )
-def test_peak_and_warm_up_are_those_of_the_configuration(options, steps_per_epoch, warmup):
+def test_schedule_follows_options(options, steps_per_epoch, warmup):
     config, total = TrainConfig(epochs=4, **options), 4 * steps_per_epoch
     peak = options.get("learning_rate", RATE)
     expected = [expected_rate(step, peak, warmup, total) for step in range(total)]
     np.testing.assert_allclose(rates(config, steps_per_epoch), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_a_constant_rate_after_a_warm_up_stays_at_the_peak():
-    found = rates(TrainConfig(schedule="constant", warmup_epochs=1, learning_rate=0.4, epochs=3), 4)
-    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, *[0.4] * 9], rtol=1e-6)
+def test_constant_rate_stays_at_peak():
+    actual = rates(TrainConfig(schedule="constant", warmup_epochs=1, learning_rate=0.4, epochs=3), 4)
+    np.testing.assert_allclose(actual, [0.1, 0.2, 0.3, *[0.4] * 9], rtol=1e-6)
 
 
 @pytest.mark.parametrize("warmup_epochs", [2, 5])
-def test_a_warm_up_as_long_as_the_run_or_longer_only_climbs(warmup_epochs):
-    found = rates(TrainConfig(warmup_epochs=warmup_epochs, epochs=2), 5)
-    np.testing.assert_allclose(found, RATE * np.arange(1, 11) / (5 * warmup_epochs), rtol=1e-5)
+def test_long_warmup_only_rises(warmup_epochs):
+    actual = rates(TrainConfig(warmup_epochs=warmup_epochs, epochs=2), 5)
+    np.testing.assert_allclose(actual, RATE * np.arange(1, 11) / (5 * warmup_epochs), rtol=1e-5)
 
 
-def test_the_rate_can_be_had_inside_jit():
+def test_schedule_works_in_jit():
     schedule = make_schedule(TrainConfig(epochs=4), 5)
-    found = jax.jit(jax.vmap(schedule))(jnp.arange(20))
-    np.testing.assert_allclose(found, [expected_rate(s, RATE, 5, 20) for s in range(20)], rtol=1e-5, atol=1e-9)
+    actual = jax.jit(jax.vmap(schedule))(jnp.arange(20))
+    np.testing.assert_allclose(actual, [expected_rate(s, RATE, 5, 20) for s in range(20)], rtol=1e-5, atol=1e-9)
 
 
-def test_augmentation_grows_in_a_line_and_stays():
+def test_augmentation_strength_rises_linearly():
     strength = augmentation_schedule(TrainConfig(aug_strength=0.5, aug_warmup_epochs=1.5), steps_per_epoch=4)
-    found = [float(strength(step)) for step in range(9)]
-    np.testing.assert_allclose(found, [0.5 * min(step / 6, 1) for step in range(9)], rtol=1e-6)
+    actual = [float(strength(step)) for step in range(9)]
+    np.testing.assert_allclose(actual, [0.5 * min(step / 6, 1) for step in range(9)], rtol=1e-6)
 
 
-def test_augmentation_without_a_ramp_is_constant():
+def test_augmentation_without_warmup_is_constant():
     strength = augmentation_schedule(TrainConfig(aug_strength=0.5, aug_warmup_epochs=0), steps_per_epoch=4)
     assert [float(strength(step)) for step in (0, 1, 100)] == [0.5] * 3
 
 
 @pytest.mark.parametrize("option", ["epochs", "warmup_epochs", "aug_warmup_epochs"])
-def test_more_steps_than_can_be_counted_are_refused(option):
+def test_schedule_rejects_too_many_steps(option):
     config = TrainConfig(**{option: 1_000_000})
     message = (
         rf"--{option.replace('_', '-')} 1000000 is 5e\+09 steps, more than the 2,147,483,647 that can be counted; "

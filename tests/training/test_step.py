@@ -1,4 +1,4 @@
-"""The training and evaluation steps against calculations by hand."""
+"""Tests of the training and evaluation steps against calculations by hand."""
 
 import functools
 import itertools
@@ -21,10 +21,10 @@ MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8)
 PREPROCESSING = Preprocessing(32, 32)
 
 
-def some_batch(count=8, mask=None):
+def make_batch(count=8, mask=None):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
-    images[:, :, :16] //= 4  # dark to the left, so that a mirrored image is another one
+    images[:, :, :16] //= 4  # dark on the left, so that mirroring changes an image
     mask = np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32)
     return Batch(jnp.asarray(images), jnp.asarray(np.arange(count) % 3), jnp.asarray(mask))
 
@@ -50,18 +50,18 @@ def inputs(**options):
     return jax.jit(make_inputs(PREPROCESSING, config, lambda _: config.resolved_recipe.aug_strength, 3))
 
 
-def test_scores_are_stable_for_logits_of_any_size():
+def test_per_example_metrics_handle_large_logits():
     logits = np.array([[1000.0, 0.0, -1000.0], [0.0, 0.0, 0.0]])
     losses, correct = per_example_metrics(jnp.asarray(logits, jnp.float32), jnp.array([2, 0]))
     np.testing.assert_allclose(losses, [2000.0, np.log(3)], rtol=1e-6)
     np.testing.assert_array_equal(correct, [0, 1])
 
 
-def test_padding_counts_for_nothing_in_an_evaluation(state):
+def test_eval_step_ignores_padding(state):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     step = jax.jit(make_eval_step(MODEL, PREPROCESSING))
-    padded = step(variables, Metrics.zero(), some_batch(8, mask=[1, 1, 1, 1, 1, 0, 0, 0]))
-    batch = some_batch(8)
+    padded = step(variables, Metrics.zero(), make_batch(8, mask=[1, 1, 1, 1, 1, 0, 0, 0]))
+    batch = make_batch(8)
     logits = np.asarray(jax.jit(MODEL.apply)(variables, batch.images[:5] / 255), np.float64)
     log_sums = np.log(np.exp(logits).sum(axis=1))
     expected = (log_sums - logits[np.arange(5), batch.labels[:5]]).mean()
@@ -71,8 +71,8 @@ def test_padding_counts_for_nothing_in_an_evaluation(state):
     assert float(padded.count) == 5
 
 
-def test_a_step_moves_the_parameters_down_the_gradient_of_the_mean_cross_entropy(state):
-    batch = some_batch()
+def test_step_follows_cross_entropy_gradient(state):
+    batch = make_batch()
 
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -88,15 +88,15 @@ def test_a_step_moves_the_parameters_down_the_gradient_of_the_mean_cross_entropy
     assert int(metrics.first_non_finite_step) == NO_STEP
 
 
-def test_label_smoothing_changes_the_step_but_not_the_loss_that_is_reported(state):
-    plain, metrics = train_step()(state, Metrics.zero(), some_batch())
-    smooth, same = train_step(label_smoothing=0.2)(state, Metrics.zero(), some_batch())
+def test_label_smoothing_keeps_reported_loss(state):
+    plain, metrics = train_step()(state, Metrics.zero(), make_batch())
+    smooth, same = train_step(label_smoothing=0.2)(state, Metrics.zero(), make_batch())
     assert metrics.means() == pytest.approx(same.means())
     assert not np.allclose(plain.params["fc3"]["bias"], smooth.params["fc3"]["bias"])
 
 
-def test_augmentation_follows_seed_and_step():
-    batch = some_batch()
+def test_augmentation_depends_on_seed_and_step():
+    batch = make_batch()
     first, second, again = (np.asarray(inputs(aug_strength=1.0)(jnp.int32(step), batch)[0]) for step in (0, 1, 1))
     other_seed = np.asarray(inputs(aug_strength=1.0, seed=1)(jnp.int32(0), batch)[0])
     np.testing.assert_array_equal(second, again)
@@ -110,58 +110,67 @@ def logits_of(model, state, images):
     return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
 
-def close(a, b):
+def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def one_step(model, state, batch=None, **options):
     config = fr.TrainConfig(recipe="tutorial", **options)
     step = make_train_step(model, optax.sgd(0.1), PREPROCESSING, config, lambda _: config.resolved_recipe.aug_strength)
-    return jax.jit(step)(state, Metrics.zero(), some_batch() if batch is None else batch)
+    return jax.jit(step)(state, Metrics.zero(), make_batch() if batch is None else batch)
 
 
-def test_a_batch_in_parts_is_the_batch_where_batch_norm_is_frozen(state):
+def test_accumulation_equals_batch_with_frozen_bn(state):
     model = MODEL.clone(frozen=("stem", "stage2", "stage3", "stage4", "stage5"))
     start = TrainState.create(model, optax.sgd(0.1), jax.random.key(0), (32, 32))
-    (whole, one), (parts, other) = (one_step(model, start, mixup=1.0, grad_accum_steps=n) for n in (1, 4))
-    jax.tree.map(close, whole.params, parts.params)
-    assert not np.allclose(whole.params["fc3"]["kernel"], start.params["fc3"]["kernel"])
-    assert one.means() == pytest.approx(other.means(), rel=1e-5)
-    assert float(other.count) == 8
+    full, full_metrics = one_step(model, start, mixup=1.0)
+    parts, parts_metrics = one_step(model, start, mixup=1.0, grad_accum_steps=4)
+    jax.tree.map(assert_close, full.params, parts.params)
+    assert not np.allclose(full.params["fc3"]["kernel"], start.params["fc3"]["kernel"])
+    assert full_metrics.means() == pytest.approx(parts_metrics.means(), rel=1e-5)
+    assert float(parts_metrics.count) == 8
 
 
-def test_a_batch_in_parts_follows_the_mean_of_their_gradients_and_statistics_move_at_each(state):
-    batch = some_batch()
-    found, metrics = train_step(grad_accum_steps=2)(state, Metrics.zero(), batch)
+def test_accumulation_follows_mean_gradient(state):
+    batch = make_batch()
+    new, metrics = train_step(grad_accum_steps=2)(state, Metrics.zero(), batch)
 
     def loss(params, stats, images, labels):
         variables = {"params": params, "batch_stats": stats}
         logits, new = MODEL.apply(variables, images, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new["batch_stats"]
 
-    slope, stats, slopes, losses = jax.jit(jax.value_and_grad(loss, has_aux=True)), state.batch_stats, [], []
+    loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    stats = state.batch_stats
+    gradients = []
+    losses = []
     for part in (slice(0, None, 2), slice(1, None, 2)):
-        (value, stats), gradient = slope(state.params, stats, batch.images[part] / 255, batch.labels[part])
-        slopes.append(gradient)
+        (value, stats), gradient = loss_and_gradient(state.params, stats, batch.images[part] / 255, batch.labels[part])
+        gradients.append(gradient)
         losses.append(float(value))
-    jax.tree.map(lambda p, a, b, new: close(new, p - 0.1 * (a + b) / 2), state.params, *slopes, found.params)
-    jax.tree.map(close, found.batch_stats, stats)
+    jax.tree.map(
+        lambda p, a, b, actual: assert_close(actual, p - 0.1 * (a + b) / 2), state.params, *gradients, new.params
+    )
+    jax.tree.map(assert_close, new.batch_stats, stats)
     assert metrics.means()[0] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_groups_of_batch_norm_are_used_in_training(state):
-    (whole, _), (groups, _) = (one_step(model, state) for model in (MODEL, MODEL.clone(ghost_batch_size=2)))
-    assert not np.allclose(whole.params["conv1"]["kernel"], groups.params["conv1"]["kernel"], rtol=1e-3)
-    means = [np.asarray(new.batch_stats["bn_conv1"]["mean"]) for new in (whole, groups)]
+def test_ghost_batch_norm_changes_step(state):
+    full, _ = one_step(MODEL, state)
+    groups, _ = one_step(MODEL.clone(ghost_batch_size=2), state)
+    assert not np.allclose(full.params["conv1"]["kernel"], groups.params["conv1"]["kernel"], rtol=1e-3)
+    means = [np.asarray(new.batch_stats["bn_conv1"]["mean"]) for new in (full, groups)]
     np.testing.assert_allclose(means[0], means[1], rtol=1e-3, atol=1e-6)  # the stem sees the same images
 
 
-def test_the_average_moves_with_each_step(state):
+def test_step_updates_ema(state):
     start = state.replace(ema_params=state.params)
     new, _ = one_step(MODEL, start, ema=0.5)
     expected = lambda old, now: 0.1 * old + 0.9 * now  # noqa: E731 - (1 + 0) / (10 + 0) is below 0.5
-    jax.tree.map(lambda old, now, mean: close(mean, expected(old, now)), state.params, new.params, new.ema_params)
-    assert train_step()(state, Metrics.zero(), some_batch())[0].ema_params == {}
+    jax.tree.map(
+        lambda old, now, mean: assert_close(mean, expected(old, now)), state.params, new.params, new.ema_params
+    )
+    assert train_step()(state, Metrics.zero(), make_batch())[0].ema_params == {}
 
 
 @pytest.mark.parametrize(
@@ -176,18 +185,18 @@ def test_the_average_moves_with_each_step(state):
     ],
     ids=str,
 )
-def test_each_augmentation_follows_the_step(option):
-    batch = some_batch()
+def test_augmentation_option_depends_on_step(option):
+    batch = make_batch()
     first, again, later = (np.asarray(inputs(**option)(jnp.int32(step), batch)[0]) for step in (0, 0, 3))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - later).max() > 0.1
     assert np.abs(first - batch.images / 255).max() > 0.1
 
 
-def test_plain_backgrounds_are_replaced_by_seed_and_step_alone():
+def test_background_depends_on_step():
     images = np.full((8, 32, 32, 3), 200, np.uint8)
     images[:, 8:28, 8:24] = (150, 80, 40)
-    batch = some_batch().replace(images=jnp.asarray(images))
+    batch = make_batch().replace(images=jnp.asarray(images))
     config = fr.TrainConfig(recipe="tutorial", background_prob=1.0)
     replace = jax.jit(make_inputs(PREPROCESSING, config, lambda _: 0.0, 3))
     first, again, later = (np.asarray(replace(jnp.int32(step), batch)[0]) for step in (0, 0, 3))
@@ -197,22 +206,24 @@ def test_plain_backgrounds_are_replaced_by_seed_and_step_alone():
     np.testing.assert_allclose(first[:, 12:24, 12:20] * 255, images[:, 12:24, 12:20], atol=3)
 
 
-def test_mixed_images_are_learned_with_mixed_labels_and_judged_by_the_larger_share(state):
+def test_mixup_uses_soft_labels(state):
     config = fr.TrainConfig(recipe="tutorial", mixup=1.0, seed=3)
-    batch = some_batch()
-    images, shares = jax.jit(make_inputs(PREPROCESSING, config, lambda _: 0.0, 3))(state.step, batch)
-    assert shares.shape == (8, 3)
-    assert len(np.unique(shares)) > 2
+    batch = make_batch()
+    images, soft_labels = jax.jit(make_inputs(PREPROCESSING, config, lambda _: 0.0, 3))(state.step, batch)
+    assert soft_labels.shape == (8, 3)
+    assert len(np.unique(soft_labels)) > 2
     new, metrics = train_step(mixup=1.0, seed=3, label_smoothing=0.3)(state, Metrics.zero(), batch)
     logits, _ = jax.jit(functools.partial(logits_of, MODEL))(state, images)
-    logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits), np.float64)
     loss, accuracy = metrics.means()
-    assert loss == pytest.approx(-(np.asarray(shares) * logs).sum(axis=1).mean(), rel=1e-4)
-    assert accuracy == pytest.approx((logs.argmax(axis=1) == np.asarray(shares).argmax(axis=1)).mean())
-    # The last layer's bias moves by the mean of softmax - smoothed shares.
-    smooth = np.asarray(shares) * 0.7 + 0.1
+    assert loss == pytest.approx(-(np.asarray(soft_labels) * log_probabilities).sum(axis=1).mean(), rel=1e-4)
+    assert accuracy == pytest.approx(
+        (log_probabilities.argmax(axis=1) == np.asarray(soft_labels).argmax(axis=1)).mean()
+    )
+    # The bias of the last layer moves by the mean of softmax - smoothed labels.
+    smooth = np.asarray(soft_labels) * 0.7 + 0.1
     change = new.params["fc3"]["bias"] - state.params["fc3"]["bias"]
-    np.testing.assert_allclose(change, -0.1 * (np.exp(logs) - smooth).mean(axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(change, -0.1 * (np.exp(log_probabilities) - smooth).mean(axis=0), rtol=1e-3, atol=1e-6)
 
 
 def mirrored_images(images: jax.Array, batch: Batch) -> list[bool]:
@@ -225,7 +236,7 @@ def mirrored_images(images: jax.Array, batch: Batch) -> list[bool]:
 
 @pytest.mark.parametrize("option", [{"crop_min_area": 0.99999}, {"aug_strength": 1e-6}], ids=str)
 def test_flip_mirrors_half_unless_off(option):
-    batch = some_batch(32)
+    batch = make_batch(32)
     images, still = (np.asarray(inputs(hflip=flip, **option)(jnp.int32(0), batch)[0]) for flip in (True, False))
     np.testing.assert_allclose(still, batch.images / 255, atol=1e-2)
     assert 4 < sum(mirrored_images(images, batch)) < 28

@@ -1,4 +1,4 @@
-"""The average of the weights over the steps, and what of a state a checkpoint keeps where."""
+"""Tests of the training state: the EMA, and the items of a checkpoint."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from flaxresnet.training.train_state import TrainState, ema_update
 MODEL = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=8, frozen=("stem",))
 
 
-def create(averaging):
-    make = lambda: TrainState.create(MODEL, optax.sgd(0.1), jax.random.key(0), (32, 32), averaging)  # noqa: E731
+def create(use_ema):
+    make = lambda: TrainState.create(MODEL, optax.sgd(0.1), jax.random.key(0), (32, 32), use_ema)  # noqa: E731
     return jax.jit(make)()
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.999])
-def test_the_average_is_that_of_the_formula(decay):
+def test_ema_update_follows_formula(decay):
     weights = np.random.default_rng(0).normal(size=(6, 3))
     average, expected = {"fc": jnp.asarray(weights[0], jnp.float32)}, weights[0]
     for step, new in enumerate(weights[1:]):
@@ -29,25 +29,25 @@ def test_the_average_is_that_of_the_formula(decay):
         np.testing.assert_allclose(average["fc"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_starts_at_the_first_weights_that_learn_in_memory_of_its_own():
-    state = create(averaging=True)
+def test_ema_starts_as_copy():
+    state = create(use_ema=True)
     assert set(state.ema_params) == set(trainable_params(state.params, frozen_groups(MODEL.frozen))) < set(state.params)
     jax.tree.map(np.testing.assert_array_equal, state.eval_params, state.params)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema_params))]
     assert len(set(pointers)) == len(pointers)
 
 
-def test_without_an_average_the_weights_are_the_parameters_and_nothing_else_is_kept():
-    state = create(averaging=False)
+def test_state_without_ema():
+    state = create(use_ema=False)
     assert state.ema_params == {}
     assert state.eval_params == state.params
     assert set(state.resume_state) == {"step", "batch_stats", "opt_state"}
 
 
-@pytest.mark.parametrize("averaging", [True, False])
-def test_a_state_comes_back_from_what_a_checkpoint_keeps(averaging):
-    state = create(averaging)
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_state_restores_from_items(use_ema):
+    state = create(use_ema)
     state = state.replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, state.ema_params), step=jnp.int32(5))
-    back = create(averaging).restored(state.items)
+    back = create(use_ema).restored(state.items)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)

@@ -1,4 +1,4 @@
-"""`fit`: what a run leaves behind, how it goes on, and when it refuses."""
+"""Tests of the training loop: the files of a run, resuming it, and the errors that end it."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def config(data, workdir, **options):
 
 
 def saved_bytes(workdir) -> list[bytes]:
-    """Everything in the latest checkpoint, as bytes."""
+    """Returns all arrays of the latest checkpoint as bytes."""
     info = RunDir(workdir).read_metadata()
     recipe = info.config.resolved_recipe
     optimizer = make_optimizer(recipe, make_schedule(info.config, 5), learning_rate_groups(info.config, 5))
@@ -55,7 +55,7 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if k not in MEASURED_TIMES} for row in rows]
 
 
-def test_a_run_leaves_a_row_an_epoch_and_a_folder_that_describes_itself(finished_run):
+def test_run_writes_rows_and_metadata(finished_run):
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [5, 10, 15]  # 44 images make 5 full batches of 8
@@ -68,15 +68,15 @@ def test_a_run_leaves_a_row_an_epoch_and_a_folder_that_describes_itself(finished
     assert stored["versions"]["jax"] == jax.__version__
 
 
-def test_the_network_learns(finished_run):
+def test_training_reduces_loss(finished_run):
     rows = RunDir(finished_run).read_metrics()
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["test_accuracy"] > 0.9
 
 
-# What goes into a checkpoint, or depends on the step, beside weights and Adam's moments.
+# Options that add to the state in a checkpoint, or that depend on the step.
 STATE = {"optimizer": "lamb", "weight_decay": 0.01, "layer_decay": 0.5, "ema": 0.9, "mixup": 0.2, "grad_accum_steps": 2}
-# Everything that a big run may have, at once.
+# The options of a big run, all at once.
 SCALE = {
     "ema": 0.9,
     "clip_grad": 1.0,
@@ -97,8 +97,8 @@ SCALE = {
         pytest.param({"recipe": "imagenet", "ghost_batch_size": 2, **SCALE}, id="imagenet", marks=pytest.mark.campaign),
     ],
 )
-def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_folder, tmp_path, monkeypatch):
-    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, **options), quiet=True)
+def test_resumed_run_equals_uninterrupted(options, data_folder, tmp_path, monkeypatch):
+    full = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, **options), quiet=True)
 
     class KilledError(Exception):
         pass
@@ -114,19 +114,19 @@ def test_epochs_in_one_go_equal_epochs_in_two_goes_bit_for_bit(options, data_fol
             fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), quiet=True)
     resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, **options), quiet=True)
 
-    assert without_times(resumed.history) == without_times(whole.history)
+    assert without_times(resumed.history) == without_times(full.history)
     assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
 
 
-def test_a_finished_run_goes_on_when_more_epochs_are_asked_for(data_folder, tmp_path):
-    whole = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, recipe="tutorial"), quiet=True)
+def test_finished_run_trains_more_epochs(data_folder, tmp_path):
+    full = fr.fit(config(data_folder, tmp_path / "whole", epochs=3, recipe="tutorial"), quiet=True)
     fr.fit(config(data_folder, tmp_path / "two", epochs=2, recipe="tutorial"), quiet=True)
     resumed = fr.fit(config(data_folder, tmp_path / "two", epochs=3, recipe="tutorial"), quiet=True)
-    assert without_times(resumed.history) == without_times(whole.history)
+    assert without_times(resumed.history) == without_times(full.history)
     assert saved_bytes(tmp_path / "two") == saved_bytes(tmp_path / "whole")
 
 
-def test_a_finished_run_started_again_trains_nothing_and_answers(finished_run, data_folder, tmp_path):
+def test_finished_run_trains_nothing(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     before = (copy / "metrics.jsonl").read_bytes()
     run = fr.fit(config(data_folder, copy, epochs=3), quiet=True)
@@ -134,7 +134,7 @@ def test_a_finished_run_started_again_trains_nothing_and_answers(finished_run, d
     assert run.test_accuracy == RunDir(finished_run).read_metrics()[-1]["test_accuracy"]
 
 
-def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run, data_folder, tmp_path):
+def test_resume_drops_later_rows(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "test_accuracy": 1.0}\n{"epoch": 5, "te')
@@ -146,7 +146,7 @@ def test_rows_of_epochs_after_the_checkpoint_are_dropped_on_resume(finished_run,
     assert [row["epoch"] for row in RunDir(copy).read_metrics()] == [1, 2, 3, 4]
 
 
-def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tmp_path):
+def test_resume_restores_lost_metrics(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "metrics.jsonl").unlink()
     run = fr.fit(config(data_folder, copy, epochs=4), quiet=True)
@@ -155,23 +155,23 @@ def test_a_run_goes_on_where_its_metrics_were_lost(finished_run, data_folder, tm
 
 
 @pytest.mark.parametrize("report", [False, True])
-def test_test_labels_that_are_shifted_and_images_of_the_training_are_said(tmp_path, capsys, report):
+def test_run_warns_of_label_shift(tmp_path, capsys, report):
     train = blobs(44, seed=1)
     write_hdf5(tmp_path / "train.h5", "train", train)
     shifted = fr.Dataset(train.images[:18], (train.labels[:18] - 1) % 3, train.class_names)
     write_hdf5(tmp_path / "test.h5", "test", shifted)
     run = fr.fit(config(tmp_path, tmp_path / "run", epochs=3, report=report))
     assert run.test_accuracy < 0.1
-    said = capsys.readouterr().out.replace("\n", " ")
-    assert "warning: 18 of 18 test images are training images too, such as test image 0" in said
-    assert "warning: adding 1 to each label would change the accuracy from" in said
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert "warning: 18 of 18 test images are training images too, such as test image 0" in output
+    assert "warning: adding 1 to each label would change the accuracy from" in output
     if report:
         page = (run.workdir / "report" / "index.html").read_text()
         assert "Warning: adding 1 to each label would change the accuracy from" in page
 
 
 @pytest.mark.parametrize("error", [fr.UserError("no checkpoint can be read"), RuntimeError("RESOURCE_EXHAUSTED")])
-def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folder, monkeypatch, error):
+def test_failed_label_check_keeps_run(tmp_path, data_folder, monkeypatch, error):
     def damaged(*_, **__):
         raise error
 
@@ -189,14 +189,14 @@ def test_labels_that_cannot_be_doubted_cost_the_run_nothing(tmp_path, data_folde
         ({"recipe": "tutorial"}, "--recipe robust, not tutorial"),
     ],
 )
-def test_a_workdir_with_a_different_run_is_refused(change, message, finished_run, data_folder):
+def test_workdir_rejects_different_run(change, message, finished_run, data_folder):
     before = (finished_run / "config.json").read_bytes()
     with pytest.raises(fr.UserError, match=message):
         fr.fit(config(data_folder, finished_run, **change), quiet=True)
     assert (finished_run / "config.json").read_bytes() == before
 
 
-def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, data_folder, tmp_path, capsys):
+def test_allow_config_changes_resumes(finished_run, data_folder, tmp_path, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     stored = json.loads((copy / "config.json").read_text())
     stored["versions"] |= {"jax": "0.1.2"}
@@ -205,42 +205,40 @@ def test_a_changed_run_goes_on_when_told_and_says_what_changed(finished_run, dat
     with pytest.raises(fr.UserError, match="--no-resume to start again, or --allow-config-changes to resume anyway"):
         fr.fit(config(data_folder, copy, **changes), quiet=True)
     run = fr.fit(config(data_folder, copy, allow_config_changes=True, **changes))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "--allow-config-changes: the run so far had --seed 0, not 1" in said
-    assert f"the run so far used jax 0.1.2 (now {jax.__version__})" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "--allow-config-changes: the run so far had --seed 0, not 1" in output
+    assert f"the run so far used jax 0.1.2 (now {jax.__version__})" in output
     assert [row["epoch"] for row in run.history] == [1, 2, 3, 4]
     assert json.loads((copy / "config.json").read_text())["config"]["seed"] == 1
     with pytest.raises(fr.UserError, match=r"--width 16, not 8; give another --workdir, or --no-resume .* again$"):
         fr.fit(config(data_folder, copy, allow_config_changes=True, width=8, **changes), quiet=True)
 
 
-def test_a_workdir_with_a_run_on_other_data_is_refused(finished_run, tmp_path):
+def test_workdir_rejects_other_data(finished_run, tmp_path):
     write_hdf5(tmp_path / "train.h5", "train", blobs(44, seed=3))
     write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=2))
     with pytest.raises(fr.UserError, match="holds a run with other training data"):
         fr.fit(config(tmp_path, finished_run), quiet=True)
 
 
-def test_other_test_images_are_another_run(finished_run, data_folder, tmp_path):
+def test_workdir_rejects_other_test_images(finished_run, data_folder, tmp_path):
     shutil.copy(data_folder / "train.h5", tmp_path)
     write_hdf5(tmp_path / "test.h5", "test", blobs(19, seed=4))
     with pytest.raises(fr.UserError, match="holds a run with other test data"):
         fr.fit(config(tmp_path, finished_run), quiet=True)
 
 
-def test_a_finished_run_is_found_finished_at_once(finished_run, data_folder, tmp_path, monkeypatch, capsys):
+def test_finished_run_compiles_no_step(finished_run, data_folder, tmp_path, monkeypatch, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     monkeypatch.setattr(compiled_steps, "compile_low_memory", lambda *_: 1 / 0)
     run = fr.fit(config(data_folder, copy, epochs=3, profile=True))
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
-    said = capsys.readouterr().out
-    assert "nothing left for --epochs 3" in said.replace("\n", " ")
-    assert "--profile" not in said
+    output = capsys.readouterr().out
+    assert "nothing left for --epochs 3" in output.replace("\n", " ")
+    assert "--profile" not in output
 
 
-def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_again(
-    finished_run, data_folder, tmp_path
-):
+def test_damaged_last_checkpoint_repeats_epoch(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     for file in (copy / "checkpoints" / "15" / "params").rglob("d/*"):
         file.write_bytes(b"")
@@ -250,7 +248,7 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_its_last_epoch_a
     assert saved_bytes(copy) == saved_bytes(finished_run)
 
 
-def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finished_run, data_folder, tmp_path):
+def test_workdir_rejects_checkpoints_without_config(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "config.json").unlink()
     with pytest.raises(fr.UserError, match=r"holds checkpoints of a run without config\.json; give another"):
@@ -260,21 +258,19 @@ def test_checkpoints_without_a_description_are_neither_taken_up_nor_lost(finishe
     assert (tmp_path / "copy.1" / "checkpoints").is_dir()
 
 
-def test_fewer_epochs_than_are_done_train_nothing_and_leave_the_record(finished_run, data_folder, tmp_path, capsys):
+def test_fewer_epochs_keep_record(finished_run, data_folder, tmp_path, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     rows = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (copy / "metrics.jsonl").write_text(rows[-1])  # as where those before were lost
+    (copy / "metrics.jsonl").write_text(rows[-1])  # as if the rows before were lost
     run = fr.fit(config(data_folder, copy, epochs=2))
-    said = capsys.readouterr().out.replace("\n", " ")
-    assert f"{copy} has trained 3 epochs; nothing left for --epochs 2" in said
-    assert "compiled" not in said
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert f"{copy} has trained 3 epochs; nothing left for --epochs 2" in output
+    assert "compiled" not in output
     assert [row["epoch"] for row in run.history] == [3]
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
 
 
-def test_the_record_of_epochs_is_that_of_the_checkpoint_whatever_a_row_says(
-    finished_run, data_folder, tmp_path, capsys
-):
+def test_checkpoint_corrects_damaged_rows(finished_run, data_folder, tmp_path, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     row = RunDir(copy).read_metrics()[-1] | {"epoch": 999_999}
     with (copy / "metrics.jsonl").open("a") as file:
@@ -282,12 +278,12 @@ def test_the_record_of_epochs_is_that_of_the_checkpoint_whatever_a_row_says(
     fr.fit(config(data_folder, copy, epochs=2))
     assert json.loads((copy / "config.json").read_text())["config"]["epochs"] == 3
     assert [row["epoch"] for row in RunDir(copy).read_metrics()] == [1, 2, 3]
-    kept = copy / "corrupt" / "metrics.jsonl.1"
-    assert f"damaged lines; the original file is {kept}" in capsys.readouterr().out.replace("\n", " ")
-    assert "999999999999" in kept.read_text()
+    backup = copy / "corrupt" / "metrics.jsonl.1"
+    assert f"damaged lines; the original file is {backup}" in capsys.readouterr().out.replace("\n", " ")
+    assert "999999999999" in backup.read_text()
 
 
-def test_figures_that_are_no_runs_are_left_alone(data_folder, tmp_path):
+def test_workdir_rejects_metrics_without_config(data_folder, tmp_path):
     (folder := tmp_path / "mine").mkdir()
     for text in ('{"epoch": 1, "step": 10, "mine": "precious"}\n', "notes"):
         (folder / "metrics.jsonl").write_text(text)
@@ -302,7 +298,7 @@ def test_figures_that_are_no_runs_are_left_alone(data_folder, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_figures_of_a_run_whose_checkpoints_are_gone_are_kept(finished_run, data_folder, tmp_path, rows):
+def test_workdir_rejects_metrics_without_checkpoint(finished_run, data_folder, tmp_path, rows):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints")
     text = "".join((copy / "metrics.jsonl").read_text().splitlines(keepends=True)[:rows])
@@ -313,16 +309,14 @@ def test_figures_of_a_run_whose_checkpoints_are_gone_are_kept(finished_run, data
             fr.fit(config(data_folder, copy, epochs=4), quiet=True)
         assert (copy / "metrics.jsonl").read_text() == text
     if rows == 3:
-        (copy / "checkpoints").mkdir()  # empty, it is no better
+        (copy / "checkpoints").mkdir()  # an empty folder is no better
         with pytest.raises(fr.UserError, match=message):
             fr.fit(config(data_folder, copy, epochs=4), quiet=True)
     assert len(fr.fit(config(data_folder, copy, epochs=1, resume=False), quiet=True).history) == 1
     assert (tmp_path / "copy.1" / "metrics.jsonl").read_text() == text
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew_and_keeps_its_row(
-    finished_run, data_folder, tmp_path, capsys
-):
+def test_first_epoch_without_checkpoint_repeats(finished_run, data_folder, tmp_path, capsys):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
@@ -330,14 +324,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew
     (copy / "metrics.jsonl").write_text(row)
     run = fr.fit(config(data_folder, copy, epochs=1))
     assert [row["epoch"] for row in run.history] == [1]
-    kept = copy / "corrupt" / "metrics.jsonl.1"
-    assert f"epoch 1 has no checkpoint and starts again; its metrics are in {kept}" in (
+    backup = copy / "corrupt" / "metrics.jsonl.1"
+    assert f"epoch 1 has no checkpoint and starts again; its metrics are in {backup}" in (
         capsys.readouterr().out.replace("\n", " ")
     )
-    assert kept.read_text() == row
+    assert backup.read_text() == row
 
 
-def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_folder, tmp_path, monkeypatch):
+def test_failed_start_allows_other_options(data_folder, tmp_path, monkeypatch):
     def fails(*_):
         raise RuntimeError("out of everything")
 
@@ -348,23 +342,23 @@ def test_a_start_that_failed_before_its_first_step_does_not_bind_the_next(data_f
                 fr.fit(config(data_folder, tmp_path / "run", **options), quiet=True)
         stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
         assert options.items() <= stored.items()
-    kept = json.loads((tmp_path / "run" / "corrupt" / "config.json.1").read_text())
-    assert kept["config"]["width"] == 8  # of the first start
+    backup = json.loads((tmp_path / "run" / "corrupt" / "config.json.1").read_text())
+    assert backup["config"]["width"] == 8  # of the failed start
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     assert RunDir(tmp_path / "run").read_metadata().config.width == TINY_CONFIG["width"]
-    with pytest.raises(fr.UserError, match="holds a run with --width 16, not 8"):  # now there is something to lose
+    with pytest.raises(fr.UserError, match="holds a run with --width 16, not 8"):  # now there is a checkpoint
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, width=8), quiet=True)
 
 
 @pytest.mark.parametrize("text", ['{"name": "my web app", "port": 80}', "cut o"])
-def test_a_config_json_of_something_else_is_left_alone(data_folder, tmp_path, text):
+def test_workdir_rejects_foreign_config(data_folder, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(fr.UserError, match=r"config\.json"):
         fr.fit(config(data_folder, tmp_path, epochs=1), quiet=True)
     assert (tmp_path / "config.json").read_text() == text
 
 
-def test_metrics_that_cannot_be_read_are_said_before_training(finished_run, data_folder, tmp_path):
+def test_unreadable_metrics_raise_early(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "metrics.jsonl").unlink()
     (copy / "metrics.jsonl").mkdir()
@@ -372,7 +366,7 @@ def test_metrics_that_cannot_be_read_are_said_before_training(finished_run, data
         fr.fit(config(data_folder, copy, epochs=4), quiet=True)
 
 
-def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, tmp_path):
+def test_no_resume_renames_old_run(finished_run, data_folder, tmp_path):
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     run = fr.fit(config(data_folder, copy, epochs=1, seed=5, resume=False), quiet=True)
     assert len(run.history) == 1
@@ -381,7 +375,7 @@ def test_no_resume_starts_anew_and_keeps_the_old_run(finished_run, data_folder, 
     assert (tmp_path / "copy.1" / "checkpoints").is_dir()
 
 
-# Labels of this much more have `poisoned_train_step` make the parameters NaN before, or after, the step's update.
+# Added to a batch's labels, these make `poisoned_train_step` set the parameters to NaN before or after the update.
 BEFORE, AFTER = 100, 200
 
 
@@ -403,7 +397,7 @@ def poisoned_train_step(*arguments, make=compiled_steps.make_train_step):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """Poisons a step of the next run: `poison(step, BEFORE or AFTER)`, steps counted from 1."""
+    """Returns a function that poisons a step of the next run: `poison(step, BEFORE or AFTER)`, counted from 1."""
     monkeypatch.setattr(compiled_steps, "make_train_step", poisoned_train_step)
 
     def poison(step, mark):
@@ -416,7 +410,7 @@ def poison(monkeypatch):
     return poison
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data_folder, tmp_path, poison):
+def test_non_finite_loss_keeps_checkpoint(data_folder, tmp_path, poison):
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     poison(8, BEFORE)
     with pytest.raises(fr.UserError, match=r"not finite at step 8 \(the checkpoint after step 5 is kept\)"):
@@ -426,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
 
 
 @pytest.mark.parametrize(("last", "every"), [(10, 1000), (8, 8)], ids=["of an epoch", "before a checkpoint"])
-def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder, tmp_path, poison, last, every):
+def test_non_finite_update_is_not_saved(data_folder, tmp_path, poison, last, every):
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
     poison(last, AFTER)
     with pytest.raises(fr.UserError, match=rf"not finite at step {last} \(the checkpoint after step 5 is kept\)"):
@@ -435,32 +429,32 @@ def test_a_last_step_whose_update_is_not_finite_leaves_no_checkpoint(data_folder
     assert np.isfinite(fr.evaluate(tmp_path / "run").loss)
 
 
-def test_the_state_that_a_step_takes_is_given_up_to_it(data_folder, tmp_path, monkeypatch):
-    taken = []
+def test_step_donates_state(data_folder, tmp_path, monkeypatch):
+    donated = []
 
     def train_epoch(session, epoch, state, *rest, real=trainer.train_epoch):
-        taken.extend(jax.tree.leaves(state.params))
+        donated.extend(jax.tree.leaves(state.params))
         return real(session, epoch, state, *rest)
 
     monkeypatch.setattr(trainer, "train_epoch", train_epoch)
     fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
-    assert taken
-    assert all(leaf.is_deleted() for leaf in taken)
+    assert donated
+    assert all(leaf.is_deleted() for leaf in donated)
 
 
-def test_measured_statistics_evaluate_where_running_averages_do_not(data_folder, tmp_path):
+def test_precise_bn_improves_evaluation(data_folder, tmp_path):
     measured, running = (
         fr.fit(config(data_folder, tmp_path / str(n), epochs=2, recipe="tutorial", precise_bn_images=n), quiet=True)
         for n in (40, 0)
     )
-    # The same training, step for step; only the statistics of the evaluation differ.
+    # The training is the same, step by step; only the statistics of the evaluation differ.
     assert [r["train_loss"] for r in measured.history] == [r["train_loss"] for r in running.history]
     assert measured.test_loss < running.test_loss
     assert measured.history[-1]["precise_bn_seconds"] > running.history[-1]["precise_bn_seconds"]
 
 
 @pytest.mark.parametrize("strength", [pytest.param(0.0, marks=pytest.mark.campaign), 1.0])
-def test_statistics_are_those_of_images_as_training_augments_them(data_folder, tmp_path, strength):
+def test_precise_bn_uses_augmented_images(data_folder, tmp_path, strength):
     options = {
         "aug_strength": strength,
         "aug_warmup_epochs": 0.0,
@@ -473,13 +467,13 @@ def test_statistics_are_those_of_images_as_training_augments_them(data_folder, t
     train = fr.open_dataset(data_folder, fr.ReadOptions(image_size=(32, 32))).train
     order = np.random.default_rng((ORDER_STREAM, 3)).permutation(len(train))
     batches = train.images[order[:16]].reshape(2, 8, 32, 32, 3)
-    seen = batches / np.float32(255)
-    if strength:  # with the keys of the two steps after the five that are done
+    evaluated = batches / np.float32(255)
+    if strength:  # with the keys of the two steps after the five that are trained
         keys = [jax.random.fold_in(jax.random.key(3), step) for step in (5, 6)]
-        seen = np.stack([jax.jit(augment)(key, images) for key, images in zip(keys, seen, strict=True)])
-        assert np.abs(seen - batches / 255).mean() > 0.05
+        evaluated = np.stack([jax.jit(augment)(key, images) for key, images in zip(keys, evaluated, strict=True)])
+        assert np.abs(evaluated - batches / 255).mean() > 0.05
     first = variables["params"]["conv1"]
-    padded = np.pad(info.preprocessing.normalize(seen.reshape(16, 32, 32, 3)), ((0, 0), (3, 3), (3, 3), (0, 0)))
+    padded = np.pad(info.preprocessing.normalize(evaluated.reshape(16, 32, 32, 3)), ((0, 0), (3, 3), (3, 3), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7), axis=(1, 2))[:, ::2, ::2]
     values = np.einsum("nyxcij,ijco->nyxo", windows, first["kernel"]) + first["bias"]
     stem = variables["batch_stats"]["bn_conv1"]
@@ -494,7 +488,7 @@ def test_statistics_are_those_of_images_as_training_augments_them(data_folder, t
         ({"workdir": "/dev/null/run"}, "/dev/null/run cannot be (read|written)"),
     ],
 )
-def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, message, data_folder, tmp_path):
+def test_fit_rejects_unfit_options(options, message, data_folder, tmp_path):
     with pytest.raises(fr.UserError, match=message):
         fr.fit(config(data_folder, **{"workdir": tmp_path / "run"} | options), quiet=True)
 
@@ -518,7 +512,7 @@ def test_options_that_do_not_fit_the_data_or_machine_are_refused(options, messag
         ),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_path):
+def test_fit_rejects_untrainable_data(train, test, message, tmp_path):
     for name, split in (("train", train), ("test", test)):
         if split is not None:
             write_hdf5(tmp_path / f"{name}.h5", name, split)
@@ -526,53 +520,63 @@ def test_data_that_cannot_be_trained_on_is_refused(train, test, message, tmp_pat
         fr.fit(config(tmp_path, tmp_path / "run"), quiet=True)
 
 
-def test_short_steps_are_not_waited_for_one_by_one(data_folder, tmp_path, monkeypatch):
+def test_short_steps_are_read_rarely(data_folder, tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(trainer, "read_metrics", lambda *a, real=trainer.read_metrics: (reads.append(1), real(*a))[1])
     monkeypatch.setattr(trainer, "READ_INTERVAL", 1000.0)
     fr.fit(config(data_folder, tmp_path / "run"), quiet=True)
-    assert len(reads) == 4  # an epoch's first step and its sum
+    assert len(reads) == 4  # the first step and the sum of each epoch
 
 
-def test_the_rest_is_compiled_after_the_first_step_and_nothing_after_an_epoch(
-    data_folder, tmp_path, monkeypatch, own_programs
-):
-    compiled, at_update, begun, made = [], [], [], {}
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
-    )
-    monkeypatch.setattr(
-        trainer, "read_metrics", lambda *a, real=trainer.read_metrics: (at_update.append(len(compiled)), real(*a))[1]
-    )
-    make, submit = compiled_steps.CompiledSteps._compiled, compiled_steps.CompiledSteps._submit
-    noted = lambda self, name, *a, **k: (made.update({name: len(at_update)}), make(self, name, *a, **k))[1]  # noqa: E731
-    monkeypatch.setattr(compiled_steps.CompiledSteps, "_compiled", noted)
-    monkeypatch.setattr(
-        compiled_steps.CompiledSteps, "_submit", lambda *a: (begun.append(len(at_update)), submit(*a))[1]
-    )
+def test_eval_compiles_after_first_step(data_folder, tmp_path, monkeypatch, own_programs):
+    compiled = []
+    compiled_at_read = []
+    started = []
+    compiled_at = {}
+
+    def count_compilation(event, *_, **__):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    def read_metrics(*arguments, real=trainer.read_metrics):
+        compiled_at_read.append(len(compiled))
+        return real(*arguments)
+
+    def compile_program(self, name, *arguments, real=compiled_steps.CompiledSteps._compiled, **options):
+        compiled_at[name] = len(compiled_at_read)
+        return real(self, name, *arguments, **options)
+
+    def submit(*arguments, real=compiled_steps.CompiledSteps._submit):
+        started.append(len(compiled_at_read))
+        return real(*arguments)
+
+    jax.monitoring.register_event_duration_secs_listener(count_compilation)
+    monkeypatch.setattr(trainer, "read_metrics", read_metrics)
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "_compiled", compile_program)
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "_submit", submit)
     monkeypatch.setattr(trainer, "READ_INTERVAL", 0.0)
     fr.fit(config(data_folder, tmp_path / "run", epochs=2, width=5), quiet=True)
-    assert made["create"] == made["train_step"] == 0  # at once
-    assert begun == [1, 1]  # evaluation and statistics when the first step is done
-    assert len(at_update) == 8  # of five steps an epoch, all but the last two are read as they pass, then the sum
-    assert at_update[0] > 0
-    assert at_update[4] == at_update[-1]  # all of the second epoch
+    assert compiled_at["create"] == compiled_at["train_step"] == 0  # before the first step
+    assert started == [1, 1]  # evaluation and statistics, after the first step
+    assert len(compiled_at_read) == 8  # in each epoch, three of five steps while they run, then the sum
+    assert compiled_at_read[0] > 0
+    assert compiled_at_read[4] == compiled_at_read[-1]  # the second epoch compiles nothing
 
 
-def test_an_error_in_the_first_epoch_does_not_wait_for_what_was_to_be_compiled(data_folder, tmp_path, monkeypatch):
-    begun = []
+def test_early_error_skips_compilation(data_folder, tmp_path, monkeypatch):
+    started = []
     monkeypatch.setattr(
         compiled_steps,
         "make_eval_step",
-        lambda *a, real=compiled_steps.make_eval_step: (begun.append("evaluate"), real(*a))[1],
+        lambda *a, real=compiled_steps.make_eval_step: (started.append("evaluate"), real(*a))[1],
     )
     monkeypatch.setattr(fitting, "init_or_restore", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fr.fit(config(data_folder, tmp_path / "run", epochs=1), quiet=True)
-    assert not begun
+    assert not started
 
 
-def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_path, capsys):
+def test_pipe_receives_plain_lines(data_folder, tmp_path, capsys):
     fr.fit(config(data_folder, tmp_path / "run", epochs=1))
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -584,30 +588,30 @@ def test_plain_lines_are_printed_where_there_is_no_terminal(data_folder, tmp_pat
     assert not any("\x1b" in line or "\r" in line for line in lines)
 
 
-def test_a_width_that_the_groups_do_not_divide_is_refused(tmp_path, data_folder):
+def test_fit_rejects_indivisible_width(tmp_path, data_folder):
     message = "--width 4 cannot be divided into the 32 groups of resnext50_32x4d; give a multiple of 16"
     with pytest.raises(fr.UserError, match=message):
         fr.fit(config(data_folder, tmp_path / "run", model="resnext50_32x4d", width=4), quiet=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folder, tmp_path, monkeypatch):
-    seen = []
+def test_evaluation_uses_ema(data_folder, tmp_path, monkeypatch):
+    evaluated = []
 
     def evaluate(session, state, metrics, stats, *rest, real=trainer.evaluate):
-        seen.append(jax.tree.map(np.asarray, (state.params, state.ema_params, stats)))
+        evaluated.append(jax.tree.map(np.asarray, (state.params, state.ema_params, stats)))
         return real(session, state, metrics, stats, *rest)
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
-    options = {"optimizer": "sgd", "learning_rate": 1e-2}  # Adam's first steps divide rounding by rounding
+    options = {"optimizer": "sgd", "learning_rate": 1e-2}  # Adam's first steps amplify rounding
     run = fr.fit(config(data_folder, tmp_path / "run", ema=0.97, **options), quiet=True)
-    params, averaged, stats = seen[-1]
+    params, averaged, stats = evaluated[-1]
     saved = fr.Classifier.load(tmp_path / "run").variables
     jax.tree.map(np.testing.assert_array_equal, saved["params"], averaged)
     jax.tree.map(np.testing.assert_array_equal, saved["batch_stats"], stats)
     assert not np.allclose(params["fc3"]["kernel"], averaged["fc3"]["kernel"], rtol=1e-3)
     assert fr.evaluate(tmp_path / "run").loss == pytest.approx(run.test_loss, rel=1e-4)
-    # The same training as without an average, but for rounding: it is another program.
+    # The training equals one without an average up to rounding, because the program differs.
     plain = fr.fit(config(data_folder, tmp_path / "plain", **options), quiet=True)
     losses = [row["train_loss"] for row in run.history]
     assert [row["train_loss"] for row in plain.history] == pytest.approx(losses, rel=1e-5)
@@ -616,42 +620,42 @@ def test_what_is_evaluated_and_predicts_is_the_average_of_the_weights(data_folde
     assert plain.test_loss != run.test_loss
 
 
-def test_options_that_contradict_each_other_are_refused_before_anything_is_read(tmp_path):
+def test_contradicting_options_raise_early(tmp_path):
     with pytest.raises(fr.UserError, match="--grad-accum-steps 3 does not divide --batch-size 8"):
         fr.fit(config("no such folder", tmp_path / "run", grad_accum_steps=3), quiet=True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
-def test_the_optimiser_and_what_belongs_to_it_are_those_of_the_options(optimizer, data_folder, tmp_path, monkeypatch):
-    class AskedError(Exception):
+def test_optimizer_follows_options(optimizer, data_folder, tmp_path, monkeypatch):
+    class OptimizerError(Exception):
         pass
 
     def make(recipe, schedule, groups):
-        raise AskedError({name: getattr(recipe, name) for name in options})
+        raise OptimizerError({name: getattr(recipe, name) for name in options})
 
     monkeypatch.setattr(compiled_steps, "make_optimizer", make)
     options = {"optimizer": optimizer, "weight_decay": 0.01, "clip_grad": 0.5, "layer_decay": 0.5}
-    with pytest.raises(AskedError) as asked:
+    with pytest.raises(OptimizerError) as raised:
         fr.fit(config(data_folder, tmp_path / "run", epochs=1, **options), quiet=True)
-    assert asked.value.args == (options,)
+    assert raised.value.args == (options,)
 
 
-def test_an_average_begins_with_the_weights_that_are_given(finished_run, data_folder, tmp_path):
+def test_ema_starts_at_pretrained_weights(finished_run, data_folder, tmp_path):
     options = {"init": str(finished_run), "learning_rate": 1e-9, "epochs": 1}
     run = fr.fit(config(data_folder, tmp_path / "run", ema=0.999, **options), quiet=True)
     assert run.test_accuracy == fr.evaluate(finished_run, data_folder).accuracy
 
 
-def test_other_format_in_default_workdir(finished_run, data_folder, tmp_path, monkeypatch, capsys):
-    """The command of the tutorials always works; an old run there is kept under another name."""
+def test_default_workdir_renames_other_format(finished_run, data_folder, tmp_path, monkeypatch, capsys):
+    """The tutorials' command always works: it renames an old run."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run, "runs/default")
     stored = json.loads(Path("runs/default/config.json").read_text())
     Path("runs/default/config.json").write_text(json.dumps(stored | {"format": 1}))
     fr.fit(fr.TrainConfig(data=data_folder, epochs=1, **TINY_CONFIG))
-    aside = re.search(r"another version wrote the run in runs/default; it is now (\S+)", capsys.readouterr().out)[1]
-    assert json.loads(Path(aside, "config.json").read_text())["format"] == 1
+    renamed = re.search(r"another version wrote the run in runs/default; it is now (\S+)", capsys.readouterr().out)[1]
+    assert json.loads(Path(renamed, "config.json").read_text())["format"] == 1
     assert len(RunDir("runs/default").read_metrics()) == 1
-    shutil.copytree(aside, "elsewhere")
+    shutil.copytree(renamed, "elsewhere")
     with pytest.raises(fr.UserError, match="has format 1, and this version reads format 2; train again with another"):
         fr.fit(fr.TrainConfig(data=data_folder, epochs=1, workdir="elsewhere", **TINY_CONFIG))

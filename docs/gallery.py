@@ -39,7 +39,7 @@ def pages(run: str, photo: Path) -> None:
     from flaxresnet.classifier import Classifier
     from flaxresnet.demo.page import make_page, serve
 
-    address = serve(make_page(Classifier.load(run), "Hand signs", hand_signs().test), "127.0.0.1", 0, wait=False)
+    address = serve(make_page(Classifier.load(run), "Hand signs", hand_signs().test), "127.0.0.1", 0)
     browser_path = next(path for name in BROWSERS if (path := shutil.which(name)))
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])

@@ -46,7 +46,7 @@ def main(arguments: Arguments) -> int:
     title = Path(arguments.run).absolute().resolve().name  # the page shows no other part of the path
     with status("Starting the server…"):
         page = make_page(classifier, title, examples_of(arguments.run))
-        address = serve(page, arguments.host, arguments.port, wait=False)
+        address = serve(page, arguments.host, arguments.port)
     print(f"{address} (press Ctrl-C to stop)", flush=True)
     page.block_thread()
     return 0

@@ -1,6 +1,6 @@
-"""What the demo's server lets in and out: so much of uploads, and nothing of where they lie on this machine.
+"""ASGI middleware for the demo's server: limits uploads, and hides local paths in responses.
 
-Both are ASGI middleware, around Gradio's own application, whose answers name files by their absolute paths.
+Gradio's responses contain absolute paths of files.
 """
 
 import contextlib
@@ -15,103 +15,125 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-TEXTS = (b"text/html", b"application/json", b"text/plain")  # answers that come as a whole
-EVENTS = b"text/event-stream"  # each piece of which is whole events
+BUFFERED_TYPES = (b"text/html", b"application/json", b"text/plain")  # responses that are sent in full
+EVENT_STREAM = b"text/event-stream"  # each message holds complete events
 
 
 class PathRedactionMiddleware:
-    """Calls a folder `NAME` in all answers that are text, and takes that name for the folder in requests."""
+    """Replaces the path of a folder by `ALIAS` in text responses, and `ALIAS` by the path in requests."""
 
-    NAME = "/demo-files"
+    ALIAS = "/demo-files"
 
     def __init__(self, app: App, folder: Path) -> None:
-        self.app, self.place = app, str(folder)
-        self.in_json = json.dumps(self.place)[1:-1].encode()
-        self.written = {self.place.encode(), self.in_json, quote(self.place).encode()}
+        self.app = app
+        self.path = str(folder)
+        self.json_path = json.dumps(self.path)[1:-1].encode()
+        self.spellings = {self.path.encode(), self.json_path, quote(self.path).encode()}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            named = scope["path"].replace(self.NAME, self.place)
-            scope = scope | {"path": named, "raw_path": quote(named).encode()}
+            path = scope["path"].replace(self.ALIAS, self.path)
+            scope = scope | {"path": path, "raw_path": quote(path).encode()}
             if _header(scope, b"content-type").startswith(b"application/json"):
-                receive = self._located(receive)
-            send = self._unlocated(send)
+                receive = self._resolve_requests(receive)
+            send = self._redact_responses(send)
         await self.app(scope, receive, send)
 
-    def _located(self, receive: Receive) -> Receive:
-        """The body as a whole, for a name may lie across two pieces."""
+    def _resolve_requests(self, receive: Receive) -> Receive:
+        """Returns a `receive` that joins the body, because two messages may share an alias, and resolves aliases."""
 
-        async def whole() -> Message:
+        async def receive_all() -> Message:
             body = b""
             while (message := await receive())["type"] == "http.request":
                 body += message.get("body", b"")
                 if not message.get("more_body"):
-                    return message | {"body": body.replace(self.NAME.encode(), self.in_json)}
+                    return message | {"body": body.replace(self.ALIAS.encode(), self.json_path)}
             return message
 
-        return whole
+        return receive_all
 
-    def _unlocated(self, send: Send) -> Send:
+    def _redact_responses(self, send: Send) -> Send:
+        """Returns a `send` that joins and redacts text bodies, and corrects their length."""
         start: Message = {}
         body = b""
 
-        async def sent(message: Message) -> None:
+        async def send_redacted(message: Message) -> None:
             nonlocal start, body
             if message["type"] == "http.response.start":
-                start = message | {"headers": [(name, self._hidden(value)) for name, value in message["headers"]]}
-                if not _header(start, b"content-type").startswith(TEXTS):
+                start = message | {"headers": [(name, self._redact(value)) for name, value in message["headers"]]}
+                if not _header(start, b"content-type").startswith(BUFFERED_TYPES):
                     await send(start)
-            elif message["type"] != "http.response.body" or not _header(start, b"content-type").startswith(TEXTS):
-                is_text = _header(start, b"content-type").startswith(EVENTS)
-                await send(message | {"body": self._hidden(message.get("body", b""))} if is_text else message)
-            else:
+                return
+            content_type = _header(start, b"content-type")
+            if message["type"] == "http.response.body" and content_type.startswith(BUFFERED_TYPES):
                 body += message.get("body", b"")
                 if not message.get("more_body"):
-                    hidden = self._hidden(body)
-                    await send(_longer(start, len(hidden) - len(body)))
-                    await send(message | {"body": hidden})
+                    redacted = self._redact(body)
+                    await send(_with_length(start, len(redacted)))
+                    await send(message | {"body": redacted})
+                return
+            if content_type.startswith(EVENT_STREAM):
+                message = message | {"body": self._redact(message.get("body", b""))}
+            await send(message)
 
-        return sent
+        return send_redacted
 
-    def _hidden(self, text: bytes) -> bytes:
-        for place in self.written:
-            text = text.replace(place, self.NAME.encode())
+    def _redact(self, text: bytes) -> bytes:
+        for spelling in self.spellings:
+            text = text.replace(spelling, self.ALIAS.encode())
         return text
 
 
 class UploadLimitMiddleware:
-    """Refuses requests that are too large, and deletes the oldest files in a folder where an upload makes it too full.
+    """Rejects large requests, and deletes the oldest uploads if their folder exceeds its limits.
 
-    Files that are there from the beginning stay.
+    Files that exist at the start remain.
     """
 
-    def __init__(self, app: App, folder: Path, largest: int, most: int, most_files: int) -> None:
-        """`largest` bytes of a request; `most` bytes and `most_files` files in the folder after an upload."""
-        self.app, self.folder, self.largest, self.most, self.most_files = app, folder, largest, most, most_files
-        self.stay = set(_files(folder))
+    def __init__(self, app: App, folder: Path, max_request: int, max_bytes: int, max_files: int) -> None:
+        """Sets the limits.
+
+        Args:
+          app: the application to wrap.
+          folder: folder of the uploads.
+          max_request: bytes of a request.
+          max_bytes: bytes of all files in the folder after an upload.
+          max_files: number of files in the folder after an upload.
+        """
+        self.app = app
+        self.folder = folder
+        self.max_request = max_request
+        self.max_bytes = max_bytes
+        self.max_files = max_files
+        self.permanent = set(_files(folder))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
-        elif not (length := _header(scope, b"content-length")).isdigit() or int(length) > self.largest:
-            while (await receive()).get("more_body"):  # who still sends does not listen
-                pass
-            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-        else:
+            return
+        length = _header(scope, b"content-length")
+        if length.isdigit() and int(length) <= self.max_request:
             await self.app(scope, receive, send)
-            self._make_room()
+            self._delete_oldest()
+            return
+        while (await receive()).get("more_body"):  # clients read the response after they have sent the request
+            pass
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
 
-    def _make_room(self) -> None:
-        files, left = [], self.most
-        for path in set(_files(self.folder)) - self.stay:
-            with contextlib.suppress(OSError):  # gone by now
-                files.append(((about := path.stat()).st_mtime_ns, about.st_size, path))
-        for number, (_, size, path) in enumerate(sorted(files, reverse=True)):
-            left -= size
-            if left < 0 or number >= self.most_files:
+    def _delete_oldest(self) -> None:
+        """Deletes uploads, the oldest first, until the folder is within its limits."""
+        uploads = []
+        for path in set(_files(self.folder)) - self.permanent:
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                info = path.stat()
+                uploads.append((info.st_mtime_ns, info.st_size, path))
+        num_bytes = 0
+        for index, (_, size, path) in enumerate(sorted(uploads, reverse=True)):
+            num_bytes += size
+            if num_bytes > self.max_bytes or index >= self.max_files:
                 path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # another file is in its folder
+                with contextlib.suppress(OSError):  # the folder contains another file
                     path.parent.rmdir()
 
 
@@ -123,8 +145,9 @@ def _header(message: Message, name: bytes) -> bytes:
     return dict(message.get("headers", ())).get(name, b"")
 
 
-def _longer(start: Message, more: int) -> Message:
-    """The start of an answer whose body has become longer by so many bytes."""
-    length = b"content-length"
-    headers = [(n, b"%d" % (int(value) + more) if n == length else value) for n, value in start["headers"]]
+def _with_length(start: Message, length: int) -> Message:
+    """Returns the start of a response with another content length."""
+    headers = []
+    for name, value in start["headers"]:
+        headers.append((name, b"%d" % length if name == b"content-length" else value))
     return start | {"headers": headers}

@@ -1,4 +1,4 @@
-"""From a picture file to its pixels: every kind, turned upright, and what is refused."""
+"""Decoding of image files: color modes, orientation, ICC profiles, limits, and messages for damaged files."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runtime.errors import UserError
 
 RGB = np.random.default_rng(2).integers(0, 256, (5, 7, 3), np.uint8)
-GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
+GRAY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 
 
 def save(path, pixels, **options):
@@ -30,8 +30,8 @@ def save(path, pixels, **options):
     return path
 
 
-def as_rgb(grey):
-    return np.repeat(grey[..., None], 3, axis=-1)
+def as_rgb(gray):
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 def check(decoded, expected, tolerance=0):
@@ -40,31 +40,33 @@ def check(decoded, expected, tolerance=0):
     np.testing.assert_allclose(decoded.astype(int), expected.astype(int), rtol=0, atol=tolerance)
 
 
-def test_rgb_png_is_decoded_exactly(tmp_path):
+def test_png_is_exact(tmp_path):
     check(decode(save(tmp_path / "a.png", RGB)), RGB)
 
 
-def test_rgb_jpeg_is_decoded_as_rgb(tmp_path):
+def test_jpeg_is_rgb(tmp_path):
     pixels = np.zeros((16, 24, 3), np.uint8)
-    pixels[:, :8], pixels[:, 8:16], pixels[:, 16:] = (200, 30, 60), (10, 180, 90), (40, 70, 220)
+    pixels[:, :8] = (200, 30, 60)
+    pixels[:, 8:16] = (10, 180, 90)
+    pixels[:, 16:] = (40, 70, 220)
     check(decode(save(tmp_path / "a.jpg", pixels, quality=100, subsampling=0)), pixels, tolerance=3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_grey_becomes_three_equal_channels(tmp_path, suffix):
-    grey = np.full((8, 8), 77, np.uint8)
-    grey[:, 4:] = 200
-    check(decode(save(tmp_path / f"a.{suffix}", grey)), as_rgb(grey), tolerance=0 if suffix == "png" else 4)
+def test_gray_becomes_rgb(tmp_path, suffix):
+    gray = np.full((8, 8), 77, np.uint8)
+    gray[:, 4:] = 200
+    check(decode(save(tmp_path / f"a.{suffix}", gray)), as_rgb(gray), tolerance=0 if suffix == "png" else 4)
 
 
-def test_grey_of_16_bits_is_brought_to_8(tmp_path):
-    path = save(tmp_path / "a.png", GREY.astype(np.uint16) * 257)
+def test_gray16_becomes_8_bits(tmp_path):
+    path = save(tmp_path / "a.png", GRAY.astype(np.uint16) * 257)
     with Image.open(path) as image:
         assert image.mode.startswith("I")
-    check(decode(path), as_rgb(GREY))
+    check(decode(path), as_rgb(GRAY))
 
 
-def test_grey_of_16_bits_spans_black_to_white(tmp_path):
+def test_gray16_uses_full_range(tmp_path):
     check(
         decode(save(tmp_path / "a.png", np.array([[0, 128, 129, 32768, 65535]], np.uint16))),
         as_rgb(np.array([[0, 0, 1, 128, 255]], np.uint8)),
@@ -72,58 +74,58 @@ def test_grey_of_16_bits_spans_black_to_white(tmp_path):
     )
 
 
-def test_grey_of_16_bits_stays_dark_where_all_of_it_is_dark(tmp_path):
+def test_dark_gray16_stays_dark(tmp_path):
     dark = np.array([[0, 100, 255]], np.uint16)
     check(decode(save(tmp_path / "a.png", dark)), as_rgb(np.array([[0, 0, 1]], np.uint8)))
 
 
-def test_floats_in_0_to_1_span_black_to_white(tmp_path):
-    grey = np.array([[0.0, 0.5, 1.0]], np.float32)
-    check(decode(save(tmp_path / "a.tiff", grey)), as_rgb(np.array([[0, 128, 255]], np.uint8)), tolerance=1)
+def test_float_gray_uses_full_range(tmp_path):
+    gray = np.array([[0.0, 0.5, 1.0]], np.float32)
+    check(decode(save(tmp_path / "a.tiff", gray)), as_rgb(np.array([[0, 128, 255]], np.uint8)), tolerance=1)
 
 
-def test_bilevel_becomes_black_and_white(tmp_path):
+def test_bilevel_is_decoded(tmp_path):
     bits = np.array([[True, False, True], [False, False, True]])
     check(decode(save(tmp_path / "a.png", bits)), as_rgb(bits.astype(np.uint8) * 255))
 
 
 def palette_image():
-    """Colours 0, 1, 2 in columns: red, green, blue."""
+    """Returns an image with the palette colors red, green and blue in its columns."""
     image = Image.fromarray(np.tile(np.array([0, 1, 2], np.uint8), (2, 1)), "P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     return image
 
 
-def test_palette_indices_become_their_colours(tmp_path):
+def test_palette_is_decoded(tmp_path):
     expected = np.tile(np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8), (2, 1, 1))
     check(decode(save(tmp_path / "a.png", palette_image())), expected)
 
 
-def test_a_transparent_palette_colour_becomes_white(tmp_path):
+def test_transparent_palette_color_becomes_white(tmp_path):
     expected = np.tile(np.array([[255, 0, 0], [255, 255, 255], [0, 0, 255]], np.uint8), (2, 1, 1))
     check(decode(save(tmp_path / "a.png", palette_image(), transparency=1)), expected)
 
 
-def test_palette_colours_with_alpha_are_laid_on_white(tmp_path):
+def test_palette_alpha_is_composited_on_white(tmp_path):
     path = save(tmp_path / "a.png", palette_image(), transparency=bytes([255, 0, 128]))
     expected = np.tile(np.array([[255, 0, 0], [255, 255, 255], [127, 127, 255]], np.uint8), (2, 1, 1))
     check(decode(path), expected, tolerance=1)
 
 
-def test_alpha_is_laid_on_white(tmp_path):
+def test_alpha_is_composited_on_white(tmp_path):
     alpha = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7, 1)
-    share = alpha / 255
-    expected = np.rint(RGB * share + 255 * (1 - share))
+    opacity = alpha / 255
+    expected = np.rint(RGB * opacity + 255 * (1 - opacity))
     check(decode(save(tmp_path / "a.png", np.concatenate([RGB, alpha], axis=-1))), expected, tolerance=1)
 
 
-def test_grey_with_alpha_is_laid_on_white(tmp_path):
-    pixels = np.stack([GREY, np.full_like(GREY, 51)], axis=-1)
-    expected = as_rgb(np.rint(GREY * 0.2 + 255 * 0.8))
+def test_gray_alpha_is_composited_on_white(tmp_path):
+    pixels = np.stack([GRAY, np.full_like(GRAY, 51)], axis=-1)
+    expected = as_rgb(np.rint(GRAY * 0.2 + 255 * 0.8))
     check(decode(save(tmp_path / "a.png", Image.fromarray(pixels, "LA"))), expected, tolerance=1)
 
 
-def test_a_transparent_rgb_colour_becomes_white(tmp_path):
+def test_transparent_rgb_color_becomes_white(tmp_path):
     pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     check(
         decode(save(tmp_path / "a.png", pixels, transparency=(1, 2, 3))),
@@ -134,7 +136,7 @@ def test_a_transparent_rgb_colour_becomes_white(tmp_path):
 @pytest.mark.parametrize(
     ("cmyk", "rgb"),
     [((0, 255, 255, 0), (255, 0, 0)), ((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 102), (153, 153, 153))],
-    ids=["red", "cyan", "grey"],
+    ids=["red", "cyan", "gray"],
 )
 def test_cmyk_jpeg_becomes_rgb(tmp_path, cmyk, rgb):
     path = save(tmp_path / "a.jpg", Image.new("CMYK", (16, 8), cmyk), quality=100)
@@ -143,16 +145,17 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path, cmyk, rgb):
     check(decode(path), np.tile(np.array(rgb, np.uint8), (8, 16, 1)), tolerance=3)
 
 
-def test_the_first_frame_of_an_animation_is_taken(tmp_path):
-    first, second = Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("RGB", (4, 3), (0, 0, 255))
+def test_animation_gives_first_frame(tmp_path):
+    first = Image.new("RGB", (4, 3), (255, 0, 0))
+    second = Image.new("RGB", (4, 3), (0, 0, 255))
     path = save(tmp_path / "a.gif", first, save_all=True, append_images=[second], duration=100)
     with Image.open(path) as image:
         assert image.n_frames == 2
     check(decode(path), np.tile(np.array([255, 0, 0], np.uint8), (3, 4, 1)))
 
 
-# EXIF 2.3, tag 0x0112: where the stored row 0 and column 0 lie in the upright picture, undone index by index.
-STORED = {
+# EXIF 2.3, tag 0x0112: the side of the upright image at which the stored row 0 and column 0 are.
+STORED_PIXEL = {
     1: lambda up, row, column: up[row, column],  # top, left
     2: lambda up, row, column: up[row, -1 - column],  # top, right
     3: lambda up, row, column: up[-1 - row, -1 - column],  # bottom, right
@@ -166,7 +169,7 @@ STORED = {
 
 def stored_as(upright, orientation):
     height, width = upright.shape[:2] if orientation < 5 else upright.shape[1::-1]
-    rows = [[STORED[orientation](upright, row, column) for column in range(width)] for row in range(height)]
+    rows = [[STORED_PIXEL[orientation](upright, row, column) for column in range(width)] for row in range(height)]
     return np.array(rows, np.uint8)
 
 
@@ -177,26 +180,26 @@ def exif(orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_to_png(tmp_path, orientation):
+def test_orientation_of_png(tmp_path, orientation):
     check(decode(save(tmp_path / "a.png", stored_as(RGB, orientation), exif=exif(orientation))), RGB)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_to_jpeg(tmp_path, orientation):
-    colours = np.random.default_rng(3).integers(0, 256, (2, 3, 3), np.uint8)
-    upright = colours.repeat(8, axis=0).repeat(8, axis=1)  # flat 8×8 blocks, which JPEG keeps
+def test_orientation_of_jpeg(tmp_path, orientation):
+    colors = np.random.default_rng(3).integers(0, 256, (2, 3, 3), np.uint8)
+    upright = colors.repeat(8, axis=0).repeat(8, axis=1)  # JPEG preserves uniform 8×8 blocks
     path = save(tmp_path / "a.jpg", stored_as(upright, orientation), exif=exif(orientation), quality=100, subsampling=0)
     check(decode(path), upright, tolerance=3)
 
 
-def test_exif_orientation_goes_together_with_alpha_and_with_16_bits(tmp_path):
+def test_orientation_of_rgba_and_gray16(tmp_path):
     rgba = np.concatenate([RGB, np.zeros((5, 7, 1), np.uint8)], axis=-1)
     check(decode(save(tmp_path / "a.png", stored_as(rgba, 6), exif=exif(6))), np.full((5, 7, 3), 255))
-    wide = stored_as(as_rgb(GREY), 6)[..., 0].astype(np.uint16) * 257
-    check(decode(save(tmp_path / "b.png", wide, exif=exif(6))), as_rgb(GREY))
+    wide = stored_as(as_rgb(GRAY), 6)[..., 0].astype(np.uint16) * 257
+    check(decode(save(tmp_path / "b.png", wide, exif=exif(6))), as_rgb(GRAY))
 
 
-def test_a_photo_may_be_text_a_path_or_an_open_file(tmp_path):
+def test_decode_takes_path_or_file(tmp_path):
     path = save(tmp_path / "a.png", RGB)
     check(decode(str(path)), RGB)
     check(decode(path), RGB)
@@ -210,12 +213,12 @@ def half_a_jpeg(path):
     path.write_bytes(path.read_bytes()[:2000])
 
 
-# What is wrong → (the file's name, how it is made, what the error says).
+# Damage → (file name, function that writes the file, message).
 MISTAKES = {
     "missing": ("a.jpg", lambda path: None, r"a\.jpg does not exist; give the path of an image"),
     "text": (
         "a.jpg",
-        lambda path: path.write_text("no picture"),
+        lambda path: path.write_text("not an image"),
         r"a\.jpg cannot be read as an image \(unknown format\); give a JPEG or PNG",
     ),
     "empty": ("a.png", lambda path: path.touch(), r"a\.png cannot be read as an image \(unknown format"),
@@ -226,30 +229,30 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("name", "make", "message"), MISTAKES.values(), ids=MISTAKES.keys())
 @pytest.mark.parametrize("read", [decode, Preprocessing(4, 4).load], ids=["decode", "load"])
-def test_a_file_that_is_no_picture_is_named(tmp_path, name, make, message, read):
+def test_damaged_file_is_named(tmp_path, name, make, message, read):
     make(tmp_path / name)
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_too_large_to_be_meant_is_refused(tmp_path, monkeypatch):
+def test_pillow_limit_is_reported(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", RGB)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 17)  # Pillow refuses more than twice as many
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image \(Image size \(35 pixels\) exceeds limit"):
         decode(path)
 
 
-def test_an_open_file_that_is_no_picture_is_refused():
+def test_damaged_open_file_is_rejected():
     with pytest.raises(UserError, match="cannot be read as an image"):
-        decode(io.BytesIO(b"no picture"))
+        decode(io.BytesIO(b"not an image"))
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path):
+def test_decompression_bomb_is_rejected(tmp_path):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    side = 50_000  # 7.5 GB of pixels, in a file of some bytes
+    side = 50_000  # 7.5 GB of pixels in a small file
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     path = tmp_path / "bomb.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
@@ -258,14 +261,14 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tm
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
-    grey = np.full((1500, 1000), 0.5, np.float32)  # of more than one strip
-    grey[-1, -1] = value
+def test_non_finite_pixels_are_rejected(tmp_path, value):
+    gray = np.full((1500, 1000), 0.5, np.float32)  # more than one strip
+    gray[-1, -1] = value
     with pytest.raises(UserError, match=r"a\.tiff has pixels that are NaN or infinite; store values from 0 to 1"):
-        decode(save(tmp_path / "a.tiff", grey))
+        decode(save(tmp_path / "a.tiff", gray))
 
 
-def test_what_is_in_a_picture_starts_no_other_program(tmp_path, monkeypatch):
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -286,7 +289,7 @@ def fresh_formats():
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_a_telephones_heic_says_what_to_install(tmp_path, monkeypatch, fresh_formats, opened):
+def test_heic_names_missing_package(tmp_path, monkeypatch, fresh_formats, opened):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     (tmp_path / "a.heic").write_bytes(HEIC)
@@ -295,7 +298,7 @@ def test_a_telephones_heic_says_what_to_install(tmp_path, monkeypatch, fresh_for
         decode(io.BytesIO(HEIC) if opened else tmp_path / "a.heic")
 
 
-def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch, fresh_formats):
+def test_heic_opener_is_registered(tmp_path, monkeypatch, fresh_formats):
     from PIL import PngImagePlugin
 
     def register():
@@ -304,7 +307,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch, fres
 
     monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
     assert "HEIF" in decoding.formats()
-    monkeypatch.delitem(Image.OPEN, "PNG")  # so that the other one reads it
+    monkeypatch.delitem(Image.OPEN, "PNG")  # so that the HEIF opener reads it
     decoding.formats.cache_clear()
     check(decode(io.BytesIO(png_of(RGB))), RGB)
 
@@ -317,71 +320,73 @@ def png_of(pixels):
 
 def test_heic_is_decoded(tmp_path):
     heif = pytest.importorskip("pillow_heif", reason="install pillow-heif to read HEIC")
-    colours = np.full((64, 64, 3), (200, 30, 60), np.uint8)
-    heif.from_pillow(Image.fromarray(colours)).save(tmp_path / "a.heic", quality=95)
-    check(decode(tmp_path / "a.heic"), colours, tolerance=6)
+    colors = np.full((64, 64, 3), (200, 30, 60), np.uint8)
+    heif.from_pillow(Image.fromarray(colors)).save(tmp_path / "a.heic", quality=95)
+    check(decode(tmp_path / "a.heic"), colors, tolerance=6)
 
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-# In which what is stored as red is green, and green red.
+# A profile whose red and green primaries are swapped.
 SWAPPED = SRGB.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
-COLOURS = np.array([[[200, 30, 60], [10, 180, 90], [255, 255, 255]]], np.uint8)
+COLORS = np.array([[[200, 30, 60], [10, 180, 90], [255, 255, 255]]], np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
-def test_colours_of_another_profile_are_brought_to_srgb(tmp_path, suffix):
-    more = {"lossless": True} if suffix == "webp" else {}
-    path = save(tmp_path / f"a.{suffix}", COLOURS, icc_profile=SWAPPED, **more)
-    check(decode(path), COLOURS[..., [1, 0, 2]], tolerance=2)
+def test_profile_converts_to_srgb(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"a.{suffix}", COLORS, icc_profile=SWAPPED, **options)
+    check(decode(path), COLORS[..., [1, 0, 2]], tolerance=2)
 
 
-def test_colours_of_another_profile_may_be_transparent_or_in_a_palette(tmp_path):
-    rgba = np.dstack([COLOURS, np.array([[255, 0, 255]], np.uint8)])
-    expected = COLOURS[..., [1, 0, 2]].copy()
+def test_profile_applies_to_alpha_and_palette(tmp_path):
+    rgba = np.dstack([COLORS, np.array([[255, 0, 255]], np.uint8)])
+    expected = COLORS[..., [1, 0, 2]].copy()
     expected[:, 1] = 255
     check(decode(save(tmp_path / "a.png", rgba, icc_profile=SWAPPED)), expected, tolerance=2)
     green_first = np.tile(np.array([[0, 255, 0], [255, 0, 0], [0, 0, 255]], np.uint8), (2, 1, 1))
     check(decode(save(tmp_path / "b.png", palette_image(), icc_profile=SWAPPED)), green_first, tolerance=2)
 
 
-@pytest.mark.parametrize("profile", [SRGB, b"no profile", SWAPPED[:200], b""], ids=["sRGB", "text", "cut", "empty"])
-def test_a_profile_of_srgb_or_of_no_use_changes_nothing(tmp_path, profile):
-    every = np.random.default_rng(6).integers(0, 256, (300, 300, 3), np.uint8)
-    check(decode(save(tmp_path / "a.png", every, icc_profile=profile)), every)
+@pytest.mark.parametrize(
+    "profile", [SRGB, b"no profile", SWAPPED[:200], b""], ids=["sRGB", "text", "truncated", "empty"]
+)
+def test_useless_profile_is_ignored(tmp_path, profile):
+    noise = np.random.default_rng(6).integers(0, 256, (300, 300, 3), np.uint8)
+    check(decode(save(tmp_path / "a.png", noise, icc_profile=profile)), noise)
 
 
-def test_a_profile_of_another_kind_of_colours_changes_nothing(tmp_path):
-    check(decode(save(tmp_path / "a.png", GREY, icc_profile=SWAPPED)), as_rgb(GREY))
-    wide = GREY.astype(np.uint16) * 257
-    check(decode(save(tmp_path / "b.png", wide, icc_profile=SWAPPED)), as_rgb(GREY))
+def test_rgb_profile_of_gray_is_ignored(tmp_path):
+    check(decode(save(tmp_path / "a.png", GRAY, icc_profile=SWAPPED)), as_rgb(GRAY))
+    wide = GRAY.astype(np.uint16) * 257
+    check(decode(save(tmp_path / "b.png", wide, icc_profile=SWAPPED)), as_rgb(GRAY))
 
 
-def test_a_picture_of_many_strips_is_put_together_again(tmp_path, monkeypatch):
+def test_strips_are_joined(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "STRIP_PIXELS", 14)  # two rows
     check(decode(save(tmp_path / "a.png", RGB)), RGB)
-    check(decode(save(tmp_path / "b.png", GREY.astype(np.uint16) * 257)), as_rgb(GREY))
+    check(decode(save(tmp_path / "b.png", GRAY.astype(np.uint16) * 257)), as_rgb(GRAY))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "P"])
-def test_a_picture_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypatch, mode):
+def test_large_image_is_rejected(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 34)
     path = save(tmp_path / "a.png", Image.new(mode, (7, 5)))
     with pytest.raises(UserError, match=r"a\.png has 7×5 pixels; give an image of up to 0 million"):
         decode(path)
 
 
-def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(tmp_path, monkeypatch):
-    colours = np.full((64, 96, 3), (200, 30, 60), np.uint8)
-    path = save(tmp_path / "a.jpg", colours, quality=100, subsampling=0, exif=exif(6))
+def test_large_jpeg_is_decoded_at_half_size(tmp_path, monkeypatch):
+    colors = np.full((64, 96, 3), (200, 30, 60), np.uint8)
+    path = save(tmp_path / "a.jpg", colors, quality=100, subsampling=0, exif=exif(6))
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 - 1)
-    check(decode(path), colours[:48, :32].reshape(48, 32, 3), tolerance=3)
+    check(decode(path), colors[:48, :32].reshape(48, 32, 3), tolerance=3)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 96 // 4 - 1)
     with pytest.raises(UserError, match=r"a\.jpg has 96×64 pixels; give an image of up to"):
         decode(path)
 
 
-# Memory that each of the pictures takes at most while it is decoded, in one process that counts anew for each.
-MEASURED = """
+# Prints the peak memory of decoding each image, in a process that resets its peak before each one.
+PEAK_MEMORY_SCRIPT = """
 import sys
 from pathlib import Path
 from flaxresnet.data.decode import decode, formats
@@ -398,8 +403,8 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell of a process's memory")
-def test_decoding_keeps_within_the_memory_that_is_stated(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report peak memory")
+def test_decoding_memory_is_bounded(tmp_path):
     side = 3000
     cases = [
         ("grey.png", "I;16", {}),
@@ -412,51 +417,54 @@ def test_decoding_keeps_within_the_memory_that_is_stated(tmp_path):
     paths = []
     for name, mode, options in cases:
         paths.append(save(tmp_path / name, Image.new(mode, (side, side - 8)), **options))
-    done = subprocess.run([sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True)
-    for path, taken in zip(paths, done.stdout.split(), strict=True):
-        assert side**2 < int(taken) < decoding.BYTES_PER_PIXEL * side**2 + 2**26, path.name
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY_SCRIPT, *paths], capture_output=True, text=True, check=True
+    )
+    for path, peak in zip(paths, done.stdout.split(), strict=True):
+        assert side**2 < int(peak) < decoding.BYTES_PER_PIXEL * side**2 + 2**26, path.name
 
 
-def test_pictures_wait_for_room():
-    room, let_in = decoding.PixelBudget(10), threading.Event()
+def test_pixel_budget_blocks_threads():
+    budget = decoding.PixelBudget(10)
+    acquired = threading.Event()
 
-    def wait():
-        with room.acquire(6):
-            let_in.set()
+    def acquire():
+        with budget.acquire(6):
+            acquired.set()
 
-    with room.acquire(5):
-        other = threading.Thread(target=wait)
-        other.start()
-        assert not let_in.wait(0.2)
-    assert let_in.wait(10)
-    other.join()
-    with pytest.raises(KeyError), room.acquire(10):
-        raise KeyError  # and the room is free again
-    with room.acquire(10):
+    with budget.acquire(5):
+        thread = threading.Thread(target=acquire)
+        thread.start()
+        assert not acquired.wait(0.2)
+    assert acquired.wait(10)
+    thread.join()
+    with pytest.raises(KeyError), budget.acquire(10):
+        raise KeyError  # releases the pixels
+    with budget.acquire(10):
         pass
 
 
-def test_room_is_taken_while_a_picture_is_decoded_and_resized(tmp_path, monkeypatch):
-    taken = []
+def test_decoding_acquires_pixel_budget(tmp_path, monkeypatch):
+    acquired = []
 
-    class Told(decoding.PixelBudget):
+    class RecordingBudget(decoding.PixelBudget):
         def acquire(self, pixels):
-            taken.append(pixels)
+            acquired.append(pixels)
             return super().acquire(pixels)
 
-    monkeypatch.setattr(decoding, "DECODE_BUDGET", Told(100))
+    monkeypatch.setattr(decoding, "DECODE_BUDGET", RecordingBudget(100))
     path = save(tmp_path / "a.png", RGB)
     decode(path)
     Preprocessing(4, 4).load(path)
     with decoding.decoded(path):
         assert decoding.DECODE_BUDGET._free == 65
-    assert taken == [35, 35, 35]
+    assert acquired == [35, 35, 35]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_a_pipe_is_refused_at_once(tmp_path):
+def test_pipe_is_rejected(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg is a pipe or a device; give a file that is stored on disk"):
+    with pytest.raises(UserError, match=r"a\.jpg is a pipe or a device"):
         decode(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="/dev/zero is a pipe or a device"):
         decode("/dev/zero")

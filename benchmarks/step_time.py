@@ -41,6 +41,7 @@ from flaxresnet.runtime.malloc_tuning import disable_malloc_trim, malloc_trim
 from flaxresnet.training.compiled_steps import compile_low_memory
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.optimizer import make_optimizer
+from flaxresnet.training.param_groups import learning_rate_groups
 from flaxresnet.training.step import make_train_step
 from flaxresnet.training.train_state import TrainState
 
@@ -190,9 +191,15 @@ def network(model: str, conv: str, precision: str) -> ResNet:
     return resnet(model, num_classes=6, dtype=jnp.dtype(precision), **LAYERS[conv])
 
 
+def adam() -> Any:
+    """Returns the tutorials' optimizer, Adam with a learning rate of 0.001."""
+    config = TrainConfig(recipe="tutorial")
+    return make_optimizer(config.resolved_recipe, lambda _: 1e-3, learning_rate_groups(config, steps_per_epoch=1))
+
+
 def initial_state(model: ResNet, optimizer: Any, size: int) -> TrainState:
     create = jax.jit(lambda: TrainState.create(model, optimizer, jax.random.key(0), (size, size)))
-    return compile_low_memory(create.lower(), once=True)()
+    return compile_low_memory(create.lower(), runs_once=True)()
 
 
 def random_images(batch_size: int, size: int) -> jax.Array:
@@ -234,7 +241,7 @@ def training(
       recipe: whose augmentation the step has; the optimizer is Adam with a learning rate of 0.001 for either.
     """
     module = network(model, conv, precision)
-    optimizer = make_optimizer(lambda _: 1e-3)
+    optimizer = adam()
     config = TrainConfig(recipe=recipe)
     step = make_train_step(
         module, optimizer, Preprocessing(size, size), config, lambda _: config.resolved_recipe.aug_strength
@@ -255,7 +262,7 @@ def inference(batch_size: int, size: int, conv: str, precision: str = "float32",
     """Compiles the logits of images on the device; flaxresnet's network has folded batch norm, as in `Classifier`."""
     module = network(model, conv, precision)
     preprocessing = Preprocessing(size, size)
-    state = initial_state(module, make_optimizer(lambda _: 1e-3), size)
+    state = initial_state(module, adam(), size)
     variables: Any = {"params": state.params, "batch_stats": state.batch_stats}
     if conv == "ours":
         module, variables = fold_batch_norm(module, variables)

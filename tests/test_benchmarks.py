@@ -1,5 +1,6 @@
 """Benchmarks: documented commands, tables and error messages. Measurements themselves are run by hand."""
 
+import json
 import os
 import re
 import shlex
@@ -72,6 +73,19 @@ def test_startup_marks_all_stages(data_folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         startup_time.child(0.0)
     assert tuple(re.findall('"stage": "(.+?)"', capsys.readouterr().out)) == startup_time.STAGES
+
+
+@pytest.mark.parity
+def test_step_time_reports_steps(tmp_path):
+    import step_time
+
+    path = tmp_path / "steps.json"
+    options = step_time.Arguments(
+        batch_sizes=(2,), image_sizes=(32,), model="resnet14", steps=1, plain=False, json=path
+    )
+    step_time.main(options)
+    rows = [(row["what"], row["conv"]) for row in json.loads(path.read_text())["rows"]]
+    assert rows == [("train", "ours"), ("infer", "ours")]
 
 
 def test_ended_framework_reports_failure():

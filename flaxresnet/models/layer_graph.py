@@ -19,7 +19,7 @@ class Layer(NamedTuple):
       kind: its class in `keras.layers`.
       options: its configuration, without the name.
       inputs: names of the layers whose outputs it takes.
-      table: its name in the parameters if it has weights, else None. The last layer's is `fc`.
+      param_name: its name in the parameters if it has weights, else None. The last layer's is `fc`.
       block: label of its block, such as "2a"; "" outside of blocks.
     """
 
@@ -27,7 +27,7 @@ class Layer(NamedTuple):
     kind: str
     options: dict[str, Any]
     inputs: tuple[str, ...]
-    table: str | None = None
+    param_name: str | None = None
     block: str = ""
 
 
@@ -73,7 +73,7 @@ def graph(model: ResNet, image_size: tuple[int, int], names: LayerNaming = PARAM
         x = builder.add("avg_pool", "AveragePooling2D", {"pool_size": window, "strides": window}, x)
         x = builder.add("flatten", "Flatten", {}, x)
     options = {"units": model.num_classes, "activation": "softmax", "use_bias": True}
-    builder.add(names.layer("fc"), "Dense", options, x, table="fc")
+    builder.add(names.layer("fc"), "Dense", options, x, param_name="fc")
     return builder.layers
 
 
@@ -86,8 +86,8 @@ class _Builder:
         self.layers: list[Layer] = []
         self.label = ""  # of the current block
 
-    def add(self, name: str, kind: str, options: dict[str, Any], *inputs: str, table: str | None = None) -> str:
-        self.layers.append(Layer(name, kind, options, inputs, table, self.label))
+    def add(self, name: str, kind: str, options: dict[str, Any], *inputs: str, param_name: str | None = None) -> str:
+        self.layers.append(Layer(name, kind, options, inputs, param_name, self.label))
         return name
 
     def relu(self, name: str, x: str) -> str:
@@ -105,9 +105,9 @@ class _Builder:
         }
         if spec.size == 3 and spec.strides > 1:  # with a stride, "same" pads only after the image
             x = self.add(f"{self.names.layer(conv)}_pad", "ZeroPadding2D", {"padding": [[1, 1], [1, 1]]}, x)
-        x = self.add(self.names.layer(conv), "Conv2D", options, x, table=conv)
+        x = self.add(self.names.layer(conv), "Conv2D", options, x, param_name=conv)
         options = {"epsilon": self.model.epsilon, "momentum": self.model.momentum}
-        return self.add(self.names.layer(norm), "BatchNormalization", options, x, table=norm)
+        return self.add(self.names.layer(norm), "BatchNormalization", options, x, param_name=norm)
 
     def block(self, x: str, spec: BlockSpec) -> str:
         """Adds a block."""

@@ -50,7 +50,7 @@ def inspect(model: ResNet, image_size: tuple[int, int]) -> list[LayerInfo]:
     part, found = "stem", []
     for layer in graph(model, image_size, LayerNaming(lambda name: f"fc{model.num_classes}" if name == "fc" else name)):
         taken = shapes[layer.inputs[0]] if layer.inputs else ()
-        shape = shapes[layer.name] = given[layer.name] if layer.table else _shape(layer, taken)
+        shape = shapes[layer.name] = given[layer.name] if layer.param_name else _shape(layer, taken)
         parameters, statistics = (_size(_at(variables[kind], layer)) for kind in ("params", "batch_stats"))
         part = stage_of(f"res{layer.block}") if layer.block else "stem" if part == "stem" else "head"
         work, learns = _flops(layer, shape, taken), part not in model.frozen

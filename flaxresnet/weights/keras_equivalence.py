@@ -37,7 +37,7 @@ def require_equivalent(
     actual = CanonicalGraph(config, feature_map_size)
     expected = CanonicalGraph(keras_config(layers, "expected"), feature_map_size, actual.ids)
     for layer in layers:
-        if layer.table is None or layer.name not in actual.nodes:
+        if layer.param_name is None or layer.name not in actual.nodes:
             continue  # the comparison of the weights' names reports missing layers
         if actual.nodes[layer.name] != expected.nodes[layer.name]:
             raise UserError(f"layer {layer.name} has other options or inputs than in {title}, the closest network")

@@ -254,9 +254,9 @@ def _layers(weights: PretrainedWeights, key_format: str) -> list[Layer]:
 
 def _arrays(layer: Layer, flat: FlatParams) -> dict[str, np.ndarray]:
     """Returns a layer's arrays by Keras's names, in Keras's order."""
-    if layer.table is None:
+    if layer.param_name is None:
         return {}
-    names = {leaf: f"{layer.table}/{FLAX_LEAVES.get(leaf, leaf)}" for leaf in LEAVES[_snake_case(layer.kind)]}
+    names = {leaf: f"{layer.param_name}/{FLAX_LEAVES.get(leaf, leaf)}" for leaf in LEAVES[_snake_case(layer.kind)]}
     return {leaf: flat[name] for leaf, name in names.items() if name in flat}
 
 

@@ -147,7 +147,7 @@ def configured_layers(model, key_format):
     names = {layer.name for layer in layers}
     assert len(names) == len(layers)
     assert {layer.name for layer in topological_order(layers)} == names
-    return {layer.table for layer in layers if layer.table is not None}
+    return {layer.param_name for layer in layers if layer.param_name is not None}
 
 
 def test_identify_recognizes_every_key_format():

@@ -87,7 +87,7 @@ class ScanResult:
 
     Attributes:
       errors: dict from the index of each unreadable image to the error message.
-      contents: `ContentHash.total` of the readable images; 0 if images are not files of their own.
+      contents: `ContentHash.total` of the readable images; 0 if the images are not separate files.
     """
 
     errors: dict[int, str] = field(default_factory=dict)

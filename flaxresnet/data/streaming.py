@@ -31,7 +31,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels and mask of
 def default_num_workers() -> int:
     """Returns the default number of worker processes: all cores but one, which trains, and at most 16.
 
-    0 on one or two cores: threads read as fast there, start at once, and take no memory of their own.
+    0 on one or two cores: threads read as fast there, start at once, and share the memory of the process.
     """
     cores = available_cpus()
     return 0 if cores <= MAX_CORES_WITHOUT_WORKERS else min(MAX_WORKERS, cores - 1)

@@ -1,4 +1,4 @@
-"""Reading and writing the tutorials' HDF5 layout, and every way in which a file can be wrong."""
+"""The tutorials' HDF5 layout: reading, writing, invalid files, links, and limits on compressed chunks."""
 
 import os
 import pickle
@@ -21,14 +21,15 @@ from flaxresnet.runtime.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
 Y = np.array([0, 2, 1, 2])
-X_TEST, Y_TEST = 255 - X[:2], np.array([1, 0])
+X_TEST = 255 - X[:2]
+Y_TEST = np.array([1, 0])
 NAMES = np.array([b"fist", b"palm", b"thumb"])
 TRAIN = {"train_set_x": X, "train_set_y": Y, "list_classes": NAMES}
 TEST = {"test_set_x": X_TEST, "test_set_y": Y_TEST, "list_classes": NAMES}
 
 
 def make(path, content):
-    """Writes a file: HDF5 from a dict of arrays, raw bytes as they are, anything else by calling it."""
+    """Writes a file: HDF5 from a dict of arrays, or bytes; a function writes the file itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, dict):
         with h5py.File(path, "w") as file:
@@ -53,7 +54,7 @@ def check(split, images, labels, names):
     assert split.class_names == names
 
 
-def test_two_files_in_a_folder_are_the_two_splits(tmp_path):
+def test_folder_holds_two_files(tmp_path):
     make(tmp_path / "train_signs.h5", TRAIN)
     make(tmp_path / "test_signs.h5", TEST)
     (tmp_path / "notes.txt").write_text("not data")
@@ -63,14 +64,14 @@ def test_two_files_in_a_folder_are_the_two_splits(tmp_path):
     assert splits.source == str(tmp_path)
 
 
-def test_one_file_may_hold_both_splits(tmp_path):
+def test_file_holds_both_splits(tmp_path):
     splits = open_dataset(make(tmp_path / "signs.h5", TRAIN | TEST))
     check(splits.train, X, Y, ("fist", "palm", "thumb"))
     check(splits.test, X_TEST, Y_TEST, ("fist", "palm", "thumb"))
 
 
 @pytest.mark.parametrize(("content", "present", "missing"), [(TRAIN, "train", "test"), (TEST, "test", "train")])
-def test_a_file_with_one_split_leaves_the_other_none(tmp_path, content, present, missing):
+def test_missing_split_is_none(tmp_path, content, present, missing):
     splits = open_dataset(make(tmp_path / "signs.h5", content))
     check(getattr(splits, present), content[f"{present}_set_x"], content[f"{present}_set_y"], ("fist", "palm", "thumb"))
     assert getattr(splits, missing) is None
@@ -79,9 +80,9 @@ def test_a_file_with_one_split_leaves_the_other_none(tmp_path, content, present,
 @pytest.mark.parametrize(
     "labels",
     [Y, Y.astype(np.uint8), Y.astype(np.float32), Y[:, None], np.eye(3)[Y], np.eye(3, dtype=np.int8)[Y]],
-    ids=["int64", "uint8", "whole floats", "(n, 1)", "one-hot floats", "one-hot integers"],
+    ids=["int64", "uint8", "floats", "(n, 1)", "one-hot floats", "one-hot integers"],
 )
-def test_labels_in_any_of_the_layouts_become_int32_class_numbers(tmp_path, labels):
+def test_labels_become_int32(tmp_path, labels):
     content = TRAIN | {"train_set_y": labels}
     check(open_dataset(make(tmp_path / "signs.h5", content)).train, X, Y, ("fist", "palm", "thumb"))
 
@@ -97,25 +98,25 @@ def test_labels_in_any_of_the_layouts_become_int32_class_numbers(tmp_path, label
     ],
     ids=["bytes", "text", "UTF-8 bytes", "integers", "(classes, 1)"],
 )
-def test_class_names_are_read_from_list_classes(tmp_path, names, expected):
+def test_list_classes_gives_names(tmp_path, names, expected):
     split = open_dataset(make(tmp_path / "signs.h5", TRAIN | {"list_classes": names})).train
     assert split.class_names == expected
     assert split.names_given
 
 
-def test_without_list_classes_the_classes_are_numbered_to_the_largest_label(tmp_path):
+def test_classes_without_names_are_numbered(tmp_path):
     split = open_dataset(make(tmp_path / "signs.h5", without(TRAIN, "list_classes"))).train
     assert split.class_names == ("0", "1", "2")
     assert not split.names_given
 
 
-def test_without_list_classes_one_hot_labels_have_as_many_classes_as_columns(tmp_path):
-    content = {"train_set_x": X, "train_set_y": np.eye(6)[Y]}  # classes 3, 4 and 5 have no picture
+def test_one_hot_columns_are_classes(tmp_path):
+    content = {"train_set_x": X, "train_set_y": np.eye(6)[Y]}  # classes 3, 4 and 5 have no image
     assert open_dataset(make(tmp_path / "signs.h5", content)).train.class_names == ("0", "1", "2", "3", "4", "5")
 
 
 @pytest.mark.parametrize("named", ["train", "test"])
-def test_names_in_one_file_serve_the_split_in_the_other(tmp_path, named):
+def test_names_apply_to_both_files(tmp_path, named):
     for name, content in (("train", TRAIN), ("test", TEST)):
         make(tmp_path / f"{name}.h5", content if name == named else without(content, "list_classes"))
     splits = open_dataset(tmp_path)
@@ -124,14 +125,14 @@ def test_names_in_one_file_serve_the_split_in_the_other(tmp_path, named):
         assert split.names_given
 
 
-def test_without_any_names_both_splits_have_the_classes_of_the_one_with_more(tmp_path):
+def test_splits_without_names_share_classes(tmp_path):
     splits = open_dataset(make(tmp_path / "signs.h5", without(TRAIN | TEST, "list_classes")))
     assert splits.train.class_names == splits.test.class_names == ("0", "1", "2")
     assert not splits.train.names_given
     assert not splits.test.names_given
 
 
-def test_reading_leaves_a_write_protected_file_as_it_was(tmp_path):
+def test_file_is_not_changed(tmp_path):
     path = make(tmp_path / "signs.h5", TRAIN)
     path.chmod(0o444)
     before = path.read_bytes(), path.stat().st_mtime_ns
@@ -140,14 +141,14 @@ def test_reading_leaves_a_write_protected_file_as_it_was(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o444
 
 
-def test_a_file_can_be_read_while_somebody_else_reads_it(tmp_path):
+def test_file_is_opened_read_only(tmp_path):
     path = make(tmp_path / "signs.h5", TRAIN)
-    with h5py.File(path, "r"):  # HDF5 refuses to open for writing what is open for reading
+    with h5py.File(path, "r"):  # HDF5 does not open a file for writing while it is open for reading
         check(open_dataset(path).train, X, Y, ("fist", "palm", "thumb"))
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
-def test_what_write_hdf5_writes_read_hdf5_reads(tmp_path, name):
+def test_write_read_round_trip(tmp_path, name):
     split = Dataset(X, Y.astype(np.int32), ("Fäuste", "五", "c"))
     write_hdf5(tmp_path / "signs.h5", name, split)
     splits = read_hdf5([tmp_path / "signs.h5"], "here", ReadOptions())
@@ -155,7 +156,7 @@ def test_what_write_hdf5_writes_read_hdf5_reads(tmp_path, name):
     assert splits.source == "here"
 
 
-def test_write_hdf5_writes_the_tutorials_layout(tmp_path):
+def test_write_hdf5_layout(tmp_path):
     write_hdf5(tmp_path / "signs.h5", "train", Dataset(X, Y.astype(np.int32), ("fist", "palm", "thumb")))
     with h5py.File(tmp_path / "signs.h5", "r") as file:
         assert set(file) == {"train_set_x", "train_set_y", "list_classes"}
@@ -164,12 +165,12 @@ def test_write_hdf5_writes_the_tutorials_layout(tmp_path):
         assert list(file["list_classes"]) == [b"fist", b"palm", b"thumb"]
 
 
-def truncated(path):
+def write_truncated(path):
     make(path, TRAIN)
     path.write_bytes(path.read_bytes()[:1500])
 
 
-# What is wrong → (the files in the folder, what the error says). The data set is the folder.
+# Mistake → (files in the dataset's folder, message).
 MISTAKES = {
     "no files": ({}, r"data holds neither an HDF5 file \(\*\.h5\) nor a folder of images for each class; give"),
     "no HDF5 files": ({"a.txt": b"text"}, r"data holds neither an HDF5 file"),
@@ -180,7 +181,7 @@ MISTAKES = {
     ),
     "text": ({"a.h5": b"hello\n" * 400}, r"a\.h5 cannot be read as HDF5 \(.*file signature not found.*\); check that"),
     "empty file": ({"a.h5": b""}, r"a\.h5 cannot be read as HDF5 \(.+\); check that it is a complete HDF5 file"),
-    "truncated": ({"a.h5": truncated}, r"a\.h5 cannot be read as HDF5 \(.*truncated file.*\); check that"),
+    "truncated": ({"a.h5": write_truncated}, r"a\.h5 cannot be read as HDF5 \(.*truncated file.*\); check that"),
     "one broken among two": ({"a.h5": TRAIN, "b.h5": b"?"}, r"b\.h5 cannot be read as HDF5"),
     "dangling link": (
         {"a.h5": TRAIN | {"train_set_y": h5py.SoftLink("/nowhere")}},
@@ -306,7 +307,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("files", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_in_the_data_is_named(tmp_path, files, message):
+def test_invalid_file_is_rejected(tmp_path, files, message):
     folder = tmp_path / "data"
     folder.mkdir()
     for name, content in files.items():
@@ -316,14 +317,14 @@ def test_a_mistake_in_the_data_is_named(tmp_path, files, message):
     assert "\n" not in str(caught.value)
 
 
-def test_labels_of_an_absurd_size_are_not_read(tmp_path, monkeypatch):
+def test_large_labels_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("flaxresnet.data.hdf5.MAX_LABEL_BYTES", 8)
     path = make(tmp_path / "a.h5", without(TRAIN, "list_classes"))
     with pytest.raises(UserError, match=r"a\.h5: train_set_y has shape \(4,\); store one label an image, or one name"):
         open_dataset(path)
 
 
-def test_pixels_that_do_not_fit_in_memory_are_said_so(tmp_path, monkeypatch):
+def test_memory_error_is_reported(tmp_path, monkeypatch):
     path = make(tmp_path / "a.h5", TRAIN)
 
     def too_large(*_):
@@ -334,34 +335,34 @@ def test_pixels_that_do_not_fit_in_memory_are_said_so(tmp_path, monkeypatch):
         open_dataset(path)
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path):
+def test_missing_path_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.h5 does not exist; give an HDF5 file, or a folder"):
         open_dataset(tmp_path / "nowhere.h5")
 
 
-def test_a_single_file_that_is_not_hdf5_is_named_whatever_its_suffix(tmp_path):
+def test_other_suffix_is_read_as_hdf5(tmp_path):
     with pytest.raises(UserError, match=r"photo\.jpg cannot be read as HDF5"):
-        open_dataset(make(tmp_path / "photo.jpg", b"\xff\xd8\xff\xe0 no picture either"))
+        open_dataset(make(tmp_path / "photo.jpg", b"\xff\xd8\xff\xe0 not HDF5"))
 
 
-def test_images_that_stay_in_the_file_are_those_in_memory(tmp_path):
+def test_streamed_images_equal_memory(tmp_path):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         images = np.random.default_rng(0).integers(0, 256, (50, 8, 9, 3)).astype(np.uint8)
         file.create_dataset("train_set_x", data=images, chunks=(7, 8, 9, 3), compression="gzip")
         file["train_set_y"] = np.arange(50) % 3
-    held, streamed = (
+    in_memory, streamed = (
         open_dataset(tmp_path / "data.h5", ReadOptions(input=mode)).train for mode in ("memory", "stream")
     )
     assert streamed.is_streamed
-    assert not held.is_streamed
-    np.testing.assert_array_equal(held.images, images)
+    assert not in_memory.is_streamed
+    np.testing.assert_array_equal(in_memory.images, images)
     np.testing.assert_array_equal(streamed.images[:], images)
     np.testing.assert_array_equal(streamed.images[np.array([40, 3, 3])], images[[40, 3, 3]])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(streamed.images))[7], images[7])
-    assert held.fingerprint() == streamed.fingerprint()
+    assert in_memory.fingerprint() == streamed.fingerprint()
 
 
-def test_a_file_that_is_gone_while_it_is_streamed_is_a_sentence(tmp_path):
+def test_removed_file_is_reported(tmp_path):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["train_set_x"] = np.zeros((5, 8, 9, 3), np.uint8)
         file["train_set_y"] = np.arange(5)
@@ -371,40 +372,41 @@ def test_a_file_that_is_gone_while_it_is_streamed_is_a_sentence(tmp_path):
         pickle.loads(pickle.dumps(images)).read(2)
 
 
-def damaged(path, chunk=7):
-    """A compressed file of 50 images of which chunk 2 (images 14 to 20) holds rubbish."""
+def write_damaged_chunk(path):
+    """Writes a compressed file of 50 images in which chunk 2 (images 14 to 20) is invalid; returns the images."""
     with h5py.File(path, "w") as file:
         images = np.random.default_rng(0).integers(0, 256, (50, 8, 9, 3)).astype(np.uint8)
-        data = file.create_dataset("train_set_x", data=images, chunks=(chunk, 8, 9, 3), compression="gzip")
+        data = file.create_dataset("train_set_x", data=images, chunks=(7, 8, 9, 3), compression="gzip")
         file["train_set_y"] = np.arange(50) % 3
-        place, size = data.id.get_chunk_info(2).byte_offset, data.id.get_chunk_info(2).size
+        chunk = data.id.get_chunk_info(2)
     content = bytearray(path.read_bytes())
-    content[place : place + size] = b"\xff" * size
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
     path.write_bytes(content)
     return images
 
 
 @pytest.mark.parametrize("mode", ["memory", "stream"])
-def test_a_damaged_chunk_is_found_before_training_and_may_be_left_out(tmp_path, monkeypatch, mode):
+def test_damaged_chunk_is_skipped(tmp_path, monkeypatch, mode):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("flaxresnet.data.hdf5.MAX_BLOCK_BYTES", 10 * 8 * 9 * 3)
-    images = damaged(tmp_path / "data.h5")
+    images = write_damaged_chunk(tmp_path / "data.h5")
     message = (
         r"7 of 50 images in .*data\.h5 cannot be read; .*: .*data\.h5: train_set_x\[14\] cannot be read \(.* 2 more"
     )
     with pytest.raises(UserError, match=message):
         open_dataset(tmp_path / "data.h5", ReadOptions(input=mode))
     splits = open_dataset(tmp_path / "data.h5", ReadOptions(input=mode, max_corrupt_fraction=0.2))
-    good = np.delete(np.arange(50), np.arange(14, 21))
-    np.testing.assert_array_equal(splits.train.images[:], images[good])
-    np.testing.assert_array_equal(splits.train.labels, good % 3)
+    readable = np.delete(np.arange(50), np.arange(14, 21))
+    np.testing.assert_array_equal(splits.train.images[:], images[readable])
+    np.testing.assert_array_equal(splits.train.labels, readable % 3)
     assert "; skipped 7 unreadable: " in splits.source
 
 
-def test_a_streamed_file_is_looked_through_once_until_it_changes(tmp_path, monkeypatch):
+def test_unchanged_file_is_scanned_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    reads, load = [], Hdf5Images.load
-    monkeypatch.setattr(Hdf5Images, "load", lambda self, places: reads.append(len(places)) or load(self, places))
+    reads = []
+    load = Hdf5Images.load
+    monkeypatch.setattr(Hdf5Images, "load", lambda self, indices: reads.append(len(indices)) or load(self, indices))
     make(tmp_path / "a.h5", TRAIN)
     for _ in range(2):
         open_dataset(tmp_path / "a.h5", ReadOptions(input="stream"))
@@ -414,17 +416,17 @@ def test_a_streamed_file_is_looked_through_once_until_it_changes(tmp_path, monke
     assert reads == [len(Y), len(Y)]
 
 
-def elsewhere(path, how):
-    """A file whose training images are in another one."""
+def write_external(path, kind):
+    """Writes a file whose training images are in another file."""
     other = make(path.parent / "other.h5", TRAIN)
     make(path, without(TRAIN, "train_set_x"))
     with h5py.File(path, "a") as file:
-        if how == "link":
+        if kind == "link":
             file["train_set_x"] = h5py.ExternalLink("other.h5", "/train_set_x")
-        elif how == "link to a folder":
+        elif kind == "link to a group":
             file["there"] = h5py.ExternalLink("other.h5", "/")
             file["train_set_x"] = h5py.SoftLink("/there/train_set_x")
-        elif how == "virtual":
+        elif kind == "virtual":
             layout = h5py.VirtualLayout(X.shape, X.dtype)
             layout[...] = h5py.VirtualSource(other, "train_set_x", X.shape)
             file.create_virtual_dataset("train_set_x", layout)
@@ -434,29 +436,32 @@ def elsewhere(path, how):
     return path
 
 
-@pytest.mark.parametrize("how", ["link", "link to a folder", "virtual", "external storage"])
-def test_what_lies_in_another_file_is_not_looked_into(tmp_path, monkeypatch, how):
+@pytest.mark.parametrize("kind", ["link", "link to a group", "virtual", "external storage"])
+def test_external_images_are_rejected(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="train_set_x is stored in another file, which is not opened; store the values"):
-        open_dataset(elsewhere(tmp_path / "signs.h5", how))
+        open_dataset(write_external(tmp_path / "signs.h5", kind))
 
 
 @pytest.mark.parametrize(
-    ("links", "at"),
+    ("links", "target"),
     [
         ({"train_set_x": "/x"}, "x"),
         ({"train_set_x": "x"}, "x"),
         ({"train_set_x": "./in//x/"}, "in/x"),
-        ({"train_set_x": "way/x", "way": "in/other", "in/other": "deep"}, "in/deep/x"),  # from the group of each link
+        (
+            {"train_set_x": "link/x", "link": "in/other", "in/other": "deep"},
+            "in/deep/x",
+        ),  # relative to each group
         ({"train_set_x": "in/back", "in/back": "/x"}, "x"),
     ],
     ids=str,
 )
-def test_links_within_the_file_are_followed(tmp_path, links, at):
-    path = make(tmp_path / "signs.h5", {at: X, **without(TRAIN, "train_set_x")})
+def test_soft_links_are_followed(tmp_path, links, target):
+    path = make(tmp_path / "signs.h5", {target: X, **without(TRAIN, "train_set_x")})
     with h5py.File(path, "a") as file:
-        for name, target in links.items():
-            file[name] = h5py.SoftLink(target)
+        for name, link_path in links.items():
+            file[name] = h5py.SoftLink(link_path)
     check(open_dataset(path).train, X, Y, ("fist", "palm", "thumb"))
 
 
@@ -469,7 +474,7 @@ def test_links_within_the_file_are_followed(tmp_path, links, at):
         ("/", "train_set_x is a group"),
     ],
 )
-def test_links_that_lead_nowhere_are_refused(tmp_path, target, message):
+def test_invalid_links_are_rejected(tmp_path, target, message):
     path = make(tmp_path / "signs.h5", without(TRAIN, "train_set_x"))
     with h5py.File(path, "a") as file:
         file["train_set_x"] = h5py.SoftLink(target)
@@ -477,17 +482,17 @@ def test_links_that_lead_nowhere_are_refused(tmp_path, target, message):
         open_dataset(path)
 
 
-@pytest.mark.parametrize("how", ["link", "link to a folder"])
-def test_the_other_file_of_a_link_is_not_even_opened(tmp_path, how):
-    path = elsewhere(tmp_path / "signs.h5", how)
+@pytest.mark.parametrize("kind", ["link", "link to a group"])
+def test_external_file_is_not_opened(tmp_path, kind):
+    path = write_external(tmp_path / "signs.h5", kind)
     (tmp_path / "other.h5").unlink()
-    os.mkfifo(tmp_path / "other.h5")  # which one would wait for
-    end = os.open(tmp_path / "other.h5", os.O_RDWR)  # and with this read in vain
+    os.mkfifo(tmp_path / "other.h5")  # opening it would block
+    writer = os.open(tmp_path / "other.h5", os.O_RDWR)  # reading it would block
     try:
         with pytest.raises(UserError, match="train_set_x is stored in another file"):
             open_dataset(path)
     finally:
-        os.close(end)
+        os.close(writer)
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
@@ -498,49 +503,50 @@ def test_the_other_file_of_a_link_is_not_even_opened(tmp_path, how):
         ((2, 9000, 9000, 3), (6, 9000, 9000, 3), r"is in chunks of \(6, 9000, 9000, 3\); store it in chunks of up to"),
     ],
 )
-def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(tmp_path, shape, chunks, message, input):
+def test_huge_images_are_rejected(tmp_path, shape, chunks, message, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1])})
     with h5py.File(path, "a") as file:
-        more = {"chunks": chunks, "maxshape": (None,) * 4, "compression": "gzip"}
-        file.create_dataset("train_set_x", shape, np.uint8, **more)
+        options = {"chunks": chunks, "maxshape": (None,) * 4, "compression": "gzip"}
+        file.create_dataset("train_set_x", shape, np.uint8, **options)
     with pytest.raises(UserError, match=message):
         open_dataset(path, ReadOptions(input=input))
 
 
-def store_packed(path, key, shape, streams, chunks=None, **packing):
-    """Writes an array whose chunks are, from the first row on, these bytes as they are."""
+def write_chunks(path, key, shape, streams, chunks=None, **filters):
+    """Writes an array whose chunks, from the first row on, hold these bytes."""
     with h5py.File(path, "a") as file:
         size = {"chunks": chunks or (1, *shape[1:]), "maxshape": (None, *shape[1:])}
-        array = file.create_dataset(key, shape, np.uint8, **size, **packing)
+        array = file.create_dataset(key, shape, np.uint8, **size, **filters)
         for row, stream in enumerate(streams):
             array.id.write_direct_chunk((row, *(0 for _ in shape[1:])), stream)
 
 
 def peak_memory():
-    """Bytes this process has had at most since its count began again; 0 where the system keeps none."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
-    return 1024 * int(found[1]) if found else 0
+    """Returns the peak memory of this process in bytes since its last reset; 0 if the system does not report it."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    return 1024 * int(match[1]) if match else 0
 
 
 STATUS = Path("/proc/self/status")
-NOISE = np.random.default_rng(1).integers(0, 256, (3, 400, 400, 3), np.uint8)  # packed, larger than what is trusted
+NOISE = np.random.default_rng(1).integers(0, 256, (3, 400, 400, 3), np.uint8)  # chunks too large to be trusted
 STREAMS = [zlib.compress(image.tobytes(), 1) for image in NOISE]
 
 
 @pytest.fixture(scope="module")
 def bomb():
-    """320 MiB of zeros, packed to 1.4 MiB."""
-    packer, mebibyte = zlib.compressobj(1), bytes(2**20)
-    return b"".join(packer.compress(mebibyte) for _ in range(320)) + packer.flush()
+    """320 MiB of zeros, compressed to 1.4 MiB."""
+    compressor = zlib.compressobj(1)
+    mebibyte = bytes(2**20)
+    return b"".join(compressor.compress(mebibyte) for _ in range(320)) + compressor.flush()
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
-def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path, bomb, input):
+def test_oversized_chunk_is_not_decompressed(tmp_path, bomb, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
+    write_chunks(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
 
     if STATUS.exists():
-        STATUS.with_name("clear_refs").write_text("5")  # the count begins again from what is in use now
+        STATUS.with_name("clear_refs").write_text("5")  # resets the peak
     before = peak_memory()
     chunk = r"train_set_x has a chunk, at \(1, 0, 0, 0\), that decompresses to more than the 480,000 bytes it declares"
     with pytest.raises(UserError, match=rf"{chunk}; store the values again"):
@@ -549,9 +555,9 @@ def test_a_chunk_that_unpacks_to_more_than_it_declares_is_not_unpacked(tmp_path,
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
-def test_such_a_chunk_can_be_left_out(tmp_path, bomb, input):
+def test_oversized_chunk_is_skipped(tmp_path, bomb, input):
     path = make(tmp_path / "bomb.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
+    write_chunks(path, "train_set_x", NOISE.shape, [STREAMS[0], bomb, STREAMS[2]], compression="gzip")
     split = open_dataset(path, ReadOptions(input=input, max_corrupt_fraction=0.5)).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
@@ -559,72 +565,76 @@ def test_such_a_chunk_can_be_left_out(tmp_path, bomb, input):
 @pytest.mark.parametrize(
     ("key", "shape", "chunks"), [("train_set_y", (4,), (256,)), ("list_classes", (3,), (256,))], ids=["labels", "names"]
 )
-def test_labels_and_names_that_unpack_to_more_are_not_unpacked(tmp_path, bomb, key, shape, chunks):
+def test_oversized_labels_are_not_decompressed(tmp_path, bomb, key, shape, chunks):
     path = make(tmp_path / "bomb.h5", without(TRAIN, key))
-    store_packed(path, key, shape, [bomb], chunks, compression="gzip")
+    write_chunks(path, key, shape, [bomb], chunks, compression="gzip")
     with pytest.raises(UserError, match=rf"bomb\.h5: {key} has a chunk, at \(0,\), that decompresses to more than the"):
         open_dataset(path)
 
 
-def test_a_chunk_of_many_images_is_looked_at_once_and_not_kept(tmp_path, monkeypatch):
-    """Pieces that are unpacked are counted: one chunk of 64 MiB takes less than that, however many threads read."""
-    path, count = make(tmp_path / "signs.h5", {"train_set_y": np.arange(64) % 3}), []
+def test_chunk_is_checked_once(tmp_path, monkeypatch):
+    path = make(tmp_path / "signs.h5", {"train_set_y": np.arange(64) % 3})
+    checked = []
     images = np.repeat(NOISE, 22, axis=0)[:64]
     with h5py.File(path, "a") as file:
         file.create_dataset("train_set_x", data=images, chunks=images.shape, compression="gzip", compression_opts=1)
-    looked = hdf5_limits.is_oversized
-    monkeypatch.setattr(hdf5_limits, "is_oversized", lambda *a: (count.append(a[1]), looked(*a))[1])
+    is_oversized = hdf5_limits.is_oversized
+    monkeypatch.setattr(
+        hdf5_limits, "is_oversized", lambda array, offset: checked.append(offset) or is_oversized(array, offset)
+    )
     stored = open_dataset(path, ReadOptions(input="stream")).train.images
     with ThreadPoolExecutor(8) as threads:
-        read = list(threads.map(lambda place: stored.load(np.array([place]))[0], range(64)))
+        read = list(threads.map(lambda index: stored.load(np.array([index]))[0], range(64)))
     np.testing.assert_array_equal(np.concatenate(read), images)
-    assert count == [(0, 0, 0, 0)]
+    assert checked == [(0, 0, 0, 0)]
     pickled = pickle.loads(pickle.dumps(stored))
     np.testing.assert_array_equal(pickled.load(np.array([5]))[0][0], images[5])
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
-def test_a_large_chunk_whose_place_is_beyond_the_file_is_damaged(tmp_path, input):
+def test_chunk_beyond_the_file_is_damaged(tmp_path, input):
     path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
+    write_chunks(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
     with h5py.File(path) as file:
-        at = file["train_set_x"].id.get_chunk_info(1).byte_offset
+        offset = file["train_set_x"].id.get_chunk_info(1).byte_offset.to_bytes(8, "little")
     content = path.read_bytes()
-    assert content.count(at.to_bytes(8, "little")) == 1
-    path.write_bytes(content.replace(at.to_bytes(8, "little"), (2**40).to_bytes(8, "little")))
+    assert content.count(offset) == 1
+    path.write_bytes(content.replace(offset, (2**40).to_bytes(8, "little")))
     with pytest.raises(UserError, match=r"train_set_x\[1\] cannot be read"):
         open_dataset(path, ReadOptions(input=input))
     split = open_dataset(path, ReadOptions(input=input, max_corrupt_fraction=0.5)).train
     np.testing.assert_array_equal(split.images[np.arange(2)], NOISE[[0, 2]])
 
 
-def test_an_older_hdf5_tells_of_chunks_one_by_one(tmp_path):
-    path, seen = tmp_path / "signs.h5", []
-    store_packed(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
+def test_older_hdf5_lists_chunks(tmp_path):
+    path = tmp_path / "signs.h5"
+    sizes = []
+    write_chunks(path, "train_set_x", NOISE.shape, STREAMS, compression="gzip")
     with h5py.File(path) as file:
-        one_by_one = {name: getattr(file["train_set_x"].id, name) for name in ("get_num_chunks", "get_chunk_info")}
-        hdf5_limits.each_chunk(SimpleNamespace(id=SimpleNamespace(**one_by_one)), lambda chunk: seen.append(chunk.size))
-    assert seen == [len(stream) for stream in STREAMS]
+        array_id = file["train_set_x"].id
+        old_id = SimpleNamespace(get_num_chunks=array_id.get_num_chunks, get_chunk_info=array_id.get_chunk_info)
+        hdf5_limits.each_chunk(SimpleNamespace(id=old_id), lambda chunk: sizes.append(chunk.size))
+    assert sizes == [len(stream) for stream in STREAMS]
 
 
-def test_more_is_stored_of_a_chunk_than_it_can_have(tmp_path):
+def test_overlong_stored_chunk_is_rejected(tmp_path):
     path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2])})
-    store_packed(path, "train_set_x", (3, 5, 6, 3), [bytes(2**17)], (3, 5, 6, 3), shuffle=True)
+    write_chunks(path, "train_set_x", (3, 5, 6, 3), [bytes(2**17)], (3, 5, 6, 3), shuffle=True)
     with pytest.raises(UserError, match=r"a chunk, at \(0, 0, 0, 0\), that decompresses to more than the 270 bytes"):
         open_dataset(path)
 
 
-def twice(plist):
+def deflate_twice(plist):
     plist.set_deflate(9)
     plist.set_deflate(9)
 
 
-def shuffled_after(plist):
+def shuffle_after_deflate(plist):
     plist.set_deflate(9)
     plist.set_shuffle()
 
 
-def unknown(plist):
+def scale_offset(plist):
     plist.set_scaleoffset(h5py.h5z.SO_INT, 0)
 
 
@@ -634,19 +644,19 @@ def large_lzf(plist):
 
 
 @pytest.mark.parametrize(
-    ("packing", "message"),
+    ("set_filters", "message"),
     [
-        (twice, r"is filtered again after its compression; `h5repack -f GZIP=4`"),
-        (shuffled_after, r"is filtered again after its compression; `h5repack -f GZIP=4`"),
-        (unknown, r"is compressed by HDF5's filter 6, which is not supported; `h5repack -f GZIP=4`"),
+        (deflate_twice, r"is filtered again after its compression; `h5repack -f GZIP=4`"),
+        (shuffle_after_deflate, r"is filtered again after its compression; `h5repack -f GZIP=4`"),
+        (scale_offset, r"is compressed by HDF5's filter 6, which is not supported; `h5repack -f GZIP=4`"),
         (large_lzf, r"is compressed by LZF in chunks of \(1, 2000, 2000, 3\); `h5repack -f GZIP=4`"),
     ],
 )
-def test_packing_that_cannot_be_looked_at_is_refused(tmp_path, packing, message):
+def test_unsupported_filters_are_rejected(tmp_path, set_filters, message):
     path, shape = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1])}), (2, 2000, 2000, 3)
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_chunk((1, 200, 200, 3))
-    packing(plist)
+    set_filters(plist)
     with h5py.File(path, "a") as file:
         space = h5py.h5s.create_simple(shape)
         h5py.h5d.create(file.id, b"train_set_x", h5py.h5t.NATIVE_UINT8, space, plist)
@@ -657,7 +667,7 @@ def test_packing_that_cannot_be_looked_at_is_refused(tmp_path, packing, message)
 @pytest.mark.parametrize("input", ["memory", "stream"])
 @pytest.mark.parametrize("chunks", [(1, 400, 400, 3), (2, 400, 400, 3), (3, 300, 400, 3), True], ids=str)
 @pytest.mark.parametrize(
-    "packing",
+    "filters",
     [
         {"compression": "gzip"},
         {"compression": "gzip", "shuffle": True, "fletcher32": True},
@@ -667,10 +677,10 @@ def test_packing_that_cannot_be_looked_at_is_refused(tmp_path, packing, message)
     ],
     ids=str,
 )
-def test_images_packed_in_the_usual_ways_are_read(tmp_path, packing, chunks, input):
+def test_usual_filters_are_read(tmp_path, filters, chunks, input):
     path = make(tmp_path / "signs.h5", {"train_set_y": np.array([0, 1, 2]), "list_classes": NAMES})
     with h5py.File(path, "a") as file:
-        file.create_dataset("train_set_x", data=NOISE, chunks=chunks, **packing)
+        file.create_dataset("train_set_x", data=NOISE, chunks=chunks, **filters)
     split = open_dataset(path, ReadOptions(input=input)).train
     np.testing.assert_array_equal(split.images[np.arange(3)], NOISE)
 
@@ -682,7 +692,7 @@ WIDE.set_size(16)
 
 @pytest.mark.parametrize("kind", [TIME, WIDE], ids=["time", "16 bytes"])
 @pytest.mark.parametrize(("key", "shape"), [("train_set_x", X.shape), ("train_set_y", Y.shape), ("list_classes", (3,))])
-def test_values_of_a_type_that_numpy_has_not_are_refused(tmp_path, kind, key, shape):
+def test_unsupported_types_are_rejected(tmp_path, kind, key, shape):
     path = make(tmp_path / "signs.h5", without(TRAIN, key))
     with h5py.File(path, "a") as file:
         h5py.h5d.create(file.id, key.encode(), kind, h5py.h5s.create_simple(shape))
@@ -691,18 +701,18 @@ def test_values_of_a_type_that_numpy_has_not_are_refused(tmp_path, kind, key, sh
 
 
 @pytest.mark.parametrize("input", ["memory", "stream"])
-@pytest.mark.parametrize("packed", [{}, {"compression": "gzip"}], ids=["as it is", "gzip"])
-def test_images_that_are_declared_but_not_stored_are_refused(tmp_path, input, packed):
+@pytest.mark.parametrize("filters", [{}, {"compression": "gzip"}], ids=["no filter", "gzip"])
+def test_unstored_images_are_rejected(tmp_path, input, filters):
     path = make(tmp_path / "signs.h5", {"train_set_y": np.arange(200) % 3})
     with h5py.File(path, "a") as file:
-        file.create_dataset("train_set_x", (200, 9000, 9000, 3), np.uint8, chunks=(1, 900, 900, 3), **packed)
+        file.create_dataset("train_set_x", (200, 9000, 9000, 3), np.uint8, chunks=(1, 900, 900, 3), **filters)
         file["train_set_x"][0, :5, :6] = X[0]
     message = r"signs\.h5: train_set_x declares 45\.3 GiB, of which [\d,]+ bytes are stored; store the values"
     with pytest.raises(UserError, match=message):
         open_dataset(path, ReadOptions(input=input))
 
 
-def test_labels_that_are_declared_but_not_stored_are_refused(tmp_path):
+def test_unstored_labels_are_rejected(tmp_path):
     path = make(tmp_path / "signs.h5", without(TRAIN, "train_set_y"))
     with h5py.File(path, "a") as file:
         file.create_dataset("train_set_y", (4, 10**7), np.int16, chunks=(4, 1000))
@@ -712,16 +722,17 @@ def test_labels_that_are_declared_but_not_stored_are_refused(tmp_path):
         open_dataset(path)
 
 
-def test_images_that_are_packed_as_well_as_can_be_are_read(tmp_path, monkeypatch):
+def test_best_compression_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("flaxresnet.data.hdf5.MIN_CHECKED_BYTES", 0)
-    path, black = make(tmp_path / "signs.h5", without(TRAIN, "train_set_x")), np.zeros((4, 500, 500, 3), np.uint8)
+    path = make(tmp_path / "signs.h5", without(TRAIN, "train_set_x"))
+    black = np.zeros((4, 500, 500, 3), np.uint8)
     with h5py.File(path, "a") as file:
         file.create_dataset("train_set_x", data=black, chunks=black.shape, compression="gzip", compression_opts=9)
     check(open_dataset(path).train, black, Y, ("fist", "palm", "thumb"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_a_pipe_is_refused_at_once(tmp_path):
+def test_pipe_is_rejected(tmp_path):
     os.mkfifo(tmp_path / "signs.h5")
     with pytest.raises(UserError, match=r"signs\.h5 is a pipe or a device; give a file that is stored on disk"):
         open_dataset(tmp_path / "signs.h5")

@@ -13,15 +13,15 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# The installed package comes before the clone, which has `train.py` and is a last resort, also in child processes.
+# Import the installed package, also in child processes. The clone comes last, for `train.py`.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT] + [str(ROOT)]
-os.environ["PYTHONSAFEPATH"] = "1"  # a child process does not import from its working directory
+os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import from their working directory
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
-# A third of the time to compile; what the programs compute stays the same to rounding.
+# Compilation takes a third of the time, and results stay the same except for rounding.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
-if version("jaxlib").startswith("0.10."):  # 0.12 does not know the flag, which ends the process
+if version("jaxlib").startswith("0.10."):  # 0.12 rejects the flag and ends the process
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("TERM", "dumb")
 
@@ -42,15 +42,14 @@ from flaxresnet.training.executable_cache import cache_key, open_executable_cach
 PACKAGE = Path(fr.__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
 XLA_TEST_FLAGS = os.environ["XLA_FLAGS"]  # for processes that tests start
-# A dozen steps have to teach it.
+# A network that learns in a dozen steps. The augmentations that are off take longer to compile than the network.
 TINY_CONFIG = {"model": "resnet14", "width": 16, "batch_size": 8, "zero_init_residual": False, "report": False}
-TINY_CONFIG |= {"aug_strength": 0.0, "background_prob": 0.0}  # which take longer to compile than the network
-# In the tests the smallest network has one stage of two convolutions: it is compiled many times, and its depth does not
-# matter.
+TINY_CONFIG |= {"aug_strength": 0.0, "background_prob": 0.0}
+# The smallest network has one stage of two convolutions in the tests, because they compile it many times.
 SIZES["resnet14"] = {"stage_sizes": (1,), "bottleneck": False}
 
 
-# Marker → the tests that it adds to the fast tier, and their usual time on two cores.
+# Marker → the tests that it adds to the fast tier, and their duration on two cores.
 TIERS = {
     "parity": ("tests that need the real Keras, PyTorch, a browser or several processes", "3 minutes more"),
     "campaign": ("kills, fuzzing, every size × variant × format", "an hour or more"),
@@ -97,19 +96,22 @@ def pytest_cmdline_main(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    left_out = [name for name in TIERS if not config.getoption(name)]
-    chosen, excluded = [], []
+    excluded_tiers = [name for name in TIERS if not config.getoption(name)]
+    selected = []
+    excluded = []
     for item in items:
-        of_another_tier = any(item.get_closest_marker(name) for name in left_out)
-        (excluded if of_another_tier else chosen).append(item)
+        if any(item.get_closest_marker(name) for name in excluded_tiers):
+            excluded.append(item)
+        else:
+            selected.append(item)
     config.hook.pytest_deselected(items=excluded)
     if config.getoption("shuffle") is not None:
-        chosen = shuffled(chosen, config.getoption("shuffle"))
-    items[:] = chosen
+        selected = shuffled(selected, config.getoption("shuffle"))
+    items[:] = selected
 
 
 def shuffled(items, seed):
-    """Returns the files in random order, and the tests of each, so that a file's fixtures are still made once."""
+    """Returns the files, and the tests within each file, in random order. Fixtures of a file stay shared."""
     rng = random.Random(seed)
     files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
     rng.shuffle(files)
@@ -123,7 +125,9 @@ def compiled_programs(tmp_path_factory):
     """Shares compiled programs between tests and workers, apart from the user's own cache."""
     os.environ.setdefault("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # the workers' own lie in one
+    folder = (
+        folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    )  # the common parent of the workers' folders
     folder = os.environ.get("FLAXRESNET_TEST_CACHE", folder / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -162,12 +166,12 @@ def shared_programs():
     def open_executable_cache(info, keep, *shapes):
         if keep or jax.device_count() > 1:
             return real(info, keep, *shapes)
-        made_by = tuple(getattr(compiled_steps, name) for name in MAKERS)  # a test may have put others in their place
+        made_by = tuple(getattr(compiled_steps, name) for name in MAKERS)  # a test may have replaced them
         return shared.setdefault((cache_key(info, *shapes), repr(info.model()), made_by), SharedPrograms())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "open_executable_cache", open_executable_cache)
-        patch.setattr(compiled_steps, "FAST_COMPILE_FLAGS", {})  # as quickly as all other programs here
+        patch.setattr(compiled_steps, "FAST_COMPILE_FLAGS", {})  # the test flags are as fast
         # The tests need little memory, and returning it takes longer than a small step.
         for module in (trainer, compiled_steps):
             patch.setattr(module, "malloc_trim", lambda: True)
@@ -181,7 +185,7 @@ def own_programs(monkeypatch, shared_programs):
 
 
 def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:
-    """Three classes that a small network learns in an epoch or two: noise with one colour channel raised."""
+    """Returns noise with one color channel raised, in three classes that a small network learns in an epoch or two."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int32) % 3
     images = rng.integers(0, 80, (count, size, size, 3))
@@ -190,7 +194,7 @@ def blobs(count: int, seed: int, size: int = 32) -> fr.Dataset:
 
 
 def draw_blobs(root: Path, train: int, test: int) -> Path:
-    """Makes a folder of so many training and test pictures of the three classes, 32×32."""
+    """Writes an image folder with the given numbers of training and test images, 32×32, of the classes of `blobs`."""
     for split, count, seed in (("train", train, 1), ("test", test, 2)):
         data = blobs(count, seed=seed)
         for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
@@ -202,7 +206,7 @@ def draw_blobs(root: Path, train: int, test: int) -> Path:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
-    """A folder with a training file of 44 and a test file of 19 images, 32×32, three classes."""
+    """Returns a folder with HDF5 files of 44 training and 19 test images, 32×32, in three classes."""
     folder = tmp_path_factory.mktemp("data")
     write_hdf5(folder / "train.h5", "train", blobs(44, seed=1))
     write_hdf5(folder / "test.h5", "test", blobs(19, seed=2))
@@ -211,7 +215,7 @@ def data_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, data_folder):
-    """The folder of a small run of three epochs. Read it; do not train in it."""
+    """Returns the folder of a small run of three epochs. Tests must not change it."""
     workdir = tmp_path_factory.mktemp("runs") / "small"
     fr.fit(fr.TrainConfig(data=data_folder, workdir=workdir, epochs=3, **TINY_CONFIG), quiet=True)
     return workdir
@@ -219,8 +223,8 @@ def finished_run(tmp_path_factory, data_folder):
 
 @pytest.fixture(scope="session")
 def calibrated_run(tmp_path_factory, finished_run):
-    """The run with what it knows of its training images, so that it calls all others strange. Read it only."""
-    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("knowing") / "run")
+    """Returns a copy of `finished_run` that flags other images as out of distribution. Tests must not change it."""
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("calibrated") / "run")
     classifier = fr.Classifier.load(run, calibrated=False)
     embeddings = classifier.forward(blobs(40, seed=7).images)[1]
     calibration = Calibration(
@@ -231,7 +235,7 @@ def calibrated_run(tmp_path_factory, finished_run):
 
 
 def small_in_a_corner(index: int) -> np.ndarray:
-    """A white photo of 128×160 with one of the classes in its lower right corner, from (64, 96) on."""
+    """Returns a white photo, 128×160, with an image of a class in its lower right corner, from (64, 96)."""
     photo = np.full((128, 160, 3), 255, np.uint8)
     photo[64:, 96:] = np.kron(blobs(3, seed=8).images[index], np.ones((2, 2, 1), np.uint8))
     return photo
@@ -239,7 +243,7 @@ def small_in_a_corner(index: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def small_init():
-    """Initial variables of a model for 32×32 images, compiled in one piece: faster than layer by layer."""
+    """Returns a function that initializes a model for 32×32 images in one jitted call, which is faster."""
 
     def init(model, seed: int = 0, size: int = 32):
         return jax.jit(lambda key: model.init(key, np.zeros((1, size, size, 3), np.float32)))(jax.random.key(seed))

@@ -1,4 +1,4 @@
-"""Nothing is swallowed, every message of an error is in a test, and every dependency is of use."""
+"""Source checks: no handler hides errors, a test quotes each error message, and the package imports each dependency."""
 
 import ast
 import re
@@ -9,104 +9,111 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "flaxresnet").rglob("*.py"), ROOT / "train.py"])
-TESTED = 4  # words of a message in a row, that a test has to have; all of a run that is shorter
-NOT_IMPORTED = {"flatbuffers": "jax.export"}  # dependency → what uses it where it is installed
+MIN_WORDS = 4  # consecutive words of a message that a test must contain; fewer if the message has no longer piece
+NOT_IMPORTED = {"flatbuffers": "jax.export"}  # dependency → the module that imports it
 
 
-def broad_and_silent(tree: ast.AST) -> list[int]:
-    """Lines of handlers that catch everything and do nothing."""
-    found = []
+def hidden_errors(tree: ast.AST) -> list[int]:
+    """Returns the lines of handlers that catch every exception and do nothing."""
+    lines = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
-            if broad and all(isinstance(line, ast.Pass) or ast.unparse(line) == "..." for line in node.body):
-                found.append(node.lineno)
+            is_broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            if is_broad and all(ast.unparse(statement) in ("pass", "...") for statement in node.body):
+                lines.append(node.lineno)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
-            found += [node.lineno for word in node.args if ast.unparse(word) in ("Exception", "BaseException")]
-    return found
+            types = map(ast.unparse, node.args)
+            lines += [node.lineno for name in types if name in ("Exception", "BaseException")]
+    return lines
 
 
 @cache
 def tree_of(path: Path) -> ast.AST:
-    """A file as Python reads it."""
+    """Returns the syntax tree of a file."""
     return ast.parse(path.read_text())
 
 
-def test_nothing_is_swallowed():
+def test_handlers_hide_no_errors():
     assert len(SOURCES) > 50
-    assert {str(path): found for path in SOURCES if (found := broad_and_silent(tree_of(path)))} == {}
+    assert [f"{path}:{line}" for path in SOURCES for line in hidden_errors(tree_of(path))] == []
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return re.findall(r"[A-Za-z0-9][\w'-]*", text)
 
 
-def fixed(node: ast.AST, known: dict[str, list[list[str]]]) -> list[list[str]]:
-    """The fixed pieces of an expression, as words; of names those that they are `known` to hold."""
-    formats = {
-        id(part) for of in ast.walk(node) if isinstance(of, ast.FormattedValue | ast.Subscript)
-        for part in ast.walk((of.format_spec if isinstance(of, ast.FormattedValue) else of.slice) or ast.Pass())
-    }  # fmt: skip
+def fixed_pieces(node: ast.AST, known: dict[str, list[list[str]]]) -> list[list[str]]:
+    """Returns the fixed pieces of a text expression, as words. `known` has the pieces of variables."""
+    excluded = set()  # format specifications and subscripts
+    for part in ast.walk(node):
+        if isinstance(part, ast.FormattedValue) and part.format_spec:
+            excluded |= {id(child) for child in ast.walk(part.format_spec)}
+        elif isinstance(part, ast.Subscript):
+            excluded |= {id(child) for child in ast.walk(part.slice)}
     pieces = []
     for part in ast.walk(node):
-        if id(part) in formats:
+        if id(part) in excluded:
             continue
         if isinstance(part, ast.Constant) and isinstance(part.value, str):
-            pieces.append(words_of(part.value))
+            pieces.append(split_words(part.value))
         elif isinstance(part, ast.Name):
             pieces += known.get(part.id, [])
     return [piece for piece in pieces if piece]
 
 
-def assigned(tree: ast.AST) -> dict[str, list[list[str]]]:
-    """Names → the fixed pieces of the texts that a file gives them."""
-    found: dict[str, list[list[str]]] = {}
+def text_variables(tree: ast.AST) -> dict[str, list[list[str]]]:
+    """Returns variable → the fixed pieces of the texts that a file assigns to it."""
+    variables: dict[str, list[list[str]]] = {}
     for node in ast.walk(tree):
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets = [node.target] if isinstance(node, ast.NamedExpr) else targets
         if targets and isinstance(node.value, ast.JoinedStr | ast.Constant | ast.IfExp):
             for target in targets:
-                found.setdefault(ast.unparse(target), []).extend(fixed(node.value, {}))
-    return found
+                variables.setdefault(ast.unparse(target), []).extend(fixed_pieces(node.value, {}))
+    return variables
 
 
-def is_said(node: ast.AST) -> bool:
-    """Whether it makes a message of an error: what is raised, what is made to be raised, what goes to stderr."""
+def has_error_message(node: ast.AST) -> bool:
+    """Returns whether a call creates an exception or prints to stderr."""
     if not isinstance(node, ast.Call) or not node.args:
         return False
     name = ast.unparse(node.func)
-    to_stderr = name == "print" and any(ast.unparse(word.value) == "sys.stderr" for word in node.keywords)
+    to_stderr = name == "print" and any(ast.unparse(keyword.value) == "sys.stderr" for keyword in node.keywords)
     return to_stderr or re.search(r"(Error|Interrupted)$", name) is not None
 
 
 def messages(tree: ast.AST) -> list[tuple[int, list[list[str]]]]:
-    """(line, its fixed pieces as words) of each error's message that has any."""
-    known = assigned(tree)
-    said = [node for node in ast.walk(tree) if is_said(node)]
-    found = [(node.lineno, [piece for word in node.args for piece in fixed(word, known)]) for node in said]
-    return [(line, pieces) for line, pieces in found if pieces]
+    """Returns (line, fixed pieces as words) of each error message that has fixed pieces."""
+    known = text_variables(tree)
+    result = []
+    for node in ast.walk(tree):
+        if has_error_message(node):
+            pieces = [piece for argument in node.args for piece in fixed_pieces(argument, known)]
+            if pieces:
+                result.append((node.lineno, pieces))
+    return result
 
 
 def untested(path: Path, tested: str) -> list[str]:
-    """The errors of a file of whose words no test has enough in a row: `TESTED`, or as many as stand in a row."""
+    """Returns the error messages of a file that no test quotes with enough consecutive words."""
     missing = []
     for line, pieces in messages(tree_of(path)):
-        count = min(TESTED, max(map(len, pieces)))
-        runs = [" ".join(piece[i : i + count]) for piece in pieces for i in range(len(piece) - count + 1)]
-        if not any(f" {run} " in tested for run in runs):
+        count = min(MIN_WORDS, max(map(len, pieces)))
+        sequences = [" ".join(piece[i : i + count]) for piece in pieces for i in range(len(piece) - count + 1)]
+        if not any(f" {sequence} " in tested for sequence in sequences):
             missing.append(f"{path.relative_to(ROOT)}:{line}: {' … '.join(map(' '.join, pieces))}")
     return missing
 
 
-def test_every_message_of_an_error_is_in_a_test():
+def test_tests_quote_error_messages():
     tests = (path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != "test_errors.py")
-    tested = f" {' '.join(word for text in tests for word in words_of(text))} "
+    tested = f" {' '.join(word for text in tests for word in split_words(text))} "
     assert [error for path in SOURCES for error in untested(path, tested)] == []
 
 
-def test_a_message_without_a_test_and_a_silent_handler_are_found(tmp_path, monkeypatch):
+def test_source_checks_find_violations(tmp_path, monkeypatch):
     code = "try:\n    pass\nexcept Exception:\n    pass\nraise UserError(f'{x} cannot be eaten; cook it')\n"
-    assert broad_and_silent(ast.parse(code)) == [3]
+    assert hidden_errors(ast.parse(code)) == [3]
     assert messages(ast.parse(code)) == [(5, [["cannot", "be", "eaten", "cook", "it"]])]
     code = "why = f'after {n:.1f} s, as {d[\"told\"]}'\nraise Interrupted(2, f'stopped {why}')\n"
     code += "print(f'late by {n}', file=sys.stderr)\nprint('done')\nraise UserError(str(error))\n"
@@ -120,23 +127,24 @@ def test_a_message_without_a_test_and_a_silent_handler_are_found(tmp_path, monke
     ]
 
 
-def test_every_dependency_is_imported():
+def test_dependencies_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     imported = set()
     for path in SOURCES:
         for node in ast.walk(tree_of(path)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
-            imported |= {name.partition(".")[0] for name in names}
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
     known = packages_distributions()
-    used = {found.lower().replace("_", "-") for name in imported for found in known.get(name, [])}
-    extras = [
-        word for name in ("tensorboard", "onnx", "demo", "hub") for word in project["optional-dependencies"][name]
-    ]
+    used = {package.lower().replace("_", "-") for name in imported for package in known.get(name, [])}
+    extras = []
+    for name in ("tensorboard", "onnx", "demo", "hub"):
+        extras += project["optional-dependencies"][name]
     for line in project["dependencies"]:
         name = re.match(r"[\w-]+", line)[0].lower()
         assert name in used or name in NOT_IMPORTED, line
-    modules = {"onnxruntime"}  # which the exported file is for
+    modules = {"onnxruntime"} | {name.lower() for name in imported}  # onnxruntime runs exported files
     for line in extras:
         name = re.match(r"[\w-]+", line)[0].lower().replace("-", "_")
-        assert name in {word.lower() for word in imported} | modules, line
+        assert name in modules, line

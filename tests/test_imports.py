@@ -1,4 +1,4 @@
-"""Who may import whom, and what `import flaxresnet` must not pull in."""
+"""Imports: the layers of the package, and the modules that `import flaxresnet` does not import."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from conftest import PACKAGE
 
 import flaxresnet as fr
 
-# From top to bottom. A module imports from the layers below its own, not from those above, not even in a function.
+# From top to bottom. A module imports only from the layers below its own, also in a function.
 LAYERS = (
     *("cli", "fitting", "demo", "report", "visualize"),
     *("exporting", "adabn", "comparison", "evaluation", "classifier"),
@@ -25,16 +25,16 @@ def layer_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Returns the layers that a file imports from, anywhere in it."""
-    found = set()
+    """Returns the layers that a file imports from."""
+    layers = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "flaxresnet":
-            found |= {alias.name for alias in node.names}
+            layers |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flaxresnet."):
-            found.add(layer_of(node.module))
+            layers.add(layer_of(node.module))
         elif isinstance(node, ast.Import):
-            found |= {layer_of(alias.name) for alias in node.names if alias.name.startswith("flaxresnet.")}
-    return found
+            layers |= {layer_of(alias.name) for alias in node.names if alias.name.startswith("flaxresnet.")}
+    return layers
 
 
 def test_imports_follow_layers():
@@ -48,13 +48,13 @@ def test_imports_follow_layers():
     assert violations == []
 
 
-def test_importing_the_package_is_light():
+def test_import_skips_heavy_modules():
     program = f"import sys, flaxresnet; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there_and_documented():
+def test_public_names_are_documented():
     for name in fr.__all__:
         value = getattr(fr, name)
         assert value.__doc__, name

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic replacement of files."""
 
 import os
 
@@ -43,7 +43,7 @@ def test_atomic_write_failure_keeps_old(target):
     assert names_in(target.parent) == ["file.txt"]
 
 
-def test_atomic_write_names_path(tmp_path):
+def test_atomic_write_names_unwritable_path(tmp_path):
     path = tmp_path / "nowhere" / "file.txt"
     message = r"nowhere/file.txt cannot be written: No such file or directory"
     with pytest.raises(UserError, match=message), atomic_write(path):

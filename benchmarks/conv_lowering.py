@@ -30,7 +30,7 @@ from flaxresnet.models.cpu.conv_algorithms import ROWS, ConvParams, ohwi_gemm
 from flaxresnet.models.cpu.conv_heuristics import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, choose, choose_for_inference
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 
-WIDTH = 110  # columns of the table
+WIDTH = 140  # columns of the table
 OHWI = ", OHWI"  # suffix of algorithms that take the kernel in OHWI layout
 OUTPUT = "output"
 BY_INPUT = "by input"

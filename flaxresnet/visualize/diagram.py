@@ -1,6 +1,6 @@
-"""Pictures of a network: the whole graph, a box a layer, and an overview of one page in which blocks fold.
+"""Diagrams of a network: the full graph with a box per layer, and a one-page overview with folded blocks.
 
-Drawn with Matplotlib alone. Distances are in inches, y grows downwards.
+Matplotlib draws both. Distances are in inches, and y increases downward.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,21 @@ from matplotlib.path import Path
 
 from flaxresnet.visualize.layer_table import LayerInfo, kind_of
 
-ROW, BOX = 0.62, 0.44  # from box to box, and a box's height
-WIDE, SIDE = 3.5, 3.0  # widths of boxes on the main path and beside it
-GAP = 0.75  # between the two columns, where shortcuts run
+ROW = 0.62  # from the top of a box to the top of the next
+BOX_HEIGHT = 0.44
+MAIN_WIDTH = 3.5  # of boxes on the main path
+SHORTCUT_WIDTH = 3.0  # of boxes beside it
+GAP = 0.75  # between the two columns; identity shortcuts run there
 MARGIN = 0.4
-# Of the overview: its boxes, and what is written over the examples beside them.
-STEP, STEP_HIGH, STEP_WIDE, HEADING = 1.02, 0.6, 3.3, 0.55
-OVERVIEW_LEFT = MARGIN + STEP_WIDE + 1.4
-INK, SHORTCUT = "#222222", "#b3420d"
-COLOURS = {
+# The overview's boxes, and the space for a heading above each example block.
+STEP = 1.02
+STEP_HEIGHT = 0.6
+STEP_WIDTH = 3.3
+HEADING = 0.55
+OVERVIEW_LEFT = MARGIN + STEP_WIDTH + 1.4
+TEXT_COLOR = "#222222"
+SHORTCUT_COLOR = "#b3420d"
+COLORS = {
     "Conv2D": "#cfe2f6",
     "BatchNormalization": "#ececec",
     "Activation": "#fdeac8",
@@ -35,101 +41,123 @@ COLOURS = {
 
 
 class GridCell(NamedTuple):
-    """Where a layer's box is: 0, the main path, or 1, beside it; and in which row."""
+    """Position of a layer's box.
+
+    Attributes:
+      column: 0 for the main path, 1 for shortcuts.
+      row: from 0, downward.
+    """
 
     column: int
     row: int
 
 
+class Box(NamedTuple):
+    """A rectangle on the page: its upper left corner and its size."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
 def compute_layout(layers: Sequence[LayerInfo]) -> dict[str, GridCell]:
-    """A place for each layer: the main path one under the other, a block's shortcut beside its first layers."""
-    places: dict[str, GridCell] = {}
+    """Returns a cell for each layer: the main path runs down, a block's shortcut stands beside its first layers."""
+    cells: dict[str, GridCell] = {}
     row = 0
-    for _, group in groupby(layers, lambda one: one.layer.block):
-        start = row
-        beside = start
-        for one in group:
-            if one.layer.block and is_shortcut(one):
-                places[one.layer.name] = GridCell(1, beside)
-                beside += 1
+    for _, group in groupby(layers, lambda info: info.layer.block):
+        shortcut_row = row
+        for info in group:
+            if info.layer.block and is_shortcut(info):
+                cells[info.layer.name] = GridCell(1, shortcut_row)
+                shortcut_row += 1
             else:
-                places[one.layer.name] = GridCell(0, row)
+                cells[info.layer.name] = GridCell(0, row)
                 row += 1
-    return places
+    return cells
 
 
 def _height(layers: Sequence[LayerInfo]) -> float:
-    """Of the boxes, one under the other."""
-    return ROW * (1 + max(place.row for place in compute_layout(layers).values()))
+    """Returns the height of the layers' boxes, stacked."""
+    return ROW * (1 + max(cell.row for cell in compute_layout(layers).values()))
 
 
-def is_shortcut(one: LayerInfo) -> bool:
-    return "_branch1" in one.layer.name
+def is_shortcut(info: LayerInfo) -> bool:
+    """Returns whether the layer belongs to a block's shortcut."""
+    return "_branch1" in info.layer.name
 
 
 def draw_graph(layers: Sequence[LayerInfo], title: str) -> Figure:
-    """Every layer with its name, kind and the shapes of what it takes and gives, as Keras's `plot_model` draws it."""
-    figure, axes = _page(2 * MARGIN + WIDE + GAP + SIDE + 0.4, 2 * MARGIN + 0.4 + _height(layers))
-    axes.text(MARGIN, MARGIN, title, fontsize=13, weight="bold", va="center", color=INK)
+    """Draws every layer with its name, kind, input and output shape, as Keras's `plot_model` does."""
+    width = 2 * MARGIN + MAIN_WIDTH + GAP + SHORTCUT_WIDTH + 0.4
+    figure, axes = _page(width, 2 * MARGIN + 0.4 + _height(layers))
+    axes.text(MARGIN, MARGIN, title, fontsize=13, weight="bold", va="center", color=TEXT_COLOR)
     draw_layers(axes, layers, MARGIN, MARGIN + 0.4)
     return figure
 
 
 def draw_layers(axes: Axes, layers: Sequence[LayerInfo], left: float, top: float) -> None:
-    """Boxes and arrows of layers, from a corner down; there is no arrow from layers that are not among them."""
-    places = compute_layout(layers)
-    shapes = {one.layer.name: one.shape for one in layers}
-    for one in layers:
-        place = places[one.layer.name]
-        x, y = _corner(place, left, top)
-        taken = [_times(shapes[name]) for name in one.layer.inputs if name in shapes]
-        words = f"{taken[0]} → {_times(one.shape)}" if taken and taken[0] != _times(one.shape) else _times(one.shape)
-        width = SIDE if place.column else WIDE
-        _box(axes, x, y, width, f"{one.layer.name}   {kind_of(one)}", words, COLOURS.get(one.layer.kind, "#ffffff"))
-        for name in one.layer.inputs:
-            if name in places:
-                _join(axes, places[name], place, left, top)
+    """Draws boxes and arrows of layers downward from a point; inputs outside `layers` get no arrow."""
+    cells = compute_layout(layers)
+    boxes = {name: _cell_box(cell, left, top) for name, cell in cells.items()}
+    shapes = {info.layer.name: _format_shape(info.shape) for info in layers}
+    for info in layers:
+        name = info.layer.name
+        text = shapes[name]
+        inputs = [source for source in info.layer.inputs if source in cells]
+        if inputs and shapes[inputs[0]] != text:
+            text = f"{shapes[inputs[0]]} → {text}"
+        _draw_box(axes, boxes[name], f"{name}   {kind_of(info)}", text, COLORS.get(info.layer.kind, "#ffffff"))
+        for source in inputs:
+            _connect(axes, cells[source], cells[name], boxes[source], boxes[name])
 
 
-def _corner(place: GridCell, left: float, top: float) -> tuple[float, float]:
-    return left + place.column * (WIDE + GAP), top + place.row * ROW
+def _cell_box(cell: GridCell, left: float, top: float) -> Box:
+    width = SHORTCUT_WIDTH if cell.column else MAIN_WIDTH
+    return Box(left + cell.column * (MAIN_WIDTH + GAP), top + cell.row * ROW, width, BOX_HEIGHT)
 
 
-def _join(axes: Axes, source: GridCell, target: GridCell, left: float, top: float) -> None:
-    """An arrow from box to box; what skips layers runs beside them, in its own colour."""
-    (x0, y0), (x1, y1) = _corner(source, left, top), _corner(target, left, top)
+def _connect(axes: Axes, source: GridCell, target: GridCell, start: Box, end: Box) -> None:
+    """Draws an arrow between two boxes; shortcuts run beside the main path, in their own color."""
+    start_middle = start.y + BOX_HEIGHT / 2
+    end_middle = end.y + BOX_HEIGHT / 2
     if source.column == target.column and target.row == source.row + 1:
-        middle = x0 + (SIDE if source.column else WIDE) / 2
-        _arrow(axes, [(middle, y0 + BOX), (middle, y1)], SHORTCUT if source.column else INK)
+        center = start.x + start.width / 2
+        color = SHORTCUT_COLOR if source.column else TEXT_COLOR
+        _draw_arrow(axes, [(center, start.y + BOX_HEIGHT), (center, end.y)], color)
     elif source.column == target.column:  # an identity shortcut
-        lane = x0 + WIDE + GAP / 2
-        _arrow(axes, [(x0 + WIDE, y0 + BOX / 2), (lane, y0 + BOX / 2), (lane, y1 + BOX / 2), (x1 + WIDE, y1 + BOX / 2)])
-    elif target.column:  # out to a shortcut's convolution
-        _arrow(axes, [(x0 + WIDE, y0 + BOX / 2), (x1 + SIDE / 2, y0 + BOX / 2), (x1 + SIDE / 2, y1)])
-    else:  # and back
-        _arrow(axes, [(x0 + SIDE / 2, y0 + BOX), (x0 + SIDE / 2, y1 + BOX / 2), (x1 + WIDE, y1 + BOX / 2)])
+        right = start.x + MAIN_WIDTH
+        lane = right + GAP / 2
+        _draw_arrow(axes, [(right, start_middle), (lane, start_middle), (lane, end_middle), (right, end_middle)])
+    elif target.column:  # from the main path to a shortcut's convolution
+        center = end.x + end.width / 2
+        _draw_arrow(axes, [(start.x + start.width, start_middle), (center, start_middle), (center, end.y)])
+    else:  # from the shortcut's convolution back to the main path
+        center = start.x + start.width / 2
+        points = [(center, start.y + BOX_HEIGHT), (center, end_middle), (end.x + end.width, end_middle)]
+        _draw_arrow(axes, points)
 
 
 def overview(layers: Sequence[LayerInfo], title: str) -> Figure:
-    """One page: the parts from images to classes with blocks folded, and beside them what is inside the blocks."""
+    """Draws one page: the parts from images to classes with folded blocks, and beside them the layers of a block."""
     steps = _steps(layers)
-    kinds = _examples(layers)
-    inside = [compute_layout(example) for _, example in kinds]
-    height = max(len(steps) * STEP, sum((1 + max(p.row for p in places.values())) * ROW + HEADING for places in inside))
-    figure, axes = _page(OVERVIEW_LEFT + WIDE + GAP + SIDE + MARGIN + 0.3, height + 2 * MARGIN + 0.8)
-    axes.text(MARGIN, MARGIN, title, fontsize=15, weight="bold", va="center", color=INK)
+    examples = _examples(layers)
+    height = max(len(steps) * STEP, sum(_height(example) + HEADING for _, example in examples))
+    width = OVERVIEW_LEFT + MAIN_WIDTH + GAP + SHORTCUT_WIDTH + MARGIN + 0.3
+    figure, axes = _page(width, height + 2 * MARGIN + 0.8)
+    axes.text(MARGIN, MARGIN, title, fontsize=15, weight="bold", va="center", color=TEXT_COLOR)
     top = MARGIN + 0.75
     for index, step in enumerate(steps):
         y = top + index * STEP
-        _box(axes, MARGIN, y, STEP_WIDE, step.title, step.words, step.colour, height=STEP_HIGH)
+        _draw_box(axes, Box(MARGIN, y, STEP_WIDTH, STEP_HEIGHT), step.title, step.text, step.color)
         if index:
-            middle = MARGIN + STEP_WIDE / 2
-            _arrow(axes, [(middle, y - STEP + STEP_HIGH), (middle, y)], INK)
+            center = MARGIN + STEP_WIDTH / 2
+            _draw_arrow(axes, [(center, y - STEP + STEP_HEIGHT), (center, y)], TEXT_COLOR)
         if step.blocks:
-            _skip(axes, y, step)
+            _draw_shortcut(axes, y, step)
     y = top
-    for heading, example in kinds:
-        axes.text(OVERVIEW_LEFT, y - 0.2, heading, fontsize=11, weight="bold", va="center", color=INK)
+    for heading, example in examples:
+        axes.text(OVERVIEW_LEFT, y - 0.2, heading, fontsize=11, weight="bold", va="center", color=TEXT_COLOR)
         draw_layers(axes, example, OVERVIEW_LEFT, y)
         y += _height(example) + HEADING
     return figure
@@ -139,73 +167,74 @@ class OverviewBox(NamedTuple):
     """A box of the overview: one or several layers or blocks.
 
     Attributes:
-      title, words: its two lines.
-      colour: its face.
-      blocks: how many residual blocks it stands for.
-      projects: whether their shortcut has a convolution.
+      title: its first line.
+      text: its second line.
+      color: its fill color.
+      blocks: number of residual blocks in it.
+      projects: whether the blocks' shortcut has a convolution.
     """
 
     title: str
-    words: str
-    colour: str
+    text: str
+    color: str
     blocks: int = 0
     projects: bool = False
 
 
 def _steps(layers: Sequence[LayerInfo]) -> list[OverviewBox]:
-    steps = [OverviewBox("images", _times(layers[0].shape), "#ffffff")]
-    by_block = [(block, list(group)) for block, group in groupby(layers, lambda one: one.layer.block)]
-    stem, *blocks, head = by_block
-    convolution = next(one for one in stem[1] if one.layer.kind == "Conv2D")
-    pooling = stem[1][-1]
+    """Returns the boxes of the overview, from images to classes."""
+    steps = [OverviewBox("images", _format_shape(layers[0].shape), "#ffffff")]
+    by_block = [(block, list(group)) for block, group in groupby(layers, lambda info: info.layer.block)]
+    (_, stem), *blocks, (_, head) = by_block
+    convolution = next(info for info in stem if info.layer.kind == "Conv2D")
     window = convolution.layer.options["kernel_size"][0]
-    steps.append(
-        OverviewBox(f"stem: {window}×{window} convolution, max-pooling", _times(pooling.shape), COLOURS["Conv2D"])
-    )
+    title = f"stem: {window}×{window} convolution, max-pooling"
+    steps.append(OverviewBox(title, _format_shape(stem[-1].shape), COLORS["Conv2D"]))
 
-    def folded(item: tuple[str, list[LayerInfo]]) -> tuple[str, bool]:
-        return item[0][0], any(map(is_shortcut, item[1]))
+    def stage_and_kind(item: tuple[str, list[LayerInfo]]) -> tuple[str, bool]:
+        name, members = item
+        return name[0], any(map(is_shortcut, members))
 
-    for (stage, projects), group in groupby(blocks, folded):
+    for (stage, projects), group in groupby(blocks, stage_and_kind):
         same = list(group)
         names = [name for name, _ in same]
         kind = "convolutional block" if projects else "identity block"
         times = f" × {len(same)}" if len(same) > 1 else ""
         listed = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
-        shape = _times(same[-1][1][-1].shape)
-        colour = "#dfeeda" if projects else "#eef6eb"
-        steps.append(OverviewBox(f"stage {stage}: {kind}{times}", f"{listed}: {shape}", colour, len(same), projects))
-    pooled = head[1][0]
-    steps.append(OverviewBox("average pooling", _times(pooled.shape), COLOURS["AveragePooling2D"]))
-    dense = head[1][-1]
-    steps.append(OverviewBox(f"{dense.layer.name}: dense layer", f"{dense.shape[0]} classes", COLOURS["Dense"]))
+        text = f"{listed}: {_format_shape(same[-1][1][-1].shape)}"
+        color = "#dfeeda" if projects else "#eef6eb"
+        steps.append(OverviewBox(f"stage {stage}: {kind}{times}", text, color, len(same), projects))
+    steps.append(OverviewBox("average pooling", _format_shape(head[0].shape), COLORS["AveragePooling2D"]))
+    dense = head[-1]
+    steps.append(OverviewBox(f"{dense.layer.name}: dense layer", f"{dense.shape[0]} classes", COLORS["Dense"]))
     return steps
 
 
 def _examples(layers: Sequence[LayerInfo]) -> list[tuple[str, list[LayerInfo]]]:
-    """The first block of each kind, under the layer that it takes."""
-    hash_split = {one.layer.name: one for one in layers}
-    found: dict[bool, list[LayerInfo]] = {}
-    for block, group in groupby(layers, lambda one: one.layer.block):
+    """Returns a heading and the layers of the first block of each kind, below the block's input layer."""
+    by_name = {info.layer.name: info for info in layers}
+    examples: dict[str, list[LayerInfo]] = {}
+    for block, group in groupby(layers, lambda info: info.layer.block):
         members = list(group)
         if block:
-            taken = hash_split[members[0].layer.inputs[0]]
-            found.setdefault(any(map(is_shortcut, members)), [taken, *members])
-    names = {True: "A convolutional block", False: "An identity block"}
-    return [
-        (f"{names[kind]}: res{found[kind][-1].layer.block}", found[kind]) for kind in (True, False) if kind in found
-    ]
+            kind = "Convolutional block" if any(map(is_shortcut, members)) else "Identity block"
+            examples.setdefault(kind, [by_name[members[0].layer.inputs[0]], *members])
+    return [(f"{kind}: res{examples[kind][-1].layer.block}", examples[kind]) for kind in sorted(examples)]
 
 
-def _skip(axes: Axes, y: float, step: OverviewBox) -> None:
-    """The shortcut beside a folded block, from the line above it to a sum on the line below."""
-    lane, middle = MARGIN + STEP_WIDE + 0.4, MARGIN + STEP_WIDE / 2
-    upper, lower = y - 0.3 * (STEP - STEP_HIGH), y + STEP_HIGH + 0.3 * (STEP - STEP_HIGH)
-    _arrow(axes, [(middle, upper), (lane, upper), (lane, lower), (middle + 0.07, lower)])
-    axes.add_patch(Circle((middle, lower), 0.07, facecolor="white", edgecolor=SHORTCUT, linewidth=1.2, zorder=3))
-    axes.text(middle, lower + 0.005, "+", fontsize=9, ha="center", va="center", color=SHORTCUT, zorder=4)
-    words = ("1×1 conv" if step.projects else "unchanged") + ("\nin each" if step.blocks > 1 else "")
-    axes.text(lane + 0.08, (upper + lower) / 2, words, fontsize=8, color=SHORTCUT, va="center")
+def _draw_shortcut(axes: Axes, y: float, step: OverviewBox) -> None:
+    """Draws the shortcut beside a folded block, from the arrow above it to a sum on the arrow below."""
+    lane = MARGIN + STEP_WIDTH + 0.4
+    center = MARGIN + STEP_WIDTH / 2
+    upper = y - 0.3 * (STEP - STEP_HEIGHT)
+    lower = y + STEP_HEIGHT + 0.3 * (STEP - STEP_HEIGHT)
+    _draw_arrow(axes, [(center, upper), (lane, upper), (lane, lower), (center + 0.07, lower)])
+    axes.add_patch(Circle((center, lower), 0.07, facecolor="white", edgecolor=SHORTCUT_COLOR, linewidth=1.2, zorder=3))
+    axes.text(center, lower + 0.005, "+", fontsize=9, ha="center", va="center", color=SHORTCUT_COLOR, zorder=4)
+    text = "1×1 conv" if step.projects else "identity"
+    if step.blocks > 1:
+        text += "\nin each"
+    axes.text(lane + 0.08, (upper + lower) / 2, text, fontsize=8, color=SHORTCUT_COLOR, va="center")
 
 
 def _page(width: float, height: float) -> tuple[Figure, Axes]:
@@ -217,31 +246,30 @@ def _page(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _box(
-    axes: Axes, x: float, y: float, width: float, title: str, words: str, colour: str, height: float = BOX
-) -> None:
+def _draw_box(axes: Axes, box: Box, title: str, text: str, color: str) -> None:
     shape: Any = FancyBboxPatch(
-        (x + 0.03, y + 0.03),
-        width - 0.06,
-        height - 0.06,
+        (box.x + 0.03, box.y + 0.03),
+        box.width - 0.06,
+        box.height - 0.06,
         boxstyle="round,pad=0.03,rounding_size=0.06",
-        facecolor=colour,
-        edgecolor=INK,
+        facecolor=color,
+        edgecolor=TEXT_COLOR,
         linewidth=0.8,
     )
     axes.add_patch(shape)
-    axes.text(x + width / 2, y + height * 0.31, title, fontsize=8.5, ha="center", va="center", color=INK)
-    axes.text(x + width / 2, y + height * 0.70, words, fontsize=8, ha="center", va="center", color="#444444")
+    center = box.x + box.width / 2
+    axes.text(center, box.y + box.height * 0.31, title, fontsize=8.5, ha="center", va="center", color=TEXT_COLOR)
+    axes.text(center, box.y + box.height * 0.70, text, fontsize=8, ha="center", va="center", color="#444444")
 
 
-def _arrow(axes: Axes, points: Sequence[tuple[float, float]], colour: str = SHORTCUT) -> None:
+def _draw_arrow(axes: Axes, points: Sequence[tuple[float, float]], color: str = SHORTCUT_COLOR) -> None:
     axes.add_patch(
         FancyArrowPatch(
             path=Path(points),
             arrowstyle="-|>",
             mutation_scale=9,
-            color=colour,
-            linewidth=1.0 if colour == INK else 1.5,
+            color=color,
+            linewidth=1.0 if color == TEXT_COLOR else 1.5,
             shrinkA=0,
             shrinkB=0,
             joinstyle="round",
@@ -249,5 +277,5 @@ def _arrow(axes: Axes, points: Sequence[tuple[float, float]], colour: str = SHOR
     )
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))

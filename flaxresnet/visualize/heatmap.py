@@ -1,4 +1,4 @@
-"""Pictures of explanations: a photo, and beside it the same with what the network looked at."""
+"""Pictures of Grad-CAM explanations: a photo, and beside it the photo with its heat map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,61 +10,67 @@ from PIL import Image
 
 from flaxresnet.visualize.plot_style import families
 
-LARGEST = 640  # pixels of a photo's longer side in the picture
-COLOURS = "inferno"  # even in lightness, and so for colour-blind eyes as well
-LINE = 0.2  # inches
-STRENGTH = 0.65  # opacity where the map is highest
+MAX_SIDE = 640  # pixels of a photo's longer side
+COLORMAP = "inferno"  # perceptually uniform, so also readable with color vision deficiency
+LINE_HEIGHT = 0.2  # inches
+OPACITY = 0.65  # at the map's maximum
 
 
 def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lays a map over a photo.
+    """Blends a heat map over a photo.
 
     Args:
       photo: (height, width, 3), uint8.
-      heat: (rows, columns), at least 0; stretched over the photo, its highest value is brightest.
+      heat: (rows, columns), at least 0; resized to the photo and scaled so that its maximum is brightest.
 
     Returns:
-      (height, width, 3), uint8; the photo itself where the map is 0.
+      (height, width, 3), uint8. Pixels with heat 0 are those of the photo.
     """
     height, width = photo.shape[:2]
-    share = heat / max(float(heat.max()), 1e-12)
-    stretched = Image.fromarray(share.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    level = np.clip(np.asarray(stretched), 0, 1)[..., None]
-    colours = colormaps[COLOURS](level[..., 0])[..., :3] * 255
-    return np.rint(photo * (1 - STRENGTH * level) + colours * STRENGTH * level).astype(np.uint8)
+    relative = heat / max(float(heat.max()), 1e-12)
+    resized = Image.fromarray(relative.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    level = np.clip(np.asarray(resized), 0, 1)[..., None]
+    colors = colormaps[COLORMAP](level[..., 0])[..., :3] * 255
+    return np.rint(photo * (1 - OPACITY * level) + colors * OPACITY * level).astype(np.uint8)
 
 
 def explanation(photo: np.ndarray, heat: np.ndarray, title: str, lines: Sequence[str]) -> Figure:
-    """A photo, the same with a map over it, and what the network says of it.
+    """Returns a figure of a photo, the photo with its heat map, and the predictions.
 
     Args:
-      photo: (height, width, 3), uint8, as `display_size` gives it.
+      photo: (height, width, 3), uint8, as `display_size` returns it.
       heat: (rows, columns), at least 0.
-      title: over the picture.
-      lines: under it.
+      title: text above the pictures.
+      lines: text below the pictures.
     """
-    wide, share = 8, 0.47  # inches of the page, and how much of it each picture takes
-    above, below = 0.4, 0.15 + LINE * len(lines)  # inches for words
-    height = wide * share * photo.shape[0] / photo.shape[1] + above + below
-    figure = Figure(figsize=(wide, height), facecolor="white")
+    page_width = 8  # inches
+    picture_width = 0.47  # fraction of the page
+    above = 0.4  # inches for the title
+    below = 0.15 + LINE_HEIGHT * len(lines)  # inches for the lines
+    height = page_width * picture_width * photo.shape[0] / photo.shape[1] + above + below
+    figure = Figure(figsize=(page_width, height), facecolor="white")
     for left, picture in ((0.02, photo), (0.51, overlay(photo, heat))):
-        axes: Any = figure.add_axes((left, below / height, share, 1 - (above + below) / height))
+        axes: Any = figure.add_axes((left, below / height, picture_width, 1 - (above + below) / height))
         axes.imshow(picture)
         axes.axis("off")
-    usual: Any = {"va": "center", "parse_math": False, "family": families()}
-    figure.text(0.02, 1 - above / 2 / height, title, fontsize=11, weight="bold", **usual)
-    for number, line in enumerate(lines):
-        figure.text(0.02, (below - LINE * (number + 0.8)) / height, line, fontsize=10, **usual)
+    style: Any = {"va": "center", "parse_math": False, "family": families()}
+    figure.text(0.02, 1 - above / 2 / height, title, fontsize=11, weight="bold", **style)
+    for index, line in enumerate(lines):
+        figure.text(0.02, (below - LINE_HEIGHT * (index + 0.8)) / height, line, fontsize=10, **style)
     return figure
 
 
 def display_size(photo: np.ndarray) -> np.ndarray:
-    """The photo as the picture has it: with its longer side of 640 pixels."""
-    scale = LARGEST / max(photo.shape[:2])
+    """Resizes a photo (height, width, 3) uint8 so that its longer side has `MAX_SIDE` pixels."""
+    scale = MAX_SIDE / max(photo.shape[:2])
     height, width = (max(1, round(side * scale)) for side in photo.shape[:2])
     return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def ellipsize(text: str, most: int) -> str:
-    """The text in at most so many letters, the middle left out: "a long na…me.jpg"."""
-    return text if len(text) <= most else text[: most // 2] + "…" + text[len(text) - (most - most // 2 - 1) :]
+def ellipsize(text: str, max_length: int) -> str:
+    """Shortens a text to `max_length` characters, with an ellipsis in the middle: "a long na…me.jpg"."""
+    if len(text) <= max_length:
+        return text
+    head = max_length // 2
+    tail = max_length - head - 1
+    return text[:head] + "…" + text[len(text) - tail :]

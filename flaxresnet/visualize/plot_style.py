@@ -1,4 +1,4 @@
-"""What all of Matplotlib's figures share: writing them, and letters of every script."""
+"""Shared style of the Matplotlib figures: writing files, and fonts for all scripts."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,20 +9,22 @@ from matplotlib.figure import Figure
 
 from flaxresnet.runtime.atomic_io import atomic_write
 
-DPI = 110  # dots to an inch, at which words are read with ease at full size
+DPI = 110  # makes text readable at full size
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Writes a figure as its name's ending says, .png or .svg; the same figure gives the same file.
+    """Writes a figure in the format of the suffix, .png or .svg; the same figure always gives the same bytes.
 
-    Raises UserError where it cannot be written.
+    Raises:
+      UserError: the file cannot be written.
     """
     kind = path.suffix.removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else None
     with atomic_write(path) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "flaxresnet"}):
-        figure.savefig(temporary, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)
 
 
-# Fonts with letters that Matplotlib's own has not: Chinese, Japanese, Korean, and signs of other scripts.
+# Fonts with characters that Matplotlib's default font lacks: Chinese, Japanese, Korean and other scripts.
 OTHER_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC"),
     *("Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Malgun Gothic", "Noto Sans", "Arial Unicode MS"),
@@ -31,16 +33,16 @@ OTHER_FONTS = (
 
 @cache
 def families() -> list[str]:
-    """Matplotlib's own font, and those that are installed here for the letters that it has not."""
+    """Returns Matplotlib's default font and the installed fonts of `OTHER_FONTS`."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
 
 
 def replace_unrenderable(names: Sequence[str]) -> list[str]:
-    """The names, with a number from 0 in place of those whose letters no font here has."""
+    """Replaces each name that has a character without a glyph in `families` by its index, from 0."""
     fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families()]
 
-    def is_known(letter: str) -> bool:
-        return any(font.get_char_index(ord(letter)) for font in fonts)
+    def has_glyph(character: str) -> bool:
+        return any(font.get_char_index(ord(character)) for font in fonts)
 
-    return [name if all(map(is_known, name)) else str(number) for number, name in enumerate(names)]
+    return [name if all(map(has_glyph, name)) else str(index) for index, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""A network's layers as they are listed, against the real Keras and published figures."""
+"""Tests the layer table against Keras and published FLOPs and parameter counts."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from flaxresnet.visualize.layer_table import inspect
 from flaxresnet.weights.keras_config import keras_config, keras_layers
 from flaxresnet.weights.key_maps import KEY_FORMATS
 
-# 10⁹ multiplications and additions of convolutions and dense layers for an image of 224×224, and parameters, as
-# torchvision's page of each network's weights has them ("GFLOPS", "Num params").
+# 10⁹ multiply-adds of convolutions and dense layers for a 224×224 image, and parameters, from torchvision's page of
+# each network's weights ("GFLOPS", "Num params").
 PUBLISHED = {
     "resnet18": (1.81, 11_689_512),
     "resnet34": (3.66, 21_797_672),
@@ -20,8 +20,7 @@ PUBLISHED = {
     "resnext50_32x4d": (4.23, 25_028_904),
     "wide_resnet50_2": (11.40, 68_883_240),
 }
-
-
+# He et al. 2016, table 1; Xie et al. 2017, table 1; Zagoruyko and Komodakis 2016.
 BLOCKS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -36,33 +35,32 @@ FAST = ("resnet18", "resnext50_32x4d")
 
 @pytest.fixture(scope="module")
 def tutorials():
-    """Layers of the tutorials' network."""
+    """Returns the layers of the tutorials' network."""
     return inspect(fr.ResNet50(num_classes=6), (64, 64))
 
 
 @pytest.mark.parametrize(
     "size", [size if size in FAST else pytest.param(size, marks=pytest.mark.campaign) for size in PUBLISHED]
 )
-def test_work_and_parameters_are_the_published_ones(size):
+def test_flops_match_published_values(size):
     layers = inspect(fr.resnet(size, "torchvision", num_classes=1000), (224, 224))
-    products = sum(one.flops for one in layers if one.layer.kind in ("Conv2D", "Dense")) / 2
-    work, parameters = PUBLISHED[size]
-    assert products / 1e9 == pytest.approx(work, abs=0.006)
-    assert sum(one.parameters for one in layers) == parameters
+    multiply_adds = sum(info.flops for info in layers if info.layer.kind in ("Conv2D", "Dense")) / 2
+    expected, parameters = PUBLISHED[size]
+    assert multiply_adds / 1e9 == pytest.approx(expected, abs=0.006)
+    assert sum(info.parameters for info in layers) == parameters
 
 
 def test_sizes_have_published_blocks():
-    """Of He et al. 2016, table 1, Xie et al. 2017, table 1, and Zagoruyko and Komodakis 2016."""
     for size, blocks in BLOCKS.items():
-        described = SIZES[size]
-        assert described["stage_sizes"] == blocks, size
-        assert described.get("bottleneck", True) == (size not in ("resnet18", "resnet34")), size
-        assert described.get("widen", 1) == (2 if size in ("resnext50_32x4d", "wide_resnet50_2") else 1), size
-        assert described.get("groups", 1) == (32 if size == "resnext50_32x4d" else 1), size
+        config = SIZES[size]
+        assert config["stage_sizes"] == blocks, size
+        assert config.get("bottleneck", True) == (size not in ("resnet18", "resnet34")), size
+        assert config.get("widen", 1) == (2 if size in ("resnext50_32x4d", "wide_resnet50_2") else 1), size
+        assert config.get("groups", 1) == (32 if size == "resnext50_32x4d" else 1), size
 
 
-# As Keras builds them: network, size of its images, and of layers the shape and how many numbers they hold.
-BY_KERAS = [
+# Networks, image sizes, and the shape and number of values of some layers in Keras.
+KERAS_LAYERS = [
     (
         fr.ResNet(num_classes=5, stage_sizes=(1, 1), width=4, bottleneck=False, pool_padding=1, head="average"),
         (65, 96),
@@ -97,15 +95,16 @@ BY_KERAS = [
 ]
 
 
-def test_odd_images_have_keras_shapes():
-    for model, image, expected in BY_KERAS:
-        layers = {one.layer.name: (one.shape, one.parameters + one.statistics) for one in inspect(model, image)}
+def test_odd_image_sizes_match_keras():
+    for model, image, expected in KERAS_LAYERS:
+        layers = {info.layer.name: (info.shape, info.parameters + info.statistics) for info in inspect(model, image)}
         assert {name: layers[name] for name in expected} == expected
 
 
 def layers_of_keras(model, image):
+    """Returns the layers of the same network, built by Keras."""
     keras = pytest.importorskip("keras", reason="install keras (the `peers` extra)")
-    config = keras_config(keras_layers(model, image, KEY_FORMATS["tutorial"]), "theirs")
+    config = keras_config(keras_layers(model, image, KEY_FORMATS["tutorial"]), "expected")
     return keras.Model.from_config(config["config"]).layers
 
 
@@ -118,32 +117,32 @@ def layers_of_keras(model, image):
         ("resnet26", "tutorial", (32, 47)),
     ],
 )
-def test_shapes_and_parameters_are_those_of_keras(size, variant, image):
+def test_layers_match_keras(size, variant, image):
     model = fr.resnet(size, variant, num_classes=5, width=4)
     by_name = {layer.name: layer for layer in layers_of_keras(model, image)}
     layers = inspect(model, image)
     assert len(layers) == len(by_name)
-    for layer, one in zip(keras_layers(model, image, KEY_FORMATS["tutorial"]), layers, strict=True):
-        assert by_name[layer.name].output.shape == (None, *one.shape), layer.name
-        assert by_name[layer.name].count_params() == one.parameters + one.statistics, layer.name
+    for layer, info in zip(keras_layers(model, image, KEY_FORMATS["tutorial"]), layers, strict=True):
+        assert by_name[layer.name].output.shape == (None, *info.shape), layer.name
+        assert by_name[layer.name].count_params() == info.parameters + info.statistics, layer.name
 
 
 @pytest.mark.parity
-def test_noted_shapes_are_those_of_keras():
-    for model, image, expected in BY_KERAS:
-        found = {layer.name: layer for layer in layers_of_keras(model, image)}
-        for name, (shape, numbers) in expected.items():
-            assert found[name].output.shape == (None, *shape), name
-            assert found[name].count_params() == numbers, name
+def test_recorded_shapes_match_keras():
+    for model, image, expected in KERAS_LAYERS:
+        layers = {layer.name: layer for layer in layers_of_keras(model, image)}
+        for name, (shape, count) in expected.items():
+            assert layers[name].output.shape == (None, *shape), name
+            assert layers[name].count_params() == count, name
 
 
-def test_the_tutorials_network_has_the_tutorials_totals(tutorials):
-    assert sum(one.parameters + one.statistics for one in tutorials) == 23_600_006
-    assert sum(one.parameters for one in tutorials) == 23_546_886
+def test_tutorial_network_has_keras_totals(tutorials):
+    assert sum(info.parameters + info.statistics for info in tutorials) == 23_600_006
+    assert sum(info.parameters for info in tutorials) == 23_546_886
 
 
-def test_elementwise_work_is_counted_an_element(tutorials):
-    layers = {one.layer.name: one for one in tutorials}
+def test_elementwise_flops_count_elements(tutorials):
+    layers = {info.layer.name: info for info in tutorials}
     assert layers["bn_conv1"].flops == 2 * 32 * 32 * 64
     assert layers["res2a_add"].flops == layers["res2a_out"].flops == 15 * 15 * 256
     assert layers["pool1_pool"].flops == 9 * 15 * 15 * 64
@@ -153,22 +152,22 @@ def test_elementwise_work_is_counted_an_element(tutorials):
     assert (average.layer.name, average.flops, average.shape) == ("avg_pool", 3 * 3 * 2048, (2048,))
 
 
-def test_every_layer_is_of_its_part_and_learns_unless_frozen():
+def test_frozen_parts_do_not_learn():
     model = fr.ResNet(num_classes=2, stage_sizes=(1, 1, 1, 1), width=4, bottleneck=False, frozen=("stem", "stage4"))
     layers = inspect(model, (32, 32))
-    assert list(dict.fromkeys(one.part for one in layers)) == ["stem", "stage2", "stage3", "stage4", "stage5", "head"]
-    assert {one.part for one in layers if not one.learns} == {"stem", "stage4"}
+    assert list(dict.fromkeys(info.part for info in layers)) == ["stem", "stage2", "stage3", "stage4", "stage5", "head"]
+    assert {info.part for info in layers if not info.learns} == {"stem", "stage4"}
 
 
-def test_no_array_is_made():
+def test_inspect_allocates_no_arrays():
     layers = inspect(fr.ResNet(num_classes=1000, stage_sizes=(1,), width=2**19), (64, 64))
-    assert sum(one.parameters for one in layers) * 4 > 10e12  # bytes: more than any machine here has
+    assert sum(info.parameters for info in layers) * 4 > 10e12  # bytes, more than fit into memory
 
 
-def test_connections_lead_to_layers_before(tutorials):
-    seen = set()
-    for one in tutorials:
-        assert set(one.layer.inputs) <= seen
-        assert len(one.layer.inputs) == {"InputLayer": 0, "Add": 2}.get(one.layer.kind, 1)
-        assert np.all(np.array(one.shape) > 0)
-        seen.add(one.layer.name)
+def test_inputs_precede_their_layer(tutorials):
+    earlier = set()
+    for info in tutorials:
+        assert set(info.layer.inputs) <= earlier
+        assert len(info.layer.inputs) == {"InputLayer": 0, "Add": 2}.get(info.layer.kind, 1)
+        assert np.all(np.array(info.shape) > 0)
+        earlier.add(info.layer.name)

@@ -1,4 +1,4 @@
-"""`flaxresnet summary`: what it prints, and how far it folds."""
+"""Tests `flaxresnet summary`: its table, its totals and its depths."""
 
 import sys
 from functools import cache
@@ -15,7 +15,7 @@ FAST = ("resnet18", "resnext50_32x4d")
 
 @pytest.fixture(scope="module")
 def inspect():
-    """Traces each network once."""
+    """Returns a cached `inspect`, which traces each network once."""
     return cache(layer_table.inspect)
 
 
@@ -23,15 +23,15 @@ def inspect():
 def summary(monkeypatch, capsys, inspect):
     monkeypatch.setattr("flaxresnet.cli.summary.inspect", inspect)
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", *map(str, words)])
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flaxresnet", "summary", *map(str, arguments)])
         assert commands.main() == 0
         return capsys.readouterr().out
 
     return run
 
 
-def test_the_tutorials_network_is_the_default_and_ends_with_keras_totals(summary):
+def test_summary_defaults_to_tutorial_network(summary):
     out = summary()
     assert "resnet50, tutorial, images of 64×64" in out
     assert "Total params: 23,600,006 (90.0 MiB as float32)\nTrainable params: 23,546,886\n" in out
@@ -45,14 +45,14 @@ OTHERS = sorted(set(SIZES) - {"resnet14", *FAST})
 
 @pytest.mark.parametrize("size", [*FAST, *(pytest.param(size, marks=pytest.mark.campaign) for size in OTHERS)])
 @pytest.mark.parametrize("variant", ["tutorial", "torchvision"])
-def test_every_network_fits_a_hundred_columns(summary, size, variant):
+def test_summary_fits_100_columns(summary, size, variant):
     for depth in ("layers", "blocks", "parts"):
         out = summary(size, "--variant", variant, "--num-classes", 1000, "--depth", depth)
         assert max(map(len, out.splitlines())) <= 100
         assert "…" not in out
 
 
-def test_blocks_and_parts_fold_into_lines_whose_sums_are_the_totals(summary):
+def test_summary_depth_preserves_totals(summary):
     totals = set()
     for depth, lines in (("layers", 177), ("blocks", 18), ("parts", 6)):
         out = summary("--depth", depth)
@@ -64,26 +64,26 @@ def test_blocks_and_parts_fold_into_lines_whose_sums_are_the_totals(summary):
     assert "3 blocks" in summary("--depth", "parts")
 
 
-def test_a_run_is_shown_as_it_was_trained(summary, finished_run):
+def test_summary_of_run_uses_its_classes(summary, finished_run):
     out = summary(finished_run)
     assert f"resnet14 of {finished_run}, images of 32×32" in out
     assert "fc3" in out
 
 
-def test_a_run_has_its_own_shape(finished_run):
+def test_model_spec_rejects_wrong_arguments(finished_run):
     module = commands.import_module("flaxresnet.cli.model_args")
-    wrong = {
-        "--width is for a network that is given by its name": module.ModelArguments(str(finished_run), width=8),
+    messages = {
+        "--width applies to a named network": module.ModelArguments(str(finished_run), width=8),
         "--num-classes must be at least 2, not 1": module.ModelArguments("resnet18", num_classes=1),
         "--width 10 cannot be divided into the 32 groups": module.ModelArguments("resnext50_32x4d", width=10),
         "--image-size must be at least 32, not 8": module.ModelArguments("resnet18", image_size=(64, 8)),
     }
-    for message, arguments in wrong.items():
+    for message, arguments in messages.items():
         with pytest.raises(fr.UserError, match=message):
             module.model_spec(arguments)
 
 
-def test_frozen_parts_are_marked(summary, finished_run, monkeypatch):
+def test_summary_marks_frozen_parts(summary, finished_run, monkeypatch):
     frozen = fr.TrainConfig(model="resnet14", width=4, freeze="stem").resolve()
     info = commands.import_module("flaxresnet.runs.run_dir").RunDir(finished_run).read_metadata()
     monkeypatch.setattr(
@@ -91,24 +91,22 @@ def test_frozen_parts_are_marked(summary, finished_run, monkeypatch):
         lambda _: type(info)(frozen, info.class_names, info.preprocessing, info.data, info.versions),
     )
     out = summary(finished_run, "--depth", "parts")
-    assert [line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["stem"], ["stage2"])] == [
-        "no",
-        "yes",
-    ]
+    rows = {line.split()[0]: line.split()[-1] for line in out.splitlines() if line.strip()}
+    assert (rows["stem"], rows["stage2"]) == ("no", "yes")
     assert "(batch norm's averages, frozen parts)" in out
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
-        (["resnet51"], "resnet51 is neither a run's folder nor a network; the networks are resnet14, resnet18"),
+        (["resnet51"], "resnet51 is neither a run folder nor a network; the networks are resnet14, resnet18"),
         (["--num-classes", "1"], "--num-classes must be at least 2, not 1"),
         (["--image-size", "64", "31"], "--image-size must be at least 32, not 31"),
         (["--width", "0"], "--width must be at least 1, not 0"),
         (["resnext50_32x4d", "--width", "8"], "--width 8 cannot be divided into the 32 groups of resnext50_32x4d"),
     ],
 )
-def test_what_is_no_network_is_refused(summary, words, message):
+def test_summary_rejects_wrong_arguments(summary, arguments, message):
     with pytest.raises(fr.UserError) as caught:
-        summary(*words)
+        summary(*arguments)
     assert message in str(caught.value)

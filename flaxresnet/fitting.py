@@ -112,6 +112,9 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
         splits = open_dataset(config.data, read_options)
     for line in splits.describe():
         logger.note(line)
+    if splits.from_hdf5 or config.verbose:
+        for line in splits.describe_arrays():
+            logger.note(line)
     train_data, test_data = check_splits(splits, config)
     for sentence in data_warnings(splits):
         logger.note(f"warning: {sentence}")

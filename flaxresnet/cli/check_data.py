@@ -7,7 +7,7 @@ from flaxresnet.data.dataset import USUAL_SIZE, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import data_warnings
-from flaxresnet.runtime.terminal import class_counts, next_command, status
+from flaxresnet.runtime.terminal import next_command, status
 from flaxresnet.training.run_setup import check_trainable
 
 
@@ -43,11 +43,12 @@ def main(arguments: Arguments) -> int:
     )
     with status("Reading the images…"):
         splits = open_dataset(arguments.data, options)
-    if arguments.verbose:
-        for line in splits.describe():
-            print(line)
-    for line in _describe(splits):
+    for line in splits.describe():
         print(line)
+    if arguments.verbose:
+        for line in splits.describe_arrays():
+            print(line)
+    print()
     is_trainable = splits.train is not None and splits.test is not None
     if is_trainable:
         check_trainable(splits)
@@ -59,20 +60,6 @@ def main(arguments: Arguments) -> int:
     if is_trainable:
         print(next_command("flaxresnet", "train", "--data", arguments.data))
     return 0
-
-
-def _describe(splits: Splits) -> list[str]:
-    """Returns the dataset's source, its sizes and a table of the images per class."""
-    sizes = []
-    counts = {}
-    for name, split in (("training", splits.train), ("test", splits.test)):
-        if split is not None:
-            height, width = split.images.shape[1:3]
-            sizes.append(f"{len(split):,} {name} images of {height}×{width}")
-            counts[name] = split.class_counts().tolist()
-            class_names = split.class_names
-    lines = [f"data: {splits.source}", f"{', '.join(sizes)}, {len(class_names)} classes"]
-    return [*lines, "", class_counts(class_names, counts), ""]
 
 
 def _result(splits: Splits, num_warnings: int) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flaxresnet.data.lazy_images import LazyImages
-from flaxresnet.runtime.errors import listed
+from flaxresnet.runtime.terminal import class_counts
 
 USUAL_SIZE = (64, 64)  # the tutorials' images
-MAX_CLASS_COUNTS = 20  # with more classes, `describe` summarizes the number of images of each
 MAX_HASHED_BYTES = 2**31  # bytes of pixels; of larger datasets, the fingerprint hashes a sample
 HASH_SAMPLE = 512  # images of that sample
 ALL_TOGETHER = ", all of them together"  # ends the source of merged splits
@@ -91,6 +90,7 @@ class Splits:
       path: absolute path of the file or folder; None for drawn images.
       crop_pct: fraction of each test image that was center-cropped; see `Preprocessing`.
       hash_split: whether a hash of each file name assigns the images to splits, because no folders do.
+      from_hdf5: whether the images come from HDF5 files, as in the Keras tutorials.
     """
 
     train: Dataset | None
@@ -99,6 +99,7 @@ class Splits:
     path: str | None = None
     crop_pct: float = 1.0
     hash_split: bool = False
+    from_hdf5: bool = False
 
     def merge_into_test(self) -> "Splits":
         """Returns all images, in memory, as the test split. Open images with `eval_preprocessing` before."""
@@ -109,24 +110,24 @@ class Splits:
         return replace(self, train=None, test=merged, source=f"{self.source}{ALL_TOGETHER}")
 
     def describe(self) -> Iterator[str]:
-        """Yields lines about the splits, in the tutorials' format, and the class balance."""
+        """Yields the source, the size of each split, and a table of the images of each class."""
         yield f"data: {self.source}"
-        present = {}
-        if self.train is not None:
-            present["train"] = self.train
-            yield f"number of training examples = {len(self.train)}"
-        if self.test is not None:
-            present["test"] = self.test
-            yield f"number of test examples = {len(self.test)}"
+        sizes = []
+        counts = {}
+        for name, split in (("training", self.train), ("test", self.test)):
+            if split is not None:
+                height, width = split.image_size
+                sizes.append(f"{len(split):,} {name} images of {height}×{width}")
+                counts[name] = split.class_counts().tolist()
+                class_names = split.class_names
+        yield f"{', '.join(sizes)}, {len(class_names)} classes"
+        yield class_counts(class_names, counts)
+
+    def describe_arrays(self) -> Iterator[str]:
+        """Yields the numbers and shapes of the examples, in the format of the Keras tutorials."""
+        splits = {"train": self.train, "test": self.test}
+        present = {name: split for name, split in splits.items() if split is not None}
+        for name, split in present.items():
+            yield f"number of {'training' if name == 'train' else name} examples = {len(split)}"
         for name, split in present.items():
             yield f"X_{name} shape: {split.images.shape}  Y_{name} shape: {split.labels.shape}"
-        class_names = next(iter(present.values())).class_names
-        yield f"{len(class_names)} classes: {listed(class_names)}"
-        for name, split in present.items():
-            yield f"{name} images a class: {_describe_counts(split.class_counts())}"
-
-
-def _describe_counts(counts: np.ndarray) -> str:
-    if len(counts) <= MAX_CLASS_COUNTS:
-        return ", ".join(map(str, counts))
-    return f"{counts.min():,} to {counts.max():,}, median {int(np.median(counts)):,}"

@@ -130,7 +130,7 @@ def read_hdf5(files: Sequence[Path], source: str, options: ReadOptions) -> Split
         _check_agreement(source, splits)
     readable, skipped = drop_unreadable(source, list(splits.values()), options)
     by_name = dict(zip(splits, readable, strict=True))
-    return Splits(train=by_name.get("train"), test=by_name.get("test"), source=source + skipped)
+    return Splits(by_name.get("train"), by_name.get("test"), source + skipped, from_hdf5=True)
 
 
 def write_hdf5(path: Path, name: str, split: Dataset) -> None:

@@ -66,6 +66,7 @@ def join_processes(
 
 
 def _start_timer(seconds: float, function: Callable[..., None], *arguments: object) -> threading.Timer:
+    """Starts a timer that does not keep the process alive."""
     timer = threading.Timer(seconds, function, arguments)
     timer.daemon = True
     timer.start()
@@ -73,6 +74,7 @@ def _start_timer(seconds: float, function: Callable[..., None], *arguments: obje
 
 
 def _exit_without_peers(coordinator_address: str | None) -> None:
+    """Prints an error and exits, because the other processes did not join."""
     flags = f"--coordinator-address {coordinator_address}" if coordinator_address else "--distributed"
     print(
         f"error: the processes of the run ({flags}) did not all join within {JOIN_TIMEOUT} s; check that the address "

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 @contextmanager
 def log_errors_only(*names: str) -> Iterator[None]:
     """Suppresses the messages of the named loggers below ERROR within the `with` block."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 # Parameters of glibc's mallopt(3): name → (number, value).
 MALLOPT = {
@@ -23,9 +24,7 @@ def disable_malloc_trim() -> bool:
     Returns:
       True if the allocator accepted the settings; False on systems other than Linux with glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _libc_function("mallopt")
     if mallopt is None or not all(mallopt(number, value) == 1 for number, value in MALLOPT.values()):
         return False
     import jax  # not at the top, because `--help` works without JAX
@@ -40,7 +39,12 @@ def malloc_trim() -> bool:
     Returns:
       True if the system got memory back; False also on systems other than Linux with glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = _libc_function("malloc_trim")
     return trim is not None and trim(0) == 1
+
+
+def _libc_function(name: str) -> Any:
+    """Returns a function of the C library, or None on systems other than Linux or if the library lacks it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)

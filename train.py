@@ -7,6 +7,7 @@ from flaxresnet.cli.main import run_command
 
 
 def main() -> int:
+    """Runs `flaxresnet train` with the arguments of this program, and returns its exit status."""
     return run_command("train", sys.argv[1:], prog="python train.py")
 
 

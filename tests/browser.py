@@ -1,4 +1,4 @@
-"""A Chromium that is installed, for tests that look at pages."""
+"""Chromium for tests of web pages."""
 
 import shutil
 from contextlib import contextmanager
@@ -10,26 +10,26 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def chromium():
-    """A browser of Playwright's; skips the test where there is none."""
+    """Yields a Playwright browser, or skips the test if Chromium or Playwright is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="install playwright (the `test` extra)")
-    path = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("there is no Chromium here; install one to look at pages with it")
+    paths = list(filter(None, map(shutil.which, NAMES)))
+    if not paths:
+        pytest.skip("Chromium is not installed; install it to test web pages")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = running.chromium.launch(executable_path=paths[0], args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 def listen(page) -> list[str]:
-    """What a page says on its console, and what it asks of other machines, as it happens."""
-    said = []
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    """Returns a list that collects the errors of a page, and its requests to other machines."""
+    events = []
+    page.on("console", lambda message: events.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: events.append(str(error)))
 
-    def asked(request):
+    def collect_request(request):
         if request.url.startswith("http") and "//127.0.0.1:" not in request.url:
-            said.append(request.url)
+            events.append(request.url)
 
-    page.on("request", asked)
-    return said
+    page.on("request", collect_request)
+    return events

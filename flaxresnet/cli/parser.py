@@ -1,8 +1,8 @@
 """Parses flags into a dataclass.
 
-A field is a flag: its type, default and docstring are the flag's type, default and help text. Fields made by
-`positional` are positional arguments. argparse splits the words; this module converts and checks the values, so that
-every error message is written here.
+Each field is a flag: its type, default and docstring are the flag's type, default and help text. Fields made by
+`positional` are positional arguments. argparse splits the command line. This module converts and checks the values, so
+that it controls every error message.
 """
 
 import argparse
@@ -30,12 +30,12 @@ MAX_HELP_INDENT = 28  # columns before the help texts
 
 @dataclasses.dataclass(frozen=True)
 class HelpLayout:
-    """How the help of a command with many flags is laid out.
+    """Layout of the help of a command with many flags.
 
     Attributes:
-      groups: fields by the title of their group; each field is in one.
+      groups: fields by the title of their group; each field belongs to one group.
       common: fields that `--help` shows; `--help-all` shows all.
-      defaults: what to show as the default of fields whose default is None.
+      defaults: text to show as the default of fields whose default is None.
     """
 
     groups: Mapping[str, Sequence[str]]
@@ -44,11 +44,11 @@ class HelpLayout:
 
 
 def positional(metavar: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declares a positional argument, which takes one word, or all that are left if its type is `tuple[str, ...]`.
+    """Declares a positional argument, which takes one word, or all remaining words if its type is `tuple[str, ...]`.
 
     Args:
       metavar: its name in the usage line, such as "RUN".
-      default: its value if it is left out. Without one it is required.
+      default: its value if it is omitted. Without a default, it is required.
     """
     return dataclasses.field(default=default, metadata={"positional": metavar})
 
@@ -57,7 +57,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout
     """Returns an instance of the dataclass `arguments` for the words of a command line.
 
     Raises:
-      UserError: a flag is unknown, its value does not fit, or an argument is missing or left over.
+      UserError: a flag is unknown, its value is invalid, or there are too few or too many arguments.
       SystemExit: `--help` or, with a layout, `--help-all` was given, and the help has been printed.
     """
     options, words = _split_positional(argv)
@@ -81,7 +81,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout
 def format_help(
     arguments: type, prog: str, layout: HelpLayout | None = None, shown: Sequence[str] | None = None
 ) -> str:
-    """Returns the help page, as wide as the terminal, with all flags or those of the fields that are `shown`."""
+    """Returns the help page, as wide as the terminal, with all flags, or those of the fields in `shown`."""
     parser = _new_parser(arguments, prog)
     metavars = []
     for field in _positional_fields(arguments):
@@ -105,7 +105,7 @@ def format_help(
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Keeps paragraphs apart and breaks lines between words alone; a flag has hyphens."""
+    """Separates paragraphs, and breaks lines between words but not at the hyphens of a flag."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=MAX_HELP_INDENT)
@@ -119,7 +119,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _split_positional(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the words at the first `--`, after which all are positional."""
+    """Splits the words at the first `--`; all words after it are positional."""
     words = list(argv)
     if "--" not in words:
         return words, []
@@ -149,7 +149,7 @@ def _add_flag(group: Any, arguments: type, field: dataclasses.Field[Any], text: 
 
 
 def _switch_names(field: dataclasses.Field[Any]) -> list[str]:
-    """Returns `--name` and `--no-name`; the first is the one that changes the default."""
+    """Returns `--name` and `--no-name`; the first one changes the default."""
     names = [flag(field.name), flag(f"no-{field.name}")]
     return names[::-1] if field.default is True else names
 
@@ -162,7 +162,7 @@ class _Switch(argparse.Action):
 
 
 def _read_flags(arguments: type, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the values of the flags that are given, by field, and the words that belong to no flag."""
+    """Returns the values of the given flags, by field, and the words that belong to no flag."""
     switches = set()
     for field in _flag_fields(arguments):
         if _is_switch(arguments, field):
@@ -198,24 +198,25 @@ def _expected(arguments: type, error: argparse.ArgumentError) -> str:
 
 def _read_positional(arguments: type, words: Sequence[str]) -> dict[str, Any]:
     """Returns the values of the positional arguments, in the order of their fields."""
-    left = list(words)
+    remaining = list(words)
     given: dict[str, Any] = {}
     for field in _positional_fields(arguments):
-        metavar, hint = field.metadata["positional"], _hint(arguments, field.name)
+        metavar = field.metadata["positional"]
+        hint = _hint(arguments, field.name)
         if _takes_all(arguments, field):
-            given[field.name] = _convert(metavar, left, hint)
-            left = []
-        elif left:
-            given[field.name] = _convert(metavar, left.pop(0), hint)
+            given[field.name] = _convert(metavar, remaining, hint)
+            remaining = []
+        elif remaining:
+            given[field.name] = _convert(metavar, remaining.pop(0), hint)
         elif field.default is dataclasses.MISSING:
             raise UserError(f"{metavar} is missing: {_help_text(arguments, field)}".rstrip("."))
-    if left:
-        raise UserError(_unknown(left, arguments))
+    if remaining:
+        raise UserError(_unknown(remaining, arguments))
     return given
 
 
 def _convert(name: str, text: Any, hint: Any) -> Any:
-    """Returns the value that a word, or a list of words, stands for.
+    """Converts a word, or a list of words, to a type.
 
     Args:
       name: the flag or positional argument, for the error.
@@ -223,7 +224,7 @@ def _convert(name: str, text: Any, hint: Any) -> Any:
       hint: the type to convert to.
 
     Raises:
-      UserError: the text does not stand for a value of that type.
+      UserError: the text is not a value of that type.
     """
     kind = _kind(hint)
     if typing.get_origin(kind) is tuple:
@@ -238,14 +239,16 @@ def _convert(name: str, text: Any, hint: Any) -> Any:
 
 
 def _unknown(words: Sequence[str], arguments: type) -> str:
-    """Returns a sentence that names the words that are no options, without the values that follow them."""
+    """Returns a sentence that names the unknown options, without their values."""
     named = [word.partition("=")[0] for word in words if word.startswith("-")] or list(words)
     flags = []
     for field in _flag_fields(arguments):
         flags += _switch_names(field) if _is_switch(arguments, field) else [flag(field.name)]
-    near = [close for word in named for close in get_close_matches(word, flags, n=1, cutoff=0.75)]
-    meant = f"; did you mean {' and '.join(near)}?" if near else ""
-    return f"{', '.join(named)} {'is no option' if len(named) == 1 else 'are no options'}{meant}"
+    matches = []
+    for word in named:
+        matches += get_close_matches(word, flags, n=1, cutoff=0.75)
+    hint = f"; did you mean {' and '.join(matches)}?" if matches else ""
+    return f"{', '.join(named)} {'is not an option' if len(named) == 1 else 'are not options'}{hint}"
 
 
 def _flag_fields(arguments: type) -> list[dataclasses.Field[Any]]:
@@ -266,7 +269,7 @@ def _hint(arguments: type, name: str) -> Any:
 
 
 def _kind(hint: Any) -> Any:
-    """Returns the type of a value that is given: `int | None` → `int`."""
+    """Returns the type without None: `int | None` → `int`."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (kind,) = (part for part in typing.get_args(hint) if part is not type(None))
         return kind
@@ -282,7 +285,7 @@ def _takes_all(arguments: type, field: dataclasses.Field[Any]) -> bool:
 
 
 def _shape(hint: Any) -> tuple[Any, str]:
-    """Returns how many words a flag takes, as argparse's `nargs`, and what the help shows for each of them."""
+    """Returns argparse's `nargs` of a flag, and its metavar."""
     kind = _kind(hint)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
@@ -304,7 +307,7 @@ def _help_text(arguments: type, field: dataclasses.Field[Any], default: str | No
 
 
 def format_value(value: Any) -> str:
-    """Returns a value as the help shows it."""
+    """Returns the text of a value in the help."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -313,11 +316,11 @@ def format_value(value: Any) -> str:
 @functools.cache
 def field_docstrings(arguments: type) -> Mapping[str, str]:
     """Returns the string under each field of a dataclass and its bases, from their source."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for cls in reversed(arguments.__mro__[:-1]):
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        found |= dict(_documented(typing.cast(ast.ClassDef, node).body))
-    return found
+        docstrings |= dict(_documented(typing.cast(ast.ClassDef, node).body))
+    return docstrings
 
 
 def _documented(body: Sequence[ast.stmt]) -> Iterable[tuple[str, str]]:

@@ -37,7 +37,7 @@ ADAPTED = (
 )
 ADAPT_COMMANDS = "flaxresnet adapt {run} {target} photos/\nflaxresnet predict {target} photos/"
 FINETUNE_COMMANDS = (
-    "python train.py --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {target}\n"
+    "flaxresnet train --data mine/ --init {run} --recipe finetune --batch-size 10 --epochs 90 --workdir {target}\n"
     "flaxresnet evaluate {target}"
 )
 CURVES_NOTE = (
@@ -319,7 +319,7 @@ def _count(run_data: dict[str, Any], split: str) -> str:
 def train_command(config: TrainConfig) -> str:
     """Returns the command line that trains with these options, to the default run folder."""
     defaults = TrainConfig(recipe=config.recipe).resolve()
-    words = ["python train.py"]
+    words = ["flaxresnet train"]
     if config.recipe != TrainConfig().recipe:
         words.append(f"--recipe {config.recipe}")
     for field in dataclasses.fields(config):

@@ -1,4 +1,4 @@
-"""The command line as people see it: in a terminal with colors, and in the help pages."""
+"""The parser of command lines: errors, help pages, and both in a color terminal."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def parse(*argv):
     return parser.parse(TrainConfig, argv, prog="python train.py")
 
 
-# Parses each command line that it reads, and ends each answer with a line of its own.
+# Parses each command line of the JSON list, and prints the exit status on a line after its output.
 PROGRAM = """
 import json, sys
 from flaxresnet.cli import exit_status, parser
@@ -52,13 +52,13 @@ def in_terminal(*command):
     return output.decode()
 
 
-# Flags with a mistake → what the sentence must hold.
-WRONG_FLAGS = {
-    "unknown flag": (["--bogus", "3"], ["--bogus is no option; see"]),
-    "misspelt flag": (["--bach-size", "3"], ["--bach-size is no option; did you mean --batch-size?; see"]),
-    "two at once": (["--epoch=3", "--sed", "1"], ["--epoch, --sed are no options; did you mean --epochs and --seed?"]),
-    "misspelt switch": (["--no-reprot"], ["--no-reprot is no option; did you mean --no-report?; see"]),
-    "stray word": (["stray"], ["stray is no option"]),
+# Invalid flags → parts of the error message.
+INVALID_FLAGS = {
+    "unknown flag": (["--bogus", "3"], ["--bogus is not an option; see"]),
+    "misspelt flag": (["--bach-size", "3"], ["--bach-size is not an option; did you mean --batch-size?; see"]),
+    "two at once": (["--epoch=3", "--sed", "1"], ["--epoch, --sed are not options; did you mean --epochs and --seed?"]),
+    "misspelt switch": (["--no-reprot"], ["--no-reprot is not an option; did you mean --no-report?; see"]),
+    "stray word": (["stray"], ["stray is not an option"]),
     "text for a number": (["--batch-size", "many"], ["--batch-size", "'many'"]),
     "fraction for a whole number": (["--epochs", "2.5"], ["--epochs", "'2.5'"]),
     "text for a real number": (["--learning-rate", "slow"], ["--learning-rate", "'slow'"]),
@@ -74,57 +74,57 @@ WRONG_FLAGS = {
 }
 
 
-def sentence(*argv):
+def error_message(*argv):
     with pytest.raises(UserError) as caught:
         parse(*argv)
-    said = str(caught.value)
-    assert not set(said) & set("\n\r\t\x1b│─╭╮╰╯")
-    assert said.endswith("; see `python train.py --help`")
-    assert len(said) > len("; see `python train.py --help`")
-    return said
+    message = str(caught.value)
+    assert not set(message) & set("\n\r\t\x1b│─╭╮╰╯")
+    assert message.endswith("; see `python train.py --help`")
+    assert len(message) > len("; see `python train.py --help`")
+    return message
 
 
-@pytest.mark.parametrize(("argv", "parts"), WRONG_FLAGS.values(), ids=WRONG_FLAGS.keys())
-def test_a_mistake_in_the_flags_is_one_sentence_that_names_it(argv, parts):
-    said = sentence(*argv)
+@pytest.mark.parametrize(("argv", "parts"), INVALID_FLAGS.values(), ids=INVALID_FLAGS.keys())
+def test_parse_names_invalid_flag(argv, parts):
+    message = error_message(*argv)
     for part in parts:
-        assert part in said
+        assert part in message
 
 
 @pytest.mark.parametrize(
     ("encoding", "columns"), [("utf-8", "200"), ("UTF-8", "40"), ("ascii", "40"), ("ascii", "200"), ("cp1252", "40")]
 )
-def test_the_sentence_does_not_depend_on_the_terminal(monkeypatch, encoding, columns):
+def test_error_is_independent_of_terminal(monkeypatch, encoding, columns):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    said = sentence("--recipe", "fancy")
-    assert "--recipe" in said
-    assert "'fancy'" in said
-    assert not set(said) & set("|+")  # boxes are drawn with these where the terminal has no others
+    message = error_message("--recipe", "fancy")
+    assert "--recipe" in message
+    assert "'fancy'" in message
+    assert not set(message) & set("|+")  # ASCII characters of boxes
 
 
 @pytest.mark.parametrize(
     "argv", [("--batch-size", "many"), ("--epochs", "2.5"), ("--learning-rate", "slow"), ("--aug-strength", "1,5")]
 )
-def test_a_value_of_the_wrong_type_is_refused_in_the_users_words(argv):
-    said = sentence(*argv)
-    assert f"not '{argv[1]}'" in said
+def test_parse_rejects_wrong_type(argv):
+    message = error_message(*argv)
+    assert f"not '{argv[1]}'" in message
     for jargon in ("literal", "int()", "base 10", "FLOAT", "{None}", "instantiated", "Error parsing"):
-        assert jargon not in said
+        assert jargon not in message
 
 
-def test_a_long_value_is_named_whole():
+def test_error_contains_long_value():
     value = "somewhere/" + "photographs/" * 10 + "train_signs.h5"
-    assert value in sentence("--data", "a.h5", value)
+    assert value in error_message("--data", "a.h5", value)
 
 
-def test_nothing_is_printed_beside_the_sentence(capsys):
+def test_parse_error_prints_nothing(capsys):
     with pytest.raises(UserError):
         parse("--bogus")
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_names_every_flag_and_exits_with_0(capsys):
+def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     assert stop.value.code == 0
@@ -135,23 +135,23 @@ def test_help_names_every_flag_and_exits_with_0(capsys):
         assert flag(name) in out
 
 
-def test_helps_lines_end_between_words_and_within_the_terminal(capsys, monkeypatch):
+def test_help_wraps_between_words(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit):
         parser.parse(Arguments, ["--help"], prog="flaxresnet report")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     about = " ".join(" ".join(lines[: lines.index("Example: flaxresnet report runs/default")]).split())
-    assert " ".join((Arguments.__doc__ or "").partition("Example")[0].split()) in about  # no word is broken
+    assert " ".join((Arguments.__doc__ or "").partition("Example")[0].split()) in about
 
 
-def test_help_shows_no_none(capsys):
+def test_help_omits_none(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     assert "None" not in capsys.readouterr().out
 
 
-def test_a_switch_that_may_be_left_out_can_be_given_both_ways():
+def test_optional_switch_has_both_forms():
     assert parse().stem_relu is None
     assert parse("--stem-relu").stem_relu is True
     assert parse("--no-stem_relu").stem_relu is False
@@ -160,23 +160,23 @@ def test_a_switch_that_may_be_left_out_can_be_given_both_ways():
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="the system has no pseudo-terminals")
-def test_mistakes_in_a_color_terminal():
-    """A parser that draws boxes or colors words would lose the sentence there, which a pipe does not show."""
-    lines = [argv for argv, _ in WRONG_FLAGS.values()]
+def test_errors_are_plain_in_color_terminal():
+    """Parsers that draw boxes or colors do so in a terminal only, so a pipe does not show the fault."""
+    lines = [argv for argv, _ in INVALID_FLAGS.values()]
     output = in_terminal(sys.executable, "-c", PROGRAM, json.dumps(lines))
-    answers = output.replace("\r\n", "\n").split("status 2\n")
-    assert answers.pop() == ""
-    for answer, (argv, parts) in zip(answers, WRONG_FLAGS.values(), strict=True):
-        assert answer.startswith("error: "), (argv, answer)
-        assert answer.endswith("; see `python train.py --help`\n"), (argv, answer)
-        assert answer.count("\n") == 1, (argv, answer)
+    outputs = output.replace("\r\n", "\n").split("status 2\n")
+    assert outputs.pop() == ""
+    for output_text, (argv, parts) in zip(outputs, INVALID_FLAGS.values(), strict=True):
+        assert output_text.startswith("error: "), (argv, output_text)
+        assert output_text.endswith("; see `python train.py --help`\n"), (argv, output_text)
+        assert output_text.count("\n") == 1, (argv, output_text)
         for part in parts:
-            assert part in answer, (argv, answer)
+            assert part in output_text, (argv, output_text)
 
 
 @pytest.mark.parametrize("name", ["train", *COMMANDS])
-def test_help_texts_flow(name, capsys, monkeypatch):
-    """A line break in a docstring is none in the help, whatever the width of the terminal."""
+def test_help_joins_docstring_lines(name, capsys, monkeypatch):
+    """The help joins the lines of a docstring at any width of the terminal."""
     arguments = TrainConfig
     if name != "train":
         arguments = import_module(f"flaxresnet.cli.{name.replace('-', '_')}").Arguments
@@ -188,7 +188,7 @@ def test_help_texts_flow(name, capsys, monkeypatch):
         assert any(" ".join(text.split()) in line for line in lines), field
 
 
-def test_words_after_two_hyphens_are_positional():
+def test_words_after_hyphens_are_positional():
     arguments = import_module("flaxresnet.cli.predict").Arguments
     parsed = parser.parse(arguments, ["run", "a.png", "--json", "b.png", "--", "--odd.png"], prog="predict")
     assert parsed == arguments("run", ("a.png", "b.png", "--odd.png"), json=True)

@@ -1,4 +1,4 @@
-"""The help of `flaxresnet train`, and its place beside `python train.py`."""
+"""The help of `flaxresnet train` and `--version`."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ def flags_of(page):
     return {flag for flag in re.findall(r"(?m)^  (?:-h, )?--(?:no-)?([a-z-]+)", page) if not flag.startswith("help")}
 
 
-def test_groups_hold_every_option_once():
+def test_help_groups_cover_options():
     names = [name for group in train.GROUPS.values() for name in group]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(fr.TrainConfig))
 

@@ -323,7 +323,7 @@ def test_other_data_keep_calibration(finished_run, report, tmp_path):
 
 def test_page_shows_finetuning_commands(html_run, page):
     text = html.unescape(page.read_text())
-    assert f"python train.py --data mine/ --init '{html_run}' --recipe finetune --batch-size 10 --epochs 90" in text
+    assert f"flaxresnet train --data mine/ --init '{html_run}' --recipe finetune --batch-size 10 --epochs 90" in text
     assert f"flaxresnet adapt '{html_run}' '{html_run}-here' photos/" in text
 
 
@@ -348,8 +348,8 @@ def test_report_requires_test_split(run):
 def test_train_command_repeats_options():
     config = fr.TrainConfig(data="my data", recipe="fast", epochs=3, hflip=False, tensorboard=True).resolve()
     line = train_command(config)
-    assert line == "python train.py --recipe fast --data 'my data' --epochs 3 --no-hflip --tensorboard"
-    assert train_command(fr.TrainConfig().resolve()) == "python train.py"
+    assert line == "flaxresnet train --recipe fast --data 'my data' --epochs 3 --no-hflip --tensorboard"
+    assert train_command(fr.TrainConfig().resolve()) == "flaxresnet train"
 
 
 class Tags(HTMLParser):

@@ -37,10 +37,9 @@ def image_folder(tmp_path):
 @pytest.fixture
 def records(image_folder, tmp_path, capsys):
     assert convert(tmp_path / "records", "--source", image_folder, "--to", "arrayrecord", "--shards", 3) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path / 'records'}: 10 train images in 3 shards",
-        f"{tmp_path / 'records'}: 4 test images in 3 shards",
-    ]
+    out = capsys.readouterr().out
+    assert "10 train images in 3 shards" in out
+    assert "4 test images in 3 shards" in out
     return tmp_path / "records"
 
 

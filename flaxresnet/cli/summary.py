@@ -48,7 +48,7 @@ class Row:
 
 
 def rows(layers: Iterable[LayerInfo], depth: str) -> list[Row]:
-    """Returns the lines of the table: one per layer, block or part, as `depth` says."""
+    """Returns the lines of the table: one per layer, block or part, depending on `depth`."""
     if depth == "layers":
         return [Row(info.layer.name, kind_of(info), (info,)) for info in layers]
 

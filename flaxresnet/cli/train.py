@@ -101,7 +101,7 @@ COMMON = (
 
 
 def recipe_defaults() -> dict[str, str]:
-    """Returns defaults by option: that of the recipe `robust`, then the recipes that differ, such as "1.25; fast: 0.0"."""
+    """Returns defaults by option: that of the recipe `robust`, then those that differ, such as "1.25; fast: 0.0"."""
     networks = {name: NETWORKS.get(name, Network()) for name in RECIPES}
     texts = {}
     for kind, chosen in ((Recipe, RECIPES), (Network, networks)):

@@ -33,7 +33,7 @@ for argv in json.loads(sys.argv[1]):
 
 
 def in_terminal(*command):
-    """Returns what a command prints in a terminal of 80 columns that shows colors."""
+    """Returns the output of a command in a color terminal of 80 columns."""
     terminal, child_side = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "FORCE_COLOR": "1"}
     process = subprocess.Popen(command, env=environment, stdin=child_side, stdout=child_side, stderr=child_side)

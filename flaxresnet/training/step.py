@@ -13,10 +13,12 @@ from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.loader import Batch
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import ResNet
+from flaxresnet.training.ema import ema_update
 from flaxresnet.training.gradient_accumulation import accumulate_gradients
+from flaxresnet.training.loss import per_example_metrics, smoothed_cross_entropy
 from flaxresnet.training.metrics import Metrics
 from flaxresnet.training.param_groups import frozen_groups, trainable_params
-from flaxresnet.training.train_state import TrainState, ema_update
+from flaxresnet.training.train_state import TrainState
 
 TrainStep = Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Metrics, Batch], Metrics]
@@ -53,8 +55,7 @@ def make_train_step(
     def loss_fn(trained: Any, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> Any:
         variables = {"params": params | trained, "batch_stats": batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        targets = optax.smooth_labels(to_soft_labels(labels, model.num_classes), recipe.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        loss = smoothed_cross_entropy(logits, labels, recipe.label_smoothing).mean()
         return loss, (logits, updated["batch_stats"])
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -104,24 +105,3 @@ def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:
         return metrics.add(losses, correct, batch.mask)
 
     return eval_step
-
-
-def to_soft_labels(labels: jax.Array, num_classes: int) -> jax.Array:
-    """Returns class weights (batch, classes) from integer labels (batch,), or from class weights unchanged."""
-    return labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
-
-
-def per_example_metrics(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the cross-entropy in nats and whether the answer is correct, both (batch,) float32.
-
-    Args:
-      logits: (batch, classes).
-      labels: integers (batch,), or class weights (batch, classes), whose largest is the correct answer.
-    """
-    if labels.ndim == 2:
-        losses = optax.softmax_cross_entropy(logits, labels)
-        answers = labels.argmax(axis=-1)
-    else:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        answers = labels
-    return losses, (logits.argmax(axis=-1) == answers).astype(jnp.float32)

@@ -214,7 +214,7 @@ def _write_report(result: TrainResult, config: TrainConfig, splits: Splits, outp
     try:
         with logger.status("Writing the report…"):
             data = collect_report_data(result.workdir, splits)
-            output.tensorboard.pictures("mistakes", data.named_mistakes(), result.history[-1]["step"])
+            output.tensorboard.images("mistakes", data.named_mistakes(), result.history[-1]["step"])
             if config.report:
                 data.calibration_report.calibration.write(result.workdir)
                 path = write_report(result.workdir, data)

@@ -40,7 +40,5 @@ def _base_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientT
     if recipe.optimizer == "adamw":
         # Loshchilov & Hutter 2019, arXiv:1711.05101: the decay bypasses Adam's averages and scales with the rate.
         return optax.adamw(schedule, B1, B2, EPS, weight_decay=decay, mask=weight_decay_mask)
-    if recipe.optimizer == "lamb":
-        # You et al. 2020, arXiv:1904.00962, algorithm 2: AdamW's update, scaled to the norm of each array.
-        return optax.lamb(schedule, B1, B2, eps=1e-6, weight_decay=decay, mask=weight_decay_mask)
-    raise ValueError(f"unknown optimizer {recipe.optimizer!r}")
+    # You et al. 2020, arXiv:1904.00962, algorithm 2: AdamW's update, scaled to the norm of each array.
+    return optax.lamb(schedule, B1, B2, eps=1e-6, weight_decay=decay, mask=weight_decay_mask)

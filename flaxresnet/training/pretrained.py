@@ -119,7 +119,7 @@ def _describe_new_head(weights: PretrainedWeights, class_names: tuple[str, ...])
     text = f"the last layer starts from random weights ({reason})"
     if weights.class_names and set(class_names) < set(weights.class_names):  # possibly left out by mistake
         missing = [name for name in weights.class_names if name not in class_names]
-        text += f"; the network forgets {listed(missing)} unless the data have pictures of them too"
+        text += f"; the network forgets {listed(missing)} unless the data have images of them too"
     return text
 
 

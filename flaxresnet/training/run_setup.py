@@ -23,7 +23,7 @@ NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start again"
 
 
 def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
-    """Returns the (height, width) for folders of pictures: `--image-size`, or that of the run or the weights.
+    """Returns the (height, width) for folders of images: `--image-size`, or that of the run or the weights.
 
     Args:
       config: the options.
@@ -44,7 +44,7 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
         requested = "×".join(map(str, config.image_size or ()))
         actual = "×".join(map(str, train.image_size))
         raise UserError(
-            f"--image-size {requested} applies to folders of pictures, and the images in {splits.source} are {actual}; "
+            f"--image-size {requested} applies to folders of images, and the images in {splits.source} are {actual}; "
             "leave --image-size out"
         )
     if config.batch_size > len(train):

@@ -52,11 +52,11 @@ class TensorBoardWriter:
 
         self._write(write)
 
-    def pictures(self, tag: str, pictures: Iterable[tuple[np.ndarray, str]], step: int) -> None:
+    def images(self, tag: str, images: Iterable[tuple[np.ndarray, str]], step: int) -> None:
         """Writes images, (height, width, 3) uint8, each with its name."""
 
         def write(writer: Any) -> None:
-            for image, name in pictures:
+            for image, name in images:
                 writer.add_image(f"{tag}/{name}", image, step, dataformats="HWC")
 
         self._write(write)

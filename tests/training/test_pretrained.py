@@ -77,7 +77,7 @@ def test_other_classes_reset_head(tmp_path, two_classes, finished_run, capsys):
     output = " ".join(capsys.readouterr().out.split())
     assert (
         f"starting from {finished_run}: resnet14, tutorial; the last layer starts from random weights "
-        "(the weights have 3 classes, the data 2); the network forgets blue unless the data have pictures of them too"
+        "(the weights have 3 classes, the data 2); the network forgets blue unless the data have images of them too"
     ) in output
     before, after = read_run(finished_run).arrays, read_run(tmp_path / "run").arrays
     assert after["fc/kernel"].shape[1] == 2

@@ -9,7 +9,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from flaxresnet.cli import parser
 
-COLUMNS = 100
+COLUMNS = 88  # as many as fit the page of the theme
 
 
 class CliHelp(SphinxDirective):

@@ -62,7 +62,7 @@ def run_cli(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def photo(tmp_path, monkeypatch):
-    """Writes blob `index` as a picture in the current folder, which is empty."""
+    """Writes blob `index` as an image in the current folder, which is empty."""
     monkeypatch.chdir(tmp_path)
 
     def write(index, name, count=3, seed=8):
@@ -289,7 +289,7 @@ def test_explain_flags_ood_photos(run_cli, calibrated_run, photo):
     Image.fromarray(small_in_a_corner(1)).save("unlike.png")
     *lines, last = run_cli("explain", calibrated_run, "like.png", "unlike.png")[1].splitlines()
     assert [line.endswith("out of distribution") for line in lines] == [False, True]
-    assert last == "wrote 2 pictures to explanations/"
+    assert last == "wrote 2 images to explanations/"
 
 
 def test_predict_averages_views(run_cli, finished_run, photo):
@@ -326,7 +326,7 @@ def test_predict_reports_empty_folder(run_cli, finished_run, photo, tmp_path):
     status, out, err = run_cli("predict", finished_run, "empty", "no/*.png", "red.png")
     assert status == 1
     assert out.splitlines()[1].startswith("red.png  ")
-    assert "error: empty contains no pictures (.avif, .bmp" in err
+    assert "error: empty contains no images (.avif, .bmp" in err
     assert "error: no/*.png matches no file" in err
     assert run_cli("predict", finished_run, "empty")[::2] == (2, err.splitlines()[0] + "\n")
 

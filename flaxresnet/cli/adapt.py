@@ -38,13 +38,13 @@ class Arguments:
     """Folder of the new run; must not exist."""
 
     photos: tuple[str, ...] = positional("PHOTO…", default=())
-    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'; at most 512 are used."""
+    """Images of any size, folders of images, or patterns such as 'photos/*.jpg'; at most 512 are used."""
 
     data: str | None = None
     """Dataset to adapt to instead, in any format that training reads. All splits are used, without their labels."""
 
     max_corrupt_fraction: float = 0.0
-    """Maximum fraction of corrupt pictures in --data to skip; the command fails above it."""
+    """Maximum fraction of corrupt images in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
     """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""

@@ -21,10 +21,10 @@ class Arguments:
     """
 
     data: str = positional("PATH")
-    """HDF5 file, folder with HDF5 or ArrayRecord files, or folder with one subfolder of pictures per class."""
+    """HDF5 file, folder with HDF5 or ArrayRecord files, or folder with one subfolder of images per class."""
 
     image_size: tuple[int, int] = USUAL_SIZE
-    """Height and width in pixels to resize pictures in folders to."""
+    """Height and width in pixels to resize images in folders to."""
 
     max_corrupt_fraction: float = 0.0
     """Maximum fraction of corrupt images to skip; the check fails above it."""

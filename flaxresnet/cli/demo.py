@@ -13,7 +13,7 @@ from flaxresnet.runtime.terminal import status
 
 @dataclass(frozen=True)
 class Arguments:
-    """Serves a web page that classifies pictures from a file or the camera, with a Grad-CAM heatmap.
+    """Serves a web page that classifies images from a file or the camera, with a Grad-CAM heatmap.
 
     Requires gradio: pip install 'flaxresnet[demo]'. Uploads stay on this computer; the server deletes them after about
     an hour, and the oldest ones above 200 MiB.

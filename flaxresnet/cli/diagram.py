@@ -29,7 +29,7 @@ def main(arguments: Arguments) -> int:
     spec = model_spec(arguments)
     path = Path(arguments.to_file)
     if path.suffix not in (".png", ".svg"):
-        raise UserError(f"--to-file {path} has no suffix of a picture; end the name with .png or .svg")
+        raise UserError(f"--to-file {path} has no suffix of an image; end the name with .png or .svg")
     written = []
     with status("Drawing the network…"):
         layers = inspect(spec.model, spec.image_size)

@@ -30,17 +30,17 @@ class Arguments:
     """Run folder (the --workdir of training)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or folder with one subfolder of pictures per class. Default: the data that
+    """HDF5 file or folder with a test split, or folder with one subfolder of images per class. Default: the data that
     the run was trained on."""
 
     max_corrupt_fraction: float = 0.0
-    """Maximum fraction of corrupt pictures in --data to skip; the command fails above it."""
+    """Maximum fraction of corrupt images in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
     """Weights to use: after the last epoch, or of the epoch with the best test accuracy (an optimistic choice)."""
 
     split: Split | None = None
-    """Split to evaluate on. Default: test, or all images of a picture folder that has no split folders and was not used
+    """Split to evaluate on. Default: test, or all images of an image folder that has no split folders and was not used
     in training."""
 
     json: bool = False

@@ -22,8 +22,8 @@ from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
 from flaxresnet.runtime.terminal import align, status
 
 BATCH_SIZE = 16  # photos at a time
-CLASSES_PER_LINE = 3  # under the picture
-MAX_NAME = 24  # characters of a file or class name in the picture
+CLASSES_PER_LINE = 3  # under the image
+MAX_NAME = 24  # characters of a file or class name in the image
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Arguments(ImageArguments):
     """
 
     top_k: int = 3
-    """Number of classes to name under the picture, most probable first."""
+    """Number of classes to name under the image, most probable first."""
 
     stage: Literal[2, 3, 4, 5] | None = None
     """Stage whose features are shown; early stages respond to small details. Default: the last stage with a feature map
@@ -93,7 +93,7 @@ def main(arguments: Arguments) -> int:
     for line in align(rows, right=[2]):
         print(line)
     if rows:
-        print(f"wrote {len(rows):,} {'picture' if len(rows) == 1 else 'pictures'} to {folder}/")
+        print(f"wrote {len(rows):,} {'image' if len(rows) == 1 else 'images'} to {folder}/")
     return reader.exit_status()
 
 

@@ -17,34 +17,34 @@ from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 
 T = TypeVar("T")
 U = TypeVar("U")
-EXPLAINED = ".explained.png"  # suffix of the pictures that `explain` writes
+EXPLAINED = ".explained.png"  # suffix of the images that `explain` writes
 OOD_MESSAGE = "out of distribution"  # printed beside a photo that the OOD score flags
 
 
 def files_of(pattern: str) -> list[str]:
-    """Returns the files that an argument names: a file, the pictures below a folder, or the matches of a glob pattern.
+    """Returns the files that an argument names: a file, the images below a folder, or the matches of a glob pattern.
 
     Raises:
-      UserError: the folder contains no pictures, the pattern matches no file, or a folder cannot be read.
+      UserError: the folder contains no images, the pattern matches no file, or a folder cannot be read.
     """
     with oserror_as_user_error(pattern, "read"):
         if Path(pattern).is_dir():
-            files = _pictures_in(pattern)
+            files = _images_in(pattern)
             if not files:
-                raise UserError(f"{pattern} contains no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise UserError(f"{pattern} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             return files
         if not has_magic(pattern) or Path(pattern).exists():
             return [pattern]
         files = []
         for match in sorted(glob(pattern, recursive=True)):  # noqa: PTH207 - pathlib rejects absolute patterns
-            files += _pictures_in(match) if Path(match).is_dir() else [match]
+            files += _images_in(match) if Path(match).is_dir() else [match]
     if not files:
         raise UserError(f"{pattern} matches no file")
     return files
 
 
-def _pictures_in(folder: str) -> list[str]:
-    """Returns the sorted paths of the pictures below a folder, without those that `explain` wrote."""
+def _images_in(folder: str) -> list[str]:
+    """Returns the sorted paths of the images below a folder, without those that `explain` wrote."""
     files = []
     for path in Path(folder).rglob("*"):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.endswith(EXPLAINED):
@@ -60,7 +60,7 @@ class ImageArguments:
     """Run folder (the --workdir of training)."""
 
     photos: tuple[str, ...] = positional("PHOTO…")
-    """Pictures of any size, folders of pictures, or patterns such as 'photos/*.jpg'."""
+    """Images of any size, folders of images, or patterns such as 'photos/*.jpg'."""
 
     checkpoint: CheckpointChoice = "latest"
     """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
@@ -72,7 +72,7 @@ class ImageArguments:
 def check(arguments: ImageArguments) -> None:
     """Raises UserError if no photo is given or `--top-k` is below 1."""
     if not arguments.photos:
-        raise UserError("no photo given; name one or more pictures after the run folder")
+        raise UserError("no photo given; name one or more images after the run folder")
     if arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
 

@@ -19,11 +19,11 @@ COMMANDS = {
     "convert": "convert weights from and to Keras and PyTorch",
     "report": "write an HTML page about a run: metrics, mistakes, calibration, robustness",
     "explain": "draw Grad-CAM heatmaps over photos",
-    "demo": "serve a web page that classifies pictures",
+    "demo": "serve a web page that classifies images",
     "export": "write a run as one StableHLO or ONNX file",
     "adapt": "adapt a run to a new site with unlabeled photos (AdaBN)",
     "check-data": "list a dataset's splits and classes, and check it for errors",
-    "make-data": "write drawn hand signs, or your own pictures, as HDF5 or ArrayRecord files",
+    "make-data": "write drawn hand signs, or your own images, as HDF5 or ArrayRecord files",
 }
 
 USAGE = (

@@ -29,25 +29,25 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """Writes training data: drawn hand signs of the classes 0 to 5, or pictures from --source.
+    """Writes training data: drawn hand signs of the classes 0 to 5, or images from --source.
 
     Example: flaxresnet make-data datasets
 
-    Example: flaxresnet make-data records --source pictures/ --to arrayrecord
+    Example: flaxresnet make-data records --source images/ --to arrayrecord
     """
 
     folder: str = positional("FOLDER", default="datasets")
     """Folder to write to. The command does not overwrite existing files."""
 
     to: Literal["hdf5", "arrayrecord"] = "hdf5"
-    """hdf5: the tutorials' layout, one file per split. arrayrecord: shards for streaming, with unchanged picture
+    """hdf5: the tutorials' layout, one file per split. arrayrecord: shards for streaming, with unchanged image
     files."""
 
     source: str | None = None
     """Data to convert, in any format that training reads. Default: draw hand signs."""
 
     max_corrupt_fraction: float = 0.0
-    """Maximum fraction of corrupt pictures in --source to skip; the command fails above it."""
+    """Maximum fraction of corrupt images in --source to skip; the command fails above it."""
 
     shards: int = 16
     """Number of ArrayRecord files per split."""

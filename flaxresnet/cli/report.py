@@ -26,11 +26,11 @@ class Arguments:
     """Run folder (the --workdir of training)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or folder with one subfolder of pictures per class, all of which count.
+    """HDF5 file or folder with a test split, or folder with one subfolder of images per class, all of which count.
     Default: the run's own data."""
 
     max_corrupt_fraction: float = 0.0
-    """Maximum fraction of corrupt pictures in --data to skip; the command fails above it."""
+    """Maximum fraction of corrupt images in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
     """Weights to use: after the last epoch, or of the epoch with the best test accuracy (an optimistic choice)."""

@@ -55,10 +55,12 @@ def drop_unreadable(
         return readable, ""
     count = sum(map(len, splits))
     if len(messages) > options.max_corrupt_fraction * count:
-        raise UserError(
-            f"{len(messages)} of {count} images in {source} cannot be read; repair or remove them, or give "
-            f"--max-corrupt-fraction with the fraction to skip: {listed(messages, MAX_NAMED)}"
-        )
+        summary = f"{len(messages)} of {count} images in {source} cannot be read; repair or remove them, or give "
+        summary += "--max-corrupt-fraction with the fraction to skip:"
+        lines = [summary, *messages[:MAX_NAMED]]
+        if len(messages) > MAX_NAMED:
+            lines.append(f"and {len(messages) - MAX_NAMED:,} more")
+        raise UserError("\n  ".join(lines))
     return readable, f"; skipped {len(messages)} unreadable: {listed(messages, MAX_NAMED)}"
 
 

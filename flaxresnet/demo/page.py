@@ -1,4 +1,4 @@
-"""Web page that classifies pictures from a file or the camera, with a Grad-CAM heatmap."""
+"""Web page that classifies images from a file or the camera, with a Grad-CAM heatmap."""
 
 import atexit
 import html
@@ -27,12 +27,12 @@ MAX_REQUEST = MAX_UPLOAD + 2**20  # bytes
 DELETE_CACHE = (600, 3600)  # seconds: interval of the cleanup, and maximum age of uploads
 MAX_STORED_BYTES = 200 * 2**20  # of all uploads
 MAX_STORED_FILES = 1000
-MAX_PIXELS = 50_000_000  # of an uploaded picture; phone cameras have 12 to 48 million
-MAX_DEEP_PIXELS = 12_000_000  # of a picture with more than 8 bits per channel, which needs more memory
+MAX_PIXELS = 50_000_000  # of an uploaded image; phone cameras have 12 to 48 million
+MAX_DEEP_PIXELS = 12_000_000  # of an image with more than 8 bits per channel, which needs more memory
 MAX_WAITING = 64  # queued requests; Gradio rejects more
 MAX_EXAMPLES = 12
-OOD_NOTE = "This picture is out of distribution: it is unlike the training images, so the prediction may be wrong."
-HINT = "Drop a picture, or use the camera."
+OOD_NOTE = "This image is out of distribution: it is unlike the training images, so the prediction may be wrong."
+HINT = "Drop an image, or use the camera."
 
 
 def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> Any:
@@ -69,7 +69,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
         gr.HTML(f"<h1>{html.escape(title)}</h1>")
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(type="filepath", label="Picture", sources=["upload", "webcam", "clipboard"])
+                photo = gr.Image(type="filepath", label="Image", sources=["upload", "webcam", "clipboard"])
                 # Gradio would decode the file itself, and show its local path in the error message.
                 photo.preprocess = lambda payload: None if payload is None else payload.path
                 photo.async_move_resource_to_block_cache = _reject_urls(photo)
@@ -154,17 +154,17 @@ def _check_host(host: str) -> None:
 
 
 def read_upload(path: Path) -> np.ndarray:
-    """Returns an uploaded picture as (height, width, 3) uint8 RGB.
+    """Returns an uploaded image as (height, width, 3) uint8 RGB.
 
     Raises:
-      UserError: the file is not a picture or is too large. The message contains no path.
+      UserError: the file is not an image or is too large. The message contains no path.
     """
     try:
         if path.stat().st_size > MAX_UPLOAD:
             raise UserError(f"This file is too large; upload one of at most {MAX_UPLOAD // 2**20} MiB.")
         data = io.BytesIO(path.read_bytes())
     except FileNotFoundError:  # deleted to make room for later uploads
-        raise UserError("The server deleted this picture; upload it again.") from None
+        raise UserError("The server deleted this image; upload it again.") from None
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats()) as file:
             width, height = file.size
@@ -173,8 +173,8 @@ def read_upload(path: Path) -> np.ndarray:
         if width * height <= max_pixels:
             return decode(data)
     except Exception:  # a decoder may raise any error for a corrupt file
-        raise UserError("This file cannot be read as a picture; upload a JPEG, a PNG or a similar file.") from None
-    raise UserError(f"This picture has {width}×{height} pixels; upload one of at most {max_pixels // 10**6} million.")
+        raise UserError("This file cannot be read as an image; upload a JPEG, a PNG or a similar file.") from None
+    raise UserError(f"This image has {width}×{height} pixels; upload one of at most {max_pixels // 10**6} million.")
 
 
 def _reject_urls(component: Any) -> Any:

@@ -74,7 +74,7 @@ def config_diff(info: RunMetadata, stored: RunMetadata) -> Iterator[tuple[str, b
     if info.config.resolved_recipe.crop_min_area < 1:
         stored_streams = bool(stored.data.get("streamed"))
         if bool(info.data.get("streamed")) != stored_streams:
-            crop_source = "full pictures (--input stream)" if stored_streams else "resized images (--input memory)"
+            crop_source = "full-size images (--input stream)" if stored_streams else "resized images (--input memory)"
             yield f"random crops of {crop_source}", True
     if info.preprocessing != stored.preprocessing:
         yield "images of another size or scaling", False

@@ -1,6 +1,5 @@
 """Prints the progress of a training run: a progress bar and a spinner in a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -43,9 +42,9 @@ class ProgressLogger:
 
         With `terminal_only`, prints nothing if standard error is no terminal.
         """
-        if self._console.quiet or (terminal_only and not sys.stderr.isatty()):
+        if self._console.quiet:
             return nullcontext()
-        return terminal.status(text)
+        return terminal.status(text, terminal_only)
 
     def row(self, row: dict[str, Any]) -> None:
         """Prints the line of a finished epoch, which fits into 100 columns."""

@@ -1,4 +1,4 @@
-"""Pictures of Grad-CAM explanations: a photo, and beside it the photo with its heat map."""
+"""Images of Grad-CAM explanations: a photo, and beside it the photo with its heat map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,8 +40,8 @@ def explanation(photo: np.ndarray, heat: np.ndarray, title: str, lines: Sequence
     Args:
       photo: (height, width, 3), uint8, as `display_size` returns it.
       heat: (rows, columns), at least 0.
-      title: text above the pictures.
-      lines: text below the pictures.
+      title: text above the images.
+      lines: text below the images.
     """
     page_width = 8  # inches
     picture_width = 0.47  # fraction of the page

@@ -58,7 +58,7 @@ def rewrite(path, content=None):
 
 
 def test_scan_names_unreadable_images(folder, scan_calls):
-    with pytest.raises(fr.UserError, match=r"1 of 13 images .* --max-corrupt-fraction .*7\.png cannot be read"):
+    with pytest.raises(fr.UserError, match=r"(?s)1 of 13 images .* --max-corrupt-fraction .*7\.png cannot be read"):
         stream(folder, 0.0)
     splits = stream(folder)
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
@@ -90,7 +90,7 @@ def test_rewritten_image_invalidates_cache(folder, scan_calls):
     rewrite(image)
     assert stream(folder).train.fingerprint() == fingerprint
     rewrite(image, bytes(image.stat().st_size))
-    with pytest.raises(fr.UserError, match=r"2 of 13 images .*2\.png cannot be read"):
+    with pytest.raises(fr.UserError, match=r"(?s)2 of 13 images .*2\.png cannot be read"):
         stream(folder)
     assert scan_calls == [13, 0, 1, 0, 13, 0, 13, 0]
 
@@ -165,7 +165,7 @@ def test_rewritten_shard_invalidates_cache(folder, scan_calls, tmp_path):
     fingerprint = stream(records).train.fingerprint()
     shard = records / "train-00001-of-00002.array_record"
     rewrite(shard, shard.read_bytes().replace(b"PNG", b"???"))
-    with pytest.raises(fr.UserError, match=r"6 of 12 images .*train/dog/0\.png\) cannot be read"):
+    with pytest.raises(fr.UserError, match=r"(?s)6 of 12 images .*train/dog/0\.png\) cannot be read"):
         stream(records)
     rewrite(shard, shard.read_bytes().replace(b"???", b"PNG"))
     assert stream(records).train.fingerprint() == fingerprint

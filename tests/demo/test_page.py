@@ -72,11 +72,11 @@ def test_page_classifies_dropped_files(address, finished_run):
         assert f"{expected.probability:.0%}" in page.locator("#classes").inner_text()
 
         page.get_by_label("Remove Image").first.click()
-        page.wait_for_function("document.querySelector('#note').innerText.includes('Drop a picture')")
+        page.wait_for_function("document.querySelector('#note').innerText.includes('Drop an image')")
         page.locator("input[type=file]").first.set_input_files(
             {"name": "junk.jpg", "mimeType": "image/jpeg", "buffer": b"no picture at all"}
         )
-        page.wait_for_function("document.querySelector('#note').innerText.includes('cannot be read as a picture')")
+        page.wait_for_function("document.querySelector('#note').innerText.includes('cannot be read as an image')")
         assert "/tmp" not in page.locator("body").inner_text()
         # The browser reports that it cannot show the junk. There are no other errors and no requests to other machines.
         assert [text for text in errors if "127.0.0.1" not in text and "Failed to load resource" not in text] == []
@@ -238,7 +238,7 @@ def test_redaction_replaces_every_spelling(folder):
 
 
 def test_read_upload_reports_deleted_file(tmp_path):
-    with pytest.raises(fr.UserError, match="The server deleted this picture; upload it again"):
+    with pytest.raises(fr.UserError, match="The server deleted this image; upload it again"):
         demo_page.read_upload(tmp_path / "gone.png")
 
 
@@ -320,11 +320,11 @@ def declared(path: Path, mode: str, size: tuple[int, int]) -> Path:
 
 
 def test_read_upload_rejects_large_pictures(tmp_path, monkeypatch):
-    with pytest.raises(fr.UserError, match="This picture has 20000×3000 pixels; upload one of at most 50 million"):
+    with pytest.raises(fr.UserError, match="This image has 20000×3000 pixels; upload one of at most 50 million"):
         demo_page.read_upload(declared(tmp_path / "wide.png", "L", (20_000, 3_000)))
-    with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):
+    with pytest.raises(fr.UserError, match="This file cannot be read as an image"):
         demo_page.read_upload(declared(tmp_path / "large.png", "L", (30_000, 30_000)))
-    with pytest.raises(fr.UserError, match="This file cannot be read as a picture"):  # Pillow decodes it on opening
+    with pytest.raises(fr.UserError, match="This file cannot be read as an image"):  # Pillow decodes it on opening
         demo_page.read_upload(save_picture(tmp_path, "ico", (64, 64)))
     monkeypatch.setattr(demo_page, "MAX_UPLOAD", 10)
     with pytest.raises(fr.UserError, match="This file is too large"):
@@ -336,7 +336,7 @@ def test_read_upload_rejects_large_pictures(tmp_path, monkeypatch):
 
 def test_read_upload_rejects_deep_pictures(tmp_path):
     path = declared(tmp_path / "deep.png", "I;16", (7000, 7000))
-    with pytest.raises(fr.UserError, match="This picture has 7000×7000 pixels; upload one of at most 12 million"):
+    with pytest.raises(fr.UserError, match="This image has 7000×7000 pixels; upload one of at most 12 million"):
         demo_page.read_upload(path)
 
 
@@ -406,7 +406,7 @@ def test_server_reports_junk_without_paths(address, junk, finished_run):
     assert status == 200
     (path,) = json.loads(text)
     _, response = classify_file(address, {"path": path}, f"junk{len(junk)}{junk[:3].hex()}")
-    assert "cannot be read as a picture" in response
+    assert "cannot be read as an image" in response
     for folder in (str(finished_run.parent), str(Path(demo_page.__file__).parent), str(Path.home())):
         assert folder not in response
 

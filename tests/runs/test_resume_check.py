@@ -149,6 +149,6 @@ def test_config_diff_ignores_package_versions():
 def test_config_diff_compares_crop_source():
     cropped = with_options(crop_min_area=0.5)
     streamed = dataclasses.replace(cropped, data=INFO.data | {"streamed": True})
-    assert descriptions(cropped, streamed) == ["random crops of full pictures (--input stream)"]
+    assert descriptions(cropped, streamed) == ["random crops of full-size images (--input stream)"]
     assert descriptions(streamed, cropped) == ["random crops of resized images (--input memory)"]
     assert descriptions(with_data(streamed=True)) == []

@@ -109,7 +109,7 @@ def test_summary_lists_largest_network(run_cli):
         (("train.py", "--data", "nowhere.h5"), "nowhere.h5 does not exist"),
         (("evaluate", "nowhere"), "nowhere holds no run"),
         (("evaluate",), "RUN is missing"),
-        (("predict", "nowhere"), "no photo given"),
+        (("predict", "nowhere"), "no photo given; name one or more images after the run folder"),
         (("predict", "nowhere", "a.jpg", "--top-k", "0"), "--top-k must be at least 1, not 0"),
         (("predict", "nowhere", "a.jpg", "--json", "--csv"), "--json and --csv exclude each other"),
         (("predict", "nowhere", "photo.jpg"), "nowhere holds no run"),
@@ -502,11 +502,12 @@ def test_make_data_writes_trainable_files(run_cli, tmp_path):
     assert (folder / "train_signs.h5").read_bytes() == before
 
 
-def test_ctrl_c_exits_with_130():
+def test_ctrl_c_exits_with_130(capsys):
     def interrupted():
         raise KeyboardInterrupt
 
     assert exit_status.run(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted; files that were already written remain\n"
 
 
 def test_convert_round_trips_keras(run_cli, finished_run, data_folder, tmp_path):

@@ -37,7 +37,7 @@ def grad_cam(
       ValueError: the network has no such stage.
     """
     if stage not in range(2, 2 + len(model.stage_sizes)):
-        raise ValueError(f"stage is {stage}; this network's are 2 to {1 + len(model.stage_sizes)}")
+        raise ValueError(f"stage is {stage}; this network has the stages 2 to {1 + len(model.stage_sizes)}")
     last_block = f"res{stage}{block_names(model.stage_sizes[stage - 2])[-1]}"
 
     def logit_sum(offset: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

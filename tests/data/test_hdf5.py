@@ -289,7 +289,7 @@ MISTAKES = {
     ),
     "names differ": (
         {"a.h5": TRAIN, "b.h5": TEST | {"list_classes": NAMES[::-1]}},
-        r"data: list_classes is \('fist', 'palm', 'thumb'\) for training but \('thumb', 'palm', 'fist'\) for test",
+        r"list_classes is \('fist', .*\) for training but \('thumb', .*\) for test; store the same names",
     ),
     "an array without a shape": (
         {"a.h5": TRAIN | {"train_set_y": h5py.Empty("i8")}},
@@ -390,9 +390,7 @@ def test_damaged_chunk_is_skipped(tmp_path, monkeypatch, mode):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("flaxresnet.data.hdf5.MAX_BLOCK_BYTES", 10 * 8 * 9 * 3)
     images = write_damaged_chunk(tmp_path / "data.h5")
-    message = (
-        r"7 of 50 images in .*data\.h5 cannot be read; .*: .*data\.h5: train_set_x\[14\] cannot be read \(.* 2 more"
-    )
+    message = r"(?s)7 of 50 images in .*data\.h5 cannot be read; .*train_set_x\[14\] cannot be read \(.* 2 more"
     with pytest.raises(UserError, match=message):
         open_dataset(tmp_path / "data.h5", ReadOptions(input=mode))
     splits = open_dataset(tmp_path / "data.h5", ReadOptions(input=mode, max_corrupt_fraction=0.2))
@@ -471,7 +469,7 @@ def test_soft_links_are_followed(tmp_path, links, target):
         ("/train_set_x", "train_set_x is a chain of more than 16 links; store the values there"),
         ("train_set_x/train_set_x", "train_set_x is a chain of more than 16 links"),
         ("/train_set_y/x", "cannot be read as HDF5 .*x is inside an array"),
-        ("/", "train_set_x is a group"),
+        ("/", "train_set_x is a group; store an array there"),
     ],
 )
 def test_invalid_links_are_rejected(tmp_path, target, message):

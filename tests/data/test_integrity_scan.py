@@ -243,5 +243,5 @@ def test_error_of_another_process_counts(folder):
 
 
 def test_images_in_memory_are_rejected():
-    with pytest.raises(TypeError, match="ndarray"):
+    with pytest.raises(TypeError, match="images in memory are not scanned; give LazyImages, not ndarray"):
         drop_unreadable("data", [blobs(3, 1)], fr.ReadOptions())

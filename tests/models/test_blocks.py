@@ -148,5 +148,5 @@ def test_bottleneck_groups_kernel_shapes():
 
 
 def test_block_rejects_four_filters():
-    with pytest.raises(ValueError, match=r"filters is \(2, 2, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"filters is \(2, 2, 2, 4\); give two filters for a basic block or three"):
         fr.ConvolutionalBlock(filters=(2, 2, 2, 4)).init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))

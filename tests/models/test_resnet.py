@@ -394,3 +394,11 @@ def test_constructors_have_sizes_and_docstrings(function):
 def test_resnet_rejects_fewer_than_two_classes(classes):
     with pytest.raises(ValueError, match=f"num_classes is {classes};"):
         shapes_of(fr.ResNet50(num_classes=classes))
+
+
+def test_tutorial_variant_rejects_other_image_size(small_init):
+    model = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=4)
+    variables = small_init(model)
+    message = r"images of shape \(1, 64, 64, 3\) give \d+ inputs to fc3, .*; resize the images to"
+    with pytest.raises(fr.UserError, match=message):
+        model.apply(variables, np.zeros((1, 64, 64, 3), np.float32))

@@ -41,7 +41,10 @@ def test_unreadable_file_raises_user_error(tmp_path, content):
 )
 def test_invalid_value_raises_user_error(tmp_path, values):
     replace(CALIBRATION, **values).write(tmp_path)
-    with pytest.raises(UserError, match=r"calibration.safetensors is damaged \(a value is out of range\)"):
+    with pytest.raises(
+        UserError,
+        match=r"calibration.safetensors is damaged \(a value is out of range\); write it again with",
+    ):
         Calibration.read(tmp_path, "0123abcd")
 
 

@@ -485,6 +485,7 @@ def test_precise_bn_uses_augmented_images(data_folder, tmp_path, strength):
     ("options", "message"),
     [
         ({"batch_size": 45}, "--batch-size 45 is more than the 44 training images"),
+        ({"image_size": (48, 32)}, "--image-size 48×32 applies to folders of images, and the images in .* are 32×32"),
         ({"workdir": "/dev/null/run"}, "/dev/null/run cannot be (read|written)"),
     ],
 )

@@ -341,12 +341,12 @@ def differs(layer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (add_external_link, "model_weights/conv1/conv1/kernel is a link"),
+        (add_external_link, "model_weights/conv1/conv1/kernel is a link; store the array itself"),
         (add_sparse_array, r"the arrays take more bytes than the file's [\d,]+; store every element"),
         (add_unallocated_array, r"the arrays take more bytes than the file's [\d,]+; store every element"),
         (add_oversized_chunk, r"the arrays take more bytes than the file's [\d,]+; store every element"),
         (add_compressed_array, "model_weights/zz is compressed .* `h5repack -f NONE` unpacks it"),
-        (repeat_weight_name, "layer conv1 lists conv1/kernel more than once"),
+        (repeat_weight_name, "layer conv1 lists conv1/kernel more than once; save the model again"),
         (change_layer("conv1", inputs=["fc5"]), r"layer \w+ depends on its own output"),
         (change_layer("conv1", inputs=["nowhere"]), "layer conv1 has the input nowhere, which is not in the model"),
         (change_layer("fc5", inputs=["nowhere"]), "layer fc5 has the input nowhere, which is not in the model"),
@@ -354,7 +354,10 @@ def differs(layer):
         (change_layer("res2a_branch2b", strides=[2, 2]), differs("res2a_branch2b")),
         (change_layer("res2a_branch2b", dilation_rate=[2, 2]), differs("res2a_branch2b")),
         (change_layer("res2a_branch2b", activation="relu"), differs("res2a_branch2b")),
-        (change_layer("res2a_branch2b", data_format="channels_first"), "res2a_branch2b has data_format channels_first"),
+        (
+            change_layer("res2a_branch2b", data_format="channels_first"),
+            "channels_first; save the model as channels_last",
+        ),
         (change_layer("conv1", padding="same"), differs("conv1")),
         (change_layer("conv1_pad", padding=[[2, 3], [3, 3]]), differs("conv1")),
         (change_layer("input_1", batch_input_shape=[None, 64, 64, 1]), differs("conv1")),
@@ -367,10 +370,13 @@ def differs(layer):
         (change_layer("avg_pool", pool_size=[3, 3]), differs("fc5")),
         (change_layer("avg_pool", strides=[1, 1]), differs("fc5")),
         (change_layer("avg_pool", "GlobalAveragePooling2D"), differs("fc5")),
-        (replace_in_config('"ZeroPadding2D"', '"Rescaling"'), "layer conv1_pad is a Rescaling"),
+        (
+            replace_in_config('"ZeroPadding2D"', '"Rescaling"'),
+            "layer conv1_pad is a Rescaling, which is no layer",
+        ),
         (
             replace_in_config('"epsilon": 0.001', '"epsilon": 0.01'),
-            "epsilon 0.01; .* tutorials supports only 0.001",
+            "batch norm has epsilon 0.01; the network of .* tutorials supports only 0.001",
         ),
         (set_metadata(class_names=["one"]), "1 class names do not fit the last layer's 5 outputs"),
         (set_metadata(class_names=["a", "b", "c", "d", "a"]), "class name 'a' is empty, unprintable or repeated"),

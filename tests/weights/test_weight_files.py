@@ -71,8 +71,16 @@ def write_five_gibibytes(path):
         (declare_huge_header, "w.safetensors", r"w\.safetensors cannot be read as weights \(.*\)"),
         (write_other_archive, "w.keras", r"w\.keras: the archive was written by neither Keras nor PyTorch"),
         (write_five_gibibytes, "w.h5", r"w\.h5: the file is larger than 4 GiB"),
-        (change_stem(lambda kernel: kernel > 0), "w.safetensors", r"conv1\.weight has dtype bool"),
-        (change_stem(lambda kernel: kernel[0, 0]), "w.safetensors", r"conv1\.weight has shape \(7, 7\)"),
+        (
+            change_stem(lambda kernel: kernel > 0),
+            "w.safetensors",
+            "has dtype bool; store floats or integers",
+        ),
+        (
+            change_stem(lambda kernel: kernel[0, 0]),
+            "w.safetensors",
+            r"has shape \(7, 7\), but a convolution's kernel has",
+        ),
         (write_unknown_names, "w.safetensors", r"no ResNet is recognized; .* conv1\.weight \(torchvision and timm\)"),
         (
             add_layer,

@@ -19,6 +19,7 @@ from flaxresnet.models.precise_bn import measure_batch_stats
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.x64 import x64_disabled
 from flaxresnet.weights.run_weights import require_absent, write_variables
 
 # In the room experiment, 4 photos lowered accuracy and 24 helped as much as 48 (`benchmarks/RESULTS.md`).
@@ -28,6 +29,7 @@ BATCH_SIZE = 32  # maximum; the statistics are averages over batches
 MAX_CLASS_FRACTION = 0.8  # of photos predicted as one class, above which `adapt` warns
 
 
+@x64_disabled()
 def adapt(
     run: str | Path, images: np.ndarray, target: str | Path, checkpoint: CheckpointChoice = "latest"
 ) -> str | None:

@@ -1,8 +1,11 @@
 """`Classifier`: a trained network that classifies photos."""
 
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,12 @@ from flaxresnet.reliability.calibration_file import Calibration, digest
 from flaxresnet.runs.checkpoint_manager import load_run
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.x64 import x64_disabled
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    Photo = str | Path | bytes | IO[bytes] | PIL.Image.Image | np.ndarray
 
 BATCH_SIZE = 32  # images per pass; padding to 1 or 32 images means that two compiled programs serve any number
 TTA_ZOOMS = (1.0, 0.9, 1.1)  # test-time augmentation: the image as it is, magnified and reduced
@@ -72,6 +81,7 @@ class Classifier:
       uses_hflip: whether training flipped images horizontally; test-time augmentation does the same.
     """
 
+    @x64_disabled()
     def __init__(
         self,
         model: ResNet,
@@ -105,6 +115,7 @@ class Classifier:
         self._forward_view = jax.jit(forward_view)
 
     @classmethod
+    @x64_disabled()
     def load(cls, run: str | Path, checkpoint: CheckpointChoice = "latest", calibrated: bool = True) -> Self:
         """Loads a run.
 
@@ -135,6 +146,7 @@ class Classifier:
         """Returns logits, (n, classes) float32. Takes the images of `forward` and raises its errors."""
         return self.forward(images)[0]
 
+    @x64_disabled()
     def forward(self, images: np.ndarray | LazyImages, tta: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits and embeddings.
 
@@ -151,6 +163,11 @@ class Classifier:
         """
         height = self.preprocessing.height
         width = self.preprocessing.width
+        if not hasattr(images, "ndim"):
+            raise UserError(
+                f"images are a {type(images).__name__}, but this network takes an array of (n, {height}, {width}, 3) "
+                "uint8; `predict` takes single photos and lists of photos"
+            )
         if images.ndim != 4 or images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
             raise UserError(
                 f"images have shape {images.shape} and dtype {images.dtype}, but this network takes "
@@ -200,24 +217,65 @@ class Classifier:
                 is_ood = scores > self.calibration.threshold
         return BatchPrediction(softmax(logits, self.temperature), scores, is_ood)
 
-    def predict(self, photo: str | Path | IO[bytes] | np.ndarray) -> Prediction:
-        """Classifies one photo.
+    @overload
+    def predict(self, photo: "Photo") -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, photo: "Sequence[Photo] | Iterator[Photo]") -> list[Prediction]: ...
+
+    def predict(self, photo: Any) -> Prediction | list[Prediction]:
+        """Classifies one photo or several photos.
 
         Args:
-          photo: a path, an open file, or a (height, width, 3) uint8 array of any size.
+          photo: a path, an open file, the bytes of a file, a Pillow image, or a (height, width, 3) uint8 array of any
+            size; or a list, a tuple, an iterator or an (n, height, width, 3) array of photos.
+
+        Returns:
+          The prediction; for several photos, a list with one prediction for each.
 
         Raises:
-          UserError: the photo cannot be read.
+          UserError: a photo cannot be read, or is none of these types.
         """
-        prediction = self.predict_batch(self.preprocessing.load(photo)[None])
-        row = prediction.probabilities[0]
+        is_array = hasattr(photo, "__array__") and hasattr(photo, "ndim")
+        is_file = hasattr(photo, "read")
+        if isinstance(photo, list | tuple) or (isinstance(photo, Iterator) and not is_file):
+            return self._predict_photos(iter(photo))
+        if is_array and photo.ndim == 4:
+            return self._predict_photos(iter(np.asarray(photo)))
+        return self._predict_photos(iter([photo]))[0]
+
+    def _predict_photos(self, photos: Iterator[Any]) -> list[Prediction]:
+        predictions = []
+        while batch := [self._load(photo) for photo in islice(photos, BATCH_SIZE)]:
+            result = self.predict_batch(np.stack(batch))
+            for index in range(len(batch)):
+                predictions.append(self._prediction(result, index))
+        return predictions
+
+    def _load(self, photo: Any) -> np.ndarray:
+        """Returns a photo in the network's size: (height, width, 3) uint8."""
+        from PIL import Image
+
+        if isinstance(photo, bytes | bytearray):
+            photo = io.BytesIO(photo)
+        elif hasattr(photo, "__array__") and not isinstance(photo, Image.Image):
+            photo = np.asarray(photo)  # of JAX, for example
+        elif not isinstance(photo, str | Path | Image.Image) and not hasattr(photo, "read"):
+            raise UserError(
+                f"a photo is {photo!r:.80}; give a path, an open file, a Pillow image, a (height, width, 3) uint8 "
+                "array, or a list of these"
+            )
+        return self.preprocessing.load(photo)
+
+    def _prediction(self, batch: BatchPrediction, index: int) -> Prediction:
+        row = batch.probabilities[index]
         best = int(row.argmax())
         return Prediction(
             label=self.class_names[best],
             probability=float(row[best]),
             probabilities=dict(zip(self.class_names, row.tolist(), strict=True)),
-            ood_score=None if prediction.ood_score is None else float(prediction.ood_score[0]),
-            is_ood=None if prediction.is_ood is None else bool(prediction.is_ood[0]),
+            ood_score=None if batch.ood_score is None else float(batch.ood_score[index]),
+            is_ood=None if batch.is_ood is None else bool(batch.is_ood[index]),
         )
 
 

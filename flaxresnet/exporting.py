@@ -16,6 +16,7 @@ from flaxresnet.models.conv import FoldedConv
 from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.logging import log_errors_only
+from flaxresnet.runtime.x64 import x64_disabled
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Members of the StableHLO archive.
@@ -45,6 +46,7 @@ def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
     }
 
 
+@x64_disabled()
 def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
     """Writes a zip archive of a program for CPUs, CUDA GPUs and TPUs, and its metadata.
 
@@ -68,6 +70,7 @@ def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bo
         archive.writestr(METADATA_FILE, metadata_text)
 
 
+@x64_disabled()
 def export_onnx(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
     """Writes an ONNX model for any number of images, with `metadata` as JSON in its metadata_props.
 

@@ -11,6 +11,7 @@ from flaxresnet.data.dataset import Dataset, Splits
 from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import data_warnings
+from flaxresnet.data.worker_import import exit_if_imported_by_worker
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.metadata import RunMetadata, check_network
@@ -20,6 +21,7 @@ from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
+from flaxresnet.runtime.x64 import x64_disabled
 from flaxresnet.training.compiled_steps import CompiledSteps
 from flaxresnet.training.executable_cache import open_executable_cache
 from flaxresnet.training.input_pipeline import InputPipeline
@@ -46,6 +48,7 @@ PER_PROCESS_OPTIONS = (
 )
 
 
+@x64_disabled()
 def fit(config: TrainConfig, *, quiet: bool = False, cache_executables: bool = False) -> TrainResult:
     """Trains a network, or resumes the run in `config.workdir`.
 
@@ -65,8 +68,9 @@ def fit(config: TrainConfig, *, quiet: bool = False, cache_executables: bool = F
 
     Raises:
       UserError: an option, the data or the folder does not fit, or a loss is not finite.
-      TrainingInterrupted: Ctrl-C or SIGTERM stopped training; the state is saved.
+      TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP stopped training; the state is saved.
     """
+    exit_if_imported_by_worker()
     config.check()
     disable_malloc_trim()
     use_compilation_cache(config.compilation_cache)

@@ -1,5 +1,6 @@
 """Loading a run and classifying photos."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -170,3 +171,46 @@ def test_batch_norm_is_folded(classifier):
     images = np.zeros((1, 32, 32, 3), np.uint8)
     program = classifier._forward_images.lower(classifier._folded_variables, images).as_text()
     assert "rsqrt" not in program  # batch norm divides by the standard deviation
+
+
+def test_predict_takes_images_and_lists(classifier, tmp_path):
+    images = blobs(3, seed=8).images
+    expected = [classifier.predict(image) for image in images]
+    path = tmp_path / "photo.png"
+    Image.fromarray(images[1]).save(path)
+    photos = [
+        path,
+        str(path),
+        path.read_bytes(),
+        io.BytesIO(path.read_bytes()),
+        Image.open(path),
+        jax.numpy.array(images[1]),
+    ]
+    for photo in photos:
+        assert classifier.predict(photo).label == "green"
+    for several in (list(images), tuple(images), iter(images), images):
+        predictions = classifier.predict(several)
+        assert [prediction.label for prediction in predictions] == [prediction.label for prediction in expected]
+    assert classifier.predict([images[1]])[0].probability == pytest.approx(expected[1].probability, rel=1e-4)
+    assert classifier.predict([]) == []
+    assert len(classifier.predict([*images] * 20)) == 60
+
+
+def test_predict_applies_exif_of_images(classifier):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90°
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)).save(buffer, "jpeg", exif=exif)
+    assert classifier.predict(Image.open(buffer)) == classifier.predict(buffer)
+
+
+@pytest.mark.parametrize("photo", [None, 3, {"image": 1}, [None], object()])
+def test_predict_rejects_other_types(photo, classifier):
+    with pytest.raises(fr.UserError, match="give a path, an open file, a Pillow image") as caught:
+        classifier.predict(photo)
+    assert "\n" not in str(caught.value)
+
+
+def test_forward_rejects_lists(classifier):
+    with pytest.raises(fr.UserError, match=r"images are a list, but this network takes an array"):
+        classifier.probabilities([blobs(1, seed=8).images[0]])

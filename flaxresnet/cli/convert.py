@@ -9,6 +9,7 @@ from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 from flaxresnet.runtime.terminal import next_command, status
 from flaxresnet.weights.key_maps import KEY_FORMATS
 from flaxresnet.weights.pretrained_weights import SCALING, PretrainedWeights, check_class_names, fits_images
@@ -66,6 +67,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
+    require_local(arguments.target)
     target = Path(arguments.target)
     to_file = any(target.name.endswith(suffix) for suffix in WRITERS)
     if not to_file and target.suffix:

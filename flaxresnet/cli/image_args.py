@@ -14,6 +14,7 @@ from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.image_folder import IMAGE_SUFFIXES
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,6 +28,7 @@ def files_of(pattern: str) -> list[str]:
     Raises:
       UserError: the folder contains no images, the pattern matches no file, or a folder cannot be read.
     """
+    require_local(pattern)
     with oserror_as_user_error(pattern, "read"):
         if Path(pattern).is_dir():
             files = _images_in(pattern)

@@ -63,7 +63,10 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
     arguments = parser.parse(command.Arguments, argv, prog, getattr(command, "LAYOUT", None))
     if name != "train":  # `fit` calls this function itself
         disable_malloc_trim()
-    return command.main(arguments)
+    from flaxresnet.runtime.x64 import x64_disabled  # imports JAX
+
+    with x64_disabled():
+        return command.main(arguments)
 
 
 def entry_point() -> int:

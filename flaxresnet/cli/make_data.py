@@ -15,6 +15,7 @@ from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 from flaxresnet.runtime.terminal import next_command, status
 
 CHECKS = {
@@ -72,6 +73,7 @@ def main(arguments: Arguments) -> int:
     hints = get_type_hints(Arguments)
     for name, checks in CHECKS.items():
         check_value(name, getattr(arguments, name), hints[name], checks)
+    require_local(arguments.folder)
     folder = Path(arguments.folder)
     files, write = WRITERS[arguments.to]
     for name in files:

@@ -28,6 +28,7 @@ from flaxresnet.config.validation import (
     check_value,
 )
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.local_path import is_url
 
 CheckpointChoice = Literal["latest", "best"]  # the last epoch, or the epoch with the best test accuracy
 Defaults = TypeVar("Defaults", Recipe, Network)
@@ -40,6 +41,10 @@ POSITIVE_COUNT = at_least(1), at_most(MAX_STEPS)
 MIX_ALPHA = at_least(0), at_most(1000)
 IMAGE_SIZE: Check = (lambda value: min(value) >= 32 and max(value) <= 2**16, "two numbers of 32 or more")
 NOT_EMPTY: Check = (lambda value: value != ""), "a name"
+LOCAL: Check = (
+    (lambda value: not is_url(value)),
+    "on a local disk, such as a mounted bucket or a copy of the files",
+)
 STAGE_LIST: Check = (
     (lambda value: set(value.replace(" ", "").split(",")) <= {*STAGES, "backbone"}),
     f"backbone or a comma-separated list of {', '.join(STAGES)}",
@@ -61,7 +66,7 @@ class TrainConfig:
       UserError: a value is of the wrong type or out of range. The error, a ValueError, names the option and the value.
     """
 
-    data: str | None = None
+    data: str | None = field_with_checks(None, LOCAL)
     """Training data: HDF5 or ArrayRecord files, or a folder with one subfolder of images per class."""
 
     image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
@@ -70,7 +75,7 @@ class TrainConfig:
     max_corrupt_fraction: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
     """Maximum fraction of corrupt images to skip, at least 0 and below 1. Training fails above it."""
 
-    workdir: str = field_with_checks("runs/default", NOT_EMPTY)
+    workdir: str = field_with_checks("runs/default", NOT_EMPTY, LOCAL)
     """Folder for the configuration, metrics and checkpoints. Training resumes a run in this folder."""
 
     input: Literal["auto", "memory", "stream"] = "auto"
@@ -100,7 +105,7 @@ class TrainConfig:
     """Set of defaults. robust: for photos by other people; fast: few epochs; tutorial: the Keras tutorials' settings;
     finetune: for --init; imagenet: for 100,000 images or more."""
 
-    init: str | None = field_with_checks(None, NOT_EMPTY)
+    init: str | None = field_with_checks(None, NOT_EMPTY, LOCAL)
     """Pretrained weights to start from: a Keras or PyTorch file, a run's folder, or a Hugging Face model. The weights
     determine the network."""
 

@@ -1,9 +1,13 @@
 """Decodes image files to upright 8-bit sRGB pixels, in bounded memory."""
 
 import io
+import multiprocessing
 import os
+import struct
+import sys
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, lru_cache
@@ -14,6 +18,7 @@ import numpy as np
 
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.runtime.errors import UserError
+from flaxresnet.runtime.local_path import require_local
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -27,6 +32,11 @@ PIXELS_PER_CORE = 2**24  # decoded at the same time, on average
 STRIP_PIXELS = 2**20  # converted at once
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # in bytes 8 to 11
 SRGB_TOLERANCE = 2  # of 255; a profile that changes no color by more is sRGB
+MAX_ALPHA_WARNINGS = 5  # images that a process names
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+
+_alpha_warnings: set[str] = set()  # the images that were named
 
 
 class PixelBudget:
@@ -53,16 +63,17 @@ class PixelBudget:
 DECODE_BUDGET = PixelBudget(max(MAX_PIXELS, PIXELS_PER_CORE * (os.cpu_count() or 1)))
 
 
-def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
+def decode(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> np.ndarray:
     """Decodes an image in one of `FORMATS`.
 
     Applies the EXIF orientation, converts colors with another ICC profile to sRGB, composites transparent pixels on
-    white, scales 16-bit gray to 8 bits (and ignores its profile), and takes the first frame of an animation. Decodes a
-    JPEG of more than `MAX_PIXELS` at half its size, up to Pillow's limit of 178 million pixels. Takes at most
-    `BYTES_PER_PIXEL` of memory for each pixel, plus some MiB.
+    white, scales 16-bit gray to 8 bits (and ignores its profile), and takes the first frame of an animation. Ignores
+    damaged or oversized metadata, and, with a warning, an alpha channel that is 0 in all pixels. Decodes a JPEG of more
+    than `MAX_PIXELS` at half its size, up to Pillow's limit of 178 million pixels. Takes at most `BYTES_PER_PIXEL` of
+    memory for each pixel, plus some MiB.
 
     Args:
-      photo: a path, or a binary file that supports seeking.
+      photo: a path, a binary file that supports seeking, or a Pillow image, which does not change.
 
     Returns:
       (height, width, 3) uint8 RGB.
@@ -75,18 +86,18 @@ def decode(photo: str | Path | IO[bytes]) -> np.ndarray:
 
 
 @contextmanager
-def decoded(photo: str | Path | IO[bytes]) -> Iterator[np.ndarray]:
+def decoded(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> Iterator[np.ndarray]:
     """Decodes an image as `decode` does. Its pixels count against `DECODE_BUDGET` until the context ends."""
     if isinstance(photo, str | Path):
         require_regular_file(photo)
     with ExitStack() as stack:
         try:
-            with warnings.catch_warnings(action="ignore"), _opened(photo) as file:
-                stack.enter_context(DECODE_BUDGET.acquire(file.width * file.height))
-                pixels = _pixels(photo, file)
+            with warnings.catch_warnings(action="ignore"):
+                pixels = _read_pixels(photo, stack)
         except UserError:
             raise
         except FileNotFoundError:
+            require_local(str(photo))
             raise UserError(f"{photo} does not exist; give the path of an image") from None
         except Exception as error:  # a decoder may raise anything for a damaged file: struct.error, RuntimeError, …
             advice = "give a JPEG or PNG"
@@ -112,37 +123,99 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _opened(photo: str | Path | IO[bytes]) -> "PIL.Image.Image":
-    """Opens an image and reads its header; raises UserError if it has too many pixels."""
+def _read_pixels(photo: "str | Path | IO[bytes] | PIL.Image.Image", stack: ExitStack) -> np.ndarray:
+    """Decodes an image. Its pixels count against `DECODE_BUDGET` until `stack` ends."""
     from PIL import Image
 
-    file = Image.open(photo, formats=formats())
+    if isinstance(photo, Image.Image):
+        return _decode_opened(photo, photo.copy(), stack)
+    try:
+        return _decode_opened(photo, open_image(photo), stack)
+    except ValueError as error:
+        if not _is_text_limit(error):
+            raise
+    return _decode_opened(photo, Image.open(_without_text(photo), formats=["PNG"]), stack)
+
+
+def _decode_opened(photo: object, file: "PIL.Image.Image", stack: ExitStack) -> np.ndarray:
+    with file, ExitStack() as budget:
+        _check_size(photo, file)
+        budget.enter_context(DECODE_BUDGET.acquire(file.width * file.height))
+        pixels = _pixels(photo, file)
+        stack.enter_context(budget.pop_all())
+    return pixels
+
+
+def open_image(photo: str | Path | IO[bytes]) -> "PIL.Image.Image":
+    """Opens an image with Pillow and reads its header."""
+    from PIL import Image
+
+    try:
+        return Image.open(photo, formats=formats())
+    except ValueError as error:
+        if not _is_text_limit(error):
+            raise
+    return Image.open(_without_text(photo), formats=["PNG"])
+
+
+def _is_text_limit(error: ValueError) -> bool:
+    """Returns whether Pillow refuses a PNG for the size of its texts or of its ICC profile."""
+    return "MAX_TEXT_" in str(error)
+
+
+def _without_text(photo: str | Path | IO[bytes]) -> io.BytesIO:
+    """Returns a PNG file without its texts, and without an ICC profile that is larger than Pillow allows."""
+    from PIL import PngImagePlugin
+
+    result = io.BytesIO()
+    with ExitStack() as stack:
+        file = stack.enter_context(Path(photo).open("rb")) if isinstance(photo, str | Path) else photo
+        file.seek(0)
+        result.write(file.read(len(PNG_SIGNATURE)))
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            if kind in PNG_TEXT_CHUNKS:
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            body = file.read(length + 4)  # with its checksum
+            if kind == b"iCCP":
+                inflate = zlib.decompressobj()
+                inflate.decompress(body[body.find(0) + 2 : -4], PngImagePlugin.MAX_TEXT_CHUNK)
+                if inflate.unconsumed_tail:
+                    continue
+            result.write(header + body)
+    result.seek(0)
+    return result
+
+
+def _check_size(photo: object, file: "PIL.Image.Image") -> None:
+    """Has Pillow decode a large JPEG at half its size; raises UserError if an image has too many pixels."""
     width, height = file.size
     if width * height > MAX_PIXELS and file.format in ("JPEG", "MPO"):
         file.draft(None, (width // 2, height // 2))  # takes a quarter of the memory
     if file.width * file.height > MAX_PIXELS:
-        file.close()
         raise UserError(f"{photo} has {width}×{height} pixels; give an image of up to {MAX_PIXELS // 10**6} million")
-    return file
 
 
-def _is_heif(photo: str | Path | IO[bytes]) -> bool:
-    with suppress(OSError, ValueError):
+def _is_heif(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> bool:
+    with suppress(OSError, ValueError, AttributeError):  # AttributeError: not a file
         if isinstance(photo, str | Path):
             with Path(photo).open("rb") as file:
                 start = file.read(12)
         else:
             photo.seek(0)
-            start = photo.read(12)
+            start = photo.read(12)  # type: ignore[union-attr]
         return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
     return False
 
 
-def _pixels(photo: str | Path | IO[bytes], image: "PIL.Image.Image") -> np.ndarray:
+def _pixels(photo: object, image: "PIL.Image.Image") -> np.ndarray:
     from PIL import ImageOps
 
-    ImageOps.exif_transpose(image, in_place=True)
-    convert = _gray16_converter(photo, image) if image.mode.startswith(("I", "F")) else _rgb_converter(image)
+    image.load()  # first, so that the errors below come from the metadata
+    with suppress(SyntaxError, ValueError, TypeError, KeyError, OverflowError, ZeroDivisionError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
+    convert = _gray16_converter(photo, image) if image.mode.startswith(("I", "F")) else _rgb_converter(photo, image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in _strips(image):
         pixels[top : top + strip.height] = convert(strip)
@@ -156,19 +229,25 @@ def _strips(image: "PIL.Image.Image") -> Iterator[tuple[int, "PIL.Image.Image"]]
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _rgb_converter(image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
+def _rgb_converter(photo: object, image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
     """Returns a function that converts strips of an image with 8 bits a channel to sRGB."""
     from PIL import Image
 
-    is_transparent = image.has_transparency_data
+    has_alpha = image.has_transparency_data
+    is_transparent = has_alpha and not _has_zero_alpha(image)
     mode = image.mode
     if is_transparent:
         mode = "RGBA"
+    elif has_alpha:
+        mode = "RGB"
+        _warn_of_zero_alpha(photo)
     elif mode in ("P", "PA"):
         mode = "RGB"
     to_srgb = _to_srgb(image.info.get("icc_profile"), mode)
 
     def convert(strip: "PIL.Image.Image") -> np.ndarray:
+        if has_alpha:
+            strip = strip.convert("RGBA")
         strip = strip.convert(mode)
         if to_srgb is not None:
             strip = to_srgb.apply(strip)
@@ -177,6 +256,25 @@ def _rgb_converter(image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np
         return np.asarray(strip.convert("RGB"))
 
     return convert
+
+
+def _has_zero_alpha(image: "PIL.Image.Image") -> bool:
+    """Returns whether all pixels are fully transparent. Some programs write 32-bit images with an unused alpha."""
+    return all(strip.convert("RGBA").getchannel("A").getextrema() == (0, 0) for _, strip in _strips(image))
+
+
+def _warn_of_zero_alpha(photo: object) -> None:
+    """Warns on standard error of the first images; the worker processes leave that to the main process."""
+    name = str(photo) if isinstance(photo, str | Path) else "an image"
+    if multiprocessing.parent_process() or name in _alpha_warnings or len(_alpha_warnings) == MAX_ALPHA_WARNINGS:
+        return
+    _alpha_warnings.add(name)
+    ending = "; further images are not named" if len(_alpha_warnings) == MAX_ALPHA_WARNINGS else ""
+    print(
+        f"warning: {name} has an alpha channel that is 0 in all pixels, so its alpha is ignored{ending}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @lru_cache(maxsize=8)
@@ -203,9 +301,7 @@ def _to_srgb(profile: bytes | None, mode: str) -> Any | None:
     return transform if np.abs(change).max() > SRGB_TOLERANCE else None
 
 
-def _gray16_converter(
-    photo: str | Path | IO[bytes], image: "PIL.Image.Image"
-) -> Callable[["PIL.Image.Image"], np.ndarray]:
+def _gray16_converter(photo: object, image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
     """Returns a function that converts strips of gray to 8-bit RGB: 16-bit integers, floats in [0, 1], or 0–255.
 
     Pillow reads some 16-bit files as 32-bit integers, so the largest value decides between 8 and 16 bits.

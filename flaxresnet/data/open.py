@@ -6,6 +6,7 @@ from pathlib import Path
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.read_options import DEFAULT_OPTIONS, ReadOptions
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 
 DEFAULT_FOLDER = Path("datasets")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -34,6 +35,7 @@ def open_dataset(path: str | Path | None = None, options: ReadOptions = DEFAULT_
     from flaxresnet.data.image_folder import is_image_folder, read_folder
 
     use_default = path is None
+    require_local(path or DEFAULT_FOLDER)
     path = Path(path or DEFAULT_FOLDER)
     with oserror_as_user_error(path, "read"):
         exists = path.exists()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ import numpy as np
 
 from flaxresnet.data.decode import MAX_PIXELS, decoded
 from flaxresnet.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 MAX_SIDE = 2**16  # pixels
@@ -88,11 +91,13 @@ class Preprocessing:
                 raise UserError(f"preprocessing has invalid {name}: {values}")
         return result
 
-    def load(self, photo: str | Path | IO[bytes] | np.ndarray, part: Part | None = None) -> np.ndarray:
+    def load(
+        self, photo: "str | Path | IO[bytes] | PIL.Image.Image | np.ndarray", part: Part | None = None
+    ) -> np.ndarray:
         """Crops and resizes an image to the network's input size.
 
         Args:
-          photo: an image file (see `decode`), or (h, w, 3) uint8 RGB.
+          photo: an image file or a Pillow image (see `decode`), or (h, w, 3) uint8 RGB.
           part: returns the box to crop; None crops the center box of `crop_pct`.
 
         Returns:

@@ -18,6 +18,7 @@ from flaxresnet.data.lazy_images import LazyImages, available_cpus
 from flaxresnet.data.loader import Batch, pad_indices
 from flaxresnet.data.preprocess import Part, RandomCrop
 from flaxresnet.data.shuffle import step_indices
+from flaxresnet.data.worker_import import next_or_import_error, require_script_file
 
 CROP_STREAM = 0xC209  # separates the random numbers of crops from those of the order of images
 MAX_STEPS = 2**40  # of a run; Grain needs a finite number
@@ -77,12 +78,13 @@ class StreamSource:
         read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
         dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(load).to_iter_dataset(read_options)
         if workers:  # a worker loads full batches, so the number of workers does not change a batch
+            require_script_file()
             if not FLAGS.is_parsed():  # Grain reads flags, which `absl.app` would have parsed
                 FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH_BATCHES)
             dataset = dataset.mp_prefetch(options, worker_init_fn=init_worker)
         with closing(iter(dataset)) as batches:
-            for arrays in batches:
+            while (arrays := next_or_import_error(batches)) is not None:
                 if workers:
                     # A worker's arrays are in shared memory, which leaks if a batch still refers to it when the
                     # process ends.
@@ -97,10 +99,12 @@ class StreamSource:
 def init_worker(_: int, __: int) -> None:
     """Makes a worker process ignore signals and exit when its parent exits.
 
-    A scheduler sends SIGTERM to all processes of a job, but the parent needs batches until it has stopped training.
+    A scheduler sends SIGTERM to all processes of a job, and a closing terminal sends SIGHUP, but the parent needs
+    batches until it has stopped training.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

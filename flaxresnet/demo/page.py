@@ -16,7 +16,7 @@ from PIL import Image
 
 from flaxresnet.classifier import Classifier
 from flaxresnet.data.dataset import Dataset
-from flaxresnet.data.decode import decode, formats
+from flaxresnet.data.decode import decode, open_image
 from flaxresnet.demo.middleware import PathRedactionMiddleware, UploadLimitMiddleware
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.visualize.grad_cam import GradCAM
@@ -166,7 +166,7 @@ def read_upload(path: Path) -> np.ndarray:
     except FileNotFoundError:  # deleted to make room for later uploads
         raise UserError("The server deleted this image; upload it again.") from None
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(data, formats=formats()) as file:
+        with warnings.catch_warnings(action="ignore"), open_image(data) as file:
             width, height = file.size
             is_deep = file.mode.startswith(("I", "F"))
         max_pixels = MAX_DEEP_PIXELS if is_deep else MAX_PIXELS

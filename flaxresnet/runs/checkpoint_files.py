@@ -1,6 +1,6 @@
 """The finished checkpoints in a folder and their metrics, read without Orbax.
 
-Orbax cannot open a folder if one of its checkpoints has no readable metrics.
+Orbax itself cannot open a folder if one of its checkpoints has no readable metrics.
 """
 
 import json
@@ -16,14 +16,14 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 def unreadable_checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints after an epoch whose metrics cannot be read."""
-    return [path for path in checkpoint_paths(folder) if _read_metrics(path) is None]
+    return [path for path in checkpoint_paths(folder) if read_metrics(path) is None]
 
 
 def last_epoch(folder: Path) -> int:
     """Returns the highest epoch in the checkpoints' metrics, or 0 if there is none."""
     epochs = [0]
     for path in checkpoint_paths(folder):
-        metrics = _read_metrics(path)
+        metrics = read_metrics(path)
         if metrics and type(metrics["epoch"]) is int:
             epochs.append(metrics["epoch"])
     return max(epochs)
@@ -37,7 +37,8 @@ def has_required_metrics(metrics: Any) -> bool:
     return all(isinstance(metrics.get(name), int | float) for name in required)
 
 
-def _read_metrics(path: Path) -> dict[str, Any] | None:
+def read_metrics(path: Path) -> dict[str, Any] | None:
+    """Returns the metrics of a checkpoint, or None if they cannot be read."""
     try:
         metrics = json.loads((path / "metrics" / "metrics").read_text())
     except (OSError, ValueError, RecursionError):

@@ -10,6 +10,7 @@ A checkpoint consists of items, so that each reader loads only the items that it
 - `checksums`: item → CRC-32, because Orbax does not detect bit flips.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,14 +21,16 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runs.checkpoint_errors import checkpoint_read_errors, checkpoint_write_errors
-from flaxresnet.runs.checkpoint_files import has_required_metrics
+from flaxresnet.runs.checkpoint_files import read_metrics, unreadable_checkpoints
 from flaxresnet.runs.checksums import checksum, json_checksum, require_equal_checksums
 from flaxresnet.runs.metadata import RunMetadata
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
-from flaxresnet.runtime.logging import log_errors_only
+from flaxresnet.runtime.logging import drop_orbax_errors, log_errors_only
+from flaxresnet.runtime.x64 import x64_disabled
 
 Items = dict[str, Any]  # item's name → pytree: "params" and "training"
+IMPORTED_STEP = "0"  # the checkpoint of weights that were trained elsewhere, which has no metrics
 METRICS = "figures"  # the name of the metrics among a checkpoint's checksums
 
 
@@ -37,7 +40,7 @@ def best_key(metrics: dict[str, Any]) -> tuple[float, float]:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its own check for preemption.
+    """Orbax's manager without its own check for preemption, which opens a folder with damaged metrics.
 
     `PreemptionHandler` counts its calls of the same sync point in JAX. With additional calls by Orbax, the processes
     would no longer agree on the step to stop at.
@@ -46,12 +49,17 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         return False
 
+    def metrics(self, step: int) -> dict[str, Any] | None:
+        """Returns a checkpoint's metrics. Returns None instead of raising if they are damaged, so that others open."""
+        return read_metrics(Path(self.directory) / str(step))
+
 
 class _Checkpoints:
     """The checkpoints in a folder. As a context manager, it waits at its end for pending writes."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self._folder = folder
+        drop_orbax_errors()
         with checkpoint_read_errors(folder), log_errors_only("absl"):  # absl warns if `read_only` is set
             self._manager = _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
 
@@ -210,8 +218,8 @@ class EpochCheckpoints(_Checkpoints):
         step = self._require_step(self.latest_step() if step is None else step)
         with checkpoint_read_errors(self.path_of(step)):
             metrics = self._manager.metrics(step)
-            if not has_required_metrics(metrics):
-                raise KeyError("epoch")
+            if metrics is None:
+                raise ValueError("its metrics are damaged")
             require_equal_checksums(self._checksums(step), {METRICS: json_checksum(metrics)})
         return metrics
 
@@ -234,6 +242,7 @@ class EpochCheckpoints(_Checkpoints):
         return {"params": restored["params"], "batch_stats": restored["eval_stats"]}
 
 
+@x64_disabled()
 def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunMetadata, Any]:
     """Returns a run's metadata and its variables for prediction, {"params", "batch_stats"}.
 
@@ -250,6 +259,9 @@ def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunMe
     shapes = jax.eval_shape(info.model().init, jax.random.key(0), images)
     if not folder.checkpoints.is_dir():
         raise UserError(f"{folder.path} holds no checkpoint yet; train for at least one epoch first")
+    for path in unreadable_checkpoints(folder.checkpoints):
+        if path.name != IMPORTED_STEP:
+            print(f"warning: the metrics of checkpoint {path} are damaged; resuming sets it aside", file=sys.stderr)
     with EpochCheckpoints(folder.checkpoints, read_only=True) as checkpoints:
         return info, checkpoints.restore_variables(shapes, which)
 

@@ -122,7 +122,7 @@ class CheckpointStore:
                 f"checkpoint {corrupt[-1]} cannot be restored: its metrics are damaged; {NO_INTACT_CHECKPOINT}"
             )
         for path in corrupt:
-            self._note(f"checkpoint {path} cannot be restored: its metrics are damaged; trying an earlier one")
+            self._note(f"checkpoint {path} cannot be restored: its metrics are damaged; moving it to corrupt/")
             self._folder.quarantine(path)
 
     def _quarantine(self, corrupt: list[Path]) -> None:

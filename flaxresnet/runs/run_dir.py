@@ -11,6 +11,7 @@ from flaxresnet.runs.metadata import FORMAT, RunMetadata
 from flaxresnet.runs.schema import RUN, is_metrics_row, require
 from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 
 
 class RunFormatError(UserError):
@@ -27,6 +28,7 @@ class RunDir:
     """
 
     def __init__(self, path: str | Path) -> None:
+        require_local(path)
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.mid_epoch = self.path / "mid_epoch"

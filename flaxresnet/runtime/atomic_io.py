@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flaxresnet.runtime.errors import oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 
 
 @contextlib.contextmanager
@@ -18,6 +19,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises:
       UserError: the folder or the file cannot be written.
     """
+    require_local(path)
     path = Path(path)
     with oserror_as_user_error(path):
         handle, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)

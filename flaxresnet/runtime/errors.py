@@ -16,10 +16,10 @@ class UserError(ValueError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training stopped after Ctrl-C or SIGTERM.
+    """Training stopped after Ctrl-C, SIGTERM or SIGHUP.
 
     Attributes:
-      status: the exit status in the shells' convention: 130 for SIGINT, 143 for SIGTERM.
+      status: the exit status in the shells' convention: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     def __init__(self, number: int, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Graceful stop on Ctrl-C and SIGTERM: the current step finishes, the state is saved, and training ends."""
+"""Graceful stop on Ctrl-C, SIGTERM and SIGHUP: the current step finishes, the state is saved, and training ends."""
 
 import os
 import signal
@@ -9,14 +9,15 @@ from typing import Any, Self
 from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import TrainingInterrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # a lost terminal or SSH connection; Windows has no such signal
 
 
 class PreemptionHandler:
     """Records signals that ask training to stop. A context manager: it restores the previous handlers.
 
-    Before `begin`, when there is nothing to save, a signal exits at once; so does a second signal. With several
-    processes, JAX receives SIGTERM, so that all processes stop after the same step, and Ctrl-C is passed on as SIGTERM.
+    Before `begin`, when there is nothing to save, a signal exits at once; so does a second signal, unless it is SIGHUP,
+    which a closing terminal may send twice. SIGHUP stays ignored if it is, as under `nohup`. With several processes,
+    JAX receives SIGTERM, so that all processes stop after the same step, and other signals are passed on as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,11 @@ class PreemptionHandler:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in the main thread only
-            handled = [signal.SIGINT] if distributed.is_multiprocess() else SIGNALS
+            handled = [signal.SIGINT]
+            if not distributed.is_multiprocess():
+                handled.append(signal.SIGTERM)
+            if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+                handled.append(HANGUP)
             self._previous_handlers = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
@@ -50,12 +55,27 @@ class PreemptionHandler:
         self._queries += 1
         if not distributed.preemption_requested(self._queries):
             return None
-        interrupted = distributed.all_gather_json(self._received is not None)
-        return signal.SIGINT if any(interrupted) else signal.SIGTERM
+        received = distributed.all_gather_json(self._received)
+        return signal.Signals(next(filter(None, received), signal.SIGTERM))
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == HANGUP:
+            _leave_lost_terminal()
+            if self._received:
+                return
         if self._received or not self._can_save:
             raise TrainingInterrupted(signal.Signals(number), "stopped; everything written so far is kept")
         self._received = signal.Signals(number)
         if distributed.is_multiprocess():
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave_lost_terminal() -> None:
+    """Discards further output if the terminal is gone, because writing to it raises an OSError."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)

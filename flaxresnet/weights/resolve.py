@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
 from flaxresnet.weights.run_weights import read_run
 from flaxresnet.weights.weight_files import SUFFIXES, read_weights
@@ -25,6 +26,7 @@ def open_weights(source: str, checkpoint: CheckpointChoice = "latest") -> Pretra
     Raises:
       UserError: the source does not exist, cannot be read or downloaded, or contains no known ResNet.
     """
+    require_local(source)
     path = Path(source)
     with oserror_as_user_error(path, "read"):
         is_folder = path.is_dir()

@@ -14,6 +14,7 @@ from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
 from flaxresnet.runs.metadata import RunMetadata, package_versions
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 from flaxresnet.weights import flat_params
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
@@ -59,6 +60,7 @@ def write_run(weights: PretrainedWeights, run: str | Path, source: str) -> None:
 
 def require_absent(run: str | Path) -> None:
     """Raises UserError if the path exists or cannot exist, such as a name that is too long."""
+    require_local(run)
     with oserror_as_user_error(run):
         exists = Path(run).exists()
     if exists:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from flaxresnet.data import decode as decoding
 from flaxresnet.data.decode import decode
@@ -194,7 +194,10 @@ def test_orientation_of_jpeg(tmp_path, orientation):
 
 def test_orientation_of_rgba_and_gray16(tmp_path):
     rgba = np.concatenate([RGB, np.zeros((5, 7, 1), np.uint8)], axis=-1)
-    check(decode(save(tmp_path / "a.png", stored_as(rgba, 6), exif=exif(6))), np.full((5, 7, 3), 255))
+    rgba[0, 0, 3] = 255
+    expected = np.full((5, 7, 3), 255)
+    expected[0, 0] = RGB[0, 0]
+    check(decode(save(tmp_path / "a.png", stored_as(rgba, 6), exif=exif(6))), expected)
     wide = stored_as(as_rgb(GRAY), 6)[..., 0].astype(np.uint16) * 257
     check(decode(save(tmp_path / "b.png", wide, exif=exif(6))), as_rgb(GRAY))
 
@@ -468,3 +471,90 @@ def test_pipe_is_rejected(tmp_path):
         decode(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="/dev/zero is a pipe or a device"):
         decode("/dev/zero")
+
+
+OPAQUE = {"png": {}, "tiff": {}, "webp": {"lossless": True, "exact": True}}
+
+
+def test_zero_alpha_of_bmp_is_ignored(tmp_path):
+    """Version 4 of a BMP's header names the bits of alpha, which Pillow writes without names."""
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 7, -5, 1, 32, 3, 4 * 35, 0, 0, 0, 0) + masks + bytes(52)
+    pixels = np.concatenate([RGB[..., ::-1], np.zeros_like(RGB[..., :1])], axis=-1).tobytes()
+    path = tmp_path / "a.bmp"
+    path.write_bytes(struct.pack("<2sIHHI", b"BM", 122 + len(pixels), 0, 0, 122) + header + pixels)
+    with Image.open(path) as image:
+        assert image.mode == "RGBA"
+    check(decode(path), RGB)
+
+
+@pytest.mark.parametrize(("suffix", "options"), OPAQUE.items())
+def test_zero_alpha_is_ignored(tmp_path, capsys, monkeypatch, suffix, options):
+    monkeypatch.setattr(decoding, "_alpha_warnings", set())
+    pixels = np.concatenate([RGB, np.zeros_like(RGB[..., :1])], axis=-1)
+    path = save(tmp_path / f"a.{suffix}", pixels, **options)
+    check(decode(path), RGB)
+    check(decode(path), RGB)
+    assert (
+        capsys.readouterr().err
+        == f"warning: {path} has an alpha channel that is 0 in all pixels, so its alpha is ignored\n"
+    )
+
+
+def test_transparent_palette_is_ignored(tmp_path, capsys):
+    path = save(tmp_path / "a.png", palette_image(), transparency=bytes(3))
+    check(decode(path), np.asarray(palette_image().convert("RGB")))
+    gray = save(tmp_path / "b.png", Image.fromarray(np.stack([GRAY, np.zeros_like(GRAY)], axis=-1), "LA"))
+    check(decode(gray), as_rgb(GRAY))
+    assert "alpha channel that is 0" in capsys.readouterr().err
+
+
+def test_alpha_warnings_are_limited(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(decoding, "_alpha_warnings", set())
+    for number in range(decoding.MAX_ALPHA_WARNINGS + 2):
+        decode(save(tmp_path / f"{number}.png", np.zeros((4, 4, 4), np.uint8)))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == decoding.MAX_ALPHA_WARNINGS
+    assert lines[-1].endswith("; further images are not named")
+
+
+def png_with(**metadata):
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "png", **metadata)
+    return buffer.getvalue()
+
+
+def png_texts():
+    """Yields PNGs of `RGB` with more text, or a larger ICC profile, than Pillow reads."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", "x" * 2_000_000, zip=True)
+    yield png_with(pnginfo=text)
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    yield png_with(pnginfo=text, icc_profile=b"not a profile")
+    yield png_with(icc_profile=bytes(2_000_000))
+    body = b"prompt\0\0" + zlib.compress(b"x" * 2_000_000)
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    yield png_with()[:-12] + chunk + png_with()[-12:]  # after the pixels
+
+
+def test_png_with_large_text_is_read(tmp_path):
+    path = tmp_path / "a.png"
+    for content in png_texts():
+        path.write_bytes(content)
+        check(decode(path), RGB)
+        check(decode(io.BytesIO(content)), RGB)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_damaged_exif_is_ignored(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", RGB, exif=b"Exif\0\0garbage", **OPAQUE[suffix])
+    check(decode(path), RGB)
+
+
+def test_decode_takes_pillow_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(save(tmp_path / "a.png", RGB, exif=exif)) as image:
+        check(decode(image), decode(tmp_path / "a.png"))
+        assert image.size == (7, 5)

@@ -7,6 +7,7 @@ leaves more and less free space on the disk.
 """
 
 import json
+import logging
 import random
 import resource
 import shutil
@@ -118,6 +119,15 @@ def test_corrupt_checkpoint_costs_one_epoch(interrupted_run, finished_run, data_
         assert resume_damaged(interrupted_run, finished_run, data_folder, folder, capsys, names, damage), damage
 
 
+def test_damaged_older_metrics_cost_nothing(finished_run, data_folder, copy, capsys):
+    (copy / "checkpoints" / "5" / "metrics" / "metrics").write_text("")
+    train(data_folder, copy)
+    output = capsys.readouterr().out
+    assert "checkpoints/5 cannot be restored: its metrics are damaged" in output
+    assert "after epoch 2 of 3" in output
+    assert metrics_of(copy) == metrics_of(finished_run)
+
+
 @pytest.mark.campaign
 def test_damaged_files_cost_one_epoch(interrupted_run, finished_run, data_folder, tmp_path, capsys):
     outcomes = Counter()
@@ -205,10 +215,11 @@ def limit_file_size(size):
 
 
 @pytest.mark.parametrize("size", sizes(2000, 100, 8000))
-def test_run_resumes_after_failed_write(copy, finished_run, data_folder, size):
+def test_run_resumes_after_failed_write(copy, finished_run, data_folder, size, caplog):
     best = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
     with limit_file_size(size), pytest.raises(fr.UserError, match=r"cannot be written.*(File too large|No space)"):
         train(data_folder, copy, quiet=True)  # quiet, because pytest writes printed text to a file
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []  # Orbax logs tracebacks
     assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= best
     train(data_folder, copy)
     assert_equal_runs(copy, finished_run)

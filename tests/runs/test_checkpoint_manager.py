@@ -152,3 +152,20 @@ def test_orbax_skips_preemption_check(tmp_path, monkeypatch):
     save(tmp_path / "c", [(0.5, 1.0), (0.9, 0.8)])
     with EpochCheckpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.steps() == [2, 1]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"epoch": 1}', None])
+def test_damaged_metrics_spare_other_checkpoints(finished_run, tmp_path, capsys, content):
+    """Damages the metrics of the older checkpoints, one at a time. The newest checkpoint stays readable."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    newest = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    expected = fr.Classifier.load(finished_run).variables
+    for path in (run / "checkpoints").iterdir():
+        if int(path.name) < newest:
+            metrics = path / "metrics" / "metrics"
+            metrics.unlink() if content is None else metrics.write_text(content)
+            for which in ("latest", "best"):
+                variables = fr.Classifier.load(run, which).variables
+                assert f"the metrics of checkpoint {path} are damaged" in capsys.readouterr().err
+                if which == "latest":
+                    jax.tree.map(np.testing.assert_array_equal, variables, expected)

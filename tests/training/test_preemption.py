@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -169,6 +171,14 @@ def test_stop_within_evaluation_saves_state(pictures, uninterrupted, tmp_path, m
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.fixture
+def default_hangup():
+    """Lets SIGHUP end the process, as in a terminal. The tests may run under `nohup`, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_second_signal_exits_at_once(number, status):
     before = signal.getsignal(number)
@@ -184,6 +194,57 @@ def test_second_signal_exits_at_once(number, status):
         with pytest.raises(TrainingInterrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+def test_hangup_stops_as_sigterm(default_hangup):
+    with PreemptionHandler() as handler, pytest.raises(TrainingInterrupted) as stop:
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.value.status == 129
+    with PreemptionHandler() as handler:
+        handler.begin()
+        for _ in range(2):  # a shell may send a second one
+            signal.raise_signal(signal.SIGHUP)
+        assert handler.wanted() == signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_nohup_ignores_hangup(default_hangup):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with PreemptionHandler() as handler:
+        handler.begin()
+        signal.raise_signal(signal.SIGHUP)
+        assert handler.wanted() is None
+
+
+def test_hangup_discards_terminal_output():
+    """A closed terminal raises an OSError at each write. A file, as of `> log`, keeps its content."""
+    program = """
+import os, signal
+from flaxresnet.training.preemption import PreemptionHandler
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+with PreemptionHandler() as handler:
+    handler.begin()
+    os.read(0, 1)
+    signal.raise_signal(signal.SIGHUP)
+    print("saving", flush=True)
+    os.write(int(os.environ["REPORT"]), b"saved by " + handler.wanted().name.encode())
+"""
+    master, slave = os.openpty()
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=slave,
+        stderr=slave,
+        env=os.environ | {"REPORT": str(write)},
+        pass_fds=[write],
+    )
+    os.close(slave)
+    os.close(write)
+    os.close(master)
+    process.communicate(b"x")
+    assert os.read(read, 100) == b"saved by SIGHUP"
+    os.close(read)
 
 
 def test_handler_passes_ctrl_c_on(monkeypatch):

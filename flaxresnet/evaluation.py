@@ -249,7 +249,7 @@ def load_training_data(run: str | Path, split: str) -> Splits:
     stored = info.data
     path = stored["path"]
     if stored["train_fingerprint"] is None:
-        raise UserError(f"{run} was made from {stored['source']} and has no training data; give --data")
+        raise UserError(f"{run} holds {stored['source']} and no data; give labeled images with --data PATH")
     if path is not None and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for overlong names
         raise UserError(f"{run} was trained on {path}, which does not exist; give --data")
     if path is None:

@@ -1,5 +1,6 @@
 """`fit`: trains a network from its options and its data, and writes the report."""
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from flaxresnet.data.open import open_dataset
 from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.data.sanity_checks import data_warnings
 from flaxresnet.data.worker_import import exit_if_imported_by_worker
+from flaxresnet.reliability.calibration_file import FILE as CALIBRATION_FILE
 from flaxresnet.runs.checkpoint_store import CheckpointStore
 from flaxresnet.runs.lock import WorkdirLock
 from flaxresnet.runs.metadata import RunMetadata, check_network
@@ -161,6 +163,8 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
             logger.note("--profile wrote no trace: too few steps were left after compilation; give more --epochs")
 
         # Report.
+        if not config.report and has_steps_left and is_first:
+            _note_old_report(workdir, logger)
         if config.report or config.tensorboard:
             distributed.run_on_process_zero(lambda: _write_report(result, config, splits, output))
         elif result.test_accuracy < 0.5:  # with more correct answers, the labels cannot be shifted
@@ -195,6 +199,15 @@ def _compile_steps(
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     logger.detail(f"compiled for {devices} in {time.perf_counter() - start:.1f} s")
     return steps
+
+
+def _note_old_report(workdir: Path, logger: ProgressLogger) -> None:
+    """Prints that an earlier report and calibration do not describe the weights that training has changed."""
+    if (workdir / "report" / "index.html").exists() or (workdir / CALIBRATION_FILE).exists():
+        logger.note(
+            f"the report and the calibration in {workdir} belong to earlier weights; `flaxresnet report "
+            f"{shlex.quote(str(workdir))}` updates both"
+        )
 
 
 def _warn_label_shift(result: TrainResult, test: Dataset, logger: ProgressLogger) -> None:

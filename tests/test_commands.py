@@ -187,6 +187,18 @@ def test_predict_prints_table_and_summary(run_cli, finished_run, photo):
     assert row["probability"] == max(row["probabilities"].values())
 
 
+def test_predict_names_missing_calibration(run_cli, finished_run, calibrated_run, photo, tmp_path):
+    photo(0, "red.png")
+    run = shutil.copytree(finished_run, tmp_path / "my run")
+    for command in ("predict", "explain"):
+        err = run_cli(command, run, "red.png")[2]
+        assert f"note: {run} is not calibrated for these weights" in err
+        assert f"`flaxresnet report '{run}'` calibrates it" in err
+        assert "not calibrated" not in run_cli(command, calibrated_run, "red.png")[2]
+    assert run_cli("convert", run, tmp_path / "converted")[0] == 0
+    assert "converted --data PATH` calibrates it" in run_cli("predict", tmp_path / "converted", "red.png")[2]
+
+
 def test_table_fits_terminal():
     table = TableWriter(("手" * 30, "b"), 2)
     files = [f"photos/{'long-' * 20}{index}.jpg" for index in (1, 2)]
@@ -339,7 +351,7 @@ def test_predict_reports_invalid_path(run_cli, finished_run, photo, tmp_path):
     assert status == 1
     assert [line.split()[0] for line in out.splitlines()[1:3]] == ["red.png"] * 2
     assert out.endswith("2 photos in photos/sub.jpg/: 2 red; 1 unreadable\n")
-    assert err == f"error: {long} cannot be read: File name too long\n"
+    assert err.splitlines()[0] == f"error: {long} cannot be read: File name too long"
 
 
 def test_check_data_lists_classes(run_cli, data_folder):
@@ -524,7 +536,7 @@ def test_convert_round_trips_keras(run_cli, finished_run, data_folder, tmp_path)
     status, _, err = run_cli("evaluate", back)
     assert (status, err) == (
         2,
-        f"error: {back} was made from weights of {file} and has no training data; give --data\n",
+        f"error: {back} holds weights of {file} and no data; give labeled images with --data PATH\n",
     )
     assert run_cli("evaluate", back, "--data", data_folder, "--checkpoint", "best")[0] == 0
 

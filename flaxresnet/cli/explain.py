@@ -15,6 +15,7 @@ from flaxresnet.cli.image_args import (
     ImageReader,
     check,
     most_probable,
+    note_if_uncalibrated,
 )
 from flaxresnet.data.decode import decode
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
@@ -94,6 +95,8 @@ def main(arguments: Arguments) -> int:
         print(line)
     if rows:
         print(f"wrote {len(rows):,} {'image' if len(rows) == 1 else 'images'} to {folder}/")
+    if reader.num_read:
+        note_if_uncalibrated(classifier, arguments)
     return reader.exit_status()
 
 

@@ -1,5 +1,6 @@
 """Photos on the command line: files, folders and patterns."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
 from flaxresnet.data.image_folder import IMAGE_SUFFIXES
+from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 from flaxresnet.runtime.local_path import require_local
 
@@ -77,6 +80,21 @@ def check(arguments: ImageArguments) -> None:
         raise UserError("no photo given; name one or more images after the run folder")
     if arguments.top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {arguments.top_k}")
+
+
+def note_if_uncalibrated(classifier: Classifier, arguments: ImageArguments) -> None:
+    """Prints on standard error that the probabilities are not calibrated, and the command that calibrates them."""
+    if classifier.calibration is not None:
+        return
+    command = f"flaxresnet report {shlex.quote(arguments.run)}"
+    if RunDir(arguments.run).read_metadata().data["train_fingerprint"] is None:  # converted weights
+        command += " --data PATH"
+    weights = "the latest weights" if arguments.checkpoint == "best" else "it"
+    print(
+        f"note: {arguments.run} is not calibrated for these weights, so probabilities may be too high and no photo is "
+        f"flagged as {OOD_MESSAGE}; `{command}` calibrates {weights}",
+        file=sys.stderr,
+    )
 
 
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:

@@ -14,7 +14,14 @@ import numpy as np
 from rich.cells import cell_len
 
 from flaxresnet.classifier import BATCH_SIZE, Classifier
-from flaxresnet.cli.image_args import OOD_MESSAGE, ImageArguments, ImageReader, check, most_probable
+from flaxresnet.cli.image_args import (
+    OOD_MESSAGE,
+    ImageArguments,
+    ImageReader,
+    check,
+    most_probable,
+    note_if_uncalibrated,
+)
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.terminal import align, ellipsize, status
@@ -77,6 +84,8 @@ def main(arguments: Arguments) -> int:
                 writer.write(prediction)
             sys.stdout.flush()
     writer.finish(reader.num_unreadable)
+    if reader.num_read:
+        note_if_uncalibrated(classifier, arguments)
     return reader.exit_status()
 
 

@@ -124,6 +124,8 @@ def _subtitle(data: ReportData) -> str:
         text += f", {data.rows[-1]['epoch']} epochs"
     if data.checkpoint == "best":
         text += ", weights of the epoch with the best test accuracy (an optimistic choice)"
+    elif data.rows:
+        text += f", weights after epoch {data.rows[-1]['epoch']}"
     return f"{text}; tested on {data.result.count:,} images of {data.result.source}"
 
 
@@ -304,7 +306,8 @@ def _setup(data: ReportData) -> Iterator[str]:
     ]
     yield html.key_value_table(pairs)
     config = dataclasses.replace(info.config, data=info.config.data or run_data["path"])
-    yield html.paragraph("To repeat the training of the source run:" if info.is_adapted else "To repeat the training:")
+    trained = "the training of the source run" if info.is_adapted else "the training"
+    yield html.paragraph(f"To repeat {trained}, with another --workdir if the run is still in this one:")
     yield html.command(train_command(config))
     yield html.details("All options", json.dumps(info.config.to_json(), indent=2))
     fingerprints = f"training images: {run_data['train_fingerprint']}\ntest images: {data.test_fingerprint}"
@@ -317,19 +320,23 @@ def _count(run_data: dict[str, Any], split: str) -> str:
 
 
 def train_command(config: TrainConfig) -> str:
-    """Returns the command line that trains with these options, to the default run folder."""
+    """Returns the command line that trains with these options."""
     defaults = TrainConfig(recipe=config.recipe).resolve()
     words = ["flaxresnet train"]
     if config.recipe != TrainConfig().recipe:
         words.append(f"--recipe {config.recipe}")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in ("recipe", "workdir") or value is None or value == getattr(defaults, field.name):
+        if field.name == "recipe" or value is None or value == getattr(defaults, field.name):
             continue
         if isinstance(value, bool):
             words.append(flag(field.name) if value else flag(f"no-{field.name}"))
         else:
             values = value if isinstance(value, tuple) else (value,)
-            words.append(flag(field.name))
-            words += [shlex.quote(str(item)) for item in values]
+            items = [shlex.quote(str(item)) for item in values]
+            if items[0].startswith("-"):  # the parser would take a separate word for a flag
+                items = [f"{flag(field.name)}={items[0]}"]
+            else:
+                words.append(flag(field.name))
+            words += items
     return " ".join(words)

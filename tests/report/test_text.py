@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from PIL import Image
 
 import flaxresnet as fr
 from flaxresnet.cli import main as commands
+from flaxresnet.cli.parser import parse
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.reliability.calibration import fit_temperature
@@ -111,12 +113,13 @@ def test_fit_writes_report_and_calibration(data_folder, tmp_path, capsys, tiny_c
     page = tmp_path / "run" / "report" / "index.html"
     assert f"report: {page}" in capsys.readouterr().out.replace("\n", "")
     assert {path.name for path in page.parent.iterdir()} == {"index.html"} | PICTURES
+    assert "3 epochs, weights after epoch 3; tested on" in page.read_text()
     classifier = fr.Classifier.load(tmp_path / "run")
     assert classifier.calibration is not None
     assert classifier.predict(blobs(1, seed=0).images[0]).is_ood is not None
 
 
-def test_resuming_deletes_old_calibration(data_folder, finished_run, tmp_path):
+def test_resuming_deletes_old_calibration(data_folder, finished_run, tmp_path, capsys):
     """The stored calibration describes weights that training changes."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     last = RunDir(run).read_metrics()[-1]["step"]
@@ -124,7 +127,8 @@ def test_resuming_deletes_old_calibration(data_folder, finished_run, tmp_path):
     params = fr.Classifier.load(run).variables["params"]
     Calibration(digest(params), 2.0, np.zeros((0, 1), np.float16), 0.0).write(run)
     assert fr.Classifier.load(run).calibration is not None
-    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG), quiet=True)
+    fr.fit(fr.TrainConfig(data=data_folder, workdir=run, epochs=3, **TINY_CONFIG))
+    assert f"the report and the calibration in {run} belong to earlier weights" in capsys.readouterr().out
     assert RunDir(run).read_metrics()[-1]["step"] == last
     assert fr.Classifier.load(run).calibration is None
 
@@ -350,6 +354,23 @@ def test_train_command_repeats_options():
     line = train_command(config)
     assert line == "flaxresnet train --recipe fast --data 'my data' --epochs 3 --no-hflip --tensorboard"
     assert train_command(fr.TrainConfig().resolve()) == "flaxresnet train"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workdir": "runs/other"},
+        {"workdir": "it's my run", "data": "a b/$HOME", "image_size": (64, 96)},
+        {"workdir": "-run", "data": "--data", "init": "-w.h5", "recipe": "finetune"},
+        {"batch_size": 16, "learning_rate": 3e-5, "resume": False, "report": False, "stem_relu": False, "mixup": 0.2},
+        {"recipe": "imagenet", "freeze": "stem,stage2", "precision": "bfloat16", "workers": 0, "checkpoint_steps": 7},
+    ],
+)
+def test_train_command_is_complete(options):
+    config = fr.TrainConfig(**options).resolve()
+    words = shlex.split(train_command(config))
+    assert words[:2] == ["flaxresnet", "train"]
+    assert parse(fr.TrainConfig, words[2:], "flaxresnet train").resolve() == config
 
 
 class Tags(HTMLParser):

@@ -14,7 +14,7 @@ import numpy as np
 from flaxresnet.classifier import Classifier
 from flaxresnet.cli.parser import positional
 from flaxresnet.config.train_config import CheckpointChoice
-from flaxresnet.data.image_folder import IMAGE_SUFFIXES
+from flaxresnet.data.image_files import IMAGE_SUFFIXES, find_images
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error
 from flaxresnet.runtime.local_path import require_local
@@ -50,11 +50,7 @@ def files_of(pattern: str) -> list[str]:
 
 def _images_in(folder: str) -> list[str]:
     """Returns the sorted paths of the images below a folder, without those that `explain` wrote."""
-    files = []
-    for path in Path(folder).rglob("*"):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.endswith(EXPLAINED):
-            files.append(str(path))
-    return sorted(files)
+    return [path for path in find_images(folder) if not path.endswith(EXPLAINED)]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class Splits:
       path: absolute path of the file or folder; None for drawn images.
       crop_pct: fraction of each test image that was center-cropped; see `Preprocessing`.
       hash_split: whether a hash of each file name assigns the images to splits, because no folders do.
+      notes: sentences about files and folders that were not used, for `data_warnings`.
       from_hdf5: whether the images come from HDF5 files, as in the Keras tutorials.
     """
 
@@ -100,6 +101,7 @@ class Splits:
     crop_pct: float = 1.0
     hash_split: bool = False
     from_hdf5: bool = False
+    notes: tuple[str, ...] = ()
 
     def merge_into_test(self) -> "Splits":
         """Returns all images, in memory, as the test split. Open images with `eval_preprocessing` before."""

@@ -1,12 +1,14 @@
 """Reads images from folders, one for each class: `cat/1.jpg`, or `train/cat/1.jpg` and `test/cat/2.jpg`.
 
-Splits may be folders named train and test (or val, valid, validation). Without such folders, a hash of class and file
-name assigns each image to a split, one in five to test. An image stays in its split if others are added or removed.
+Splits may be folders named train and test, or similar (see `split_folders.py`). Without such folders, a hash of class
+and file name assigns each image to a split, one in five to test. An image stays in its split if others are added or
+removed, except in a class with few images, of which at least one is for training and one for test.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.image_files import find_images, is_run_folder
 from flaxresnet.data.integrity_scan import drop_unreadable
 from flaxresnet.data.lazy_images import EncodedImages
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Part, Preprocessing, is_input_size
 from flaxresnet.data.read_options import ReadOptions
+from flaxresnet.data.split_folders import class_folders, find_layout, subfolders
 from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
 
-# Paths are strings here: a million `Path` objects take seconds to create and a GiB of memory.
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"),
-    *(".avif", ".heic", ".heif", ".hif"),
-}
-TEST_NAMES = ("test", "val", "valid", "validation")  # the first of them that exists is the test split
 TEST_FRACTION = 0.2
 HASH_SPLIT = f"split by the hash of each name, {TEST_FRACTION:.0%} for test"
 
@@ -93,7 +91,7 @@ class PackedPaths:
 
 def is_image_folder(folder: Path) -> bool:
     """Returns whether a folder, or a split in it, has a subfolder with an image."""
-    return bool(_class_folders(folder) or _present_splits(folder))
+    return bool(class_folders(folder))
 
 
 def read_folder(folder: Path, options: ReadOptions) -> Splits:
@@ -107,16 +105,24 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
       The splits, with images of shape (*image_size, 3). The classes are the sorted names of the training folders.
 
     Raises:
-      UserError: if the image size is out of range, the test split has a class that training lacks, too many images
-        are unreadable, or the images do not fit in memory.
+      UserError: if the image size is out of range, the folders look like splits but have other names, the test split
+        has a class that training lacks, too many images are unreadable, or the images do not fit in memory.
     """
     image_size = _check_image_size(options.image_size)
-    present = _present_splits(folder)
-    if present:
-        train, test, origin = _read_named_splits(folder, present)
+    layout = find_layout(folder)
+    other_files: Counter[str] = Counter()
+    notes = list(layout.notes)
+    if layout.has_splits:
+        train = _image_files(layout.train, folder, other_files, notes)
+        test = _image_files(layout.test, folder, other_files, notes)
+        used = [str(path.relative_to(folder)) for path in (layout.train, layout.test) if path]
+        origin = " and ".join(used)
     else:
-        train, test = _read_hash_splits(folder)
+        train, test = _hash_split(_image_files(folder, folder, other_files, notes), notes)
         origin = HASH_SPLIT
+    if other_files:
+        counts = listed([f"{count} {suffix or 'without a suffix'}" for suffix, count in other_files.most_common()])
+        notes.append(f"{sum(other_files.values()):,} files in the class folders are no images: {counts}")
     class_names = _class_names(folder, train, test)
     datasets = [
         _label_images(folder, train, image_size, class_names, options.train_crop_pct),
@@ -124,13 +130,20 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
     ]
     splits, skipped = drop_unreadable(folder, datasets, options)
     source = f"{folder} ({origin}){skipped}"
-    return Splits(splits[0], splits[1], source, crop_pct=options.crop_pct, hash_split=not present)
+    return Splits(
+        splits[0],
+        splits[1],
+        source,
+        crop_pct=options.crop_pct,
+        hash_split=not layout.has_splits,
+        notes=tuple(notes),
+    )
 
 
-def is_hashed_to_test(label: str, path: str | Path) -> bool:
-    """Returns whether an image of a folder without splits belongs to test; depends on class and file name only."""
+def name_hash(label: str, path: str | Path) -> float:
+    """Returns a number in [0, 1) that depends on class and file name only."""
     digest = hashlib.sha256(f"{label}/{Path(path).name}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") < TEST_FRACTION * 2**64
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
@@ -141,75 +154,45 @@ def _check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _present_splits(folder: Path) -> list[str]:
-    return [name for name in ("train", *TEST_NAMES) if _class_folders(folder / name)]
-
-
-def _read_named_splits(folder: Path, present: list[str]) -> tuple[list[ImageFile], list[ImageFile], str]:
-    """Returns the training files, the test files, and a description of the folders used."""
-    used = present[:2] if present[0] == "train" else present[:1]
-    files = {name: list(_image_files(folder / name, folder)) for name in used}
-    origin = " and ".join(used)
-    unused = present[len(used) :]
-    if unused:
-        origin += f"; {', '.join(unused)} is not used"
-    train = files.pop("train", [])
-    test = next(iter(files.values()), [])
-    return train, test, origin
-
-
-def _read_hash_splits(folder: Path) -> tuple[list[ImageFile], list[ImageFile]]:
-    train: list[ImageFile] = []
-    test: list[ImageFile] = []
-    for file in _image_files(folder, folder):
-        split = test if is_hashed_to_test(file.label, file.path) else train
-        split.append(file)
+def _hash_split(files: list[ImageFile], notes: list[str]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Returns the training and the test files: in each class, those with low hashes are for test."""
+    by_class: dict[str, list[ImageFile]] = {}
+    for file in files:
+        by_class.setdefault(file.label, []).append(file)
+    in_test: set[str] = set()
+    for label, members in by_class.items():
+        hashes = {file.path: name_hash(label, file.path) for file in members}
+        ordered = sorted(hashes, key=hashes.__getitem__)
+        if len(ordered) == 1:
+            notes.append(f"the class {label} has one image, so it has no test image; add images, or remove the class")
+            continue
+        num_test = sum(value < TEST_FRACTION for value in hashes.values())
+        in_test.update(ordered[: min(max(num_test, 1), len(ordered) - 1)])
+    train = [file for file in files if file.path not in in_test]
+    test = [file for file in files if file.path in in_test]
     return train, test
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    """Returns the subfolders, sorted, that hold an image at any depth and are not named like splits."""
-    if not folder.is_dir():
-        return []
-    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    return [path for path in subfolders if path.name not in ("train", *TEST_NAMES) and next(_walk(path), None)]
-
-
-def _image_files(split: Path, folder: Path) -> Iterator[ImageFile]:
-    """Yields the images of a split's classes, sorted by path, with paths relative to `folder`."""
-    for class_folder in _class_folders(split):
-        for path in _walk(class_folder):
+def _image_files(split: Path | None, folder: Path, other_files: Counter[str], notes: list[str]) -> list[ImageFile]:
+    """Returns the images of a split's classes, sorted by path, with paths relative to `folder`."""
+    files: list[ImageFile] = []
+    if split is None:
+        return files
+    for class_folder in subfolders(split):
+        is_empty = True
+        for path in find_images(class_folder, other_files):
+            is_empty = False
             nbytes = 0
             mtime_ns = 0
             with suppress(OSError):  # a broken link; reading it reports the error
                 status = os.stat(path)  # noqa: PTH116
                 nbytes = status.st_size
                 mtime_ns = status.st_mtime_ns
-            yield ImageFile(class_folder.name, os.path.relpath(path, folder), nbytes, mtime_ns)
-
-
-def _walk(folder: str | Path, parents: frozenset[tuple[int, int]] | None = None) -> Iterator[str]:
-    """Yields the images in a folder and its subfolders, sorted by path.
-
-    Follows links, except to a folder's own parents: such a link is a cycle, or adds the images of other classes.
-    """
-    if parents is None:
-        parents = frozenset(map(_inode, Path(folder).resolve().parents))
-    inode = _inode(folder)
-    if inode in parents:
-        return
-    _, subfolders, files = next(os.walk(folder), ("", [], []))
-    for name in sorted(files):
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):  # noqa: PTH122
-            yield os.path.join(folder, name)  # noqa: PTH118
-    for name in sorted(subfolders):
-        if not name.startswith("."):
-            yield from _walk(os.path.join(folder, name), parents | {inode})  # noqa: PTH118
-
-
-def _inode(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)  # noqa: PTH116
-    return status.st_dev, status.st_ino
+            files.append(ImageFile(class_folder.name, os.path.relpath(path, folder), nbytes, mtime_ns))
+        holds_runs = any(path.is_dir() and is_run_folder(path) for path in class_folder.iterdir())
+        if is_empty and not holds_runs:
+            notes.append(f"the folder {class_folder} has no images, so it is no class")
+    return files
 
 
 def _class_names(folder: Path, train: Sequence[ImageFile], test: Sequence[ImageFile]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def data_warnings(splits: Splits, thorough: bool = False) -> Iterator[str]:
       thorough: also read all images, and list the test images that are training images, or nearly are. Otherwise,
         exact duplicates are counted if the images are in memory and take at most `MAX_HASHED_BYTES`.
     """
+    yield from splits.notes
     for name, split in (("training", splits.train), ("test", splits.test)):
         if split is not None:
             yield from check_split(name, split, SAMPLE if thorough or not split.is_streamed else STREAMED_SAMPLE)
@@ -48,7 +49,8 @@ def check_split(name: str, split: Dataset, sample: int) -> Iterator[str]:
         yield f"all {len(split)} {name} images are of the class {split.class_names[present[0]]}; check the labels"
     elif absent.size:
         names = [split.class_names[label] for label in absent]
-        hint = "; if the labels are numbered from 1, number them from 0" if absent.tolist() == [0] else ""
+        may_start_at_1 = absent.tolist() == [0] and all(name.isdecimal() for name in split.class_names)
+        hint = "; if the labels are numbered from 1, number them from 0" if may_start_at_1 else ""
         yield f"no {name} image is of the class {listed(names, MAX_NAMED)}{hint}"
     sample = min(sample, max(1, CHUNK_BYTES // int(np.prod(split.images.shape[1:]))))
     indices = np.unique(np.linspace(0, len(split) - 1, sample, dtype=int))

@@ -341,8 +341,8 @@ def test_missing_path_is_named(tmp_path):
 
 
 def test_other_suffix_is_read_as_hdf5(tmp_path):
-    with pytest.raises(UserError, match=r"photo\.jpg cannot be read as HDF5"):
-        open_dataset(make(tmp_path / "photo.jpg", b"\xff\xd8\xff\xe0 not HDF5"))
+    with pytest.raises(UserError, match=r"data\.bin cannot be read as HDF5"):
+        open_dataset(make(tmp_path / "data.bin", b"not HDF5"))
 
 
 def test_streamed_images_equal_memory(tmp_path):

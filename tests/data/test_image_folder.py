@@ -10,7 +10,7 @@ from conftest import TINY_CONFIG, blobs, draw_blobs
 from PIL import Image
 
 import flaxresnet as fr
-from flaxresnet.data.image_folder import is_hashed_to_test, read_folder
+from flaxresnet.data.image_folder import TEST_FRACTION, name_hash, read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import load_data
 
@@ -61,7 +61,7 @@ def test_test_split_names(tmp_path, name):
     draw(tmp_path / "test", 2)
     splits = fr.open_dataset(tmp_path)
     assert len(splits.test) == 6
-    assert f"{name} is not used" in splits.source
+    assert splits.notes == (f"{tmp_path / name} is not used, because there is a test folder",)
 
 
 def test_hash_split_is_stable(tmp_path):
@@ -77,7 +77,7 @@ def test_hash_split_is_stable(tmp_path):
 
 
 def test_hash_split_is_portable():
-    assert [index for index in range(30) if is_hashed_to_test("cat", Path(f"{index}.jpg"))] == [3, 13]
+    assert [index for index in range(30) if name_hash("cat", Path(f"{index}.jpg")) < TEST_FRACTION] == [3, 13]
 
 
 def test_subfolders_belong_to_their_class(tmp_path):

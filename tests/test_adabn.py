@@ -165,7 +165,7 @@ def test_adapt_preserves_calibration(run_cli, calibrated_run, tmp_path, monkeypa
     page = (here / "report" / "index.html").read_text()
     assert "adapted to 24 photos" in page
     assert "This run was adapted to photos of another site." in page
-    assert "To repeat the training of the source run:" in page
+    assert "To repeat the training of the source run, with another --workdir" in page
     assert "flaxresnet adapt" not in page
 
 

@@ -20,6 +20,7 @@ from flaxresnet.cli.image_args import (
 from flaxresnet.data.decode import decode
 from flaxresnet.runtime.compilation_cache import use_compilation_cache
 from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
+from flaxresnet.runtime.local_path import require_local
 from flaxresnet.runtime.terminal import align, status
 
 BATCH_SIZE = 16  # photos at a time
@@ -54,6 +55,7 @@ def main(arguments: Arguments) -> int:
     from flaxresnet.visualize.plot_style import save
 
     check(arguments)
+    require_local(arguments.to_folder)
     use_compilation_cache()
     with status("Loading the run…"):
         classifier = Classifier.load(arguments.run, arguments.checkpoint)

@@ -137,7 +137,7 @@ def test_server_hides_local_files(address, path):
 def classify_file(address: str, file: dict[str, Any], session: str) -> tuple[bool, str]:
     """Returns whether the page classifies the file of a request, and the full response."""
     config = json.loads(fetch(f"{address}config")[1])
-    (photo,) = (c["id"] for c in config["components"] if c["props"].get("label") == "Picture")
+    (photo,) = (c["id"] for c in config["components"] if c["props"].get("label") == "Image")
     (number,) = (d["id"] for d in config["dependencies"] if [photo, "change"] in d["targets"])
     event = {"data": [{"meta": {"_type": "gradio.FileData"}, **file}], "fn_index": number, "session_hash": session}
     as_json = {"Content-Type": "application/json"}

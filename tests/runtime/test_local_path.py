@@ -47,6 +47,7 @@ def test_training_refuses_url(option, url, tmp_path, monkeypatch):
         ("convert", "RUN", "gs://bucket/run"),
         ("convert", "RUN", "gs://bucket/run.h5"),
         ("make-data", "gs://bucket/run"),
+        ("explain", "RUN", "a.png", "--to-folder", "gs://bucket/run"),
     ],
 )
 def test_command_refuses_url(words, finished_run, tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ leaves more and less free space on the disk.
 """
 
 import json
-import logging
 import random
 import resource
 import shutil
@@ -215,11 +214,10 @@ def limit_file_size(size):
 
 
 @pytest.mark.parametrize("size", sizes(2000, 100, 8000))
-def test_run_resumes_after_failed_write(copy, finished_run, data_folder, size, caplog):
+def test_run_resumes_after_failed_write(copy, finished_run, data_folder, size):
     best = fr.evaluate(copy, data_folder, checkpoint="best").accuracy
     with limit_file_size(size), pytest.raises(fr.UserError, match=r"cannot be written.*(File too large|No space)"):
         train(data_folder, copy, quiet=True)  # quiet, because pytest writes printed text to a file
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []  # Orbax logs tracebacks
     assert fr.evaluate(copy, data_folder, checkpoint="best").accuracy >= best
     train(data_folder, copy)
     assert_equal_runs(copy, finished_run)

@@ -12,7 +12,7 @@ import flaxresnet as fr
 from flaxresnet.data.array_record import write_records
 from flaxresnet.data.image_folder import ImageFolderImages
 from flaxresnet.data.integrity_scan import drop_unreadable, scan
-from flaxresnet.data.lazy_images import ContentHash, LazyImages
+from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.runtime.process_group import ProcessGroup
 
 
@@ -122,7 +122,7 @@ def test_contents_add_up_over_processes(folder, scan_calls, tmp_path, monkeypatc
     for index in range(2):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine {index}"))
         parts.append(scan(images, "two processes", ProcessGroup(index, 2, lambda value: [value])).contents)
-    assert sum(parts) % ContentHash.MODULUS == expected
+    assert sum(parts) % 2**256 == expected > 2**200
 
 
 def test_partial_cache_is_ignored(folder, scan_calls):

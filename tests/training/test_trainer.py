@@ -1,6 +1,7 @@
 """Tests of the training loop: the files of a run, resuming it, and the errors that end it."""
 
 import json
+import math
 import re
 import shutil
 from functools import partial
@@ -60,7 +61,9 @@ def test_run_writes_rows_and_metadata(finished_run):
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [5, 10, 15]  # 44 images make 5 full batches of 8
     assert all(set(row) == ROW for row in rows)
-    assert rows[-1]["learning_rate"] < rows[0]["learning_rate"] == pytest.approx(2e-3)
+    # Each row has the rate of its last step: 5 steps of warm-up, then half a cosine over 10 steps.
+    rates = [2e-3 * (1 + math.cos(math.pi * progress)) / 2 for progress in (0, 4 / 10, 9 / 10)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates, rel=1e-5)
     stored = json.loads((finished_run / "config.json").read_text())
     assert stored["class_names"] == ["red", "green", "blue"]
     assert stored["preprocessing"].items() >= {"height": 32, "width": 32, "resize": "bicubic", "scale": 1 / 255}.items()

@@ -12,10 +12,23 @@ if TYPE_CHECKING:
     from flaxresnet.data.read_options import ReadOptions
     from flaxresnet.evaluation import Evaluation, evaluate
     from flaxresnet.fitting import fit
-    from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock
+    from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, PaddedBlock
     from flaxresnet.models.conv import Conv
     from flaxresnet.models.precise_bn import measure_batch_stats
-    from flaxresnet.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, resnet
+    from flaxresnet.models.resnet import (
+        ResNet,
+        ResNet18,
+        ResNet20,
+        ResNet32,
+        ResNet34,
+        ResNet44,
+        ResNet50,
+        ResNet56,
+        ResNet101,
+        ResNet110,
+        ResNet152,
+        resnet,
+    )
     from flaxresnet.runtime.errors import UserError
     from flaxresnet.training.trainer import TrainResult
 
@@ -27,13 +40,19 @@ _MODULES = {
     "Dataset": "flaxresnet.data.dataset",
     "Evaluation": "flaxresnet.evaluation",
     "IdentityBlock": "flaxresnet.models.blocks",
+    "PaddedBlock": "flaxresnet.models.blocks",
     "Prediction": "flaxresnet.classifier",
     "ReadOptions": "flaxresnet.data.read_options",
     "ResNet": "flaxresnet.models.resnet",
     "ResNet18": "flaxresnet.models.resnet",
+    "ResNet20": "flaxresnet.models.resnet",
+    "ResNet32": "flaxresnet.models.resnet",
     "ResNet34": "flaxresnet.models.resnet",
+    "ResNet44": "flaxresnet.models.resnet",
     "ResNet50": "flaxresnet.models.resnet",
+    "ResNet56": "flaxresnet.models.resnet",
     "ResNet101": "flaxresnet.models.resnet",
+    "ResNet110": "flaxresnet.models.resnet",
     "ResNet152": "flaxresnet.models.resnet",
     "Splits": "flaxresnet.data.dataset",
     "TrainConfig": "flaxresnet.config.train_config",

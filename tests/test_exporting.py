@@ -10,12 +10,15 @@ import jax
 import numpy as np
 import pytest
 from conftest import blobs
+from random_weights import random_weights
 
 import flaxresnet as fr
 from flaxresnet.cli import main as commands
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.exporting import export_onnx, export_stablehlo
+from flaxresnet.models.resnet import SIZES
 from flaxresnet.reliability.calibration_file import Calibration, digest
+from flaxresnet.weights.run_weights import write_run
 
 IMAGES = blobs(5, seed=3).images
 # README's example: no import of flaxresnet, and a number of images that export has not compiled.
@@ -124,6 +127,36 @@ def test_onnx_probabilities_are_equal(tmp_path, classifier, preprocessing, caplo
     for count in (1, 5):
         (probabilities,) = session.run(["probabilities"], {"images": images[:count]})
         np.testing.assert_allclose(probabilities, classifier.probabilities(IMAGES[:count]), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def cifar_classifier(tmp_path_factory):
+    """Returns a classifier with a padded block."""
+    run = tmp_path_factory.mktemp("cifar") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "resnet20", SIZES["resnet20"] | {"stage_sizes": (1, 1)})
+        write_run(random_weights("resnet20", "torchvision", width=4, image=32, classes=3), run, "a test")
+        yield fr.Classifier.load(run)
+
+
+def test_stablehlo_of_cifar_network(tmp_path, cifar_classifier):
+    export_stablehlo(cifar_classifier, tmp_path / "cifar.zip")
+    program, _ = read_archive(tmp_path / "cifar.zip")
+    np.testing.assert_allclose(program.call(IMAGES), cifar_classifier.probabilities(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))), reason="install the `onnx` extra"
+)
+def test_onnx_of_cifar_network(tmp_path, cifar_classifier):
+    import onnxruntime
+
+    export_onnx(cifar_classifier, tmp_path / "cifar.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "cifar.onnx"))
+    for count in (1, 5):
+        (probabilities,) = session.run(["probabilities"], {"images": IMAGES[:count]})
+        np.testing.assert_allclose(probabilities, cifar_classifier.probabilities(IMAGES[:count]), atol=1e-4)
 
 
 def run_export(monkeypatch, *arguments):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flaxresnet.cli.parser import positional
-from flaxresnet.config.recipes import Variant
+from flaxresnet.config.recipes import CIFAR_MODELS, Stem, Variant
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import at_least, at_most, check_value, flag
 from flaxresnet.data.preprocess import MAX_SIDE
@@ -15,7 +15,8 @@ from flaxresnet.runtime.errors import UserError
 
 MAX_CLASSES = 1_000_000
 IMAGE_SIZES = {"tutorial": (64, 64), "keras": (224, 224), "torchvision": (224, 224)}  # default, by variant
-NETWORK_OPTIONS = ("variant", "image_size", "num_classes", "width")
+CIFAR_IMAGE_SIZE = (32, 32)
+NETWORK_OPTIONS = ("variant", "image_size", "num_classes", "width", "stem")
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class ModelArguments:
     """Variant of a named network. Default: tutorial."""
 
     image_size: tuple[int, int] | None = None
-    """Height and width of the input in pixels. Default: 64×64 for the variant tutorial, else 224×224."""
+    """Height and width of the input in pixels. Default: 32×32 for the CIFAR networks (resnet20 to resnet110), 64×64 for
+    the variant tutorial, else 224×224."""
 
     num_classes: int | None = None
     """Number of classes. Default: 6, as in the tutorials."""
 
     width: int | None = None
-    """Number of features of the first convolution. Default: 64."""
+    """Number of features of the first convolution. Default: 64, and 16 for the CIFAR networks."""
+
+    stem: Stem | None = None
+    """First layers. imagenet: 7×7 convolution and max pooling; small: 3×3 convolution. Default: small for the CIFAR
+    networks, else imagenet."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,27 @@ def model_spec(arguments: ModelArguments) -> ModelSpec:
     """
     if arguments.network not in SIZES:
         return _run_spec(arguments)
-    config = TrainConfig(model=cast(Any, arguments.network), variant=arguments.variant, width=arguments.width)
+    config = TrainConfig(
+        model=cast(Any, arguments.network),
+        variant=arguments.variant,
+        width=arguments.width,
+        stem=arguments.stem,
+    )
     check_network(config)
     network = config.network
-    image_size = arguments.image_size or IMAGE_SIZES[network.variant]
+    default_size = CIFAR_IMAGE_SIZE if network.model in CIFAR_MODELS else IMAGE_SIZES[network.variant]
+    image_size = arguments.image_size or default_size
     for side in image_size:
         check_value("image_size", side, int, (at_least(MIN_IMAGE_SIZE), at_most(MAX_SIDE)))
     num_classes = 6 if arguments.num_classes is None else arguments.num_classes
     check_value("num_classes", num_classes, int, (at_least(2), at_most(MAX_CLASSES)))
-    model = resnet(network.model, network.variant, num_classes=num_classes, width=network.width)
+    model = resnet(
+        network.model,
+        network.variant,
+        num_classes=num_classes,
+        width=network.width,
+        stem=network.stem,
+    )
     return ModelSpec(f"{arguments.network}, {network.variant}", model, image_size)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxresnet.cli.model_args import ModelArguments, ModelSpec, model_spec
+from flaxresnet.models.layer_graph import CHANNEL_PADDING
 from flaxresnet.visualize.layer_table import LayerInfo, inspect, kind_of
 
 MIN_WIDTH = 100  # columns of the table; a narrower terminal wraps its lines
@@ -66,9 +67,14 @@ def group_type(layers: tuple[LayerInfo, ...]) -> str:
     """Returns the type of a group of adjacent layers; blocks have the tutorials' names."""
     blocks = {info.layer.block for info in layers}
     if blocks == {""}:
-        return "convolution, pooling" if layers[0].part == "stem" else "pooling, dense layer"
+        if layers[0].part != "stem":
+            return "pooling, dense layer"
+        has_pooling = any(info.layer.kind == "MaxPooling2D" for info in layers)
+        return "convolution, pooling" if has_pooling else "convolution"
     if len(blocks) > 1:
         return f"{len(blocks)} blocks"
+    if any(info.layer.kind == CHANNEL_PADDING for info in layers):
+        return "padded block"
     has_projection = any(info.layer.name.endswith("branch1") for info in layers)
     return "convolutional block" if has_projection else "identity block"
 

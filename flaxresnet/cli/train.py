@@ -28,6 +28,7 @@ GROUPS = {
         "model",
         "variant",
         "width",
+        "stem",
         "stem_relu",
         "init",
         "freeze",
@@ -123,6 +124,8 @@ def _default_text(values: dict[str, object]) -> str:
 COMPUTED_DEFAULTS = {
     "data": "datasets/ if it exists, else generated hand signs",
     "image_size": "the size of --init, else 64 64",
+    "width": "64, and 16 for resnet20 to resnet110",
+    "stem": "imagenet, and small for resnet20 to resnet110",
     "workers": "CPU cores - 1, at most 16; 0 on one or two cores",
     "ghost_batch_size": "all images of the batch, or of its part with --grad-accum-steps",
 }

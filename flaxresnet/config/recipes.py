@@ -14,8 +14,14 @@ Model = Literal[
     "resnet152",
     "resnext50_32x4d",
     "wide_resnet50_2",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
 ]
 Variant = Literal["tutorial", "keras", "torchvision"]
+Stem = Literal["imagenet", "small"]
 Optimizer = Literal["adam", "sgd", "adamw", "lamb"]
 AugmentPolicy = Literal["none", "trivialaugment", "randaugment"]
 
@@ -28,6 +34,7 @@ class Network:
     variant: Variant = "tutorial"
     width: int = 64
     stem_relu: bool = True
+    stem: Stem = "imagenet"
 
 
 @dataclass(frozen=True)
@@ -109,3 +116,6 @@ RECIPES = {"robust": ROBUST, "fast": FAST, "tutorial": TUTORIAL, "finetune": FIN
 REFERENCE_BATCH_SIZES = {"imagenet": 256}
 # Recipe → its network, if not the default. ResNet "v1.5" has the stride in the 3×3 convolution.
 NETWORKS = {"imagenet": Network(variant="torchvision")}
+# The CIFAR networks of He et al. 2015, section 4.2, have three stages, and their own default width and stem.
+CIFAR_MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+CIFAR_WIDTH = 16

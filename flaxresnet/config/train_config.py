@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
 from flaxresnet.config.recipes import (
+    CIFAR_MODELS,
+    CIFAR_WIDTH,
     NETWORKS,
     RECIPES,
     REFERENCE_BATCH_SIZES,
@@ -15,6 +17,7 @@ from flaxresnet.config.recipes import (
     Network,
     Optimizer,
     Recipe,
+    Stem,
     Variant,
 )
 from flaxresnet.config.validation import (
@@ -123,6 +126,10 @@ class TrainConfig:
     width: int | None = field_with_checks(None, at_least(1), at_most(4096))
     """Number of channels of the first convolution, 1 to 4096; all other layers scale with it. With --init, the weights
     determine it."""
+
+    stem: Stem | None = None
+    """First layers of the network. imagenet: 7×7 convolution of stride 2 and max pooling; small: 3×3 convolution of
+    stride 1, for images of about 32×32 pixels. With --init, the weights determine it."""
 
     stem_relu: bool | None = None
     """Apply a ReLU after bn_conv1; one of the two Keras tutorials omits it. With --init, the weights determine it."""
@@ -275,7 +282,15 @@ class TrainConfig:
     @property
     def network(self) -> Network:
         """Returns the recipe's network, overridden by the options that are given."""
-        return self._override(NETWORKS.get(self.recipe, Network()))
+        network = self._override(NETWORKS.get(self.recipe, Network()))
+        if network.model not in CIFAR_MODELS:
+            return network
+        return self._override(dataclasses.replace(network, width=CIFAR_WIDTH, stem="small"))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Returns the names of the network's stages, with the stem, in order."""
+        return STAGES[:4] if self.network.model in CIFAR_MODELS else STAGES
 
     def _override(self, defaults: Defaults) -> Defaults:
         given = {}
@@ -287,16 +302,16 @@ class TrainConfig:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Returns the stages that `freeze` names, in the order of `STAGES`."""
+        """Returns the stages that `freeze` names, in the network's order."""
         names = self.freeze.replace(" ", "").split(",") if self.freeze else []
         if "backbone" in names:
-            return STAGES
-        return tuple(stage for stage in STAGES if stage in names)
+            return self.stages
+        return tuple(stage for stage in self.stages if stage in names)
 
     @property
     def updates_bn_stats(self) -> bool:
         """Returns whether training changes any batch norm statistics."""
-        return not self.resolved_recipe.freeze_bn_stats and self.frozen != STAGES
+        return not self.resolved_recipe.freeze_bn_stats and self.frozen != self.stages
 
     @property
     def measures_statistics(self) -> bool:

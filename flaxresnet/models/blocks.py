@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from flaxresnet.models.batch_norm import BatchNorm
 from flaxresnet.models.conv import Conv
@@ -161,3 +162,29 @@ class ConvolutionalBlock(ResidualBlock):
         y = self.main_path(x, self.strides, train)
         shortcut = self.conv_norm(x, ConvSpec("1", self.filters[-1], 1, self.strides), train)
         return self.act(y + shortcut)
+
+
+class PaddedBlock(ResidualBlock):
+    """A block whose shortcut subsamples x and pads its channels with zeros, without parameters.
+
+    He et al. 2015, section 3.3, option A. Half of the new channels precede the old ones and half follow them, as in
+    common PyTorch implementations. `__call__` takes and returns the shapes of `ConvolutionalBlock`.
+
+    Attributes:
+      strides: stride of the main path and of the shortcut, in pixels.
+    """
+
+    strides: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = self.main_path(x, self.strides, train)
+        shortcut = x[:, :: self.strides, :: self.strides]
+        padding = channel_padding(x.shape[-1], self.filters[-1])
+        return self.act(y + jnp.pad(shortcut, [(0, 0), (0, 0), (0, 0), padding]))
+
+
+def channel_padding(inputs: int, outputs: int) -> tuple[int, int]:
+    """Returns the numbers of zero channels before and after `inputs` channels that make up `outputs` channels."""
+    before = (outputs - inputs) // 2
+    return before, outputs - inputs - before

@@ -1,14 +1,18 @@
 """A ResNet as a list of layers with their inputs, for summaries, diagrams and other frameworks.
 
-Kinds and options are those of `keras.layers`, which readers of the tutorials know. `tests/weights` compares the list
-with the real Keras.
+Kinds and options are those of `keras.layers`, which readers of the tutorials know, and `CHANNEL_PADDING`.
+`tests/weights` compares the list with the real Keras.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flaxresnet.models.blocks import ConvSpec, main_path_convs
-from flaxresnet.models.resnet import BlockSpec, ResNet, block_specs
+from flaxresnet.models.blocks import ConvSpec, channel_padding, main_path_convs
+from flaxresnet.models.resnet import BlockSpec, ResNet, block_specs, stem_conv
+
+# Kind of the layer that pads channels with zeros, which Keras lacks. Its "padding" is the numbers of channels before
+# and after.
+CHANNEL_PADDING = "ChannelPadding"
 
 
 class Layer(NamedTuple):
@@ -58,12 +62,14 @@ def graph(model: ResNet, image_size: tuple[int, int], names: LayerNaming = PARAM
     """
     builder = _Builder(model, names)
     x = builder.add("input_1", "InputLayer", {"batch_input_shape": [None, *image_size, 3], "dtype": "float32"})
-    x = builder.add("conv1_pad", "ZeroPadding2D", {"padding": [[3, 3], [3, 3]]}, x)
-    x = builder.conv_norm("conv1", "bn_conv1", x, ConvSpec("", model.width, 7, 2))
+    if model.stem == "imagenet":
+        x = builder.add("conv1_pad", "ZeroPadding2D", {"padding": [[3, 3], [3, 3]]}, x)
+    x = builder.conv_norm("conv1", "bn_conv1", x, stem_conv(model))
     x = builder.relu("conv1_relu", x) if model.stem_relu else x
-    if model.pool_padding:
-        x = builder.add("pool1_pad", "ZeroPadding2D", {"padding": [[model.pool_padding] * 2] * 2}, x)
-    x = builder.add("pool1_pool", "MaxPooling2D", {"pool_size": [3, 3], "strides": [2, 2]}, x)
+    if model.stem == "imagenet":
+        if model.pool_padding:
+            x = builder.add("pool1_pad", "ZeroPadding2D", {"padding": [[model.pool_padding] * 2] * 2}, x)
+        x = builder.add("pool1_pool", "MaxPooling2D", {"pool_size": [3, 3], "strides": [2, 2]}, x)
     for spec in block_specs(model):
         x = builder.block(x, spec)
     if model.head == "average":
@@ -85,6 +91,7 @@ class _Builder:
         self.names = names
         self.layers: list[Layer] = []
         self.label = ""  # of the current block
+        self.channels = model.width  # of the previous block's output
 
     def add(self, name: str, kind: str, options: dict[str, Any], *inputs: str, param_name: str | None = None) -> str:
         self.layers.append(Layer(name, kind, options, inputs, param_name, self.label))
@@ -119,6 +126,7 @@ class _Builder:
             inputs = [self.main_path(x, spec), self.shortcut(x, spec)]
         x = self.relu(f"{name}_out", self.add(f"{name}_add", "Add", {}, *inputs))
         self.label = ""
+        self.channels = spec.filters[-1]
         return x
 
     def main_path(self, x: str, spec: BlockSpec) -> str:
@@ -131,8 +139,16 @@ class _Builder:
         return x
 
     def shortcut(self, x: str, spec: BlockSpec) -> str:
-        """Adds the convolution of a block's shortcut if there is one."""
-        return self.branch(x, ConvSpec("1", spec.filters[-1], 1, spec.strides)) if spec.projects else x
+        """Adds the layers of a block's shortcut if there are any."""
+        if spec.projects:
+            return self.branch(x, ConvSpec("1", spec.filters[-1], 1, spec.strides))
+        if not spec.pads:
+            return x
+        name = f"{self.names.block(spec.label)}_branch1"
+        options: dict[str, Any] = {"pool_size": [1, 1], "strides": [spec.strides, spec.strides]}
+        x = self.add(f"{name}_subsample", "AveragePooling2D", options, x)
+        options = {"padding": list(channel_padding(self.channels, spec.filters[-1]))}
+        return self.add(f"{name}_pad", CHANNEL_PADDING, options, x)
 
     def branch(self, x: str, conv: ConvSpec) -> str:
         """Adds a convolution of the current block and its batch norm."""
@@ -142,7 +158,8 @@ class _Builder:
 
 def feature_map_size(model: ResNet, side: int) -> int:
     """Returns the height of the last stage's output for images of height `side`; the same holds for widths."""
-    side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # after the stem's convolution and pooling
+    if model.stem == "imagenet":
+        side = ((side - 1) // 2 + 2 * model.pool_padding - 2) // 2 + 1  # after the stem's convolution and pooling
     for _ in model.stage_sizes[1:]:
         side = -(-side // 2)
     return side

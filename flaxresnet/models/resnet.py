@@ -14,12 +14,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxresnet.config.recipes import CIFAR_WIDTH
 from flaxresnet.models.batch_norm import BatchNorm
-from flaxresnet.models.blocks import ConvolutionalBlock, IdentityBlock, LayerDef, conv_with_glorot
+from flaxresnet.models.blocks import (
+    ConvolutionalBlock,
+    ConvSpec,
+    IdentityBlock,
+    LayerDef,
+    PaddedBlock,
+    conv_with_glorot,
+)
 from flaxresnet.models.pool import max_pool
 from flaxresnet.runtime.errors import UserError
 
-# Fields of `ResNet` by size. Table 1 of the paper lists 18 to 152. 14 and 26 are additions for small data sets.
+# Fields of the CIFAR networks of the paper's section 4.2.
+CIFAR: dict[str, Any] = {
+    "width": CIFAR_WIDTH,
+    "bottleneck": False,
+    "stem": "small",
+    "shortcut": "pad",
+    "head": "average",
+    "conv_bias": False,
+}
+
+# Fields of `ResNet` by size. Table 1 of the paper lists 18 to 152, and table 6 lists 20 to 110. 14 and 26 are additions
+# for small data sets.
 SIZES: dict[str, dict[str, Any]] = {
     "resnet14": {"stage_sizes": (1, 1, 1, 1)},
     "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
@@ -30,6 +49,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "resnet152": {"stage_sizes": (3, 8, 36, 3)},
     "resnext50_32x4d": {"stage_sizes": (3, 4, 6, 3), "widen": 2, "groups": 32},
     "wide_resnet50_2": {"stage_sizes": (3, 4, 6, 3), "widen": 2},
+    "resnet20": CIFAR | {"stage_sizes": (3, 3, 3)},
+    "resnet32": CIFAR | {"stage_sizes": (5, 5, 5)},
+    "resnet44": CIFAR | {"stage_sizes": (7, 7, 7)},
+    "resnet56": CIFAR | {"stage_sizes": (9, 9, 9)},
+    "resnet110": CIFAR | {"stage_sizes": (18, 18, 18)},
 }
 
 # Fields of `ResNet` that match the pretrained weights of each framework.
@@ -60,7 +84,7 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: number of classes, at least 2. The last layer is named `fc{num_classes}`.
       stage_sizes: number of blocks in each stage, from stage 2 on. The first block of a stage is a
-        `ConvolutionalBlock` if it changes the shape.
+        `ConvolutionalBlock` or a `PaddedBlock` if it changes the shape.
       width: output channels of the stem. Stage `s` has `planes = width · 2^(s-2)`.
       bottleneck: whether blocks are bottlenecks (1×1, 3×3, 1×1 with 4 · planes output channels) or basic blocks (3×3,
         3×3 with planes).
@@ -68,6 +92,10 @@ class ResNet(nn.Module):
       groups: channel groups of a bottleneck's 3×3 convolution.
       strided: index of the bottleneck's convolution that has the stride: 0, the first 1×1, or 1, the 3×3.
       conv_bias: whether convolutions have biases.
+      stem: `"imagenet"`, a 7×7 convolution of stride 2 and 3×3 max pooling of stride 2, or `"small"`, a 3×3 convolution
+        of stride 1 without pooling, for images of about 32×32 pixels (section 4.2 of the paper).
+      shortcut: shortcut of a block that changes the shape: `"projection"`, a 1×1 convolution, or `"pad"`, subsampling
+        and zero-padded channels; see `PaddedBlock`.
       pool_padding: padding of the stem's max pooling, in pixels.
       head: `"flatten"`, the tutorials' 2×2 average pooling followed by flattening, which ties the dense layer to one
         image size, or `"average"`, global average pooling.
@@ -95,6 +123,8 @@ class ResNet(nn.Module):
     groups: int = 1
     strided: int = 0
     conv_bias: bool = True
+    stem: Literal["imagenet", "small"] = "imagenet"
+    shortcut: Literal["projection", "pad"] = "projection"
     pool_padding: int = 0
     head: Literal["flatten", "average"] = "flatten"
     stem_relu: bool = True
@@ -122,22 +152,28 @@ class ResNet(nn.Module):
         norm = partial(self.norm, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, **grouped)
 
         # Shapes in the comments are those of ResNet-50 for 64×64 images, without padding in the pooling.
-        x = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="conv1")(images)
+        spec = stem_conv(self)
+        padding = [(spec.size // 2, spec.size // 2)] * 2
+        size = (spec.size, spec.size)
+        strides = (spec.strides, spec.strides)
+        x = conv(self.width, size, strides=strides, padding=padding, name="conv1")(images)
         x = norm(name="bn_conv1")(x, use_running_average=not (train and self.updates_bn("stem")))
         x = self.act(x) if self.stem_relu else x  # (batch, 32, 32, 64)
-        x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, 64)
+        if self.stem == "imagenet":
+            x = max_pool(x, 3, 2, self.pool_padding)  # (batch, 15, 15, 64)
         outputs = {"stem": x}
 
         layers = {"conv": conv, "norm": norm, "act": self.act, "zero_init_residual": self.zero_init_residual}
-        for spec in block_specs(self):
-            options = layers | {"strided": self.strided, "groups": self.groups, "label": spec.label}
-            name = f"res{spec.label}"
-            if spec.projects:
-                block: Any = ConvolutionalBlock(spec.filters, strides=spec.strides, name=name, **options)
+        for block_spec in block_specs(self):
+            options = layers | {"strided": self.strided, "groups": self.groups, "label": block_spec.label}
+            name = f"res{block_spec.label}"
+            if block_spec.projects or block_spec.pads:
+                block_class = ConvolutionalBlock if block_spec.projects else PaddedBlock
+                block: Any = block_class(block_spec.filters, strides=block_spec.strides, name=name, **options)
             else:
-                block = IdentityBlock(spec.filters, name=name, **options)
-            x = block(x, train=train and self.updates_bn(spec.stage))
-            outputs[spec.stage] = x  # of the last block: (batch, 15, 15, 256), …, (batch, 2, 2, 2048)
+                block = IdentityBlock(block_spec.filters, name=name, **options)
+            x = block(x, train=train and self.updates_bn(block_spec.stage))
+            outputs[block_spec.stage] = x  # of the last block: (batch, 15, 15, 256), …, (batch, 2, 2, 2048)
 
         x = x.astype(jnp.float32)
         x = x.mean((1, 2)) if self.head == "average" else avg_pool_flatten(x)  # (batch, 2048)
@@ -161,6 +197,7 @@ class BlockSpec(NamedTuple):
       filters: output channels of the main path's convolutions.
       strides: stride of the block, in pixels.
       projects: whether the shortcut has a convolution, because the block changes the shape.
+      pads: whether the shortcut subsamples and pads with zero channels, because the block changes the shape.
     """
 
     label: str
@@ -168,6 +205,14 @@ class BlockSpec(NamedTuple):
     filters: tuple[int, ...]
     strides: int
     projects: bool
+    pads: bool
+
+
+def stem_conv(model: ResNet) -> ConvSpec:
+    """Returns the first convolution of a network."""
+    if model.stem == "small":
+        return ConvSpec("", model.width, 3)
+    return ConvSpec("", model.width, 7, 2)
 
 
 def block_specs(model: ResNet) -> list[BlockSpec]:
@@ -180,8 +225,10 @@ def block_specs(model: ResNet) -> list[BlockSpec]:
         filters = (inner, inner, 4 * planes) if model.bottleneck else (planes, planes)
         for index, name in enumerate(block_names(count)):
             strides = 2 if stage > 2 and index == 0 else 1
-            projects = strides > 1 or channels != filters[-1]
-            specs.append(BlockSpec(f"{stage}{name}", f"stage{stage}", filters, strides, projects))
+            reshapes = strides > 1 or channels != filters[-1]
+            projects = reshapes and model.shortcut == "projection"
+            pads = reshapes and model.shortcut == "pad"
+            specs.append(BlockSpec(f"{stage}{name}", f"stage{stage}", filters, strides, projects, pads))
             channels = filters[-1]
     return specs
 
@@ -245,6 +292,42 @@ def ResNet101(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
 def ResNet152(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
     """Returns ResNet-152: 50 bottleneck blocks (arXiv:1512.03385, table 1). Arguments are as in `ResNet50`."""
     return resnet("resnet152", variant, **fields)
+
+
+def ResNet20(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns the CIFAR network ResNet-20: a 3×3 convolution, 9 basic blocks in three stages, and one dense layer.
+
+    He et al. 2015, arXiv:1512.03385, section 4.2: 16, 32 and 64 channels, shortcuts without parameters (option A),
+    global average pooling and no biases in convolutions. It takes images of any size from 32×32 on.
+
+    Args:
+      variant: as in `ResNet50`. It decides only batch norm's epsilon, and the preprocessing of pretrained weights.
+      **fields: fields of `ResNet`. `num_classes` is required.
+
+    Raises:
+      ValueError: the variant does not exist.
+    """
+    return resnet("resnet20", variant, **fields)
+
+
+def ResNet32(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns the CIFAR network ResNet-32: 15 basic blocks (section 4.2). Arguments are as in `ResNet20`."""
+    return resnet("resnet32", variant, **fields)
+
+
+def ResNet44(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns the CIFAR network ResNet-44: 21 basic blocks (section 4.2). Arguments are as in `ResNet20`."""
+    return resnet("resnet44", variant, **fields)
+
+
+def ResNet56(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns the CIFAR network ResNet-56: 27 basic blocks (section 4.2). Arguments are as in `ResNet20`."""
+    return resnet("resnet56", variant, **fields)
+
+
+def ResNet110(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
+    """Returns the CIFAR network ResNet-110: 54 basic blocks (section 4.2). Arguments are as in `ResNet20`."""
+    return resnet("resnet110", variant, **fields)
 
 
 def width_step(size: str) -> int:

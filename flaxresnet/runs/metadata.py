@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax.numpy as jnp
 
-from flaxresnet.config.train_config import TrainConfig
+from flaxresnet.config.train_config import STAGES, TrainConfig
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet, width_step
 from flaxresnet.runs.schema import DATA, RUN, require
@@ -64,6 +64,7 @@ class RunMetadata:
             network.variant,
             num_classes=len(self.class_names),
             width=network.width,
+            stem=network.stem,
             stem_relu=network.stem_relu,
             momentum=recipe.bn_momentum,
             zero_init_residual=recipe.zero_init_residual,
@@ -113,8 +114,14 @@ class RunMetadata:
 
 
 def check_network(config: TrainConfig) -> None:
-    """Raises UserError if the model's convolution groups do not divide the width."""
+    """Raises UserError if the model's groups do not divide the width, or the model lacks a stage of `freeze`."""
     network = config.network
+    for name in (config.freeze or "").replace(" ", "").split(","):
+        if name in STAGES and name not in config.stages:
+            raise UserError(
+                f"--freeze {config.freeze} names {name}, but {network.model} ends with {config.stages[-1]}; leave "
+                f"{name} out"
+            )
     step = width_step(network.model)
     if network.width % step:
         raise UserError(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxresnet.config.train_config import STAGES, TrainConfig
+from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.models.resnet import stage_of
 from flaxresnet.training.schedule import steps_for
 
@@ -42,7 +42,7 @@ def learning_rate_groups(config: TrainConfig, steps_per_epoch: int) -> ParamGrou
     recipe = config.resolved_recipe
     head_steps = steps_for("freeze_backbone_epochs", recipe.freeze_backbone_epochs, steps_per_epoch)
     groups: list[tuple[str, optax.Schedule | None]] = [("head/", optax.constant_schedule(1.0))]
-    for distance, stage in enumerate(reversed(STAGES), start=1):
+    for distance, stage in enumerate(reversed(config.stages), start=1):
         schedule = None if stage in config.frozen else _step_schedule(recipe.layer_decay**distance, head_steps)
         groups.append((f"{stage}/", schedule))
     return groups

@@ -3,7 +3,7 @@
 Matplotlib draws both. Distances are in inches, and y increases downward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
+from flaxresnet.models.layer_graph import CHANNEL_PADDING
 from flaxresnet.visualize.layer_table import LayerInfo, kind_of
 
 ROW = 0.62  # from the top of a box to the top of the next
@@ -38,6 +39,10 @@ COLORS = {
     "GlobalAveragePooling2D": "#e7dbf3",
     "Dense": "#f8d3d8",
 }
+
+
+# Kind of a block's shortcut → kind of the block; the first two have the tutorials' names.
+BLOCK_KINDS = {"identity": "identity block", "1×1 conv": "convolutional block", "subsample, pad": "padded block"}
 
 
 class GridCell(NamedTuple):
@@ -85,6 +90,14 @@ def _height(layers: Sequence[LayerInfo]) -> float:
 def is_shortcut(info: LayerInfo) -> bool:
     """Returns whether the layer belongs to a block's shortcut."""
     return "_branch1" in info.layer.name
+
+
+def shortcut_kind(layers: Iterable[LayerInfo]) -> str:
+    """Returns the kind of a block's shortcut, a key of `BLOCK_KINDS`."""
+    kinds = {info.layer.kind for info in layers if is_shortcut(info)}
+    if not kinds:
+        return "identity"
+    return "subsample, pad" if CHANNEL_PADDING in kinds else "1×1 conv"
 
 
 def draw_graph(layers: Sequence[LayerInfo], title: str) -> Figure:
@@ -171,14 +184,14 @@ class OverviewBox(NamedTuple):
       text: its second line.
       color: its fill color.
       blocks: number of residual blocks in it.
-      projects: whether the blocks' shortcut has a convolution.
+      shortcut: shortcut of the blocks: "identity", "1×1 conv", or "subsample, pad" for zero-padded channels.
     """
 
     title: str
     text: str
     color: str
     blocks: int = 0
-    projects: bool = False
+    shortcut: str = ""
 
 
 def _steps(layers: Sequence[LayerInfo]) -> list[OverviewBox]:
@@ -188,22 +201,24 @@ def _steps(layers: Sequence[LayerInfo]) -> list[OverviewBox]:
     (_, stem), *blocks, (_, head) = by_block
     convolution = next(info for info in stem if info.layer.kind == "Conv2D")
     window = convolution.layer.options["kernel_size"][0]
-    title = f"stem: {window}×{window} convolution, max-pooling"
+    title = f"stem: {window}×{window} convolution"
+    if stem[-1].layer.kind == "MaxPooling2D":
+        title += ", max-pooling"
     steps.append(OverviewBox(title, _format_shape(stem[-1].shape), COLORS["Conv2D"]))
 
-    def stage_and_kind(item: tuple[str, list[LayerInfo]]) -> tuple[str, bool]:
+    def stage_and_kind(item: tuple[str, list[LayerInfo]]) -> tuple[str, str]:
         name, members = item
-        return name[0], any(map(is_shortcut, members))
+        return name[0], shortcut_kind(members)
 
-    for (stage, projects), group in groupby(blocks, stage_and_kind):
+    for (stage, shortcut), group in groupby(blocks, stage_and_kind):
         same = list(group)
         names = [name for name, _ in same]
-        kind = "convolutional block" if projects else "identity block"
+        kind = BLOCK_KINDS[shortcut]
         times = f" × {len(same)}" if len(same) > 1 else ""
         listed = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
         text = f"{listed}: {_format_shape(same[-1][1][-1].shape)}"
-        color = "#dfeeda" if projects else "#eef6eb"
-        steps.append(OverviewBox(f"stage {stage}: {kind}{times}", text, color, len(same), projects))
+        color = "#eef6eb" if shortcut == "identity" else "#dfeeda"
+        steps.append(OverviewBox(f"stage {stage}: {kind}{times}", text, color, len(same), shortcut))
     steps.append(OverviewBox("average pooling", _format_shape(head[0].shape), COLORS["AveragePooling2D"]))
     dense = head[-1]
     steps.append(OverviewBox(f"{dense.layer.name}: dense layer", f"{dense.shape[0]} classes", COLORS["Dense"]))
@@ -217,7 +232,7 @@ def _examples(layers: Sequence[LayerInfo]) -> list[tuple[str, list[LayerInfo]]]:
     for block, group in groupby(layers, lambda info: info.layer.block):
         members = list(group)
         if block:
-            kind = "Convolutional block" if any(map(is_shortcut, members)) else "Identity block"
+            kind = BLOCK_KINDS[shortcut_kind(members)].capitalize()
             examples.setdefault(kind, [by_name[members[0].layer.inputs[0]], *members])
     return [(f"{kind}: res{examples[kind][-1].layer.block}", examples[kind]) for kind in sorted(examples)]
 
@@ -231,7 +246,7 @@ def _draw_shortcut(axes: Axes, y: float, step: OverviewBox) -> None:
     _draw_arrow(axes, [(center, upper), (lane, upper), (lane, lower), (center + 0.07, lower)])
     axes.add_patch(Circle((center, lower), 0.07, facecolor="white", edgecolor=SHORTCUT_COLOR, linewidth=1.2, zorder=3))
     axes.text(center, lower + 0.005, "+", fontsize=9, ha="center", va="center", color=SHORTCUT_COLOR, zorder=4)
-    text = "1×1 conv" if step.projects else "identity"
+    text = step.shortcut
     if step.blocks > 1:
         text += "\nin each"
     axes.text(lane + 0.08, (upper + lower) / 2, text, fontsize=8, color=SHORTCUT_COLOR, va="center")

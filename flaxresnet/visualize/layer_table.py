@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.models.layer_graph import Layer, LayerNaming, graph
+from flaxresnet.models.layer_graph import CHANNEL_PADDING, Layer, LayerNaming, graph
 from flaxresnet.models.resnet import ResNet, stage_of
 
 # FLOPs per output element of layers without a window; batch norm multiplies and adds.
@@ -114,6 +114,8 @@ def _output_shape(layer: Layer, input_shape: tuple[int, ...]) -> tuple[int, ...]
     *sides, channels = input_shape
     if layer.kind == "ZeroPadding2D":
         return (*(side + sum(pad) for side, pad in zip(sides, options["padding"], strict=True)), channels)
+    if layer.kind == CHANNEL_PADDING:
+        return (*sides, channels + sum(options["padding"]))
     if layer.kind in ("MaxPooling2D", "AveragePooling2D"):
         windows = zip(sides, options["pool_size"], options["strides"], strict=True)
         return (*((side - size) // stride + 1 for side, size, stride in windows), channels)

@@ -244,7 +244,7 @@ class _KerasMetadata:
             if "bn_conv1" in inputs_of(layer):
                 after_stem.append(layer["class_name"])
         if after_stem:
-            self.stem_relu = "MaxPooling2D" not in after_stem
+            self.stem_relu = not {"MaxPooling2D", "Conv2D"} & set(after_stem)
 
 
 def _layers(weights: PretrainedWeights, key_format: str) -> list[Layer]:

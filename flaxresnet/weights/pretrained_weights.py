@@ -9,7 +9,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.config.recipes import Network
+from flaxresnet.config.recipes import Network, Stem
 from flaxresnet.data.preprocess import Preprocessing, is_input_size
 from flaxresnet.models.layer_graph import count_convolutions, head_size
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE, SIZES, ResNet, resnet, width_step
@@ -25,7 +25,7 @@ SCALING: dict[str, dict[str, Any]] = {
     "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
 }
 # Height and width of images, in pixels, for files that do not store them.
-DEFAULT_SIDE = 224  # for networks that take any size
+DEFAULT_SIDE = 224  # for networks that take any size, and 32 for those of them with a small stem
 # For networks whose last layer fits one size only, the likeliest first.
 CANDIDATE_SIDES = (64, *range(32, 513, 32))
 ALWAYS_ALLOWED = 2**22  # elements that a file of any size may declare: 16 MiB of float32
@@ -56,7 +56,14 @@ class PretrainedWeights:
     def model(self) -> ResNet:
         """Returns the module; if the weights have no last layer, the module has one for two classes."""
         n = self.network
-        return resnet(n.model, n.variant, num_classes=self.num_classes or 2, width=n.width, stem_relu=n.stem_relu)
+        return resnet(
+            n.model,
+            n.variant,
+            num_classes=self.num_classes or 2,
+            width=n.width,
+            stem_relu=n.stem_relu,
+            stem=n.stem,
+        )
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -104,8 +111,10 @@ def identify(
     names = metadata.get("class_names") if num_classes else None
     if names:
         check_class_names(names, num_classes)
-    width = key_format.import_shape(stem_shape)[-1]
-    size, shapes, image_size = match_architecture(entries, key_format, width, num_classes, image_size)
+    stem_height, _, _, width = key_format.import_shape(stem_shape)
+    # No format stores the stride. A 3×3 convolution has stride 1 in the common networks for CIFAR.
+    stem: Stem = "small" if stem_height == 3 else "imagenet"
+    size, shapes, image_size = match_architecture(entries, key_format, width, stem, num_classes, image_size)
     keys = {name: key_format.key(name, num_classes) for name in shapes}
     expected = {key: shapes[name] for name, key in keys.items()}
     actual = {}
@@ -118,7 +127,7 @@ def identify(
     if stem_relu is None and key_format.variant == "tutorial":  # one of the two tutorials leaves out the stem's ReLU
         assumed.append("stem_relu")
     return PretrainedWeights(
-        network=Network(cast(Any, size), cast(Any, key_format.variant), width, stem_relu is not False),
+        network=Network(cast(Any, size), cast(Any, key_format.variant), width, stem_relu is not False, stem),
         num_classes=num_classes,
         arrays=arrays,
         preprocessing=stored or Preprocessing(*image_size, **SCALING[key_format.variant]),
@@ -224,6 +233,7 @@ def match_architecture(
     entries: Entries,
     key_format: KeyFormat,
     width: int,
+    stem: Stem,
     num_classes: int | None,
     image_size: tuple[int, int] | None,
 ) -> tuple[str, Shapes, tuple[int, int]]:
@@ -238,7 +248,7 @@ def match_architecture(
     models = {}
     for size in SIZES:
         if width % width_step(size) == 0:
-            models[size] = resnet(size, key_format.variant, num_classes=num_classes or 2, width=width)
+            models[size] = resnet(size, key_format.variant, num_classes=num_classes or 2, width=width, stem=stem)
     distance = {size: abs(count_convolutions(model) - convolutions) for size, model in models.items()}
     candidates = []
     for size, model in models.items():
@@ -262,7 +272,8 @@ def _default_image_size(model: ResNet, head_inputs: int | None) -> tuple[int, in
       head_inputs: number of inputs of the last layer; None if there is no such layer.
     """
     if model.head == "average":
-        return DEFAULT_SIDE, DEFAULT_SIDE
+        side = MIN_IMAGE_SIZE if model.stem == "small" else DEFAULT_SIDE
+        return side, side
     channels = model.width * 2 ** (len(model.stage_sizes) - 1) * (4 if model.bottleneck else 1)
     for side in CANDIDATE_SIDES:
         if head_size(model, side) ** 2 * channels == head_inputs:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,7 @@ from flaxresnet.weights.zip_limits import check_compression_ratio
 
 # Keys of a training checkpoint that hold the state_dict.
 WRAPPERS = ("state_dict", "state_dict_ema", "model_state_dict", "model")
+SHORTCUT = re.compile(r"^(layer\d\.\d+)\.shortcut\.")
 
 
 def read_safetensors(path: Path) -> PretrainedWeights:
@@ -102,7 +104,8 @@ def state_dict(weights: PretrainedWeights, key_format: str) -> FlatParams:
 def strip_prefix(entries: Entries) -> Entries:
     """Returns the entries without the key prefix of wrappers such as DataParallel, torch.compile and Lightning.
 
-    Hugging Face's model without its last layer leaves out `resnet.`, which this function adds.
+    Hugging Face's model without its last layer leaves out `resnet.`, which this function adds. Networks for CIFAR often
+    call the layers of a shortcut `shortcut` instead of `downsample`, which this function renames.
     """
     stem_keys = [key_format.stem_key for key_format in KEY_FORMATS.values() if key_format.torch]
     if not any(key in entries for key in stem_keys):
@@ -113,7 +116,7 @@ def strip_prefix(entries: Entries) -> Entries:
         entries = {key.removeprefix(prefix): entry for key, entry in entries.items()}
     if KEY_FORMATS["huggingface"].stem_key.removeprefix("resnet.") in entries:
         return {f"resnet.{name}": entry for name, entry in entries.items()}
-    return entries
+    return {SHORTCUT.sub(r"\1.downsample.", name): entry for name, entry in entries.items()}
 
 
 def _import_torch(verb: str) -> Any:

@@ -95,6 +95,20 @@ def _check_writable(weights: PretrainedWeights, suffix: str, key_format: str) ->
         raise UserError(f"{title} cannot be written as {suffix}; use one of {', '.join(suffixes)}")
     if key_format not in supported:
         raise UserError(f"{title} cannot be written in the key format {key_format}; use {' or '.join(supported)}")
+    if weights.model.shortcut == "pad" and not KEY_FORMATS[key_format].torch:
+        raise UserError(
+            f"Keras has no layer that pads channels, so {suffix} cannot hold a {network.model}; train one "
+            "with --variant torchvision, and use .safetensors or .pth"
+        )
+    if key_format == "huggingface" and network.stem == "small":
+        raise UserError(
+            f"Hugging Face's ResNet has a 7×7 stem, so it cannot hold {title} with the stem small; use torchvision"
+        )
+    if key_format == "huggingface" and weights.model.shortcut == "pad":
+        raise UserError(
+            f"Hugging Face's ResNet has convolutions in its shortcuts, so it cannot hold a {network.model}; use "
+            "torchvision"
+        )
     if key_format == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
         raise UserError(
             f"Hugging Face's ResNet has no grouped or wide blocks, so it cannot hold a {network.model}; use torchvision"

@@ -12,7 +12,7 @@ import pytest
 
 from flaxresnet.cli import parser
 from flaxresnet.config import train_config
-from flaxresnet.config.recipes import RECIPES
+from flaxresnet.config.recipes import CIFAR_MODELS, RECIPES
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.config.validation import flag
 from flaxresnet.models.resnet import SIZES, VARIANTS
@@ -42,6 +42,7 @@ FLAGS = {
     "model": (["--model", "resnet14"], "resnet14"),
     "variant": (["--variant", "keras"], "keras"),
     "width": (["--width", "16"], 16),
+    "stem": (["--stem", "small"], "small"),
     "stem_relu": (["--no-stem-relu"], False),
     "precision": (["--precision", "bfloat16"], "bfloat16"),
     "optimizer": (["--optimizer", "lamb"], "lamb"),
@@ -113,6 +114,7 @@ def test_config_has_default_values():
         "model": None,
         "variant": None,
         "width": None,
+        "stem": None,
         "stem_relu": None,
         "precision": "float32",
         "optimizer": None,
@@ -238,7 +240,7 @@ RESOLVED = {
 }
 
 
-NETWORK = {"model": "resnet50", "variant": "tutorial", "width": 64, "stem_relu": True}
+NETWORK = {"model": "resnet50", "variant": "tutorial", "width": 64, "stem_relu": True, "stem": "imagenet"}
 NETWORKS = dict.fromkeys(RECIPES, NETWORK) | {"imagenet": NETWORK | {"variant": "torchvision"}}
 
 
@@ -248,6 +250,7 @@ def test_resolve_fills_in_recipe(recipe):
     resolved = given.resolve()
     assert resolved.to_json() == given.to_json() | RESOLVED[recipe] | NETWORKS[recipe]
     assert resolved.resolve() == resolved
+
     assert [name for name, value in resolved.to_json().items() if value is None] == [
         "data",
         "image_size",
@@ -259,6 +262,21 @@ def test_resolve_fills_in_recipe(recipe):
         "num_processes",
         "process_id",
     ]
+
+
+def test_cifar_models_set_network_defaults():
+    network = TrainConfig(model="resnet56").network
+    assert (network.width, network.stem) == (16, "small")
+    assert (network.width, network.stem) == (SIZES["resnet56"]["width"], SIZES["resnet56"]["stem"])
+    given = TrainConfig(model="resnet20", width=64, stem="imagenet").network
+    assert (given.width, given.stem) == (64, "imagenet")
+    assert set(CIFAR_MODELS) == {size for size, fields in SIZES.items() if len(fields["stage_sizes"]) == 3}
+
+
+def test_freeze_follows_stages_of_model():
+    assert TrainConfig(model="resnet20", freeze="backbone").frozen == ("stem", "stage2", "stage3", "stage4")
+    assert not TrainConfig(model="resnet20", freeze="stem,stage2,stage3,stage4").updates_bn_stats
+    assert TrainConfig(model="resnet18", freeze="stem,stage2,stage3,stage4").updates_bn_stats
 
 
 @pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.1), (1024, 0.4), (32, 0.0125)])
@@ -434,6 +452,7 @@ INVALID_VALUES = [
     ("width", 0, "--width must be at least 1, not 0"),
     ("width", True, "--width must be a whole number, not True"),
     ("width", 64.0, "--width must be a whole number, not 64.0"),
+    ("stem", "tiny", "--stem must be 'imagenet' or 'small', not 'tiny'"),
     ("stem_relu", 1, "--stem-relu must be true or false, not 1"),
     ("learning_rate", 0, "--learning-rate must be above 0, not 0"),
     ("learning_rate", -1e-3, "--learning-rate must be above 0, not -0.001"),

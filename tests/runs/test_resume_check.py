@@ -29,6 +29,7 @@ OTHER_VALUES = {
     "init": "other.h5",
     "freeze": "stem",
     "model": "resnet14",
+    "stem": "small",
     "variant": "torchvision",
     "width": 16,
     "stem_relu": True,

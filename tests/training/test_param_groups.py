@@ -44,6 +44,13 @@ def test_frozen_groups_select_trainable_layers():
     assert set(trainable_params(PARAMS, frozen_groups(()))) == set(PARAMS)
 
 
+def test_layer_decay_counts_stages_of_model():
+    config = TrainConfig(recipe="tutorial", model="resnet20", layer_decay=0.5)
+    groups = learning_rate_groups(config, steps_per_epoch=2)
+    rates = {pattern: schedule(0) for pattern, schedule in groups}
+    assert rates == {"head/": 1, "stage4/": 1 / 2, "stage3/": 1 / 4, "stage2/": 1 / 8, "stem/": 1 / 16}
+
+
 def test_weight_decay_mask_selects_kernels():
     assert weight_decay_mask(PARAMS) == {
         "conv1": {"kernel": True, "bias": False},

@@ -12,7 +12,12 @@ from flaxresnet.weights.pretrained_weights import SCALING, PretrainedWeights
 
 
 def random_weights(
-    size: str, variant: str, width: int = 8, image: int | tuple[int, int] = 64, classes: int = 5
+    size: str,
+    variant: str,
+    width: int = 8,
+    image: int | tuple[int, int] = 64,
+    classes: int = 5,
+    stem: str | None = None,
 ) -> PretrainedWeights:
     """Returns weights that differ from an initialization in every array.
 
@@ -30,9 +35,11 @@ def random_weights(
         ends_branch = name.endswith(("branch2c/scale", "branch2b/scale"))
         return values * np.float32(0.1) + (name.endswith("scale") * np.float32(0.3 if ends_branch else 1))
 
-    shapes = flat_params.shapes_of(resnet(size, variant, num_classes=classes, width=width), image_size)
+    given = {} if stem is None else {"stem": stem}
+    model = resnet(size, variant, num_classes=classes, width=width, **given)
+    shapes = flat_params.shapes_of(model, image_size)
     return PretrainedWeights(
-        network=Network(size, variant, width),
+        network=Network(size, variant, width, stem=model.stem),
         num_classes=classes,
         arrays={name: draw(name, shape) for name, shape in shapes.items()},
         preprocessing=Preprocessing(*image_size, **SCALING[variant]),

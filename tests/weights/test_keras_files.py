@@ -188,9 +188,16 @@ def test_shallow_networks_round_trip(reference, tmp_path, monkeypatch, size, var
     check_round_trip(reference, tmp_path, size, variant)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", ["tutorial", "keras"])
+def test_small_stem_round_trips(reference, tmp_path, monkeypatch, variant):
+    monkeypatch.setitem(SIZES, "resnet18", {"stage_sizes": (2, 1), "bottleneck": False, "stem": "small"})
+    check_round_trip(reference, tmp_path, "resnet18", variant)
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("variant", ["tutorial", "keras"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [size for size, fields in SIZES.items() if "shortcut" not in fields])
 def test_all_networks_round_trip(reference, tmp_path, size, variant):
     check_round_trip(reference, tmp_path, size, variant)
 
@@ -223,12 +230,14 @@ def check_round_trip(reference, folder, size, variant):
         assert_close(trained[name], array)
 
 
-def test_config_determines_stem_relu(tmp_path):
-    write_weights(without_relu(random_weights("resnet14", "tutorial")), tmp_path / "w.h5")
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_config_determines_stem_relu(tmp_path, stem):
+    write_weights(without_relu(random_weights("resnet14", "tutorial", stem=stem)), tmp_path / "w.h5")
     with h5py.File(tmp_path / "w.h5", "a") as file:
         del file.attrs["flaxresnet"]
     restored = read_weights(tmp_path / "w.h5")
     assert restored.network.stem_relu is False
+    assert restored.network.stem == stem
     assert restored.class_names is None
     assert (restored.preprocessing.height, restored.preprocessing.width) == (64, 64)
 

@@ -231,6 +231,7 @@ def _eval_options(preprocessing: Preprocessing, max_corrupt_fraction: float) -> 
         image_size=(preprocessing.height, preprocessing.width),
         max_corrupt_fraction=max_corrupt_fraction,
         crop_pct=preprocessing.crop_pct,
+        resize=preprocessing.resize_mode,
         eval_preprocessing=True,
     )
 

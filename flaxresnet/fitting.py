@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -32,7 +33,14 @@ from flaxresnet.training.preemption import PreemptionHandler
 from flaxresnet.training.pretrained import merge_pretrained_config, resumable_run
 from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.training.progress import ProgressLogger
-from flaxresnet.training.run_setup import check_splits, describe_run, prepare_folder, resolve_image_size, set_aside
+from flaxresnet.training.run_setup import (
+    check_splits,
+    describe_run,
+    prepare_folder,
+    resolve_image_size,
+    resolve_resize,
+    set_aside,
+)
 from flaxresnet.training.tensorboard import TensorBoardWriter
 from flaxresnet.training.trainer import RunOutput, Session, TrainResult, init_or_restore, train
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
@@ -112,6 +120,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
         input=config.input,
         max_corrupt_fraction=config.max_corrupt_fraction,
         crop_pct=config.resolved_recipe.crop_pct,
+        resize=resolve_resize(config, like),
         processes=distributed.process_group(),
     )
     with logger.status("Reading the images…", terminal_only=True):
@@ -135,6 +144,8 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
     config = config.resolve()
     check_network(config)
     metadata = describe_run(config, splits, train_data, test_data, like)
+    preprocessing = replace(metadata.preprocessing, resize_mode=read_options.resize)
+    metadata = replace(metadata, preprocessing=preprocessing)
     _require_equal_runs(metadata)
 
     # Train.

@@ -587,10 +587,13 @@ def test_convert_applies_overrides(run_cli, bare_file, tmp_path):
     assert "images of 96×80" in out
 
     source = random_weights("resnet14", "tutorial")
-    other = replace(source, preprocessing=replace(source.preprocessing, resize="bilinear"))
+    other = replace(
+        source, preprocessing=replace(source.preprocessing, resize="bilinear", crop_pct=0.5, resize_mode="pad")
+    )
     write_weights(other, tmp_path / "other.keras")
     assert run_cli("convert", tmp_path / "other.keras", tmp_path / "scaled", "--scaling", "keras")[0] == 0
-    assert fr.Classifier.load(tmp_path / "scaled").preprocessing.resize == "bilinear"
+    scaled = fr.Classifier.load(tmp_path / "scaled").preprocessing
+    assert (scaled.resize, scaled.crop_pct, scaled.resize_mode) == ("bilinear", 0.5, "pad")
 
 
 def test_convert_rejects_wrong_overrides(run_cli, bare_file, finished_run, tmp_path):

@@ -157,7 +157,14 @@ def apply_overrides(weights: PretrainedWeights, arguments: Arguments) -> Pretrai
     stored = weights.preprocessing
     scaling = stored
     if arguments.scaling:
-        scaling = Preprocessing(1, 1, stored.resize, **SCALING[arguments.scaling])
+        scaling = Preprocessing(
+            1,
+            1,
+            stored.resize,
+            crop_pct=stored.crop_pct,
+            resize_mode=stored.resize_mode,
+            **SCALING[arguments.scaling],
+        )
     height, width = arguments.image_size or (stored.height, stored.width)
     if arguments.image_size and not fits_images(weights, (height, width)):
         raise UserError(

@@ -14,6 +14,7 @@ GROUPS = {
     "data": (
         "data",
         "image_size",
+        "resize",
         "max_corrupt_fraction",
         "input",
         "workers",
@@ -126,6 +127,7 @@ COMPUTED_DEFAULTS = {
     "image_size": "the size of --init, else 64 64",
     "width": "64, and 16 for resnet20 to resnet110",
     "stem": "imagenet, and small for resnet20 to resnet110",
+    "resize": "that of --init, else stretch",
     "workers": "CPU cores - 1, at most 16; 0 on one or two cores",
     "ghost_batch_size": "all images of the batch, or of its part with --grad-accum-steps",
 }

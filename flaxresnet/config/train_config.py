@@ -75,6 +75,10 @@ class TrainConfig:
     image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
     """Height and width in pixels, each 32 or more, to resize image files to."""
 
+    resize: Literal["stretch", "crop", "pad"] | None = None
+    """Handling of image files with another aspect ratio. stretch changes the ratio; crop resizes the shorter side and
+    uses the center; pad adds black borders."""
+
     max_corrupt_fraction: float = field_with_checks(0.0, UNIT_CLOSED_OPEN)
     """Maximum fraction of corrupt images to skip, at least 0 and below 1. Training fails above it."""
 

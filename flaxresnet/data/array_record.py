@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.decode import image_size_of
 from flaxresnet.data.integrity_scan import drop_unreadable
-from flaxresnet.data.lazy_images import EncodedImages, LazyImages
+from flaxresnet.data.lazy_images import EncodedImages, LazyImages, median_image_size
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import Part, Preprocessing, is_input_size
 from flaxresnet.data.read_options import ReadOptions
@@ -36,12 +37,10 @@ NO_LABELS = np.zeros(0, np.int32)
 class ArrayRecordImages(EncodedImages):
     """Images in shards that are decoded and resized when they are indexed."""
 
-    def __init__(
-        self, folder: Path, shards: list[str], count: int, image_size: tuple[int, int], crop_pct: float = 1.0
-    ) -> None:
-        super().__init__(str(folder.absolute()), count, image_size)
+    def __init__(self, folder: Path, shards: list[str], count: int, preprocessing: Preprocessing) -> None:
+        super().__init__(str(folder.absolute()), count, (preprocessing.height, preprocessing.width))
         self._shards = shards
-        self._preprocessing = Preprocessing(*image_size, crop_pct=crop_pct)
+        self._preprocessing = preprocessing
 
     @cached_property
     def records(self) -> Any:
@@ -68,6 +67,9 @@ class ArrayRecordImages(EncodedImages):
             return self._preprocessing.load(io.BytesIO(self._read_bytes(index)), part)
         except UserError as error:
             raise UserError(f"{self._describe(index)} cannot be read ({error})") from error
+
+    def _source_size(self, index: int) -> tuple[int, int]:
+        return image_size_of(io.BytesIO(self._read_bytes(index)))
 
     def _name(self, index: int) -> str:
         return str(self._names[index]) if index < len(self._names) else f"record {index}"
@@ -116,23 +118,24 @@ def read_records(folder: Path, options: ReadOptions) -> Splits:
             )
         if index["image_size"]:
             options = replace(options, image_size=tuple(index["image_size"]), crop_pct=1.0)
-        train = _open_split(folder, "train", index, options.image_size, options.train_crop_pct)
-        test = _open_split(folder, "test", index, options.image_size, options.crop_pct)
+        if not is_input_size(options.image_size):
+            raise ValueError(f"image_size is {options.image_size}")
+        preprocessing = Preprocessing(*options.image_size, crop_pct=options.train_crop_pct, resize_mode=options.resize)
+        train = _open_split(folder, "train", index, preprocessing)
+        test = _open_split(folder, "test", index, replace(preprocessing, crop_pct=options.crop_pct))
+        source_size = median_image_size([train.images, test.images])
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(f"{folder} is damaged ({reason}); make it again") from error
     splits, skipped = drop_unreadable(folder, [train, test], options)
-    return Splits(splits[0], splits[1], source=f"{folder} (ArrayRecord){skipped}", crop_pct=options.crop_pct)
+    source = f"{folder} (ArrayRecord){skipped}"
+    return Splits(splits[0], splits[1], source, crop_pct=options.crop_pct, source_size=source_size)
 
 
-def _open_split(
-    folder: Path, name: str, index: dict[str, Any], image_size: tuple[int, int], crop_pct: float
-) -> Dataset:
+def _open_split(folder: Path, name: str, index: dict[str, Any], preprocessing: Preprocessing) -> Dataset:
     """Returns a split, empty if the folder has none. Raises ValueError and others for a damaged folder."""
-    if not is_input_size(image_size):
-        raise ValueError(f"image_size is {image_size}")
     class_names = tuple(map(str, index["class_names"]))
     shards = index["shards"].get(name, [])
     for shard in shards:
@@ -142,7 +145,7 @@ def _open_split(
     if labels.ndim != 1 or labels.dtype != np.int32 or not np.all((labels >= 0) & (labels < len(class_names))):
         raise ValueError(f"{name}-labels.npy holds {labels.dtype} {labels.shape}, not a class for each image")
     sizes = [(shard, (folder / shard).stat().st_size) for shard in shards]
-    images = ArrayRecordImages(folder, shards, len(labels), image_size, crop_pct)
+    images = ArrayRecordImages(folder, shards, len(labels), preprocessing)
     if shards and len(images.records) != len(labels):
         raise ValueError(f"{len(images.records)} {name} images, but {len(labels)} labels")
     return Dataset(images, labels, class_names, identity=hashlib.sha256(repr(sizes).encode()).hexdigest())

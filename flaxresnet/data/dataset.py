@@ -1,6 +1,7 @@
 """Defines a dataset: labeled images of one size, in memory or on disk, in a training and a test split."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ from flaxresnet.data.lazy_images import LazyImages
 from flaxresnet.runtime.terminal import class_counts
 
 USUAL_SIZE = (64, 64)  # the tutorials' images
+MAX_SHRINK = 4  # linear; `Splits.describe` reports images that shrink more
+ADVISED_SIDE = 224  # pixels; the largest image size to suggest
 MAX_HASHED_BYTES = 2**31  # bytes of pixels; of larger datasets, the fingerprint hashes a sample
 HASH_SAMPLE = 512  # images of that sample
 ALL_TOGETHER = ", all of them together"  # ends the source of merged splits
@@ -91,6 +94,7 @@ class Splits:
       crop_pct: fraction of each test image that was center-cropped; see `Preprocessing`.
       hash_split: whether a hash of each file name assigns the images to splits, because no folders do.
       notes: sentences about files and folders that were not used, for `data_warnings`.
+      source_size: median (height, width) of the images' files in pixels, before resizing; None if there are no files.
       from_hdf5: whether the images come from HDF5 files, as in the Keras tutorials.
     """
 
@@ -102,6 +106,7 @@ class Splits:
     hash_split: bool = False
     from_hdf5: bool = False
     notes: tuple[str, ...] = ()
+    source_size: tuple[int, int] | None = None
 
     def merge_into_test(self) -> "Splits":
         """Returns all images, in memory, as the test split. Open images with `eval_preprocessing` before."""
@@ -124,6 +129,25 @@ class Splits:
                 class_names = split.class_names
         yield f"{', '.join(sizes)}, {len(class_names)} classes"
         yield class_counts(class_names, counts)
+        advice = self.shrink_advice()
+        if advice is not None:
+            yield advice
+
+    def shrink_advice(self) -> str | None:
+        """Returns a sentence if resizing shrinks the images more than `MAX_SHRINK`-fold, else None."""
+        split = self.test if self.train is None else self.train
+        if self.source_size is None or split is None:
+            return None
+        height, width = split.image_size
+        factor = min(self.source_size[0] / height, self.source_size[1] / width)
+        if factor <= MAX_SHRINK:
+            return None
+        source = "×".join(map(str, self.source_size))
+        text = f"resizing shrinks the images {factor:.1f}-fold, from {source} (median) to {height}×{width}"
+        side = min(ADVISED_SIDE, 32 * math.ceil(min(self.source_size) / MAX_SHRINK / 32))
+        if side <= max(height, width):
+            return f"{text}; a larger --image-size preserves more detail"
+        return f"{text}; --image-size {side} {side} preserves more detail"
 
     def describe_arrays(self) -> Iterator[str]:
         """Yields the numbers and shapes of the examples, in the format of the Keras tutorials."""

@@ -110,6 +110,21 @@ def decoded(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> Iterator[np.nd
         yield pixels
 
 
+def image_size_of(photo: str | Path | IO[bytes]) -> tuple[int, int]:
+    """Returns (height, width) in pixels from an image file's header, without regard to its EXIF orientation.
+
+    Raises:
+      UserError: if the header cannot be read.
+    """
+    if isinstance(photo, str | Path):
+        require_regular_file(photo)
+    try:
+        with warnings.catch_warnings(action="ignore"), open_image(photo) as file:
+            return file.height, file.width
+    except Exception as error:  # a decoder may raise anything for a damaged file
+        raise UserError(f"{photo} has no header of an image; give a JPEG or PNG") from error
+
+
 @cache
 def formats() -> tuple[str, ...]:
     """Returns the formats of `FORMATS` that the installed packages can read."""

@@ -10,15 +10,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from flaxresnet.data.dataset import Dataset, Splits
+from flaxresnet.data.decode import image_size_of
 from flaxresnet.data.image_files import find_images, is_run_folder
 from flaxresnet.data.integrity_scan import drop_unreadable
-from flaxresnet.data.lazy_images import EncodedImages
+from flaxresnet.data.lazy_images import EncodedImages, median_image_size
 from flaxresnet.data.path_checks import require_regular_file
 from flaxresnet.data.preprocess import MAX_INPUT_PIXELS, MAX_SIDE, Part, Preprocessing, is_input_size
 from flaxresnet.data.read_options import ReadOptions
@@ -49,12 +50,10 @@ class ImageFile:
 class ImageFolderImages(EncodedImages):
     """Image files that are decoded and resized, as in prediction, when they are indexed."""
 
-    def __init__(
-        self, folder: Path, files: Sequence[ImageFile], image_size: tuple[int, int], crop_pct: float = 1.0
-    ) -> None:
-        super().__init__(str(folder.absolute()), len(files), image_size)
+    def __init__(self, folder: Path, files: Sequence[ImageFile], preprocessing: Preprocessing) -> None:
+        super().__init__(str(folder.absolute()), len(files), (preprocessing.height, preprocessing.width))
         self._paths = PackedPaths([file.path for file in files])
-        self._preprocessing = Preprocessing(*image_size, crop_pct=crop_pct)
+        self._preprocessing = preprocessing
         mtimes = np.array([file.mtime_ns for file in files], np.int64)
         self._mtime_key = hashlib.sha256(mtimes.tobytes()).hexdigest()
 
@@ -69,6 +68,9 @@ class ImageFolderImages(EncodedImages):
         require_regular_file(path)
         with oserror_as_user_error(path, "read"):
             return Path(path).read_bytes()
+
+    def _source_size(self, index: int) -> tuple[int, int]:
+        return image_size_of(self._path(index))
 
     def _name(self, index: int) -> str:
         return self._paths[index]
@@ -109,6 +111,8 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
         has a class that training lacks, too many images are unreadable, or the images do not fit in memory.
     """
     image_size = _check_image_size(options.image_size)
+    train_preprocessing = Preprocessing(*image_size, crop_pct=options.train_crop_pct, resize_mode=options.resize)
+    test_preprocessing = replace(train_preprocessing, crop_pct=options.crop_pct)
     layout = find_layout(folder)
     other_files: Counter[str] = Counter()
     notes = list(layout.notes)
@@ -125,9 +129,10 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
         notes.append(f"{sum(other_files.values()):,} files in the class folders are no images: {counts}")
     class_names = _class_names(folder, train, test)
     datasets = [
-        _label_images(folder, train, image_size, class_names, options.train_crop_pct),
-        _label_images(folder, test, image_size, class_names, options.crop_pct),
+        _label_images(folder, train, class_names, train_preprocessing),
+        _label_images(folder, test, class_names, test_preprocessing),
     ]
+    source_size = median_image_size([dataset.images for dataset in datasets])
     splits, skipped = drop_unreadable(folder, datasets, options)
     source = f"{folder} ({origin}){skipped}"
     return Splits(
@@ -137,6 +142,7 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
         crop_pct=options.crop_pct,
         hash_split=not layout.has_splits,
         notes=tuple(notes),
+        source_size=source_size,
     )
 
 
@@ -210,11 +216,11 @@ def _class_names(folder: Path, train: Sequence[ImageFile], test: Sequence[ImageF
 
 
 def _label_images(
-    folder: Path, files: Sequence[ImageFile], image_size: tuple[int, int], class_names: tuple[str, ...], crop_pct: float
+    folder: Path, files: Sequence[ImageFile], class_names: tuple[str, ...], preprocessing: Preprocessing
 ) -> Dataset:
     class_index = {name: index for index, name in enumerate(class_names)}
     labels = np.array([class_index[file.label] for file in files], np.int32)
-    images = ImageFolderImages(folder, files, image_size, crop_pct)
+    images = ImageFolderImages(folder, files, preprocessing)
     return Dataset(images, labels, class_names, identity=_identity(files))
 
 

@@ -1,6 +1,7 @@
 """Images that stay on disk until they are indexed."""
 
 import abc
+import contextlib
 import copy
 import hashlib
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from flaxresnet.data.preprocess import Part
 from flaxresnet.runtime.errors import UserError
 
+SAMPLE_SIZE = 200  # images whose headers are read
 QUEUE_SIZE = 4096  # reads that wait for a thread
 
 
@@ -156,6 +158,17 @@ class EncodedImages(LazyImages):
     @abc.abstractmethod
     def _name(self, index: int) -> str: ...
 
+    @abc.abstractmethod
+    def _source_size(self, index: int) -> tuple[int, int]: ...
+
+    def source_size(self, index: int) -> tuple[int, int]:
+        """Returns (height, width) in pixels of the stored image, before resizing, from the file's header.
+
+        Raises:
+          UserError: if the header cannot be read.
+        """
+        return self._source_size(self._stored_index(index))
+
     def name(self, index: int) -> str:
         """Returns the image's file name in the original dataset, relative to its folder."""
         return self._name(self._stored_index(index))
@@ -167,6 +180,28 @@ class EncodedImages(LazyImages):
           UserError: if they cannot be read.
         """
         return self._read_bytes(self._stored_index(index))
+
+
+def median_image_size(splits: Sequence[Any]) -> tuple[int, int] | None:
+    """Returns the median (height, width) of stored images, from the headers of at most `SAMPLE_SIZE` of them.
+
+    Args:
+      splits: images of each split. Only `EncodedImages` have headers.
+
+    Returns:
+      Pixels; None if no header can be read.
+    """
+    encoded = [images for images in splits if isinstance(images, EncodedImages) and len(images)]
+    sizes = []
+    for images in encoded:
+        count = min(len(images), SAMPLE_SIZE // len(encoded))
+        for index in np.linspace(0, len(images) - 1, count, dtype=int):
+            with contextlib.suppress(UserError):  # reading the images reports the error
+                sizes.append(images.source_size(int(index)))
+    if not sizes:
+        return None
+    height, width = np.median(sizes, axis=0)
+    return round(height), round(width)
 
 
 def _collect_errors(read: Callable[[int], object], count: int) -> dict[int, str]:

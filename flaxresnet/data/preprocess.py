@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pil
 MAX_SIDE = 2**16  # pixels
 MAX_INPUT_PIXELS = 2**24  # of an image after resizing: 4096 × 4096; a batch of 32 takes 6 GiB as float32
 MAX_NUMBER = 1e30  # of a scale or a mean; float32 holds it
+ResizeMode = Literal["stretch", "crop", "pad"]
 Box = tuple[float, float, float, float]  # left, upper, right and lower edge in pixels
-Part = Callable[[int, int], Box]  # (height, width) of an image → the box to crop
+Part = Callable[[float, float], Box]  # (height, width) of an image → the box to crop
 
 
 def is_input_size(size: Sequence[Any], max_pixels: int = MAX_INPUT_PIXELS) -> bool:
@@ -43,15 +44,17 @@ class Preprocessing:
     Attributes:
       height: height of the network's input in pixels.
       width: width of the network's input in pixels.
-      resize: name of the Pillow filter that resizes an image. Height and width are resized independently, as by the
-        tutorials' `load_img`.
+      resize: name of the Pillow filter that resizes an image.
       scale: factor of pixel values in [0, 255].
       mean: subtracted from each channel after scaling, in the network's channel order.
       std: divides each channel after that.
       channels: the network's channel order.
       crop_pct: fraction, in (0, 1], of the largest centered box with the input's aspect ratio; the box is cropped
         before resizing. 0.875 equals resizing the shorter side to 256 and cropping the center 224 × 224.
-        1 resizes the full image, whatever its aspect ratio.
+        1 with the `resize_mode` "stretch" resizes the full image.
+      resize_mode: handling of images with another aspect ratio than the input. "stretch" resizes height and width
+        independently, as the tutorials' `load_img` does. "crop" resizes the shorter side and crops the center. "pad"
+        resizes the longer side and adds black borders (letterbox).
     """
 
     height: int
@@ -62,6 +65,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channels: Literal["rgb", "bgr"] = "rgb"
     crop_pct: float = 1.0
+    resize_mode: ResizeMode = "stretch"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as a dict for `json.dumps`."""
@@ -85,6 +89,7 @@ class Preprocessing:
             and min(result.std) > 0,
             "channels": result.channels in ("rgb", "bgr"),
             "crop_pct": is_number(result.crop_pct) and 0 < result.crop_pct <= 1,
+            "resize_mode": result.resize_mode in get_args(ResizeMode),
         }
         for name, is_valid in checks.items():
             if not is_valid:
@@ -98,7 +103,8 @@ class Preprocessing:
 
         Args:
           photo: an image file or a Pillow image (see `decode`), or (h, w, 3) uint8 RGB.
-          part: returns the box to crop; None crops the center box of `crop_pct`.
+          part: returns the box to crop from the image, after the crop or the borders of `resize_mode`; None crops the
+            center box of `crop_pct`.
 
         Returns:
           (height, width, 3) uint8 RGB.
@@ -116,23 +122,59 @@ class Preprocessing:
 
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
             raise UserError(f"an image is {image.shape} {image.dtype}; give (height, width, 3) uint8")
-        if part is None and self.crop_pct < 1:
-            part = self._center_box
-        if image.shape[:2] == (self.height, self.width) and part is None:
+        height, width = image.shape[:2]
+        box = self._part_box(part, height, width) if part else self._center_box(height, width)
+        if (height, width) == (self.height, self.width) and box == (0, 0, width, height):
             return image
         resample = Image.Resampling[self.resize.upper()]
-        box = part(*image.shape[:2]) if part else None
-        return np.asarray(Image.fromarray(image).resize((self.width, self.height), resample, box))
+        inside = _intersection(box, height, width)
+        size, corner = self._target(box, inside)
+        resized = Image.fromarray(image).resize(size, resample, inside)
+        if size == (self.width, self.height):
+            return np.asarray(resized)
+        canvas = Image.new("RGB", (self.width, self.height))
+        canvas.paste(resized, corner)
+        return np.asarray(canvas)
+
+    def _target(self, box: Box, inside: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Returns the position of the part `inside` of a box in the input: (width, height) and (left, upper)."""
+        width, left = _scaled_interval((box[0], box[2]), (inside[0], inside[2]), self.width)
+        height, upper = _scaled_interval((box[1], box[3]), (inside[1], inside[3]), self.height)
+        return (width, height), (left, upper)
 
     def crop_pixels(self, photo: np.ndarray) -> np.ndarray:
-        """Returns the part of an image, (h, w, 3), that `load` uses, without resizing."""
-        if self.crop_pct == 1:
+        """Returns the part of an image, (h, w, 3), that `load` uses, with borders if there are any, without resizing.
+
+        If borders make it larger than `MAX_PIXELS`, returns the result of `load`.
+        """
+        height, width = photo.shape[:2]
+        box = self._center_box(height, width)
+        if box == (0, 0, width, height):
             return photo
-        left, upper, right, lower = map(round, self._center_box(*photo.shape[:2]))
-        return photo[upper : max(lower, upper + 1), left : max(right, left + 1)]
+        left, upper, right, lower = map(round, box)
+        if (right - left) * (lower - upper) > MAX_PIXELS:  # wide borders around a narrow photo
+            return self.load(photo)
+        borders = [(max(0, -upper), max(0, lower - height)), (max(0, -left), max(0, right - width)), (0, 0)]
+        padded = np.pad(photo, borders) if np.any(borders) else photo
+        left = max(0, left)
+        upper = max(0, upper)
+        right = max(right + borders[1][0], left + 1)
+        lower = max(lower + borders[0][0], upper + 1)
+        return padded[upper:lower, left:right]
+
+    def _part_box(self, part: Part, height: int, width: int) -> Box:
+        """Returns the box of `part` in an image that is cropped or padded as `resize_mode` asks."""
+        left, upper, right, lower = replace(self, crop_pct=1.0)._center_box(height, width)
+        box = part(lower - upper, right - left)
+        return left + box[0], upper + box[1], left + box[2], upper + box[3]
 
     def _center_box(self, height: int, width: int) -> Box:
-        zoom = self.crop_pct * min(height / self.height, width / self.width)  # image pixels for an input pixel
+        """Returns the box that becomes the input. With the mode "pad" it may extend beyond the image."""
+        if self.resize_mode == "stretch" and self.crop_pct == 1:
+            return 0, 0, width, height
+        limit = max if self.resize_mode == "pad" else min
+        # Pixels of the image for a pixel of the input.
+        zoom = self.crop_pct * limit(height / self.height, width / self.width)
         box_height = zoom * self.height
         box_width = zoom * self.width
         return (width - box_width) / 2, (height - box_height) / 2, (width + box_width) / 2, (height + box_height) / 2
@@ -147,6 +189,20 @@ class Preprocessing:
         return (images * (255 * self.scale) - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
+def _intersection(box: Box, height: int, width: int) -> Box:
+    """Returns the part of a box that is inside an image of (height, width) pixels."""
+    return max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height)
+
+
+def _scaled_interval(outer: tuple[float, float], inner: tuple[float, float], side: int) -> tuple[int, int]:
+    """Returns the length and the start of an interval, in pixels, if the interval `outer` gets the length `side`."""
+    border = (outer[1] - outer[0]) - (inner[1] - inner[0])
+    if border <= 0:
+        return side, 0
+    length = max(1, round(side * (inner[1] - inner[0]) / (outer[1] - outer[0])))
+    return length, round((side - length) * (inner[0] - outer[0]) / border)
+
+
 @dataclass(frozen=True)
 class RandomCrop:
     """Random box in an image; the same distribution as `crop_erase.random_resized_crop` on the device.
@@ -159,7 +215,7 @@ class RandomCrop:
     min_area: float
     aspects: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def __call__(self, height: int, width: int, rng: np.random.Generator) -> Box:
+    def __call__(self, height: float, width: float, rng: np.random.Generator) -> Box:
         """Returns a box within an image of (height, width) pixels."""
         area = rng.uniform(self.min_area, 1)
         image_aspect = width / height

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from flaxresnet.data.dataset import USUAL_SIZE
+from flaxresnet.data.preprocess import ResizeMode
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -21,6 +22,8 @@ class ReadOptions:
         if they take at most a quarter of it. With several machines, the one with the least memory decides for all.
       max_corrupt_fraction: the largest fraction of unreadable images to skip, in [0, 1).
       crop_pct: fraction of a test image that the center crop covers, in (0, 1]; see `Preprocessing`.
+      resize: handling of images with another aspect ratio than `image_size`: "stretch", "crop" or "pad"; see
+        `Preprocessing.resize_mode`.
       eval_preprocessing: also center-crop the training images, to evaluate a run on them.
       rescan: check all streamed images again, even if an earlier scan of unchanged files is cached.
       processes: the processes that open the dataset together. Each checks its part of the streamed images.
@@ -33,6 +36,7 @@ class ReadOptions:
     input: Input = "auto"
     max_corrupt_fraction: float = 0.0
     crop_pct: float = 1.0
+    resize: ResizeMode = "stretch"
     eval_preprocessing: bool = False
     rescan: bool = False
     processes: ProcessGroup = SINGLE_PROCESS

@@ -12,6 +12,7 @@ from flaxresnet.runtime.errors import listed
 RESUMABLE = {
     "data",
     "image_size",
+    "resize",
     "max_corrupt_fraction",
     "workdir",
     "epochs",
@@ -77,7 +78,7 @@ def config_diff(info: RunMetadata, stored: RunMetadata) -> Iterator[tuple[str, b
             crop_source = "full-size images (--input stream)" if stored_streams else "resized images (--input memory)"
             yield f"random crops of {crop_source}", True
     if info.preprocessing != stored.preprocessing:
-        yield "images of another size or scaling", False
+        yield "images of another size, resize mode or scaling", False
     if info.class_names != stored.class_names:
         yield f"classes {listed(stored.class_names)}, not {listed(info.class_names)}", False
     if not is_same_data(info.data["train_fingerprint"], stored.data["train_fingerprint"]):

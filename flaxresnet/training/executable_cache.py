@@ -38,6 +38,7 @@ FOLDER = "flaxresnet-programs"  # in the folder of JAX's compilation cache
 CACHE_KEY_EXCLUDES = (
     "data",
     "image_size",
+    "resize",
     "max_corrupt_fraction",
     "workdir",
     "input",

@@ -10,7 +10,7 @@ import jax
 
 from flaxresnet.config.train_config import TrainConfig
 from flaxresnet.data.dataset import USUAL_SIZE, Dataset, Splits
-from flaxresnet.data.preprocess import Preprocessing
+from flaxresnet.data.preprocess import Preprocessing, ResizeMode
 from flaxresnet.models.resnet import MIN_IMAGE_SIZE
 from flaxresnet.runs.checkpoint_files import checkpoint_paths, last_epoch
 from flaxresnet.runs.lock import WorkdirLock
@@ -31,10 +31,24 @@ def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple
     """
     if config.image_size is not None:
         return config.image_size
+    like = _stored_preprocessing(config) or like
+    return (like.height, like.width) if like else USUAL_SIZE
+
+
+def resolve_resize(config: TrainConfig, like: Preprocessing | None) -> ResizeMode:
+    """Returns `--resize`, or the resize mode of the run or the weights; see `resolve_image_size`."""
+    if config.resize is not None:
+        return config.resize
+    like = _stored_preprocessing(config) or like
+    return like.resize_mode if like else "stretch"
+
+
+def _stored_preprocessing(config: TrainConfig) -> Preprocessing | None:
+    """Returns the preprocessing of the run that `config` resumes, or None."""
     folder = RunDir(config.workdir)
     if config.resume and folder.exists() and folder.has_progress():
-        like = folder.read_metadata().preprocessing
-    return (like.height, like.width) if like else USUAL_SIZE
+        return folder.read_metadata().preprocessing
+    return None
 
 
 def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:

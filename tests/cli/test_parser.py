@@ -63,7 +63,7 @@ INVALID_FLAGS = {
     "fraction for a whole number": (["--epochs", "2.5"], ["--epochs", "'2.5'"]),
     "text for a real number": (["--learning-rate", "slow"], ["--learning-rate", "'slow'"]),
     "bad recipe": (["--recipe", "fancy"], ["--recipe", "'fancy'", "'robust'", "'tutorial'"]),
-    "bad model": (["--model", "vgg"], ["--model must be 'resnet14' or 'resnet18' or", "wide_resnet50_2', not 'vgg'"]),
+    "bad model": (["--model", "vgg"], ["--model must be 'resnet14' or 'resnet18' or", "resnet110', not 'vgg'"]),
     "no value": (["--epochs"], ["--epochs needs a whole number; see"]),
     "one value of two": (["--image-size", "64"], ["--image-size needs two whole numbers; see"]),
     "too small": (["--batch-size", "0"], ["--batch-size must be at least 1, not 0"]),

@@ -27,6 +27,7 @@ NAMES = [f.name for f in dataclasses.fields(TrainConfig)]
 FLAGS = {
     "data": (["--data", "some/file.h5"], "some/file.h5"),
     "image_size": (["--image-size", "96", "80"], (96, 80)),
+    "resize": (["--resize", "pad"], "pad"),
     "max_corrupt_fraction": (["--max-corrupt-fraction", "0.05"], 0.05),
     "workdir": (["--workdir", "runs/signs"], "runs/signs"),
     "input": (["--input", "stream"], "stream"),
@@ -95,6 +96,7 @@ def test_config_has_default_values():
         "workdir": "runs/default",
         "epochs": 20,
         "image_size": None,
+        "resize": None,
         "max_corrupt_fraction": 0.0,
         "input": "auto",
         "workers": None,
@@ -254,6 +256,7 @@ def test_resolve_fills_in_recipe(recipe):
     assert [name for name, value in resolved.to_json().items() if value is None] == [
         "data",
         "image_size",
+        "resize",
         "workers",
         "ghost_batch_size",
         "init",
@@ -504,6 +507,7 @@ INVALID_VALUES = [
     ("precise_bn_images", False, "--precise-bn-images must be a whole number, not False"),
     ("image_size", (64, 16), "--image-size must be two numbers of 32 or more, not (64, 16)"),
     ("image_size", (64.0, 64), "--image-size must be two whole numbers, not (64.0, 64)"),
+    ("resize", "fill", "--resize must be 'stretch' or 'crop' or 'pad', not 'fill'"),
     ("image_size", 64, "--image-size must be two whole numbers, not 64"),
     ("max_corrupt_fraction", 1, "--max-corrupt-fraction must be at least 0 and below 1, not 1"),
     ("report", 1, "--report must be true or false, not 1"),

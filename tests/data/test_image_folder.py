@@ -10,6 +10,7 @@ from conftest import TINY_CONFIG, blobs, draw_blobs
 from PIL import Image
 
 import flaxresnet as fr
+from flaxresnet.data import image_folder
 from flaxresnet.data.image_folder import TEST_FRACTION, name_hash, read_folder
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.evaluation import load_data
@@ -227,6 +228,78 @@ def test_crop_pct_applies_to_prediction(tmp_path):
     cropped = load_data(run.workdir, tmp_path / "data", "train").train.images
     for image, path in zip(cropped, images_in(tmp_path / "data" / "train"), strict=True):
         np.testing.assert_array_equal(image, classifier.preprocessing.load(path))
+
+
+def write_wide_images(root):
+    """Writes images of 90×60 pixels; bands of noise at the left and right are outside of a central square."""
+    rng = np.random.default_rng(0)
+    for split, count, seed in (("train", 44, 1), ("test", 19, 2)):
+        data = blobs(count, seed, 60)
+        for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            band = rng.integers(0, 256, (60, 15, 3)).astype(np.uint8)
+            path = root / split / data.class_names[label] / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.concatenate([band, image, band], 1)).save(path)
+    return root
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad"])
+def test_resize_applies_to_training_and_prediction(tmp_path, mode):
+    data = write_wide_images(tmp_path / "data")
+    options = {"data": data, "image_size": (32, 32), "epochs": 1, **TINY_CONFIG}
+    run = fr.fit(fr.TrainConfig(workdir=tmp_path / "run", resize=mode, **options), quiet=True)
+    classifier = fr.Classifier.load(run.workdir)
+    assert classifier.preprocessing == Preprocessing(32, 32, resize_mode=mode)
+    for input_mode in ("memory", "stream"):
+        splits = fr.open_dataset(data, fr.ReadOptions(image_size=(32, 32), resize=mode, input=input_mode))
+        for name in ("train", "test"):
+            for image, path in zip(getattr(splits, name).images[:], images_in(data / name), strict=True):
+                np.testing.assert_array_equal(image, classifier.preprocessing.load(path))
+    assert fr.evaluate(run.workdir).loss == pytest.approx(run.test_loss, rel=1e-4)
+    assert fr.evaluate(run.workdir, data).loss == pytest.approx(run.test_loss, rel=1e-4)
+
+    # A resumed run and a run from these weights take over the mode; another mode does not resume.
+    fr.fit(fr.TrainConfig(workdir=tmp_path / "run", **options | {"epochs": 2}), quiet=True)
+    assert fr.Classifier.load(tmp_path / "run").preprocessing.resize_mode == mode
+    init = {"init": str(tmp_path / "run"), "model": None, "width": None}
+    fr.fit(fr.TrainConfig(workdir=tmp_path / "tuned", **options | init), quiet=True)
+    assert fr.Classifier.load(tmp_path / "tuned").preprocessing.resize_mode == mode
+    with pytest.raises(fr.UserError, match="images of another size, resize mode or scaling"):
+        fr.fit(fr.TrainConfig(workdir=tmp_path / "run", resize="stretch", **options | {"epochs": 3}), quiet=True)
+
+
+def test_describe_reports_shrinking(tmp_path):
+    data = write_wide_images(tmp_path / "data")
+    assert fr.open_dataset(data, fr.ReadOptions(image_size=(32, 32))).source_size == (60, 90)
+    for path in images_in(data):
+        Image.new("RGB", (400, 300)).save(path)
+    for mode in ("memory", "stream"):
+        splits = fr.open_dataset(data, fr.ReadOptions(input=mode))
+        assert [*splits.describe()][-1] == (
+            "resizing shrinks the images 4.7-fold, from 300×400 (median) to 64×64; --image-size 96 96 preserves more "
+            "detail"
+        )
+    for size in ((96, 96), (75, 100)):
+        assert fr.open_dataset(data, fr.ReadOptions(image_size=size)).shrink_advice() is None
+    for path in images_in(data):
+        Image.new("RGB", (4000, 3000)).save(path)
+    assert "--image-size 224 224" in fr.open_dataset(data).shrink_advice()
+    large = fr.open_dataset(data, fr.ReadOptions(image_size=(224, 224)))
+    assert large.shrink_advice().endswith("; a larger --image-size preserves more detail")
+
+
+def test_median_image_size_reads_few_headers(tmp_path, monkeypatch):
+    for index in range(500):
+        path = tmp_path / "train" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    Image.new("RGB", (90, 60)).save(tmp_path / "train" / "a" / "0.png")
+    paths = []
+    size_of = image_folder.image_size_of
+    monkeypatch.setattr(image_folder, "image_size_of", lambda path: paths.append(path) or size_of(path))
+    with pytest.raises(fr.UserError, match="499 of 500 images"):
+        read_folder(tmp_path, fr.ReadOptions())
+    assert len(paths) == 200
 
 
 def test_linked_folders_are_followed(tmp_path):

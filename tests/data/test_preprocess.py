@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flaxresnet.data.preprocess import Preprocessing
 from flaxresnet.runtime.errors import UserError
@@ -96,6 +96,7 @@ def test_defaults_match_tutorials():
         "std": (1.0, 1.0, 1.0),
         "channels": "rgb",
         "crop_pct": 1.0,
+        "resize_mode": "stretch",
     }
 
 
@@ -125,6 +126,72 @@ def test_crop_pct_equals_resize_then_crop(size):
     upper = round((resized.height - 224) / 2)
     expected = np.asarray(resized.crop((left, upper, left + 224, upper + 224))).astype(int)
     assert np.abs(loaded - expected).mean() < 2  # the published order rounds by half a pixel
+
+
+PHOTO_SIZES = [(300, 400), (500, 256), (96, 64), (64, 700)]
+
+
+def full_box(height, width):
+    return 0, 0, width, height
+
+
+def left_half(height, width):
+    return 0, 0, width / 2, height
+
+
+def noise_photo(size):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize(size)
+
+
+@pytest.mark.parametrize("size", PHOTO_SIZES)
+@pytest.mark.parametrize(("mode", "reference"), [("crop", ImageOps.fit), ("pad", ImageOps.pad)])
+def test_resize_mode_agrees_with_pillow(size, mode, reference):
+    photo = noise_photo(size)
+    loaded = Preprocessing(64, 96, resize_mode=mode).load(np.asarray(photo)).astype(int)
+    expected = np.asarray(reference(photo, (96, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(loaded - expected).max() <= 1
+
+
+def test_pad_reduces_with_crop_pct():
+    photo = np.full((100, 200, 3), 255, np.uint8)
+    full = Preprocessing(40, 40, resize_mode="pad").load(photo)
+    np.testing.assert_array_equal(full[:, 0, 0], np.repeat([0, 255, 0], [10, 20, 10]))
+    cropped = Preprocessing(40, 40, resize_mode="pad", crop_pct=0.8).load(photo)
+    np.testing.assert_array_equal(cropped[:, 0, 0], np.repeat([0, 255, 0], [8, 25, 7]))
+
+
+@pytest.mark.parametrize("size", PHOTO_SIZES)
+@pytest.mark.parametrize("mode", ["stretch", "crop", "pad"])
+def test_part_is_taken_after_resize_mode(size, mode):
+    """Random crops of streamed photos come from the same pixels as those of images in memory."""
+    photo = np.asarray(noise_photo(size))
+    preprocessing = Preprocessing(64, 96, resize_mode=mode)
+    expected = preprocessing.load(photo)
+    np.testing.assert_array_equal(preprocessing.load(photo, full_box), expected)
+    resized = Image.fromarray(expected).resize((96, 64), Image.Resampling.BICUBIC, (0, 0, 48, 64))
+    difference = np.abs(preprocessing.load(photo, left_half).astype(int) - np.asarray(resized).astype(int))
+    assert difference.mean() < 6  # the reference has lost detail
+
+
+def test_crop_pixels_of_resize_modes():
+    photo = np.random.default_rng(0).integers(0, 256, (64, 128, 3)).astype(np.uint8)
+    crop = Preprocessing(32, 32, resize_mode="crop")
+    np.testing.assert_array_equal(crop.crop_pixels(photo), photo[:, 32:96])
+    pad = Preprocessing(32, 32, resize_mode="pad")
+    np.testing.assert_array_equal(pad.crop_pixels(photo), np.pad(photo, ((32, 32), (0, 0), (0, 0))))
+    tall = photo.swapaxes(0, 1)
+    np.testing.assert_array_equal(pad.crop_pixels(tall), np.pad(tall, ((0, 0), (32, 32), (0, 0))))
+    narrow = np.ones((1, 20_000, 3), np.uint8)  # with borders, it would take 1.2 GB
+    assert pad.crop_pixels(narrow).shape == (32, 32, 3)
+
+
+def test_from_json_rejects_resize_mode():
+    values = Preprocessing(32, 32).to_json()
+    assert Preprocessing.from_json(values | {"resize_mode": "pad"}).resize_mode == "pad"
+    assert Preprocessing.from_json({"height": 32, "width": 32}).resize_mode == "stretch"
+    with pytest.raises(UserError, match="preprocessing has invalid resize_mode"):
+        Preprocessing.from_json(values | {"resize_mode": "fill"})
 
 
 def test_from_json_rejects_crop_pct():

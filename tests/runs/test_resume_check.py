@@ -13,6 +13,7 @@ OTHER_VALUES = {
     "data": "other.h5",
     "workdir": "elsewhere",
     "image_size": (96, 80),
+    "resize": "pad",
     "max_corrupt_fraction": 0.5,
     "input": "stream",
     "workers": 3,
@@ -73,6 +74,7 @@ OTHER_VALUES = {
 RESUMABLE = {
     "data",
     "image_size",
+    "resize",
     "max_corrupt_fraction",
     "workdir",
     "epochs",
@@ -123,7 +125,7 @@ def test_config_diff_names_changed_classes():
 @pytest.mark.parametrize("changes", [{"height": 32}, {"scale": 1 / 255}, {"channels": "bgr"}], ids=str)
 def test_config_diff_names_changed_preprocessing(changes):
     info = dataclasses.replace(INFO, preprocessing=dataclasses.replace(INFO.preprocessing, **changes))
-    assert descriptions(info) == ["images of another size or scaling"]
+    assert descriptions(info) == ["images of another size, resize mode or scaling"]
 
 
 def test_config_diff_compares_data_fingerprints():

@@ -183,6 +183,7 @@ def test_key_depends_on_option(info, field):
             "data",
             "verbose",
             "image_size",
+            "resize",
             "max_corrupt_fraction",
             "workdir",
             "input",

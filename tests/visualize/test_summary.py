@@ -64,6 +64,16 @@ def test_summary_depth_preserves_totals(summary):
     assert "3 blocks" in summary("--depth", "parts")
 
 
+def test_summary_of_small_stem(summary):
+    out = summary("resnet20", "--num-classes", 10, "--depth", "blocks")
+    assert "resnet20, tutorial, images of 32×32" in out
+    assert "Trainable params: 269,722\n" in out
+    types = {line.split()[0]: line[12:].split("  ")[0].strip() for line in out.splitlines() if "(None" in line}
+    assert (types["stem"], types["res3a"], types["res3b"]) == ("convolution", "padded block", "identity block")
+    assert "(None, 64, 64, 64)" in summary("resnet18", "--stem", "small", "--depth", "parts")
+    assert "(None, 7, 7, 16)" in summary("resnet20", "--stem", "imagenet", "--depth", "parts")
+
+
 def test_summary_of_run_uses_its_classes(summary, finished_run):
     out = summary(finished_run)
     assert f"resnet14 of {finished_run}, images of 32×32" in out
@@ -74,6 +84,7 @@ def test_model_spec_rejects_wrong_arguments(finished_run):
     module = commands.import_module("flaxresnet.cli.model_args")
     messages = {
         "--width applies to a named network": module.ModelArguments(str(finished_run), width=8),
+        "--stem applies to a named network": module.ModelArguments(str(finished_run), stem="small"),
         "--num-classes must be at least 2, not 1": module.ModelArguments("resnet18", num_classes=1),
         "--width 10 cannot be divided into the 32 groups": module.ModelArguments("resnext50_32x4d", width=10),
         "--image-size must be at least 32, not 8": module.ModelArguments("resnet18", image_size=(64, 8)),

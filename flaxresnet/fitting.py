@@ -62,22 +62,24 @@ PER_PROCESS_OPTIONS = (
 def fit(config: TrainConfig, *, quiet: bool = False, cache_executables: bool = False) -> TrainResult:
     """Trains a network, or resumes the run in `config.workdir`.
 
-    On Linux the process keeps freed memory from then on (see `runtime/malloc_tuning.py`), which makes steps on a CPU
-    faster, most of all if `fit` is the first use of JAX.
+    Two settings make steps on a CPU faster and outlast the call, on Linux with glibc: the process keeps freed memory,
+    and JAX's asynchronous dispatch on CPUs is off. The second one takes effect only if JAX has not computed anything
+    before (see `runtime/malloc_tuning.py`). `fit` also sets up JAX's persistent compilation cache.
 
     Args:
-      config: the options; None takes the recipe's default.
+      config: the options. An option that is None takes the default of the recipe, of `init`, or of the machine.
       quiet: print nothing.
       cache_executables: on CPUs, store compiled programs, so that the next run with the same options compiles nothing.
-        The cache does not notice modules that are patched in memory, of this package or of others. The command line
-        uses it unless `--no-compilation-cache` is given.
+        The cache does not detect modules that were patched in memory. The command line passes True;
+        `--no-compilation-cache` turns this cache off as well.
 
     Returns:
       The finished run. Its folder holds `config.json`, `metrics.jsonl`, `checkpoints/` and, unless `--no-report`,
       `report/`.
 
     Raises:
-      UserError: an option, the data or the folder does not fit, or a loss is not finite.
+      UserError: an option is invalid, the data or the weights do not fit, the folder is in use or holds another run,
+        memory runs out, or a loss is not finite.
       TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP stopped training; the state is saved.
     """
     exit_if_imported_by_worker()
@@ -108,19 +110,19 @@ def _lock_early(config: TrainConfig, lock: WorkdirLock, note: Callable[[str], No
 
 
 def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_executables: bool) -> TrainResult:
-    # Open the weights and the data. A run that resumes has its weights, and the file of --init may be gone.
+    # Open the weights and the data. A resumed run has its own weights, and the file of --init may no longer exist.
     stored = resumable_run(config)
     weights: PretrainedWeights | None = None
-    like = stored.preprocessing if stored else None
+    pretrained_preprocessing = stored.preprocessing if stored else None
     if config.init and stored is None:
         weights = open_weights(config.init)
-        like = weights.preprocessing
+        pretrained_preprocessing = weights.preprocessing
     read_options = ReadOptions(
-        image_size=resolve_image_size(config, like),
+        image_size=resolve_image_size(config, pretrained_preprocessing),
         input=config.input,
         max_corrupt_fraction=config.max_corrupt_fraction,
         crop_pct=config.resolved_recipe.crop_pct,
-        resize=resolve_resize(config, like),
+        resize=resolve_resize(config, pretrained_preprocessing),
         processes=distributed.process_group(),
     )
     with logger.status("Reading the images…", terminal_only=True):
@@ -134,7 +136,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
     for sentence in data_warnings(splits):
         logger.note(f"warning: {sentence}")
     if config.init is None and (config.freeze or config.resolved_recipe.freeze_backbone_epochs):
-        logger.note("warning: without --init the frozen layers keep random weights")
+        logger.note("warning: layers are frozen at random weights; give --init to start from pretrained weights")
 
     # Complete the options.
     if stored:
@@ -143,7 +145,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
         config = merge_pretrained_config(config, weights.network, weights.assumed)
     config = config.resolve()
     check_network(config)
-    metadata = describe_run(config, splits, train_data, test_data, like)
+    metadata = describe_run(config, splits, train_data, test_data, pretrained_preprocessing)
     preprocessing = replace(metadata.preprocessing, resize_mode=read_options.resize)
     metadata = replace(metadata, preprocessing=preprocessing)
     _require_equal_runs(metadata)
@@ -197,7 +199,7 @@ def _compile_steps(
     cache_executables: bool,
     logger: ProgressLogger,
 ) -> CompiledSteps:
-    """Returns the compiled functions. Waits for the training step if there are steps left."""
+    """Returns the compiled functions. Waits until the training step is compiled if there are steps left."""
     saved_steps = [step for step, _ in checkpoints.available_steps()]
     total_steps = metadata.config.epochs * pipeline.train.steps_per_epoch
     has_steps_left = max(saved_steps, default=0) < total_steps
@@ -213,7 +215,7 @@ def _compile_steps(
 
 
 def _note_old_report(workdir: Path, logger: ProgressLogger) -> None:
-    """Prints that an earlier report and calibration do not describe the weights that training has changed."""
+    """Prints a note if the folder holds a report or a calibration of earlier weights."""
     if (workdir / "report" / "index.html").exists() or (workdir / CALIBRATION_FILE).exists():
         logger.note(
             f"the report and the calibration in {workdir} belong to earlier weights; `flaxresnet report "
@@ -234,7 +236,7 @@ def _warn_label_shift(result: TrainResult, test: Dataset, logger: ProgressLogger
 
 
 def _write_report(result: TrainResult, config: TrainConfig, splits: Splits, output: RunOutput) -> None:
-    """Writes the report and TensorBoard's images. It prints errors, since the training succeeded without them."""
+    """Writes the report and TensorBoard's images. Prints errors instead of raising them: training has succeeded."""
     from flaxresnet.report.collect import collect_report_data
     from flaxresnet.report.text import write_report
 
@@ -251,7 +253,12 @@ def _write_report(result: TrainResult, config: TrainConfig, splits: Splits, outp
         if config.report:
             logger.note(f"report: {path}")
     except Exception as error:
-        logger.note(f"there is no report ({_reason(error)}); `flaxresnet report {result.workdir}` tries again")
+        if config.report:
+            logger.note(
+                f"could not write the report ({_reason(error)}); `flaxresnet report {result.workdir}` tries again"
+            )
+        else:
+            logger.note(f"could not write TensorBoard's images of mistakes ({_reason(error)})")
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.terminal import next_command, status
 from flaxresnet.weights.run_weights import require_absent
 
-BATCH_SIZE = 32  # photos that are read at a time
+BATCH_SIZE = 32  # photos per read
 ALL_CLASSES = "note: include photos of every class; missing classes will be misclassified"
 
 
@@ -41,13 +41,14 @@ class Arguments:
     """Images of any size, folders of images, or patterns such as 'photos/*.jpg'; at most 512 are used."""
 
     data: str | None = None
-    """Dataset to adapt to instead, in any format that training reads. All splits are used, without their labels."""
+    """Dataset to adapt to instead of photos, in any format that training reads. All splits are used, without their
+    labels."""
 
     max_corrupt_fraction: float = 0.0
     """Maximum fraction of corrupt images in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
+    """Weights to use. latest: from the last epoch; best: from the epoch with the highest test accuracy."""
 
 
 def main(arguments: Arguments) -> int:
@@ -82,10 +83,10 @@ def main(arguments: Arguments) -> int:
 
 
 def load_dataset_images(arguments: Arguments, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns evenly spaced images of all splits of `--data`, (n, height, width, 3) uint8.
+    """Returns at most 512 evenly spaced images from all splits of `--data`, (n, height, width, 3) uint8.
 
     Raises:
-      UserError: the data cannot be read, or its images have another size than the network's input.
+      UserError: the data cannot be read, or the images differ in size from the network's input.
     """
     splits = load_data(arguments.run, arguments.data, "all", arguments.max_corrupt_fraction)
     parts = [part for part in (splits.train, splits.test) if part is not None]
@@ -102,7 +103,7 @@ def load_dataset_images(arguments: Arguments, preprocessing: Preprocessing) -> n
 
 
 def load_photos(patterns: tuple[str, ...], preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
-    """Returns evenly spaced photos, (n, height, width, 3) uint8, and the exit status of `ImageReader`."""
+    """Returns at most 512 evenly spaced photos, (n, height, width, 3) uint8, and the exit status of `ImageReader`."""
 
     def select(files: Iterable[str]) -> list[str]:
         distinct = list(dict.fromkeys(files))

@@ -13,9 +13,10 @@ from flaxresnet.training.run_setup import check_trainable
 
 @dataclass(frozen=True)
 class Arguments:
-    """Reads a dataset as training does, and lists its splits and classes. Exits with status 2 if training would fail.
+    """Reads a dataset as training does, and lists its splits and classes.
 
-    Warns of likely mistakes, such as test images that are also training images, or nearly equal to one.
+    Warns of likely mistakes, such as test images that equal, or nearly equal, a training image. Exits with status 2 if
+    the dataset cannot be read, or if training fails on its two splits. A missing split is reported, but is no error.
 
     Example: flaxresnet check-data datasets
     """
@@ -24,17 +25,17 @@ class Arguments:
     """HDF5 file, folder with HDF5 or ArrayRecord files, or folder with one subfolder of images per class."""
 
     image_size: tuple[int, int] = USUAL_SIZE
-    """Height and width in pixels to resize images in folders to."""
+    """Height and width in pixels, to which image files are resized."""
 
     max_corrupt_fraction: float = 0.0
     """Maximum fraction of corrupt images to skip; the check fails above it."""
 
     verbose: bool = False
-    """Also print the arrays' shapes."""
+    """Also print the shapes of the arrays."""
 
 
 def main(arguments: Arguments) -> int:
-    # Streaming keeps the file names.
+    # Streaming keeps the file names, which the warnings quote.
     options = ReadOptions(
         image_size=arguments.image_size,
         input="stream",

@@ -41,10 +41,11 @@ class Arguments:
     """A file that ends in .h5, .weights.h5, .keras, .safetensors or .pth, or a folder."""
 
     key_format: Literal["torchvision", "huggingface"] | None = None
-    """Parameter names in a .safetensors or .pth file. Default: torchvision, which timm shares."""
+    """Convention for parameter names in a .safetensors or .pth file. Default: torchvision, which timm also uses."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights of a run folder: after the last epoch, or of the epoch with the best test accuracy."""
+    """Weights to read from a run folder. latest: from the last epoch; best: from the epoch with the highest test
+    accuracy."""
 
     class_names: str | None = None
     """Class names, separated by commas, if the file stores none. Default: 0, 1, …."""
@@ -53,11 +54,13 @@ class Arguments:
     """Whether a ReLU follows bn_conv1, for tutorial weights that do not store this. Default: on."""
 
     image_size: tuple[int, int] | None = None
-    """Height and width of the input in pixels, if the file does not store them or the network takes any size."""
+    """Height and width of the network's input in pixels. Give it if IN does not store the size, or to choose another
+    size for a network that accepts any."""
 
     scaling: Literal["tutorial", "keras", "torchvision"] | None = None
-    """Pixel scaling, if it is not that of the format's pretrained weights. tutorial: divide by 255. keras: Caffe's
-    BGR means. torchvision: ImageNet means and standard deviations."""
+    """Pixel scaling, if it differs from that of the pretrained weights in IN's format. tutorial: divide by 255. keras:
+    subtract Caffe's BGR means. torchvision: divide by 255, then normalize with the ImageNet means and standard
+    deviations."""
 
     overwrite: bool = False
     """Replace OUT if it is an existing file."""

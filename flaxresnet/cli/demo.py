@@ -15,8 +15,8 @@ from flaxresnet.runtime.terminal import status
 class Arguments:
     """Serves a web page that classifies images from a file or the camera, with a Grad-CAM heatmap.
 
-    Requires gradio: pip install 'flaxresnet[demo]'. Uploads stay on this computer; the server deletes them after about
-    an hour, and the oldest ones above 200 MiB.
+    Requires gradio: pip install 'flaxresnet[demo]'. Uploads stay on this computer. The server deletes them after about
+    an hour, and deletes the oldest ones earlier if they exceed 200 MiB or 1,000 files.
 
     Example: flaxresnet demo runs/default
     """
@@ -25,10 +25,10 @@ class Arguments:
     """Run folder (the --workdir of training)."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
+    """Weights to use. latest: from the last epoch; best: from the epoch with the highest test accuracy."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. The default is reachable from this computer alone, 0.0.0.0 from the network."""
+    """Address to listen on. Only this computer can reach the default; give 0.0.0.0 for access from the network."""
 
     port: int = 7860
     """Port to listen on; 0 selects a free port."""

@@ -19,7 +19,7 @@ class Arguments(ModelArguments):
     """
 
     to_file: str = "resnet.png"
-    """File for the full graph; the names of the other three files derive from it. Replaces existing files."""
+    """Name of the full graph's file, .png or .svg. The other three names derive from it. Replaces existing files."""
 
 
 def main(arguments: Arguments) -> int:

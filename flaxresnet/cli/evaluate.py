@@ -30,14 +30,15 @@ class Arguments:
     """Run folder (the --workdir of training)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or folder with one subfolder of images per class. Default: the data that
-    the run was trained on."""
+    """HDF5 file, folder with HDF5 or ArrayRecord files, or folder with one subfolder of images per class. Default: the
+    dataset that the run was trained on."""
 
     max_corrupt_fraction: float = 0.0
     """Maximum fraction of corrupt images in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights to use: after the last epoch, or of the epoch with the best test accuracy (an optimistic choice)."""
+    """Weights to use. latest: from the last epoch; best: from the epoch with the highest test accuracy, which makes
+    test metrics look better than they are."""
 
     split: Split | None = None
     """Split to evaluate on. Default: test, or all images of an image folder that has no split folders and was not used
@@ -60,13 +61,13 @@ def main(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps(result.to_json()))
     else:
-        # Files and pipes take lines of any length.
+        # A file or a pipe has no width; `MAX_LINE` columns fit nearly all tables.
         show(result, Console() if sys.stdout.isatty() else Console(width=MAX_LINE))
     return 0
 
 
 def show(result: Evaluation, console: Console) -> None:
-    """Prints the metrics, a table of the classes, and the confusion matrix of at most `MAX_CONFUSION` classes."""
+    """Prints the metrics, the per-class table, and the confusion matrix of at most `MAX_CONFUSION` classes."""
     low, high = result.accuracy_interval
     interval = f"95% interval {low:.4f} to {high:.4f}, {result.count} images"
     lines = [
@@ -82,7 +83,9 @@ def show(result: Evaluation, console: Console) -> None:
     if len(result.class_names) <= MAX_CONFUSION:
         console.print(confusion_table(result))
     else:
-        console.print(f"confusion matrix of {len(result.class_names)} classes: use --json")
+        console.print(
+            f"the confusion matrix of {len(result.class_names)} classes is too large to print here; --json contains it"
+        )
 
 
 def per_class_table(result: Evaluation) -> Table:

@@ -12,7 +12,7 @@ EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def run(main: Callable[[], int]) -> int:
-    """Calls `main` and returns its exit status. Prints a UserError or Ctrl-C as one sentence on standard error."""
+    """Calls `main` and returns its exit status. Reports a UserError or Ctrl-C in one sentence on standard error."""
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows "?" instead of a traceback
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -47,7 +47,7 @@ def _error_text(error: UserError) -> str:
 
 
 def _missing_device() -> str | None:
-    """Returns a sentence if JAX_PLATFORMS names a device that JAX cannot use, which JAX reports in several ways."""
+    """Returns a sentence if JAX_PLATFORMS names a device that JAX cannot use, whatever error JAX raised."""
     platforms = os.environ.get("JAX_PLATFORMS")
     if not platforms or "jax" not in sys.modules:
         return None

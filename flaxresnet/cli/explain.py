@@ -23,7 +23,7 @@ from flaxresnet.runtime.errors import UserError, listed, oserror_as_user_error
 from flaxresnet.runtime.local_path import require_local
 from flaxresnet.runtime.terminal import align, status
 
-BATCH_SIZE = 16  # photos at a time
+BATCH_SIZE = 16  # photos per forward and backward pass
 CLASSES_PER_LINE = 3  # under the image
 MAX_NAME = 24  # characters of a file or class name in the image
 
@@ -39,8 +39,8 @@ class Arguments(ImageArguments):
     """Number of classes to name under the image, most probable first."""
 
     stage: Literal[2, 3, 4, 5] | None = None
-    """Stage whose features are shown; early stages respond to small details. Default: the last stage with a feature map
-    of at least 4×4."""
+    """Stage whose features the heatmap weights; early stages respond to small details. Default: the last stage with a
+    feature map of at least 4×4, or 2 if no map is that large."""
 
     class_name: str | None = None
     """Class to explain. Default: the most probable class of each photo."""
@@ -111,7 +111,7 @@ def _index(class_name: str | None, names: tuple[str, ...]) -> int | None:
 
 
 def unique_path(folder: Path, stem: str, written: set[Path]) -> Path:
-    """Returns a path with the suffix `EXPLAINED` that is not in `written`, and adds it; repeated stems get a number."""
+    """Returns a path for a stem that is not yet in `written`, and adds it there; repeated stems get a number."""
     path = folder / f"{stem}{EXPLAINED}"
     numbers = count(2)
     while path in written:

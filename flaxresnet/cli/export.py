@@ -14,8 +14,8 @@ from flaxresnet.runtime.terminal import status
 class Arguments:
     """Writes a run as one file that runs without flaxresnet: images in, probabilities out.
 
-    A .zip file contains StableHLO for CPUs, CUDA GPUs and TPUs, which needs JAX alone, and metadata.json. An .onnx file
-    is for ONNX Runtime and other ONNX tools, and contains the same metadata.
+    A .zip file contains metadata.json and a StableHLO program, which needs only JAX and runs on CPUs, CUDA GPUs and
+    TPUs. An .onnx file is for ONNX Runtime and other ONNX tools, and contains the same metadata.
 
     Example: flaxresnet export runs/default signs.zip
     """
@@ -27,10 +27,10 @@ class Arguments:
     """File to write, which ends in .zip or .onnx. Replaces an existing file."""
 
     preprocessing: bool = True
-    """Take uint8 RGB images and scale them in the program; otherwise the caller scales the images to floats."""
+    """Include the pixel scaling, so that the program takes uint8 RGB images. Otherwise it takes scaled floats."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
+    """Weights to use. latest: from the last epoch; best: from the epoch with the highest test accuracy."""
 
 
 def main(arguments: Arguments) -> int:

@@ -29,7 +29,7 @@ def files_of(pattern: str) -> list[str]:
     """Returns the files that an argument names: a file, the images below a folder, or the matches of a glob pattern.
 
     Raises:
-      UserError: the folder contains no images, the pattern matches no file, or a folder cannot be read.
+      UserError: the argument is a URL, the folder contains no images or cannot be read, or the pattern matches no file.
     """
     require_local(pattern)
     with oserror_as_user_error(pattern, "read"):
@@ -64,10 +64,11 @@ class ImageArguments:
     """Images of any size, folders of images, or patterns such as 'photos/*.jpg'."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights to use: after the last epoch, or of the epoch with the best test accuracy."""
+    """Weights to use. latest: from the last epoch; best: from the epoch with the highest test accuracy."""
 
     top_k: int = 1
-    """Number of classes to print per photo, most probable first."""
+    """Number of classes to list per photo, most probable first. The table lists at least two; JSON and CSV also have
+    the probabilities of all classes."""
 
 
 def check(arguments: ImageArguments) -> None:
@@ -79,7 +80,7 @@ def check(arguments: ImageArguments) -> None:
 
 
 def note_if_uncalibrated(classifier: Classifier, arguments: ImageArguments) -> None:
-    """Prints on standard error that the probabilities are not calibrated, and the command that calibrates them."""
+    """Prints a note with the command that calibrates the run, on standard error, if it has no calibration."""
     if classifier.calibration is not None:
         return
     command = f"flaxresnet report {shlex.quote(arguments.run)}"
@@ -94,7 +95,7 @@ def note_if_uncalibrated(classifier: Classifier, arguments: ImageArguments) -> N
 
 
 def most_probable(row: np.ndarray, count: int) -> np.ndarray:
-    """Returns the indices of the `count` highest of (classes,) probabilities, the highest first."""
+    """Returns the indices of the `count` highest values in `row`, the (classes,) probabilities, highest first."""
     return np.argsort(-row, kind="stable")[:count]
 
 
@@ -102,9 +103,9 @@ class ImageReader(Generic[T]):
     """Reads photos in batches. Reports each unreadable file on standard error and skips it.
 
     Attributes:
-      batches: lists of (file, photo), in order. Photos are read lazily, so that memory holds one batch.
+      batches: iterator over lists of (file, photo), in order. It reads lazily, so that memory holds one batch.
       num_read: photos read so far.
-      num_unreadable: arguments and files that could not be read so far.
+      num_unreadable: arguments and files that failed so far.
     """
 
     def __init__(
@@ -114,13 +115,13 @@ class ImageReader(Generic[T]):
         batch_size: int,
         select: Callable[[Iterable[str]], Iterable[str]] = iter,
     ) -> None:
-        """Prepares the reading of the files that the patterns name.
+        """Stores the arguments. Reading starts when `batches` is iterated.
 
         Args:
           patterns: arguments for `files_of`.
           load: reads one file; raises UserError if the file is unreadable.
           batch_size: number of photos per batch.
-          select: returns the files to read, given all files.
+          select: selects the files to read from the paths of all files.
         """
         self.num_read = 0
         self.num_unreadable = 0
@@ -151,7 +152,7 @@ class ImageReader(Generic[T]):
             return None
 
     def exit_status(self) -> int:
-        """Returns 0 if all photos were read, 1 if some were unreadable, and 2 if none was readable."""
+        """Returns 0 if nothing failed, 1 if some arguments or files failed, and 2 if no photo could be read."""
         if not self.num_unreadable:
             return 0
         return 1 if self.num_read else 2

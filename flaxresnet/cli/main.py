@@ -37,7 +37,8 @@ def main() -> int:
     """Runs the command that `sys.argv` names, and returns its exit status.
 
     Raises:
-      UserError: there is no such command, or it fails.
+      UserError: there is no such command, an argument is invalid, or the command fails.
+      SystemExit: the arguments ask for a command's help.
     """
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE, end="")
@@ -70,5 +71,5 @@ def run_command(name: str, argv: Sequence[str], prog: str) -> int:
 
 
 def entry_point() -> int:
-    """Runs `main` and returns the exit status, after an error too."""
+    """Runs `main`, reports its errors, and returns the exit status."""
     return exit_status.run(main)

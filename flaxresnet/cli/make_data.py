@@ -60,7 +60,8 @@ class Arguments:
     """Number of test images to draw."""
 
     image_size: int = 64
-    """Height and width in pixels. For ArrayRecord files, the --image-size of training applies."""
+    """Height and width in pixels of drawn images, and of images from --source in HDF5 files. ArrayRecord files store
+    image files unchanged; training resizes them to its own --image-size."""
 
     variety: float = DEFAULT_VARIETY
     """Variation of backgrounds and cameras between drawn images, from 0 (a bright, plain background) to 1."""
@@ -108,7 +109,7 @@ def _splits(arguments: Arguments) -> Splits:
 
 
 def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:
-    """Writes one file per split and yields a line about each."""
+    """Writes one file per split and yields a line about each file."""
     for name, split in (("train", splits.train), ("test", splits.test)):
         if split is not None:
             path = folder / f"{name}_signs.h5"
@@ -116,7 +117,7 @@ def _write_hdf5(folder: Path, splits: Splits, _: int) -> Iterator[str]:
             yield f"{path}: {len(split)} images"
 
 
-# Format → (files that show that the format was written before, writer).
+# Format → (files that exist if the folder already holds data in this format, writer).
 WRITERS: dict[str, tuple[tuple[str, ...], Callable[[Path, Splits, int], Iterator[str]]]] = {
     "hdf5": (("train_signs.h5", "test_signs.h5"), _write_hdf5),
     "arrayrecord": ((INDEX,), write_records),

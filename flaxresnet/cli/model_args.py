@@ -24,7 +24,7 @@ class ModelArguments:
     """A network."""
 
     network: str = positional("RUN|NAME", default="resnet50")
-    """Run folder, or name of a network: resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, …."""
+    """Run folder, or name of a network, such as resnet18, resnet34, resnet50, resnet101 or resnext50_32x4d."""
 
     variant: Variant | None = None
     """Variant of a named network. Default: tutorial."""
@@ -37,7 +37,7 @@ class ModelArguments:
     """Number of classes. Default: 6, as in the tutorials."""
 
     width: int | None = None
-    """Number of features of the first convolution. Default: 64, and 16 for the CIFAR networks."""
+    """Number of channels of the first convolution. Default: 64, and 16 for the CIFAR networks."""
 
     stem: Stem | None = None
     """First layers. imagenet: 7×7 convolution and max pooling; small: 3×3 convolution. Default: small for the CIFAR
@@ -49,7 +49,7 @@ class ModelSpec:
     """A network and the size of its input.
 
     Attributes:
-      title: a name for people.
+      title: the name to display.
       model: the network.
       image_size: height and width of the input, in pixels.
     """

@@ -54,7 +54,7 @@ def positional(metavar: str, default: Any = dataclasses.MISSING) -> Any:
 
 
 def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout | None = None) -> T:
-    """Returns an instance of the dataclass `arguments` for the words of a command line.
+    """Parses the words of a command line into an instance of the dataclass `arguments`.
 
     Raises:
       UserError: a flag is unknown, its value is invalid, or there are too few or too many arguments.
@@ -81,7 +81,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout
 def format_help(
     arguments: type, prog: str, layout: HelpLayout | None = None, shown: Sequence[str] | None = None
 ) -> str:
-    """Returns the help page, as wide as the terminal, with all flags, or those of the fields in `shown`."""
+    """Returns the help page, as wide as the terminal. It lists all flags, or only those of the fields in `shown`."""
     parser = _new_parser(arguments, prog)
     metavars = []
     for field in _positional_fields(arguments):
@@ -119,7 +119,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _split_positional(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the words at the first `--`; all words after it are positional."""
+    """Returns the words before the first `--`, and the words after it, which are all positional."""
     words = list(argv)
     if "--" not in words:
         return words, []

@@ -34,8 +34,8 @@ MAX_LABEL_WIDTH = 24  # terminal columns of a class name if the terminal is narr
 class Arguments(ImageArguments):
     """Classifies photos and prints a table: file, label, probability and the next best class.
 
-    If the run has a report, probabilities are calibrated and out-of-distribution photos are flagged. Training writes
-    the report at its end; `flaxresnet report` writes it at any time. Crop photos so that the object fills the frame,
+    If the run has a report, probabilities are calibrated and out-of-distribution photos are flagged. Training ends with
+    a report; `flaxresnet report` writes one at any time. Crop photos so that the object fills the frame,
     as in the training images.
 
     Example: flaxresnet predict runs/default photo.jpg more/photos --top-k 3
@@ -107,7 +107,7 @@ class Writer(Protocol):
         """Prints or collects one prediction."""
 
     def finish(self, num_unreadable: int) -> None:
-        """Prints the rest of the output after the last prediction."""
+        """Prints the remaining output after the last prediction."""
 
 
 def _new_writer(arguments: Arguments, names: tuple[str, ...]) -> Writer:

@@ -14,10 +14,10 @@ class Arguments:
     """Writes an HTML page about a run, RUN/report/index.html, and its figures as PNGs.
 
     The page shows learning curves, the confusion matrix, calibration, the most confident mistakes, corruption
-    robustness and the setup. With other --data or another --checkpoint, the page goes to RUN/report-….
+    robustness and the setup. With other --data or --checkpoint best, the page goes to RUN/report-….
 
     The command also fits a temperature and an OOD threshold on the test images and stores them with the run, for
-    `predict`. It does not store them with other --data or another --checkpoint.
+    `predict`. It does not store them for an adapted run, other --data or --checkpoint best.
 
     Example: flaxresnet report runs/default
     """
@@ -26,14 +26,16 @@ class Arguments:
     """Run folder (the --workdir of training)."""
 
     data: str | None = None
-    """HDF5 file or folder with a test split, or folder with one subfolder of images per class, all of which count.
-    Default: the run's own data."""
+    """HDF5 file, folder with HDF5 or ArrayRecord files, or folder with one subfolder of images per class. The report
+    covers the test split, or all images of an image folder that has no split folders and was not used in training.
+    Default: the dataset that the run was trained on."""
 
     max_corrupt_fraction: float = 0.0
     """Maximum fraction of corrupt images in --data to skip; the command fails above it."""
 
     checkpoint: CheckpointChoice = "latest"
-    """Weights to use: after the last epoch, or of the epoch with the best test accuracy (an optimistic choice)."""
+    """Weights to use. latest: from the last epoch; best: from the epoch with the highest test accuracy, which makes
+    test metrics look better than they are."""
 
 
 def main(arguments: Arguments) -> int:

@@ -117,7 +117,7 @@ def _trainable(layers: Iterable[LayerInfo]) -> str:
 
 
 def totals(layers: list[LayerInfo]) -> list[str]:
-    """Returns the lines under the table: Keras's three counts of parameters, and the FLOPs."""
+    """Returns the lines under the table: the three parameter counts that Keras prints, and the FLOPs."""
     trainable = sum(info.parameters for info in layers if info.learns)
     total = sum(info.parameters + info.statistics for info in layers)
     others = "batch norm's averages"

@@ -103,7 +103,7 @@ COMMON = (
 
 
 def recipe_defaults() -> dict[str, str]:
-    """Returns defaults by option: that of the recipe `robust`, then those that differ, such as "1.25; fast: 0.0"."""
+    """Returns each option's defaults as text: for `robust`, then for recipes that differ, such as "1.25; fast: 0.0"."""
     networks = {name: NETWORKS.get(name, Network()) for name in RECIPES}
     texts = {}
     for kind, chosen in ((Recipe, RECIPES), (Network, networks)):
@@ -129,7 +129,7 @@ COMPUTED_DEFAULTS = {
     "stem": "imagenet, and small for resnet20 to resnet110",
     "resize": "that of --init, else stretch",
     "workers": "CPU cores - 1, at most 16; 0 on one or two cores",
-    "ghost_batch_size": "all images of the batch, or of its part with --grad-accum-steps",
+    "ghost_batch_size": "all images of the batch, or of each part with --grad-accum-steps",
 }
 LAYOUT = HelpLayout(GROUPS, COMMON, recipe_defaults() | COMPUTED_DEFAULTS)
 

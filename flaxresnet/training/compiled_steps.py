@@ -1,6 +1,6 @@
 """The compiled functions of a training run.
 
-The training step is compiled first. The functions for the end of an epoch are compiled in a thread while it trains.
+The training step is compiled first. A thread compiles the functions for an epoch's end during the first training steps.
 """
 
 from collections.abc import Callable
@@ -42,13 +42,16 @@ FAST_COMPILE_FLAGS: CompilerOptions = {"xla_backend_optimization_level": "1"}
 
 
 def compile_low_memory(lowered: Lowered, runs_once: bool = False) -> Compiled:
-    """Compiles with the options above on CPUs, and returns freed memory to the system."""
+    """Compiles a program, on CPUs with the options above, and returns freed memory to the system.
+
+    `runs_once` selects the fast compilation of `FAST_COMPILE_FLAGS`.
+    """
     options: CompilerOptions = {}
     if jax.default_backend() == "cpu":
         options = LOW_MEMORY_FLAGS | FAST_COMPILE_FLAGS if runs_once else LOW_MEMORY_FLAGS
     try:
         compiled = lowered.compile(options)
-    except jax.errors.JaxRuntimeError:  # for example, an XLA that does not have these options
+    except jax.errors.JaxRuntimeError:  # for example, if this version of XLA lacks these options
         compiled = lowered.compile()
     malloc_trim()
     return compiled
@@ -73,12 +76,14 @@ def with_sharding(shapes: Any, sharding: NamedSharding, zero1: bool = False) -> 
 
 
 class CompiledSteps:
-    """Compiles the functions of a run in a thread, in the order in which the run needs them. A context manager.
+    """Compiles the functions of a run in background threads, in the order in which the run needs them.
+
+    As a context manager, it stops the threads at its end.
 
     Attributes:
       shapes: the `TrainState` of `jax.ShapeDtypeStruct`, with shardings.
       schedule: the learning rate as a function of the steps done.
-      zero_metrics: the metrics of no image, on the devices.
+      zero_metrics: metrics over zero images, on the devices.
       all_finite: returns whether a pytree holds finite numbers only; see `metrics.all_finite`.
       resuming: whether the run continues from a checkpoint.
       has_steps_left: whether the run has training steps left.
@@ -92,12 +97,12 @@ class CompiledSteps:
         resuming: bool = False,
         has_steps_left: bool = True,
     ) -> None:
-        """Starts compiling what the first step needs, and draws the initial state unless the run resumes.
+        """Starts compiling the functions for the first step, and computing the initial state unless the run resumes.
 
         Args:
           metadata: the run.
           pipeline: gives the shapes and shardings of the batches and the images for precise batch norm.
-          cache: keeps compiled programs between runs.
+          cache: stores compiled programs between runs.
           resuming: whether the run continues from a checkpoint, which needs no initial state.
           has_steps_left: whether to compile the training step now. If not, its first use compiles it.
         """
@@ -162,7 +167,10 @@ class CompiledSteps:
         return self._train_step
 
     def compile_eval_async(self) -> tuple[Future[Compiled], Future[Compiled] | None]:
-        """Starts, once, to compile the functions for an epoch's end. Call it after the first step, not to delay it."""
+        """Starts compiling the functions for an epoch's end; later calls return the same futures.
+
+        Call it after the first step, so that tracing does not delay that step.
+        """
         if self._eval_programs is None:
             variables = {"params": self.shapes.params, "batch_stats": self.shapes.batch_stats}
             evaluate = self._jit(make_eval_step(self._model, self._preprocessing))
@@ -177,13 +185,13 @@ class CompiledSteps:
 
     @property
     def all_compiled(self) -> bool:
-        """Whether all functions of an epoch are compiled, so that steps have the machine to themselves."""
+        """Whether all functions of an epoch are compiled, so that no compilation slows down the steps."""
         if self._eval_programs is None:
             return False
         return all(program is None or program.done() for program in self._eval_programs)
 
     def create(self) -> TrainState:
-        """Returns the state before the first step. Raises ValueError at a second call, or if the run resumes."""
+        """Returns the state before the first step. Raises ValueError if called twice, or if the run resumes."""
         if self._initial_state is None:
             raise ValueError("there is no initial state: the run resumes, or its first step has consumed the state")
         initial = self._initial_state
@@ -207,10 +215,10 @@ class CompiledSteps:
         return None if program is None else partial(program.result(), self._bn_batches)
 
     def _measure_batch_stats(self, images: jax.Array, variables: Any, step: jax.Array) -> Any:
-        """Returns batch norm's statistics of training images, augmented as in the next steps.
+        """Returns batch norm's statistics on training images, augmented as in the next steps.
 
-        The weights have learned with statistics of augmented images, and photos from elsewhere resemble augmented
-        images more than the training images themselves (`benchmarks/RESULTS.md`).
+        The weights were trained with statistics of augmented images, and photos from other sources resemble augmented
+        images more than they resemble the training images (`benchmarks/RESULTS.md`).
         """
         running = variables["batch_stats"]
 

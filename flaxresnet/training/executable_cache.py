@@ -1,9 +1,9 @@
 """Keeps compiled programs between runs, so that a repeated run traces and compiles nothing.
 
-JAX's own compilation cache finds a program by its text, which takes seconds of tracing to produce. This cache finds it
-by everything that the text depends on: the run's options, the shapes of a batch, the versions and settings of JAX, the
-machine, and the sources of this package. The key assumes unpatched modules, which only the caller can promise, and that
-a version number identifies a package's code.
+JAX's own compilation cache looks a program up by its text, and producing the text takes seconds of tracing. The key of
+this cache is everything that the text depends on: the run's options, the shapes of a batch, the versions and settings
+of JAX, the machine, and the sources of this package. It assumes that no module is patched in memory, which only the
+caller can know, and that a version number identifies a package's code.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from flaxresnet.runtime.atomic_io import atomic_write
 
 PACKAGE = Path(__file__).parents[1]
 FOLDER = "flaxresnet-programs"  # in the folder of JAX's compilation cache
-# Options that do not change a program, or only through the shapes and the network, which the key holds anyway.
+# Options that change no program, or change it only through the shapes and the network, which the key contains anyway.
 CACHE_KEY_EXCLUDES = (
     "data",
     "image_size",
@@ -62,7 +62,7 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 class ExecutableCache:
     """A folder with the compiled programs of one run.
 
-    Anyone who can write there can make this process run any code, as with JAX's own cache.
+    Anyone who can write to the folder can make this process run arbitrary code, as with JAX's own cache.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -111,7 +111,8 @@ def state_shapes(train_step: Compiled) -> Any:
 def open_executable_cache(metadata: RunMetadata, enabled: bool, *shapes: Any) -> ExecutableCache:
     """Returns the cache of a run that trains with arrays of these shapes.
 
-    It caches nothing on accelerators, with several processes, or if JAX's compilation cache is off or remote.
+    It caches nothing if `enabled` is False, on accelerators, with several processes, if JAX's compilation cache is off
+    or remote, if `XLA_FLAGS` names a file, or if the sources of this package are not files.
     """
     cache_dir = jax.config.values.get("jax_compilation_cache_dir")
     if not enabled or not cache_dir or "://" in cache_dir or not jax.config.values["jax_enable_compilation_cache"]:
@@ -139,7 +140,7 @@ def _count_jax_cache_hits() -> None:
 def jax_cache_hits() -> int:
     """Returns how many programs JAX has taken from its own cache in this thread.
 
-    Such a program cannot be stored here: XLA (jaxlib 0.10) serializes it without its functions.
+    `ExecutableCache` cannot store such a program: XLA (jaxlib 0.10) serializes it without its compiled functions.
     """
     return getattr(_hits, "count", 0)
 
@@ -180,7 +181,7 @@ def _cpu_features() -> str:
 
 
 def _evict_lru(current: Path) -> None:
-    """Removes the least recently used folders beside `current`, and no other files."""
+    """Removes the least recently used runs beside `current` above `MAX_RUNS`; leaves all other files alone."""
     others = [path for path in current.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", path.name) and path != current]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in others[MAX_RUNS - 1 :]:
@@ -190,7 +191,7 @@ def _evict_lru(current: Path) -> None:
 
 
 def _digest_sources() -> str:
-    """Returns the SHA-256 of the package's sources, or "" if there are no files, as in an archive."""
+    """Returns the SHA-256 of the package's sources, or "" if they are not files, as in a zip archive."""
     sources = sorted(PACKAGE.rglob("*.py"))
     if not sources:
         return ""
@@ -200,4 +201,4 @@ def _digest_sources() -> str:
     return digest.hexdigest()
 
 
-SOURCES = _digest_sources()  # at import: the files may change before the step is traced
+SOURCES = _digest_sources()  # computed at import, because the files may change before the step is traced

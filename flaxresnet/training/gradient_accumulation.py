@@ -1,7 +1,7 @@
-"""Gradient accumulation: the network processes a batch in equal parts, and one step follows the mean gradient.
+"""Gradient accumulation: the network processes a batch in equal parts, and the optimizer takes one mean gradient.
 
-It is the step of the full batch in less memory, except for batch norm, which normalizes each part with the part's own
-statistics and updates its running averages with every part.
+The result equals the step on the full batch and needs less memory. Batch norm is the exception: it normalizes each part
+with the part's own statistics, and updates its running averages after every part.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ def accumulate_gradients(
       micro_step: (batch_stats, *arrays) → (batch_stats, (means, scores)); scores have one entry per image.
       count: number of parts. Part i has the images i, i + count, i + 2 · count, …: neighbors in a batch lie on one
         device, so every part keeps all devices busy.
-      zeros: zeros like the means.
-      batch_stats: passed on from part to part.
-      *batch: arrays (batch, …).
+      zeros: a pytree of zeros with the structure and shapes of the means.
+      batch_stats: batch norm's running averages, which each part updates for the next one.
+      *batch: arrays (batch, …); `count` divides the batch.
 
     Returns:
       The last batch_stats, the mean of the parts' means, and the scores of all images, part by part.

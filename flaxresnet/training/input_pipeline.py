@@ -14,10 +14,11 @@ class InputPipeline:
     """The data loaders of a run. Each batch is divided over all devices of all processes.
 
     Attributes:
-      replicated, split: the shardings of arrays that every device holds, and of a batch's leading axis.
+      replicated: the sharding of arrays that every device holds in full.
+      split: the sharding that divides a batch's leading axis over the devices.
       train, test: data loaders.
       bn_batches: images for precise batch norm, (k, batch, height, width, 3) uint8; None if the run measures none.
-      description: one line that tells where the training images are.
+      description: one line about the size and the location of the training images.
     """
 
     def __init__(self, config: TrainConfig, train: Dataset, test: Dataset) -> None:

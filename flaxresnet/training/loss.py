@@ -23,11 +23,11 @@ def to_soft_labels(labels: jax.Array, num_classes: int) -> jax.Array:
 
 
 def per_example_metrics(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the cross-entropy in nats and whether the answer is correct, both (batch,) float32.
+    """Returns the cross-entropy in nats, and 1 for a correct prediction or 0, both (batch,) float32.
 
     Args:
       logits: (batch, classes).
-      labels: integers (batch,), or class weights (batch, classes), whose largest is the correct answer.
+      labels: integers (batch,), or class weights (batch, classes), the largest of which marks the correct class.
     """
     if labels.ndim == 2:
         losses = optax.softmax_cross_entropy(logits, labels)

@@ -10,11 +10,11 @@ NO_STEP = -1
 
 
 class Metrics(flax.struct.PyTreeNode):
-    """Sums over images. They stay on the device, so that the host need not wait for each step.
+    """Sums over images. They stay on the device, so that the host does not have to wait for each step.
 
     Attributes:
       loss: summed cross-entropy in nats, float32 scalar.
-      correct: number of correct answers, float32 scalar.
+      correct: number of correct predictions, float32 scalar.
       count: number of images, float32 scalar.
       first_non_finite_step: the first step whose objective was NaN or infinite, else `NO_STEP`; int32 scalar.
     """
@@ -26,7 +26,7 @@ class Metrics(flax.struct.PyTreeNode):
 
     @classmethod
     def zero(cls) -> Self:
-        """Returns the metrics of no image."""
+        """Returns the metrics over zero images."""
         return cls(
             loss=jnp.zeros(()),
             correct=jnp.zeros(()),
@@ -35,7 +35,10 @@ class Metrics(flax.struct.PyTreeNode):
         )
 
     def add(self, losses: jax.Array, correct: jax.Array, mask: jax.Array) -> Self:
-        """Adds losses and correct answers, both (batch,), of the images whose mask, (batch,) 0 or 1, is 1."""
+        """Returns the sums with the images added whose mask is 1.
+
+        `losses` and `correct` are (batch,) float32, as `per_example_metrics` returns them; `mask` is (batch,) 0 or 1.
+        """
         return self.replace(
             loss=self.loss + jnp.sum(jnp.where(mask > 0, losses, 0)),
             correct=self.correct + jnp.sum(jnp.where(mask > 0, correct, 0)),
@@ -43,7 +46,7 @@ class Metrics(flax.struct.PyTreeNode):
         )
 
     def record_non_finite(self, objective: jax.Array, step: jax.Array) -> Self:
-        """Records `step` if its objective is the first that is not finite."""
+        """Returns the metrics with `step` recorded if its objective is the first that is not finite."""
         is_first = (self.first_non_finite_step == NO_STEP) & ~jnp.isfinite(objective)
         return self.replace(first_non_finite_step=jnp.where(is_first, step, self.first_non_finite_step))
 

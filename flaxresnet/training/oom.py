@@ -13,7 +13,7 @@ OOM_TEXTS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")  # in XLA's
 
 @contextmanager
 def oom_as_user_error(config: TrainConfig) -> Iterator[None]:
-    """Raises UserError, which names options that need less memory, if the device or the host runs out of memory."""
+    """Raises UserError, with options that need less memory, if the device or the host runs out of memory."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:

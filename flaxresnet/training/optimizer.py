@@ -15,10 +15,11 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule, groups: ParamGroups
     """Returns the transformation from the gradient of the trainable parameters to their update.
 
     Args:
-      recipe: gives the optimizer, the weight decay and the largest norm of the gradient. A gradient whose norm over
-        all parameters is above `clip_grad` is scaled down to it; 0 clips nothing.
+      recipe: gives the optimizer, the weight decay and `clip_grad`. If the global norm of the gradient exceeds
+        `clip_grad`, the gradient is scaled down to that norm; 0 turns clipping off.
       schedule: the learning rate as a function of the steps done.
-      groups: multipliers of the learning rate; see `learning_rate_groups`.
+      groups: multipliers of the learning rate for `layer_decay` and `freeze_backbone_epochs`; see
+        `learning_rate_groups`.
     """
     parts = [_base_optimizer(recipe, schedule)]
     if recipe.clip_grad > 0:
@@ -34,7 +35,7 @@ def _base_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientT
         # Kingma & Ba 2015, arXiv:1412.6980.
         return optax.adam(schedule, B1, B2, EPS)
     if recipe.optimizer == "sgd":
-        # Nesterov's momentum as in Sutskever et al. 2013; the decay is part of the gradient, as published for ResNets.
+        # Nesterov's momentum as in Sutskever et al. 2013; the decay is an L2 term, as in He et al. 2016.
         momentum = optax.sgd(schedule, momentum=0.9, nesterov=True)
         return optax.chain(optax.add_decayed_weights(decay, weight_decay_mask), momentum)
     if recipe.optimizer == "adamw":

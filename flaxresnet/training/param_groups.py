@@ -1,8 +1,9 @@
-"""Parameter groups: (pattern, schedule) lists that select parameters by name, as in big_vision.
+"""Parameter groups: lists of (pattern, schedule) that select parameters by name, as in big_vision.
 
-A parameter's path is "stage/layer/array", such as `stage2/res2a_branch2a/kernel`; `stage_of` names the stages. The
-first pattern that matches the beginning of the path (`re.match`) gives the parameter its schedule. One list covers
-freezing, backbone-first training and per-stage learning rates; another one is the weight-decay mask.
+A parameter's path is its stage, then its keys in the parameters, such as `stage2/res2a/res2a_branch2a/kernel`;
+`stage_of` names the stages. The first pattern that matches the beginning of the path (`re.match`) gives the parameter
+its schedule. One list covers frozen stages, epochs that train only the last layer, and per-stage learning rates.
+Another list is the weight-decay mask.
 """
 
 import re
@@ -37,7 +38,7 @@ def learning_rate_groups(config: TrainConfig, steps_per_epoch: int) -> ParamGrou
     arXiv:1801.06146, section 3.2).
 
     Raises:
-      UserError: `--freeze-backbone-epochs` is more steps than can be counted.
+      UserError: `--freeze-backbone-epochs` is more steps than an int32 counts.
     """
     recipe = config.resolved_recipe
     head_steps = steps_for("freeze_backbone_epochs", recipe.freeze_backbone_epochs, steps_per_epoch)
@@ -64,7 +65,7 @@ def find_schedule(groups: ParamGroups, path: str) -> optax.Schedule | None:
 
 
 def map_groups(function: Callable[[optax.Schedule | None, Any], Any], groups: ParamGroups, params: Any) -> Any:
-    """Returns a pytree like `params` of `function(schedule, leaf)`."""
+    """Returns a pytree like `params` with `function(schedule, leaf)` for each leaf."""
 
     def apply(keys: tuple[Any, ...], leaf: Any) -> Any:
         names = [key.key for key in keys]
@@ -74,7 +75,7 @@ def map_groups(function: Callable[[optax.Schedule | None, Any], Any], groups: Pa
 
 
 def trainable_params(params: Any, groups: ParamGroups) -> Any:
-    """Returns the layers of `params` that have a parameter which is not frozen."""
+    """Returns the layers and blocks at the top of `params` that have at least one trainable parameter."""
     is_trainable = map_groups(lambda schedule, _: schedule is not None, groups, params)
     return {layer: tree for layer, tree in params.items() if any(jax.tree.leaves(is_trainable[layer]))}
 

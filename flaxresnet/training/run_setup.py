@@ -1,4 +1,4 @@
-"""Checks that precede the first step: the data can be trained on, and the workdir takes this run."""
+"""Checks before the first step: the data suit training, and the workdir can hold this run."""
 
 import os
 import platform
@@ -22,25 +22,27 @@ from flaxresnet.runtime.errors import UserError
 NEW_WORKDIR_HINT = "give another --workdir, or --no-resume to start again"
 
 
-def resolve_image_size(config: TrainConfig, like: Preprocessing | None) -> tuple[int, int]:
-    """Returns the (height, width) for folders of images: `--image-size`, or that of the run or the weights.
+def resolve_image_size(config: TrainConfig, pretrained_preprocessing: Preprocessing | None) -> tuple[int, int]:
+    """Returns the (height, width) in pixels to resize image files to.
+
+    It is `--image-size` if given, else the size of the run to resume, else that of the pretrained weights, else 64×64.
 
     Args:
       config: the options.
-      like: the preprocessing of the pretrained weights, or None.
+      pretrained_preprocessing: the preprocessing of the pretrained weights, or None.
     """
     if config.image_size is not None:
         return config.image_size
-    like = _stored_preprocessing(config) or like
-    return (like.height, like.width) if like else USUAL_SIZE
+    preprocessing = _stored_preprocessing(config) or pretrained_preprocessing
+    return (preprocessing.height, preprocessing.width) if preprocessing else USUAL_SIZE
 
 
-def resolve_resize(config: TrainConfig, like: Preprocessing | None) -> ResizeMode:
-    """Returns `--resize`, or the resize mode of the run or the weights; see `resolve_image_size`."""
+def resolve_resize(config: TrainConfig, pretrained_preprocessing: Preprocessing | None) -> ResizeMode:
+    """Returns `--resize` if given, else the resize mode of the run to resume, of the pretrained weights, or "stretch"."""
     if config.resize is not None:
         return config.resize
-    like = _stored_preprocessing(config) or like
-    return like.resize_mode if like else "stretch"
+    preprocessing = _stored_preprocessing(config) or pretrained_preprocessing
+    return preprocessing.resize_mode if preprocessing else "stretch"
 
 
 def _stored_preprocessing(config: TrainConfig) -> Preprocessing | None:
@@ -52,7 +54,7 @@ def _stored_preprocessing(config: TrainConfig) -> Preprocessing | None:
 
 
 def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Returns the training and the test split; raises UserError if the options do not fit them."""
+    """Returns the training and the test split; raises UserError if training with the options cannot use them."""
     train, test = check_trainable(splits)
     if config.image_size not in (None, train.image_size):
         requested = "×".join(map(str, config.image_size or ()))
@@ -76,7 +78,7 @@ def check_splits(splits: Splits, config: TrainConfig) -> tuple[Dataset, Dataset]
 
 
 def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
-    """Returns the training and the test split; raises UserError if no options could train on them."""
+    """Returns the training and the test split; raises UserError if training cannot use them with any options."""
     source = splits.source
     train = splits.train
     test = splits.test
@@ -102,15 +104,19 @@ def check_trainable(splits: Splits) -> tuple[Dataset, Dataset]:
 
 
 def describe_run(
-    config: TrainConfig, splits: Splits, train: Dataset, test: Dataset, like: Preprocessing | None = None
+    config: TrainConfig,
+    splits: Splits,
+    train: Dataset,
+    test: Dataset,
+    pretrained_preprocessing: Preprocessing | None = None,
 ) -> RunMetadata:
-    """Returns the metadata for `config.json`. Photos are resized and normalized `like` those of pretrained weights."""
+    """Returns the metadata for `config.json`. Photos are resized and normalized as for the pretrained weights."""
     height, width = train.image_size
-    like = like or Preprocessing(height, width)
+    pretrained_preprocessing = pretrained_preprocessing or Preprocessing(height, width)
     return RunMetadata(
         config=config,
         class_names=train.class_names,
-        preprocessing=replace(like, height=height, width=width, crop_pct=splits.crop_pct),
+        preprocessing=replace(pretrained_preprocessing, height=height, width=width, crop_pct=splits.crop_pct),
         data={
             "source": splits.source,
             "path": splits.path,
@@ -136,7 +142,7 @@ def prepare_folder(metadata: RunMetadata, lock: WorkdirLock, note: Callable[[str
     """Locks the workdir, writes `config.json`, and returns the folder.
 
     Raises:
-      UserError: the workdir is in use, cannot be written, or holds a run that this one does not resume.
+      UserError: the workdir is in use, cannot be written, or holds a run that this run cannot resume.
     """
     folder = RunDir(metadata.config.workdir)
     folder.lock(lock)
@@ -162,7 +168,7 @@ def set_aside(folder: RunDir, lock: WorkdirLock) -> Path:
 
 
 def _resume_run(metadata: RunMetadata, folder: RunDir, note: Callable[[str], None]) -> RunMetadata:
-    """Returns the metadata of the run that the folder resumes; raises UserError if it would lose or mix results."""
+    """Returns the metadata of the resumed run; raises UserError if resuming would lose or mix results."""
     if not folder.exists():
         content = "checkpoints" if folder.has_checkpoints() else "a metrics.jsonl"
         raise UserError(f"--workdir {folder.path} holds {content} of a run without config.json; {NEW_WORKDIR_HINT}")
@@ -177,13 +183,13 @@ def _resume_run(metadata: RunMetadata, folder: RunDir, note: Callable[[str], Non
     check_same_experiment(metadata, stored, note)
     if not (checkpoint_paths(folder.checkpoints) or checkpoint_paths(folder.mid_epoch)):
         _check_metrics_without_checkpoint(folder, note)
-    # A smaller --epochs trains nothing; the folder keeps the number of epochs that it has.
+    # If --epochs is below the number of finished epochs, nothing is trained and the metadata keep that number.
     epochs = max(metadata.config.epochs, last_epoch(folder.checkpoints))
     return replace(metadata, config=replace(metadata.config, epochs=epochs))
 
 
 def _check_metrics_without_checkpoint(folder: RunDir, note: Callable[[str], None]) -> None:
-    """Keeps the metrics of a first epoch without a checkpoint; raises UserError if checkpoints are missing."""
+    """Backs up the metrics of a first epoch without a checkpoint; raises UserError if later checkpoints are missing."""
     rows = folder.read_metrics()
     # The second epoch writes its row after the first one's checkpoint; only the first row may precede its checkpoint.
     if len(rows) > 1 or (rows and not folder.checkpoints.is_dir()):

@@ -145,7 +145,7 @@ def test_fit_survives_report_error(data_folder, tmp_path, capsys, monkeypatch):
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
     printed = capsys.readouterr().out.replace("\n", "")
-    assert f"there is no report (RuntimeError: out of memory); `flaxresnet report {run}` tries again" in printed
+    assert f"could not write the report (RuntimeError: out of memory); `flaxresnet report {run}` tries again" in printed
     assert "--profile wrote no trace: too few steps were left" in printed.replace("\n", "")
     assert not (run / "profile").exists()
 
@@ -206,7 +206,7 @@ def test_fit_survives_unwritable_report(data_folder, tmp_path, capsys):
     config = fr.TrainConfig(data=data_folder, workdir=run, epochs=3, profile=True, **REPORTING)
     assert fr.fit(config).history[-1]["epoch"] == 3
     printed = capsys.readouterr().out.replace("\n", "")
-    expected = f"there is no report ({run}/report cannot be written: File exists); `flaxresnet report {run}`"
+    expected = f"could not write the report ({run}/report cannot be written: File exists); `flaxresnet report {run}`"
     assert expected in printed
     assert len(list((run / "profile").rglob("*.xplane.pb"))) == 1
 

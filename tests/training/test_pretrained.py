@@ -104,8 +104,9 @@ def test_frozen_stages_keep_weights(tmp_path, two_classes, finished_run, capsys)
 
 
 def test_finetuning_learns_own_photos(tmp_path, finished_run, monkeypatch, capsys):
-    page = (Path(__file__).parents[2] / "README.md").read_text()
-    first, training, second = re.search(r"With labels there.*?```bash\n(.*?)\n```", page, re.DOTALL)[1].splitlines()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "improve-on-your-photos.md").read_text()
+    block = re.search(r"## Fine-tune, with labels.*?```bash\n(.*?)\n```", page, re.DOTALL)[1]
+    first, training, second = block.splitlines()
     for split, count, seed in (("train", 30, 5), ("test", 60, 6)):
         data = blobs(count, seed)
         warm = (data.images * np.array([1.0, 0.2, 0.2])).astype(np.uint8)  # a warm lamp makes all of them red
@@ -122,8 +123,8 @@ def test_finetuning_learns_own_photos(tmp_path, finished_run, monkeypatch, capsy
         return json.loads(capsys.readouterr().out)["accuracy"]
 
     before = accuracy(first)
-    config = parser.parse(fr.TrainConfig, shlex.split(training)[2:], prog="python train.py")
-    # The network has hardly learned, so its rate is higher than the README's. Augmentation is slow to compile.
+    config = parser.parse(fr.TrainConfig, shlex.split(training)[2:], prog="flaxresnet train")
+    # The network has hardly learned, so its rate is higher than the page's. Augmentation is slow to compile.
     fr.fit(dataclasses.replace(config, epochs=6, learning_rate=1e-2, aug_strength=0.0, report=False), quiet=True)
     after = accuracy(second)
     assert before < 0.8

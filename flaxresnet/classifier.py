@@ -23,6 +23,7 @@ from flaxresnet.runs.checkpoint_manager import load_run
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.x64 import x64_disabled
+from flaxresnet.tta import view_matrices
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     Photo = str | Path | bytes | IO[bytes] | PIL.Image.Image | np.ndarray
 
 BATCH_SIZE = 32  # images per pass; padding to 1 or 32 images means that two compiled programs serve any number
-TTA_ZOOMS = (1.0, 0.9, 1.1)  # test-time augmentation: the image as it is, magnified and reduced
 
 
 @dataclass(frozen=True)
@@ -186,18 +186,11 @@ class Classifier:
     def _forward(self, images: np.ndarray, tta: bool) -> tuple[np.ndarray, np.ndarray]:
         logits, embeddings = map(np.asarray, self._forward_images(self._folded_variables, images))
         if tta:
-            views = [self._forward_view(self._folded_variables, images, matrix)[0] for matrix in self._tta_matrices()]
+            views = []
+            for matrix in view_matrices(self.uses_hflip):
+                views.append(self._forward_view(self._folded_variables, images, matrix)[0])
             logits = np.mean([logits, *map(np.asarray, views)], axis=0)
         return logits, embeddings
-
-    def _tta_matrices(self) -> list[np.ndarray]:
-        """Returns the maps of `sample_bilinear` for all views except the image itself."""
-        matrices = []
-        for zoom in TTA_ZOOMS:
-            matrices.append(np.diag([zoom, zoom]).astype(np.float32))
-            if self.uses_hflip:
-                matrices.append(np.diag([zoom, -zoom]).astype(np.float32))
-        return matrices[1:]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns softmax(logits / temperature), (n, classes) float32; each row sums to 1.

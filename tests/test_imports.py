@@ -13,7 +13,7 @@ import flaxresnet as fr
 # From top to bottom. A module imports only from the layers below its own, also in a function.
 LAYERS = (
     *("cli", "fitting", "demo", "report", "visualize"),
-    *("exporting", "adabn", "comparison", "evaluation", "classifier"),
+    *("exporting", "adabn", "evaluation", "classifier", "tta"),
     *("training", "weights", "runs", "reliability", "augment", "data", "models", "config", "runtime"),
 )
 HEAVY = ["matplotlib", "PIL", "grain", "tensorflow", "torch", "orbax", "rich", "h5py"]

@@ -38,7 +38,7 @@ def resolve_image_size(config: TrainConfig, pretrained_preprocessing: Preprocess
 
 
 def resolve_resize(config: TrainConfig, pretrained_preprocessing: Preprocessing | None) -> ResizeMode:
-    """Returns `--resize` if given, else the resize mode of the run to resume, of the pretrained weights, or "stretch"."""
+    """Returns `--resize`, else the mode of the run to resume or of the pretrained weights, else "stretch"."""
     if config.resize is not None:
         return config.resize
     preprocessing = _stored_preprocessing(config) or pretrained_preprocessing

@@ -1,7 +1,4 @@
-"""ASGI middleware for the demo's server: limits uploads, and hides local paths in responses.
-
-Gradio's responses contain absolute paths of files.
-"""
+"""ASGI middleware for the demo's server: limits uploads, and hides local paths, which Gradio's responses contain."""
 
 import contextlib
 import json
@@ -15,12 +12,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-BUFFERED_TYPES = (b"text/html", b"application/json", b"text/plain")  # responses that are sent in full
+BUFFERED_TYPES = (b"text/html", b"application/json", b"text/plain")  # joined and sent as one message
 EVENT_STREAM = b"text/event-stream"  # each message holds complete events
 
 
 class PathRedactionMiddleware:
-    """Replaces the path of a folder by `ALIAS` in text responses, and `ALIAS` by the path in requests."""
+    """Replaces the path of a folder with `ALIAS` in text responses, and `ALIAS` with the path in requests."""
 
     ALIAS = "/demo-files"
 
@@ -40,7 +37,7 @@ class PathRedactionMiddleware:
         await self.app(scope, receive, send)
 
     def _resolve_requests(self, receive: Receive) -> Receive:
-        """Returns a `receive` that joins the body, because two messages may share an alias, and resolves aliases."""
+        """Returns a `receive` that resolves aliases in the joined body; two messages may share an alias."""
 
         async def receive_all() -> Message:
             body = b""
@@ -85,9 +82,9 @@ class PathRedactionMiddleware:
 
 
 class UploadLimitMiddleware:
-    """Rejects large requests, and deletes the oldest uploads if their folder exceeds its limits.
+    """Rejects large POST requests with status 413, and deletes the oldest uploads if their folder exceeds its limits.
 
-    Files that exist at the start remain.
+    A POST request without a content length is rejected as well. Files that exist at the start are never deleted.
     """
 
     def __init__(self, app: App, folder: Path, max_request: int, max_bytes: int, max_files: int) -> None:
@@ -96,9 +93,9 @@ class UploadLimitMiddleware:
         Args:
           app: the application to wrap.
           folder: folder of the uploads.
-          max_request: bytes of a request.
-          max_bytes: bytes of all files in the folder after an upload.
-          max_files: number of files in the folder after an upload.
+          max_request: maximum bytes of a request.
+          max_bytes: maximum bytes of all uploads in the folder.
+          max_files: maximum number of uploads in the folder.
         """
         self.app = app
         self.folder = folder
@@ -116,7 +113,7 @@ class UploadLimitMiddleware:
             await self.app(scope, receive, send)
             self._delete_oldest()
             return
-        while (await receive()).get("more_body"):  # clients read the response after they have sent the request
+        while (await receive()).get("more_body"):  # clients read the response only after they have sent the request
             pass
         await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
@@ -125,7 +122,7 @@ class UploadLimitMiddleware:
         """Deletes uploads, the oldest first, until the folder is within its limits."""
         uploads = []
         for path in set(_files(self.folder)) - self.permanent:
-            with contextlib.suppress(OSError):  # deleted meanwhile
+            with contextlib.suppress(OSError):  # another request deleted the file
                 info = path.stat()
                 uploads.append((info.st_mtime_ns, info.st_size, path))
         num_bytes = 0

@@ -25,7 +25,7 @@ from flaxresnet.visualize.heatmap import display_size, overlay
 MAX_UPLOAD = 20 * 2**20  # bytes
 MAX_REQUEST = MAX_UPLOAD + 2**20  # bytes
 DELETE_CACHE = (600, 3600)  # seconds: interval of the cleanup, and maximum age of uploads
-MAX_STORED_BYTES = 200 * 2**20  # of all uploads
+MAX_STORED_BYTES = 200 * 2**20  # of all uploads together
 MAX_STORED_FILES = 1000
 MAX_PIXELS = 50_000_000  # of an uploaded image; phone cameras have 12 to 48 million
 MAX_DEEP_PIXELS = 12_000_000  # of an image with more than 8 bits per channel, which needs more memory
@@ -41,7 +41,7 @@ def make_page(classifier: Classifier, title: str, examples: Dataset | None) -> A
     Args:
       classifier: the classifier to run.
       title: heading of the page.
-      examples: labeled images, some of which the page offers; None for no examples.
+      examples: labeled images; the page offers up to 12 of them. None for no examples.
 
     Raises:
       UserError: gradio is not installed.
@@ -96,11 +96,11 @@ def serve(blocks: Any, host: str, port: int) -> str:
 
     Args:
       blocks: the page, from `make_page`; `blocks.block_thread()` waits until the server stops.
-      host: address to listen on; "127.0.0.1" is reachable from this computer alone.
+      host: address to listen on. Only this computer can reach "127.0.0.1".
       port: port to listen on; 0 selects a free port.
 
     Raises:
-      UserError: the server cannot listen on the address.
+      UserError: gradio is not installed, or the server cannot listen on the address.
     """
     gr = _gradio()
     from starlette.middleware import Middleware
@@ -143,7 +143,7 @@ def serve(blocks: Any, host: str, port: int) -> str:
 
 
 def _check_host(host: str) -> None:
-    """Raises UserError if this computer has no such address; Gradio's server would log an error and hang."""
+    """Raises UserError if this computer has no such address, because Gradio's server would log an error and hang."""
     try:
         socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, ValueError) as error:  # ValueError: not a valid host name
@@ -178,7 +178,7 @@ def read_upload(path: Path) -> np.ndarray:
 
 
 def _reject_urls(component: Any) -> Any:
-    """Returns the component's method that takes a file, with a check that rejects URLs instead of fetching them."""
+    """Wraps the component's method that takes a file, so that it rejects URLs instead of fetching them."""
     take = component.async_move_resource_to_block_cache
 
     async def take_file(location: Any) -> Any:

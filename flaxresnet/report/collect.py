@@ -23,8 +23,8 @@ from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError
 
 MAX_MISTAKES = 24  # images
-MAX_CORRUPTED = 100  # test images to corrupt, in 19 ways each
-SAMPLE_STREAM = 0x5E7  # seed, beside the run's, of the random samples of images
+MAX_CORRUPTED = 100  # test images to corrupt, each with 19 corruptions, or 18 without mirroring
+SAMPLE_STREAM = 0x5E7  # combined with the run's seed, for the random samples of images
 
 
 class Mistake(NamedTuple):
@@ -49,7 +49,7 @@ class ReportData:
 
     Attributes:
       info: the run's metadata.
-      rows: rows of `metrics.jsonl`; empty if the weights were not trained here.
+      rows: rows of `metrics.jsonl`; empty for converted weights.
       result: metrics on the test images.
       calibration_report: the calibration that was fitted on the test images, and its cross-fitted metrics.
       robustness: accuracy on corrupted test images.
@@ -71,23 +71,23 @@ class ReportData:
 
     @property
     def updates_calibration(self) -> bool:
-        """Whether the run may store the calibration: it fits the run's latest weights and its own test images.
+        """Whether the run may store the calibration, which must be of the run's latest weights and own test images.
 
-        Imported weights have no test images of their own, so any will do. An adapted run keeps the calibration of its
-        source run.
+        Converted weights have no test images of their own, so all test images qualify. An adapted run keeps the
+        calibration of its source run.
         """
         return not self.folder_suffix and not self.info.is_adapted
 
     @property
     def skip_reason(self) -> str:
-        """The reason why the run does not store the calibration, as a clause."""
+        """The reason why the run does not store the calibration, as a clause, if `updates_calibration` is False."""
         if self.info.is_adapted:
             return "an adapted run keeps the calibration of its source run"
         return "the report is not about the run's own test images and latest weights"
 
     @property
     def folder_suffix(self) -> tuple[str, ...]:
-        """Words for the report folder's name that distinguish other weights or test images than the run's own."""
+        """Words to append to the report folder's name; empty for the latest weights and the run's own test images."""
         words = []
         if self.checkpoint == "best":
             words.append("best")
@@ -110,10 +110,10 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
     Args:
       run: the run folder.
       splits: the test images, and the training images if they are available.
-      checkpoint: the latest, or the one with the best test accuracy.
+      checkpoint: "latest", or "best" for the epoch with the highest test accuracy.
 
     Raises:
-      UserError: there is no run, or the data do not fit it.
+      UserError: there is no run, there are no test images, or the data do not fit the run.
     """
     run_dir = RunDir(run)
     test = splits.test
@@ -137,7 +137,7 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
             test.images[sample],
             test.labels[sample],
             calibration_report.temperatures[sample],
-            () if info.config.hflip else ("mirror",),  # a mirror image may be of another class
+            () if info.config.hflip else ("mirror",),  # a mirror image may belong to another class
         ),
         mistakes=most_confident_mistakes(test, softmax(logits, calibration_report.calibration.temperature)),
         checkpoint=checkpoint,
@@ -149,8 +149,8 @@ def collect_report_data(run: str | Path, splits: Splits, checkpoint: CheckpointC
 def _reference_embeddings(classifier: Classifier, train: Dataset | None, info: RunMetadata) -> np.ndarray:
     """Returns (n, features) embeddings of a sample of the training images.
 
-    The array is empty if the run's training images are not available. It is also empty for an adapted run, to whose
-    statistics they are out of distribution.
+    The array is empty if the run's training images are not available. It is also empty for an adapted run, because its
+    training images are out of distribution for its batch norm statistics.
     """
     none = np.zeros((0, 1), np.float32)
     if train is None or train.image_size != (info.preprocessing.height, info.preprocessing.width):
@@ -163,7 +163,7 @@ def _reference_embeddings(classifier: Classifier, train: Dataset | None, info: R
 
 
 def _sample(count: int, max_size: int, info: RunMetadata) -> np.ndarray:
-    """Returns sorted indices of a random sample of at most `max_size` of `count` images; the run's seed fixes it."""
+    """Returns sorted indices of at most `max_size` of `count` images, drawn at random with the run's seed."""
     order = np.random.default_rng((SAMPLE_STREAM, info.config.seed)).permutation(count)
     return np.sort(order[:max_size])
 

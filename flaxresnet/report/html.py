@@ -14,13 +14,13 @@ CHART_SCALE = 0.64  # CSS pixels per pixel of a chart on a wide screen
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """Returns a page with the parts as its body. It is light or dark, as the reader's system is."""
+    """Returns a page with the parts, which are HTML, as its body. It follows the light or dark theme of the browser."""
     template = Template(files("flaxresnet.report").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), body="\n".join(parts))
 
 
 def section(title: str, *parts: str) -> str:
-    """Returns a section with a heading."""
+    """Returns a section with a plain-text heading and parts of HTML."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
@@ -30,7 +30,7 @@ def paragraph(text: str, soft: bool = False) -> str:
 
 
 def metric_boxes(metrics: Iterable[tuple[str, str, str]]) -> str:
-    """Returns boxes with a name, a large number and a note each."""
+    """Returns a box for each (name, number, note); the number is large."""
     boxes = []
     for name, number, note in metrics:
         boxes.append(f"<div>{escape(name)}<b>{escape(number)}</b><span class=soft>{escape(note)}</span></div>")
@@ -38,7 +38,7 @@ def metric_boxes(metrics: Iterable[tuple[str, str, str]]) -> str:
 
 
 def chart(light: bytes, dark: bytes, alt: str) -> str:
-    """Returns a picture that follows the reader's theme, given two PNG files and its alternative text."""
+    """Returns a picture that follows the browser's theme, given the bytes of two PNG files and the alternative text."""
     with Image.open(io.BytesIO(light)) as picture:
         width, height = picture.size
     size = f'width={width} height={height} style="max-width: min(100%, {width * CHART_SCALE:.0f}px)"'
@@ -49,7 +49,7 @@ def chart(light: bytes, dark: bytes, alt: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table of numbers; its first column is text."""
+    """Returns a table with a header row. The first column holds text, and the other columns hold numbers."""
     heads = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in head)
     lines = []
     for row in rows:
@@ -58,13 +58,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def key_value_table(pairs: Iterable[tuple[str, str]]) -> str:
-    """Returns a table of names and values."""
+    """Returns a table of (name, value) rows, without a header row."""
     lines = [f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in pairs]
     return f"<table class=words><tbody>{''.join(lines)}</tbody></table>"
 
 
 def details(title: str, text: str) -> str:
-    """Returns preformatted text that is folded under its title."""
+    """Returns preformatted text that the reader can expand under its title."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
 
 
@@ -74,7 +74,7 @@ def command(lines: str) -> str:
 
 
 def photos(pairs: Iterable[tuple[np.ndarray, str]]) -> str:
-    """Returns a grid of images, (height, width, 3) uint8, each with a caption of HTML."""
+    """Returns a grid of (image, caption): images are (height, width, 3) uint8, and captions are HTML."""
     items = []
     for image, caption in pairs:
         items.append(f'<figure><img src="{_inline(_png(image))}" alt=""><figcaption>{caption}</figcaption></figure>')

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from flaxresnet.reliability.calibration import Bin
 from flaxresnet.visualize.plot_style import families, replace_unrenderable
 
-# `on_high` and `on_low` are text colors for the confusion matrix.
+# Colors by theme. `on_high` and `on_low` are the two text colors for the cells of the confusion matrix.
 THEMES = {
     "light": {
         "paper": "#ffffff",
@@ -36,7 +36,7 @@ THEMES = {
     },
 }
 WIDTH = 5.0  # inches; text stays legible at the width of a phone
-MAX_MATRIX = 40  # classes; labels of a larger confusion matrix are not legible
+MAX_MATRIX = 40  # classes; the labels of a larger confusion matrix are not legible
 MAX_NAME = 18  # characters of a class name
 
 
@@ -64,7 +64,12 @@ def theme_style(theme: str) -> Iterator[dict[str, str]]:
 
 
 def learning_curves(rows: Sequence[dict[str, Any]], theme: str) -> Figure:
-    """Plots loss, accuracy and learning rate by epoch in three panels, given the rows of `metrics.jsonl`."""
+    """Plots loss, accuracy and learning rate by epoch in three panels.
+
+    Args:
+      rows: the rows of `metrics.jsonl`, at least one.
+      theme: "light" or "dark".
+    """
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 30 else ""
     with theme_style(theme) as colors:
@@ -99,7 +104,7 @@ def contrast_color(background: Sequence[float], inks: Sequence[str]) -> str:
 
 
 def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: str) -> Figure:
-    """Plots the confusion matrix: counts as text, fractions of each row as shades.
+    """Plots the confusion matrix. Text shows counts, and shades show fractions of each row.
 
     Args:
       confusion: (classes, classes), int, rows are true classes; at most `MAX_MATRIX` classes.
@@ -132,7 +137,13 @@ def confusion_chart(confusion: np.ndarray, class_names: Sequence[str], theme: st
 
 
 def reliability_chart(before: Sequence[Bin], after: Sequence[Bin], theme: str) -> Figure:
-    """Plots accuracy by confidence, before and after temperature scaling, above a histogram of the confidences."""
+    """Plots accuracy by confidence, and below it a histogram of the confidences.
+
+    Args:
+      before: bins without temperature scaling.
+      after: bins with temperature scaling, of the same width.
+      theme: "light" or "dark".
+    """
     with theme_style(theme) as colors:
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         curve, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -148,6 +159,6 @@ def reliability_chart(before: Sequence[Bin], after: Sequence[Bin], theme: str) -
             centers = [(b.low + b.high) / 2 + side * width * 0.21 for b in bins]
             counts.bar(centers, [b.count for b in bins], width * 0.4, color=colors[color])
         curve.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-        figure.legend(*curve.get_legend_handles_labels(), loc="outside upper left", ncols=3)  # outside of the curves
+        figure.legend(*curve.get_legend_handles_labels(), loc="outside upper left", ncols=3)  # not over the curves
         counts.set(xlabel="confidence (highest probability)", ylabel="images")
     return figure

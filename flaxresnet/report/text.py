@@ -27,9 +27,9 @@ from flaxresnet.runtime.atomic_io import atomic_write
 from flaxresnet.runtime.errors import oserror_as_user_error
 from flaxresnet.visualize.plot_style import save
 
-MAX_CLASSES = 200  # rows of the table of classes; those with the lowest F1
+MAX_CLASSES = 200  # rows of the per-class table; with more classes, it shows those with the lowest F1
 MAX_CONFUSIONS = 20  # rows of the table that replaces a large confusion matrix
-DPI = 180  # dots per inch; charts are sharp on wide screens and phones
+DPI = 180  # dots per inch; keeps charts sharp on wide screens and on phones
 
 ADAPTED = (
     "This run was adapted to photos of another site. These results describe the adapted site only if the test images "
@@ -157,11 +157,11 @@ def _top_confusions(result: Evaluation) -> Iterator[tuple[str, str, str]]:
 
 
 def _per_class(result: Evaluation) -> Iterator[str]:
-    """Yields the table of per-class metrics."""
+    """Yields the table of per-class metrics, with notes."""
     rows = result.per_class
     if len(rows) > MAX_CLASSES:
         rows = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"]))[:MAX_CLASSES]
-        yield html.paragraph(f"The {MAX_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
+        yield html.paragraph(f"These are the {MAX_CLASSES} classes with the lowest F1, of {len(result.class_names):,}.")
     cells = []
     for row in rows:
         metrics = [_with_interval(row[name], *row[f"{name}_interval"]) for name in ("precision", "recall", "f1")]
@@ -239,15 +239,15 @@ def _mistakes(data: ReportData) -> Iterator[str]:
 
 
 def _robustness(data: ReportData, run: str) -> Iterator[str]:
-    """Yields the table of corruptions, examples, and advice for photos of another site."""
+    """Yields the table of corruptions, examples of mistakes, and advice for misclassified photos."""
     result = data.robustness
     names = data.info.class_names
     low, high = wilson_interval(result.clean.correct, result.clean.images)
     mirror = "" if data.info.config.hflip else " Mirror images are not among them, because training used none."
     yield html.paragraph(
-        f"{result.clean.images:,} of the test images, each with {len(result.rows)} corruptions of medium severity. "
-        f"Mean accuracy: {result.mean:.3f}; worst corruption: {result.rows[0].accuracy:.3f}; unchanged images: "
-        f"{result.clean.accuracy:.3f} ({low:.2f}–{high:.2f}).{mirror}"
+        f"Evaluated: {result.clean.images:,} of the test images, each with {len(result.rows)} corruptions of medium "
+        f"severity. Mean accuracy: {result.mean:.3f}; worst corruption: {result.rows[0].accuracy:.3f}; unchanged "
+        f"images: {result.clean.accuracy:.3f} ({low:.2f}–{high:.2f}).{mirror}"
     )
     yield html.table(("corruption", "correct", "accuracy"), map(_corruption_row, result.rows))
     yield html.paragraph(
@@ -257,7 +257,7 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
         soft=True,
     )
     if result.failures:
-        yield html.paragraph("The most confident mistake of each corruption, among images that are correct unchanged:")
+        yield html.paragraph("The most confident mistake of each corruption, among images that are correct without it:")
         photos = []
         for failure in result.failures:
             caption = html.mistake_caption(names[failure.true], names[failure.predicted], failure.probability)
@@ -265,8 +265,8 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
         yield html.photos(photos)
     yield "<h3>If your photos are misclassified</h3>"
     yield html.paragraph(
-        "Photos of other people differ in more ways than these corruptions. Crop photos so that the object fills the "
-        "frame, as in the training images."
+        "Photos that other people take differ in more ways than these corruptions. Crop photos so that the object "
+        "fills the frame, as in the training images."
     )
     if not data.info.is_adapted:
         yield html.paragraph(
@@ -275,8 +275,8 @@ def _robustness(data: ReportData, run: str) -> Iterator[str]:
         )
         yield html.command(_commands(ADAPT_COMMANDS, run, "-here"))
     yield html.paragraph(
-        "With labels you gain more: fine-tune on 20 or more of your photos in mine/train/CLASS/, with others in "
-        "mine/test/CLASS/:"
+        "Labels help more: put 20 or more of your photos in mine/train/CLASS/ and others in mine/test/CLASS/, and "
+        "fine-tune the run:"
     )
     yield html.command(_commands(FINETUNE_COMMANDS, run, "-mine"))
 
@@ -307,7 +307,7 @@ def _setup(data: ReportData) -> Iterator[str]:
     yield html.key_value_table(pairs)
     config = dataclasses.replace(info.config, data=info.config.data or run_data["path"])
     trained = "the training of the source run" if info.is_adapted else "the training"
-    yield html.paragraph(f"To repeat {trained}, with another --workdir if the run is still in this one:")
+    yield html.paragraph(f"To repeat {trained}, with another --workdir if its folder still holds the run:")
     yield html.command(train_command(config))
     yield html.details("All options", json.dumps(info.config.to_json(), indent=2))
     fingerprints = f"training images: {run_data['train_fingerprint']}\ntest images: {data.test_fingerprint}"

@@ -15,9 +15,10 @@ HANGUP = getattr(signal, "SIGHUP", None)  # a lost terminal or SSH connection; W
 class PreemptionHandler:
     """Records signals that ask training to stop. A context manager: it restores the previous handlers.
 
-    Before `begin`, when there is nothing to save, a signal exits at once; so does a second signal, unless it is SIGHUP,
-    which a closing terminal may send twice. SIGHUP stays ignored if it is, as under `nohup`. With several processes,
-    JAX receives SIGTERM, so that all processes stop after the same step, and other signals are passed on as SIGTERM.
+    A signal before `begin` exits at once, because there is nothing to save yet. A second signal also exits at once,
+    unless it is SIGHUP, which a closing terminal may send twice. If SIGHUP is ignored, as under `nohup`, it stays so.
+    With several processes, JAX handles SIGTERM, so that all processes stop after the same step, and this class forwards
+    other signals as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class PreemptionHandler:
             signal.signal(number, handler)
 
     def begin(self) -> None:
-        """Marks that there is a state to save: from now on, a signal waits for the end of the step."""
+        """Marks that there is a state to save. From now on, the first signal takes effect after the current step."""
         self._can_save = True
 
     def wanted(self) -> signal.Signals | None:

@@ -21,9 +21,9 @@ from flaxresnet.weights.pretrained_weights import PretrainedWeights, require_sam
 
 
 def resumable_run(config: TrainConfig) -> RunMetadata | None:
-    """Returns the run that `config` resumes, if it started from the same `--init` and has a checkpoint.
+    """Returns the run that `config` resumes if it started from the same `--init` and has a checkpoint, else None.
 
-    Such a run does not need the file of its weights again.
+    Such a run does not read the file of `--init` again.
     """
     folder = RunDir(config.workdir)
     if not (config.init and config.resume and folder.exists()):
@@ -42,7 +42,7 @@ def merge_pretrained_config(config: TrainConfig, network: Network, assumed: Coll
     Args:
       config: the options that the user gave.
       network: the network of the weights.
-      assumed: fields of `network` that the file does not state; the user's options override them.
+      assumed: fields of `network` that the file does not store; the user's options override them.
 
     Raises:
       UserError: an option asks for another network.
@@ -63,11 +63,11 @@ def load_pretrained(
 ) -> tuple[TrainState, bool]:
     """Returns the state with pretrained weights, and whether these include the last layer.
 
-    The last layer is taken if the weights have the same classes, in any order, and the same image size. Otherwise it
-    keeps its random initialization.
+    The last layer is included if its shape matches and the weights name the same classes, in any order, or name none.
+    Otherwise it keeps its random initialization.
 
     Raises:
-      UserError: the weights do not fit. After `merge_pretrained_config` that does not happen.
+      UserError: names or shapes differ from the network's. This cannot happen after `merge_pretrained_config`.
     """
     initial = flat_params.flatten({"params": state.params, "batch_stats": state.batch_stats})
     with_head = _head_fits(weights, initial, class_names)

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import jax
 
-SKIPPED_STEPS = 2  # steady steps before the trace
+SKIPPED_STEPS = 2  # steady steps to skip before the trace
 TRACED_STEPS = 5
 
 
@@ -30,11 +30,11 @@ class StepProfiler:
         self.end(None)
 
     def before_step(self, previous: Any, steady: bool) -> None:
-        """Starts or ends the trace, if this step is the first or the last. Call it before each step.
+        """Starts the trace before its first step, and ends it after its last step. Call it before each step.
 
         Args:
-          previous: the result of the step before, which a trace waits for.
-          steady: whether nothing else runs, such as compilation.
+          previous: the result of the previous step. The call waits for it before it starts or ends a trace.
+          steady: whether no other work, such as compilation, runs at the same time; other steps are not traced.
         """
         if not self._folder or not steady:
             return
@@ -47,7 +47,7 @@ class StepProfiler:
             self.end(previous)
 
     def end(self, last: Any) -> None:
-        """Ends the trace if one is running; later calls do nothing. Call it after the last step of an epoch, too."""
+        """Ends the trace if one is running, after waiting for `last`. Also call it after each epoch's last step."""
         if not self._tracing:
             return
         jax.block_until_ready(last)

@@ -17,11 +17,19 @@ class ProgressLogger:
     """Prints the lines of a run.
 
     Attributes:
-      epochs, batch_size, steps_per_epoch: those of the run, for images/s and the remaining time.
+      epochs: number of epochs of the run.
+      batch_size: images per step, for the images/s.
+      steps_per_epoch: training steps per epoch, for the remaining time. Set it before the first `epoch`.
     """
 
     def __init__(self, epochs: int, batch_size: int, quiet: bool = False, verbose: bool = False) -> None:
-        """Prints nothing if `quiet`; also the lines of `detail` if `verbose`."""
+        """Sets the amount of output.
+
+        Args:
+          epochs, batch_size: see the attributes.
+          quiet: print nothing.
+          verbose: also print the lines of `detail`.
+        """
         self.epochs = epochs
         self.batch_size = batch_size
         self.steps_per_epoch = 0
@@ -61,11 +69,11 @@ class ProgressLogger:
     def epoch(self, epoch: int, done_before: int = 0) -> Iterator[Update]:
         """Shows a progress bar for one epoch; yields a function that updates it.
 
-        The remaining time is that of all training steps to come. It includes no compilation.
+        The remaining time covers all further training steps of the run, without evaluation and compilation.
 
         Args:
           epoch: number of the epoch, from 1.
-          done_before: steps of the epoch that an earlier process has trained.
+          done_before: steps of the epoch that the run finished before it was resumed.
         """
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),

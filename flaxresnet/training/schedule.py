@@ -8,10 +8,15 @@ from flaxresnet.runtime.errors import UserError
 
 
 def steps_for(option: str, epochs: float, steps_per_epoch: int) -> int:
-    """Returns an option's epochs as steps, rounded.
+    """Converts a number of epochs to the nearest number of steps.
+
+    Args:
+      option: name of the option's field, for the error.
+      epochs: the option's value.
+      steps_per_epoch: training steps per epoch.
 
     Raises:
-      UserError: these are more steps than an int32 counts.
+      UserError: the number of steps exceeds the range of an int32.
     """
     steps = epochs * steps_per_epoch
     if steps > MAX_STEPS:
@@ -23,9 +28,9 @@ def steps_for(option: str, epochs: float, steps_per_epoch: int) -> int:
 
 
 def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the learning rate: a linear warm-up, then a constant or half a cosine that ends at zero.
+    """Returns the learning rate by step: a linear warm-up, then a constant rate or half a cosine that ends at zero.
 
-    The cosine ends with the last step of `config.epochs` (Loshchilov & Hutter 2017, arXiv:1608.03983, without
+    The cosine ends at the last step of `config.epochs` (Loshchilov & Hutter 2017, arXiv:1608.03983, without
     restarts).
 
     Raises:
@@ -41,15 +46,15 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
         after_warmup = optax.constant_schedule(peak)
     if warmup == 0:
         return after_warmup
-    # The warm-up starts at its first increment: a rate of zero would waste step 0.
+    # The warm-up starts at peak / warmup, because step 0 would have no effect at a rate of zero.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after_warmup], [warmup])
 
 
 def augmentation_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the augmentation strength: a linear rise from zero, then `--aug-strength`.
+    """Returns the augmentation strength by step: a linear rise from zero, then `--aug-strength`.
 
-    A network that sees strongly augmented images from the first step takes several epochs to learn anything.
+    With full strength from the first step, the network needs several epochs before the loss falls.
 
     Raises:
       UserError: `--aug-warmup-epochs` is more steps than an int32 counts.

@@ -34,11 +34,11 @@ def make_train_step(
 ) -> TrainStep:
     """Returns a function (state, metrics, batch) → (state, metrics) that takes one optimizer step.
 
-    The objective is the mean cross-entropy with `config.label_smoothing`. The metrics sum the cross-entropy without
-    smoothing, so that training and test losses compare. With mixup or CutMix they take the mixed labels, and an answer
-    counts as correct if it is the label with the larger weight. Random augmentation depends on (seed, step) alone, so
-    that a resumed run repeats it. Parameters in the model's frozen stages do not change and cost no gradient. The mask
-    of a training batch is ignored: all its images are real.
+    The objective is the mean cross-entropy with `label_smoothing`. The metrics sum the cross-entropy without smoothing,
+    so that training and test losses are comparable. With mixup or CutMix, that cross-entropy uses the mixed labels, and
+    a prediction is correct if it is the class with the largest weight. Random augmentation depends only on the seed and
+    the step, so that a resumed run repeats it. Parameters in frozen stages do not change, and no gradient is computed
+    for them. The mask of a training batch is ignored, because training batches have no padding.
 
     Args:
       model: the network, with `frozen` stages.
@@ -46,7 +46,7 @@ def make_train_step(
       preprocessing: normalizes the pixels.
       config: gives the loss, augmentation, EMA and gradient accumulation. The batch is augmented before it is divided.
       augmentation: strength of the augmentation as a function of the steps done.
-      cropped: whether the images come with their random crops taken; see `make_inputs`.
+      cropped: whether the images already are random crops; see `make_inputs`.
     """
     recipe = config.resolved_recipe
     inputs = make_inputs(preprocessing, config, augmentation, model.num_classes, cropped)
@@ -94,9 +94,9 @@ def make_train_step(
 
 
 def make_eval_step(model: nn.Module, preprocessing: Preprocessing) -> EvalStep:
-    """Returns a function (variables, metrics, batch) → metrics that adds a batch's loss and correct answers.
+    """Returns a function (variables, metrics, batch) → metrics that adds a batch's losses and correct predictions.
 
-    Padding, with a mask of 0, does not count.
+    Padding, which has a mask of 0, does not count.
     """
 
     def eval_step(variables: Any, metrics: Metrics, batch: Batch) -> Metrics:

@@ -10,13 +10,13 @@ from flaxresnet.runtime.errors import UserError
 
 
 class TensorBoardWriter:
-    """Writes TensorBoard events. A context manager: it closes the file.
+    """Writes TensorBoard events. As a context manager, it closes the event file at its end.
 
-    If the folder cannot be written, it warns once and training continues without events.
+    If the folder cannot be written, the writer warns once and then discards all events.
     """
 
     def __init__(self, folder: Path | None, note: Callable[[str], None]) -> None:
-        """Opens nothing yet.
+        """Imports tensorboardX if `folder` is given. The first event opens the file.
 
         Args:
           folder: receives the events; None writes none.
@@ -39,7 +39,7 @@ class TensorBoardWriter:
             self._write(lambda writer: writer.close())
 
     def row(self, row: dict[str, Any]) -> None:
-        """Writes the metrics of an epoch. Losses and accuracies of both splits share a chart each."""
+        """Writes the metrics of an epoch. Tags such as "loss/train" and "loss/test" group the charts by metric."""
 
         def write(writer: Any) -> None:
             for name, value in row.items():
@@ -53,7 +53,7 @@ class TensorBoardWriter:
         self._write(write)
 
     def images(self, tag: str, images: Iterable[tuple[np.ndarray, str]], step: int) -> None:
-        """Writes images, (height, width, 3) uint8, each with its name."""
+        """Writes (image, name) pairs under `tag`; images are (height, width, 3) uint8."""
 
         def write(writer: Any) -> None:
             for image, name in images:

@@ -18,8 +18,8 @@ class TrainState(flax.struct.PyTreeNode):
       step: training steps done, int32 scalar.
       params: all parameters, float32.
       batch_stats: the running averages of batch norm, float32.
-      opt_state: the optimizer's state, for the trainable parameters.
-      ema_params: the exponential moving average (EMA, `--ema`) of the trainable parameters over the steps; {} without.
+      opt_state: the optimizer's state for the trainable parameters.
+      ema_params: the exponential moving average (EMA, `--ema`) of the trainable parameters; {} if it is off.
     """
 
     step: jax.Array
@@ -43,7 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
           model, optimizer: as for `make_train_step`.
           key: the random key of the initialization.
           image_size: (height, width) in pixels.
-          use_ema: whether to keep an average of the trainable parameters.
+          use_ema: whether to maintain the EMA of the trainable parameters.
         """
         variables = model.init(key, jnp.zeros((1, *image_size, 3)))
         trained = trainable_params(variables["params"], frozen_groups(model.frozen))
@@ -57,12 +57,12 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_params(self) -> Any:
-        """The parameters for evaluation and prediction: averaged if there is an EMA."""
+        """The parameters for evaluation and prediction: the EMA of trainable ones if it is on, and all others."""
         return self.params | self.ema_params
 
     @property
     def resume_state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides `eval_params`, so that training resumes exactly."""
+        """The pytrees that a checkpoint needs in addition to `eval_params`, so that training resumes exactly."""
         state = {"step": self.step, "batch_stats": self.batch_stats, "opt_state": self.opt_state}
         if self.ema_params:
             state["params"] = {layer: self.params[layer] for layer in self.ema_params}
@@ -74,7 +74,7 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.eval_params, "training": self.resume_state}
 
     def restored(self, items: dict[str, Any]) -> "TrainState":
-        """Returns the state with these `items`; the layers of `self.ema_params` are those with an average."""
+        """Returns the state with these `items` of a checkpoint. The layers in `self.ema_params` have an EMA."""
         eval_params = items["params"]
         resume_state = items["training"]
         ema_params = {layer: eval_params[layer] for layer in self.ema_params}
@@ -83,5 +83,5 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def copy_tree(tree: Any) -> Any:
-    """Copies each array. A jitted step that donates its state may not receive one buffer twice."""
+    """Copies each array, because a jitted step that donates its state must not receive a buffer twice."""
     return jax.tree.map(jnp.copy, tree)

@@ -1,4 +1,4 @@
-"""The training loop over epochs and steps. Only these functions have side effects; steps and states are pure."""
+"""The training loop over epochs and steps. Its functions write files and print; the compiled steps are pure."""
 
 import math
 import time
@@ -29,9 +29,9 @@ from flaxresnet.training.tensorboard import TensorBoardWriter
 from flaxresnet.training.train_state import TrainState
 from flaxresnet.weights.pretrained_weights import PretrainedWeights
 
-STEPS_IN_FLIGHT = 2  # dispatched before the host reads metrics: keeps the device busy and the metrics current
+STEPS_IN_FLIGHT = 2  # steps dispatched ahead of the one that the host reads: the device stays busy
 READ_INTERVAL = 0.2  # seconds between two readings of the metrics
-READ_STEPS = 10  # the same in steps for many processes, which must detect an error at the same step
+READ_STEPS = 10  # steps between two readings with several processes, which must detect an error at the same step
 SIGNAL_GRACE = 1.0  # seconds within which all processes of a group receive a signal
 
 
@@ -42,7 +42,8 @@ class TrainResult:
     Attributes:
       workdir: the run's folder.
       history: the rows of `metrics.jsonl`, one per epoch.
-      test_loss, test_accuracy: of the last epoch, over all test images; nats, and a fraction from 0 to 1.
+      test_loss: mean cross-entropy over all test images after the last epoch, in nats.
+      test_accuracy: fraction of test images that are classified correctly after the last epoch, in [0, 1].
     """
 
     workdir: Path
@@ -62,11 +63,11 @@ class RunOutput:
     """Everything that a training run writes to.
 
     Attributes:
-      folder: `config.json` and `metrics.jsonl`.
-      checkpoints: checkpoints after epochs and within them.
-      logger: the terminal.
-      tensorboard: TensorBoard's event file.
-      profiler: a trace of a few steps.
+      folder: receives `config.json` and `metrics.jsonl`.
+      checkpoints: stores checkpoints after epochs and within them.
+      logger: prints to the terminal.
+      tensorboard: writes TensorBoard's event file.
+      profiler: writes a trace of a few steps.
     """
 
     folder: RunDir
@@ -78,7 +79,7 @@ class RunOutput:
 
 @dataclass(frozen=True)
 class Session:
-    """The parts of one training run, which the functions below share."""
+    """The objects of one training run that the functions below share."""
 
     config: TrainConfig
     pipeline: InputPipeline
@@ -106,7 +107,7 @@ def init_or_restore(session: Session, weights: PretrainedWeights | None, class_n
     """Returns the progress of the newest checkpoint, or an initial state with the given weights.
 
     Raises:
-      UserError: the checkpoints are damaged, or the weights do not fit.
+      UserError: no checkpoint is intact, or the weights do not fit the network.
     """
     config = session.config
     steps = session.steps
@@ -176,7 +177,7 @@ def train(session: Session, progress: Progress) -> TrainResult:
             train_loss, train_accuracy = read_metrics(session, metrics)
             trained = time.perf_counter()
 
-            # Wait for compilation in the first epoch. No figure includes it.
+            # Wait for compilation in the first epoch. No time in the metrics includes the wait.
             with output.logger.status("Compiling the evaluation (once)…", terminal_only=True):
                 measure = steps.measure
                 eval_step = steps.eval_step
@@ -224,7 +225,7 @@ def train(session: Session, progress: Progress) -> TrainResult:
 def train_epoch(
     session: Session, epoch: int, state: TrainState, metrics: Metrics, batches: Iterator[Batch]
 ) -> tuple[TrainState, Metrics]:
-    """Trains the steps that are left of an epoch. Saves every `--checkpoint-steps`, and when a signal stops training.
+    """Trains the remaining steps of an epoch. Saves a checkpoint every `--checkpoint-steps`, and if a signal arrives.
 
     Returns:
       The state, and the metrics over all steps of the epoch.
@@ -264,7 +265,7 @@ def train_epoch(
 
 
 def _should_read(step: int, next_read: float) -> bool:
-    """Returns whether to read a step's metrics, which waits for the device: not after each of many short steps."""
+    """Returns whether to read a step's metrics. Reading waits for the device, so it does not follow each short step."""
     if distributed.is_multiprocess():
         return step % READ_STEPS == 0
     return step >= next_read
@@ -277,8 +278,8 @@ def next_batch(session: Session, batches: Iterator[Batch], state: TrainState, me
     except UserError:
         raise
     except Exception:
-        # A signal may have reached the worker processes before this one. Many processes may not wait here: all of them
-        # have to call `stop_if_preempted` equally often.
+        # A signal may have reached the worker processes before this process. Several training processes cannot wait,
+        # because all of them have to call `stop_if_preempted` equally often.
         if not distributed.is_multiprocess():
             time.sleep(SIGNAL_GRACE)
             stop_if_preempted(session, state, metrics)
@@ -288,7 +289,7 @@ def next_batch(session: Session, batches: Iterator[Batch], state: TrainState, me
 def evaluate(session: Session, state: TrainState, metrics: Metrics, eval_stats: Any, eval_step: Any) -> Metrics:
     """Returns the metrics over all test images, with the given statistics of batch norm.
 
-    `metrics` are those of the epoch, which a signal saves with the state.
+    `metrics` are the training metrics of the epoch. If a signal stops the evaluation, they are saved with the state.
     """
     variables = {"params": state.eval_params, "batch_stats": eval_stats}
     test_metrics = session.steps.zero_metrics
@@ -319,7 +320,7 @@ def stop_if_preempted(session: Session, state: TrainState, metrics: Metrics) -> 
 def save_mid_epoch(session: Session, state: TrainState, metrics: Metrics) -> None:
     """Starts writing a checkpoint within an epoch. Raises UserError if the state is not finite."""
     read_metrics(session, metrics)
-    # A gradient that is not finite shows in the weights at once, but in the loss only at the next step.
+    # A gradient that is not finite affects the weights at once, but the loss only at the next step.
     if not session.steps.all_finite(state.params):
         raise _non_finite_error(session, int(state.step))
     session.output.checkpoints.save_mid_epoch(int(state.step), state.items, vars(metrics))

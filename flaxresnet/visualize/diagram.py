@@ -1,4 +1,4 @@
-"""Diagrams of a network: the full graph with a box per layer, and a one-page overview with folded blocks.
+"""Diagrams of a network: the full graph with a box per layer, and a one-page overview with a box per group of blocks.
 
 Matplotlib draws both. Distances are in inches, and y increases downward.
 """
@@ -67,7 +67,7 @@ class Box(NamedTuple):
 
 
 def compute_layout(layers: Sequence[LayerInfo]) -> dict[str, GridCell]:
-    """Returns a cell for each layer: the main path runs down, a block's shortcut stands beside its first layers."""
+    """Returns a cell for each layer. The main path is column 0; a shortcut stands beside its block's first layers."""
     cells: dict[str, GridCell] = {}
     row = 0
     for _, group in groupby(layers, lambda info: info.layer.block):
@@ -83,7 +83,7 @@ def compute_layout(layers: Sequence[LayerInfo]) -> dict[str, GridCell]:
 
 
 def _height(layers: Sequence[LayerInfo]) -> float:
-    """Returns the height of the layers' boxes, stacked."""
+    """Returns the height of the layers' layout, in inches."""
     return ROW * (1 + max(cell.row for cell in compute_layout(layers).values()))
 
 
@@ -110,7 +110,7 @@ def draw_graph(layers: Sequence[LayerInfo], title: str) -> Figure:
 
 
 def draw_layers(axes: Axes, layers: Sequence[LayerInfo], left: float, top: float) -> None:
-    """Draws boxes and arrows of layers downward from a point; inputs outside `layers` get no arrow."""
+    """Draws boxes and arrows from the upper left corner (left, top). Inputs outside `layers` get no arrow."""
     cells = compute_layout(layers)
     boxes = {name: _cell_box(cell, left, top) for name, cell in cells.items()}
     shapes = {info.layer.name: _format_shape(info.shape) for info in layers}
@@ -152,7 +152,7 @@ def _connect(axes: Axes, source: GridCell, target: GridCell, start: Box, end: Bo
 
 
 def overview(layers: Sequence[LayerInfo], title: str) -> Figure:
-    """Draws one page: the parts from images to classes with folded blocks, and beside them the layers of a block."""
+    """Draws one page: the network as a column of boxes, and beside it the layers of the first block of each kind."""
     steps = _steps(layers)
     examples = _examples(layers)
     height = max(len(steps) * STEP, sum(_height(example) + HEADING for _, example in examples))
@@ -238,7 +238,7 @@ def _examples(layers: Sequence[LayerInfo]) -> list[tuple[str, list[LayerInfo]]]:
 
 
 def _draw_shortcut(axes: Axes, y: float, step: OverviewBox) -> None:
-    """Draws the shortcut beside a folded block, from the arrow above it to a sum on the arrow below."""
+    """Draws the shortcut beside a box of blocks, from the arrow above the box to a sum on the arrow below."""
     lane = MARGIN + STEP_WIDTH + 0.4
     center = MARGIN + STEP_WIDTH / 2
     upper = y - 0.3 * (STEP - STEP_HEIGHT)

@@ -18,16 +18,16 @@ MIN_MAP_SIDE = 4  # positions per side; a coarser map does not localize the evid
 def grad_cam(
     model: ResNet, variables: Any, images: jax.Array, stage: int, classes: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes heat maps of a stage's features, weighted by the gradient of a class's logit.
+    """Computes heat maps from a stage's features, weighted by the gradient of a class's logit.
 
-    With features A and weights w, the mean of ∂ logit / ∂ A over all positions, the map is ReLU(Σ w · A), summed over
-    the channels (equations 1 and 2 of the paper).
+    A channel's weight w is the mean of ∂ logit / ∂ A over the positions of its feature map A. The heat map is
+    ReLU(Σ w · A), a sum over the channels (equations 1 and 2 of the paper).
 
     Args:
       model: a network.
       variables: its {"params", "batch_stats"}.
       images: (n, height, width, 3) float, preprocessed.
-      stage: the stage whose features are used: 2, 3, ….
+      stage: the number of the stage whose features are used, from 2.
       classes: (n,) int, the class to explain for each image; None for its most probable class.
 
     Returns:
@@ -41,7 +41,7 @@ def grad_cam(
     last_block = f"res{stage}{block_names(model.stage_sizes[stage - 2])[-1]}"
 
     def logit_sum(offset: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the sum of the images' logits, which are independent, after adding an offset to the features."""
+        """Returns the summed logits, with an offset added to the features. Each image affects only its own logit."""
 
         def add_offset(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             result = call(*args, **kwargs)
@@ -62,7 +62,7 @@ def grad_cam(
 
 
 def default_stage(model: ResNet, image_size: tuple[int, int]) -> int:
-    """Returns the last stage whose feature map has at least 4×4 positions, or the first stage if none has."""
+    """Returns the number of the last stage whose feature map has at least 4×4 positions, or 2 if none has."""
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, features=True)[0], images)
     result = 2
@@ -73,7 +73,7 @@ def default_stage(model: ResNet, image_size: tuple[int, int]) -> int:
 
 
 class GradCAM:
-    """Explains up to `batch` images at a time with one compiled program.
+    """Explains up to `batch` images per call, with programs that are compiled for that batch size.
 
     Attributes:
       classifier: the classifier to explain.
@@ -82,7 +82,7 @@ class GradCAM:
     """
 
     def __init__(self, classifier: Classifier, stage: int | None = None, batch: int = 1) -> None:
-        """Prepares the program; it is compiled at the first call of `explain`.
+        """Prepares the program. The first call of `explain` compiles it.
 
         Args:
           classifier: the classifier to explain.
@@ -90,7 +90,7 @@ class GradCAM:
           batch: largest number of images per call.
 
         Raises:
-          UserError: the network has no such stage.
+          UserError: `stage` is above the network's last stage.
         """
         model = classifier.model
         preprocessing = classifier.preprocessing

@@ -21,10 +21,10 @@ def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Args:
       photo: (height, width, 3), uint8.
-      heat: (rows, columns), at least 0; resized to the photo and scaled so that its maximum is brightest.
+      heat: (rows, columns) float, at least 0. It is divided by its maximum and resized to the photo.
 
     Returns:
-      (height, width, 3), uint8. Pixels with heat 0 are those of the photo.
+      (height, width, 3), uint8. Pixels of zero heat equal the photo's.
     """
     height, width = photo.shape[:2]
     relative = heat / max(float(heat.max()), 1e-12)
@@ -35,13 +35,13 @@ def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def explanation(photo: np.ndarray, heat: np.ndarray, title: str, lines: Sequence[str]) -> Figure:
-    """Returns a figure of a photo, the photo with its heat map, and the predictions.
+    """Returns a figure with a photo, the photo with its heat map beside it, and text.
 
     Args:
       photo: (height, width, 3), uint8, as `display_size` returns it.
       heat: (rows, columns), at least 0.
       title: text above the images.
-      lines: text below the images.
+      lines: lines of text below the images, such as predictions.
     """
     page_width = 8  # inches
     picture_width = 0.47  # fraction of the page

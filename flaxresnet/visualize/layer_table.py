@@ -26,7 +26,7 @@ class LayerInfo:
       statistics: number of batch norm's running averages.
       flops: floating-point operations of the forward pass for one image; a multiply-add counts as two.
       part: stem, stage2, …, or head.
-      learns: whether training updates it; False in a frozen part.
+      learns: whether training updates its parameters; False in a frozen part.
     """
 
     layer: Layer
@@ -43,7 +43,7 @@ def inspect(model: ResNet, image_size: tuple[int, int]) -> list[LayerInfo]:
 
     Args:
       model: a network.
-      image_size: height and width of its images, in pixels; at least 32.
+      image_size: height and width of its images in pixels, each at least 32.
     """
     variables, traced_shapes = _trace(model, image_size)
     shapes: dict[str, tuple[int, ...]] = {}

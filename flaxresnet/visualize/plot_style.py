@@ -13,7 +13,7 @@ DPI = 110  # makes text readable at full size
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Writes a figure in the format of the suffix, .png or .svg; the same figure always gives the same bytes.
+    """Writes a figure in the format of the suffix, .png or .svg. Equal figures give equal files.
 
     Raises:
       UserError: the file cannot be written.
@@ -39,7 +39,7 @@ def families() -> list[str]:
 
 
 def replace_unrenderable(names: Sequence[str]) -> list[str]:
-    """Replaces each name that has a character without a glyph in `families` by its index, from 0."""
+    """Replaces each name that contains a character without a glyph in `families` with the name's index, from 0."""
     fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families()]
 
     def has_glyph(character: str) -> bool:

@@ -286,7 +286,7 @@ def test_many_classes_become_tables(run, report_data, tiny_charts):
     data = replace(report_data, result=many, info=replace(report_data.info, class_names=names))
     text = write_report(run, data).read_text()
     assert "<td>c7</td><td>c8</td><td>1,234</td>" in text
-    assert "The 200 classes with the lowest F1, of 300." in text
+    assert "the 200 classes with the lowest F1, of 300." in text
     assert not (run / "calibration.safetensors").exists()
 
 

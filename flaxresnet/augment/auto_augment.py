@@ -41,18 +41,18 @@ class AugmentPolicy:
 
 
 POLICIES = {
-    # Müller & Hutter 2021, arXiv:2103.10158, table 1, the wide ranges; 32 pixels of 224.
+    # Müller & Hutter 2021, arXiv:2103.10158, table 1, the wide ranges; translation by up to 32 of 224 pixels.
     "trivialaugment": AugmentPolicy(
         num_ops=1, magnitude=None, shear=0.99, translation=32 / 224, rotation=135, enhancement=0.99, bits=2
     ),
     # Cubuk et al. 2019, arXiv:1909.13719: N = 2 operations at M = 9 of 10, in the ranges of AutoAugment
-    # (Cubuk et al. 2018, arXiv:1805.09501, table 6), 150 pixels of 331.
+    # (Cubuk et al. 2018, arXiv:1805.09501, table 6), with translation by up to 150 of 331 pixels.
     "randaugment": AugmentPolicy(
         num_ops=2, magnitude=0.9, shear=0.3, translation=150 / 331, rotation=30, enhancement=0.9, bits=4
     ),
 }
 
-AffineEntries = tuple[jax.typing.ArrayLike, ...]  # yy, yx, xy, xx, y, x of a map
+AffineEntries = tuple[jax.typing.ArrayLike, ...]  # of a map: matrix yy, yx, xy, xx and translation y, x
 
 # From a policy and signed magnitudes (batch,) in [-1, 1] to the six entries of the affine map.
 GEOMETRIC_OPS: dict[str, Callable[[AugmentPolicy, jax.Array], AffineEntries]] = {

@@ -1,8 +1,8 @@
-"""Background replacement for training images with a plain background: on the device, inside jit, keyed by one key.
+"""Replaces plain backgrounds of training images on the device, inside jit, keyed by one key.
 
 No segmentation masks are available. If the upper border of an image has one hue, pixels of another hue, or much darker
-pixels, most likely belong to the object. An image without such a border stays unchanged, and so does one whose object
-would cover too little or too much of it.
+pixels, most likely belong to the object. An image stays unchanged if it has no such border, or if the
+object would cover too little or too much of it.
 """
 
 import jax

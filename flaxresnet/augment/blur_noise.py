@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from flaxresnet.data.rng import draw_flat
 
-# Largest values at strength 1. Half of the images get no blur, and another random half no noise.
+# Largest values at strength 1. Each image has no blur with probability 1/2 and, independently, no noise with 1/2.
 BLUR = 1.0  # standard deviation of a Gaussian, in 64ths of the side
 NOISE = 0.04  # standard deviation, as a fraction of the full scale
 

@@ -27,7 +27,7 @@ def jitter_colors(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayL
     Args:
       key: a PRNG key.
       images: (batch, height, width, 3), float32, in [0, 1].
-      strength: multiplies every range; 0 changes nothing.
+      strength: multiplies every range and the fraction of grayscale images; 0 changes nothing.
 
     Returns:
       Images of the same shape, in [0, 1].
@@ -48,7 +48,7 @@ def jitter_colors(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayL
 
 
 def random_shadow(key: jax.Array, images: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
-    """Darkens one side of half of the images, in a random direction, with a soft or a hard edge.
+    """Darkens one side, in a random direction and with a soft or a hard edge, in half of the images.
 
     Args:
       key: a PRNG key.

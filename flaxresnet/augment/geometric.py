@@ -16,9 +16,9 @@ from flaxresnet.data.rng import draw_flat
 # Half-widths of the ranges at strength 1.
 ROTATION = 20.0  # degrees
 LOG_SCALE = 0.2  # zoom from 1/1.22 to 1.22
-LOG_ASPECT = 0.12  # of one side against the other, so that the network sees other proportions
+LOG_ASPECT = 0.12  # stretches one axis, and shrinks the other, by a factor of up to 1.13
 SHEAR = 0.12  # vertical displacement, as a fraction of the horizontal distance from the center
-TILT = 0.15  # one corner is up to 1 + TILT, the opposite corner down to 1 - TILT times as far away as the center
+TILT = 0.15  # one corner is up to 1 + TILT times as far away as the center, the opposite one 1 - TILT times
 SHIFT = 0.1  # as a fraction of the side
 
 # Streams of the geometry key, apart from its own draws.
@@ -39,8 +39,8 @@ def augment(
     Args:
       key: a PRNG key; the same key gives the same changes.
       images: (batch, height, width, 3), float, in [0, 1].
-      strength: multiplies every range and probability. With 0 only the flip and the crop remain; None has the same
-        result without the cost of the rest.
+      strength: multiplies every range, and the probability of grayscale. With 0, only the flip and the crop remain;
+        None has the same result, and skips the computation of the rest.
       hflip: whether to mirror half of the images left to right.
       crop_min_area: smallest area of a random crop, as a fraction of the image's (`random_resized_crop`); 1 for no
         crop. A crop is enlarged from the images given here, so it has fewer pixels than the network's input.

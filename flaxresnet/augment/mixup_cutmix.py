@@ -48,10 +48,10 @@ def apply_mixup(key: jax.Array, images: jax.Array, others: jax.Array, alpha: flo
 
 
 def apply_cutmix(key: jax.Array, images: jax.Array, others: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Applies CutMix (Yun et al. 2019, arXiv:1905.04899, algorithm A1): pastes one box of the other image per batch.
+    """Applies CutMix (Yun et al. 2019, arXiv:1905.04899, algorithm A1): pastes one box per batch.
 
-    The box has the image's proportions and the area 1 - λ, λ ~ Beta(α, α). Its center is anywhere in the image, and
-    the image's edge cuts it.
+    In all images, the same box shows the other image. It has the image's proportions and the area 1 - λ, λ ~
+    Beta(α, α), and is cut off at the image's edge, because its center is anywhere in the image.
 
     Returns:
       The mixed images, and the fraction of pixels that come from `images`, a scalar.

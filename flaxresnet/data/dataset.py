@@ -13,8 +13,8 @@ from flaxresnet.runtime.terminal import class_counts
 USUAL_SIZE = (64, 64)  # the tutorials' images
 MAX_SHRINK = 4  # linear; `Splits.describe` reports images that shrink more
 ADVISED_SIDE = 224  # pixels; the largest image size to suggest
-MAX_HASHED_BYTES = 2**31  # bytes of pixels; of larger datasets, the fingerprint hashes a sample
-HASH_SAMPLE = 512  # images of that sample
+MAX_HASHED_BYTES = 2**31  # bytes of pixels; for larger datasets, the fingerprint covers a sample
+HASH_SAMPLE = 512  # images in the sample; smaller datasets are hashed in blocks of as many
 ALL_TOGETHER = ", all of them together"  # ends the source of merged splits
 
 
@@ -57,9 +57,9 @@ class Dataset:
     def fingerprint(self) -> str:
         """Returns the SHA-256 of shapes, pixels, labels and class names, for `is_same_data`.
 
-        Image files contribute their `identity` in place of pixels, and `contents` after a hyphen, so the fingerprint
-        does not depend on streaming. For HDF5 files of more than 2 GiB of pixels, the hash covers 512 images; a change
-        to any other image stays undetected.
+        Datasets with an `identity`, such as image folders, contribute it in place of pixels, and add `contents` after a
+        hyphen, so the fingerprint does not depend on streaming. For other datasets of more than 2 GiB of pixels, such
+        as HDF5 files, the hash covers 512 images; it misses a change to any other image.
         """
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for block in self._hash_blocks():
@@ -91,7 +91,7 @@ class Splits:
     Attributes:
       source: describes where the images come from.
       path: absolute path of the file or folder; None for drawn images.
-      crop_pct: fraction of each test image that was center-cropped; see `Preprocessing`.
+      crop_pct: fraction of each test image that the center crop covers; see `Preprocessing`.
       hash_split: whether a hash of each file name assigns the images to splits, because no folders do.
       notes: sentences about files and folders that were not used, for `data_warnings`.
       source_size: median (height, width) of the images' files in pixels, before resizing; None if there are no files.
@@ -109,7 +109,7 @@ class Splits:
     source_size: tuple[int, int] | None = None
 
     def merge_into_test(self) -> "Splits":
-        """Returns all images, in memory, as the test split. Open images with `eval_preprocessing` before."""
+        """Returns all images, in memory, as the test split. Requires splits opened with `eval_preprocessing`."""
         splits = [split for split in (self.train, self.test) if split is not None]
         images = np.concatenate([split.images[:] for split in splits])
         labels = np.concatenate([split.labels for split in splits])

@@ -23,20 +23,20 @@ from flaxresnet.runtime.local_path import require_local
 if TYPE_CHECKING:
     import PIL.Image
 
-# Pillow's names of the formats of cameras, phones, scanners and browsers. Pillow knows many more, some of which start
-# another program, such as Ghostscript for EPS, whatever the file's suffix. HEIF needs pillow-heif.
+# Pillow's names of the formats that cameras, phones, scanners and browsers write. Pillow ignores a file's
+# suffix, and starts another program for some other formats, such as Ghostscript for EPS. HEIF needs pillow-heif.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
-MAX_PIXELS = 10**8  # of an image; phones make 12 to 50 million, cameras up to 100 million
-BYTES_PER_PIXEL = 25  # memory while decoding, at most: JPEG 2000 takes that much, JPEG and PNG a third of it
-PIXELS_PER_CORE = 2**24  # decoded at the same time, on average
-STRIP_PIXELS = 2**20  # converted at once
+MAX_PIXELS = 10**8  # in an image; most phones take photos of 12 to 50 million pixels, and cameras of up to 100 million
+BYTES_PER_PIXEL = 25  # most memory while decoding: JPEG 2000 takes this much, JPEG and PNG take a third of it
+PIXELS_PER_CORE = 2**24  # pixels decoded at the same time for each core, on average
+STRIP_PIXELS = 2**20  # pixels converted at once
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # in bytes 8 to 11
-SRGB_TOLERANCE = 2  # of 255; a profile that changes no color by more is sRGB
-MAX_ALPHA_WARNINGS = 5  # images that a process names
+SRGB_TOLERANCE = 2  # of 255; a profile that changes no color by more is treated as sRGB
+MAX_ALPHA_WARNINGS = 5  # images that a process names in warnings
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 
-_alpha_warnings: set[str] = set()  # the images that were named
+_alpha_warnings: set[str] = set()  # names of the images in earlier warnings
 
 
 class PixelBudget:
@@ -48,7 +48,7 @@ class PixelBudget:
 
     @contextmanager
     def acquire(self, pixels: int) -> Iterator[None]:
-        """Waits until so many pixels are free, and takes them until the context ends."""
+        """Waits until `pixels` pixels are free, and reserves them until the context ends."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
@@ -66,28 +66,29 @@ DECODE_BUDGET = PixelBudget(max(MAX_PIXELS, PIXELS_PER_CORE * (os.cpu_count() or
 def decode(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> np.ndarray:
     """Decodes an image in one of `FORMATS`.
 
-    Applies the EXIF orientation, converts colors with another ICC profile to sRGB, composites transparent pixels on
+    Applies the EXIF orientation, converts images with a non-sRGB ICC profile to sRGB, composites transparent pixels on
     white, scales 16-bit gray to 8 bits (and ignores its profile), and takes the first frame of an animation. Ignores
     damaged or oversized metadata, and, with a warning, an alpha channel that is 0 in all pixels. Decodes a JPEG of more
-    than `MAX_PIXELS` at half its size, up to Pillow's limit of 178 million pixels. Takes at most `BYTES_PER_PIXEL` of
-    memory for each pixel, plus some MiB.
+    than `MAX_PIXELS` pixels at half its width and height. Takes at most `BYTES_PER_PIXEL` bytes of memory for each
+    decoded pixel, plus some MiB.
 
     Args:
-      photo: a path, a binary file that supports seeking, or a Pillow image, which does not change.
+      photo: a path, a binary file that supports seeking, or a Pillow image, which stays unchanged.
 
     Returns:
-      (height, width, 3) uint8 RGB.
+      (height, width, 3) uint8 sRGB.
 
     Raises:
-      UserError: if the file does not exist, is not an image that can be decoded, or has more than `MAX_PIXELS`.
+      UserError: if the file does not exist, cannot be decoded as an image, or has more than `MAX_PIXELS` pixels; for a
+        JPEG file, if it has more than Pillow's limit of 178 million.
     """
-    with decoded(photo) as pixels:
+    with open_pixels(photo) as pixels:
         return pixels
 
 
 @contextmanager
-def decoded(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> Iterator[np.ndarray]:
-    """Decodes an image as `decode` does. Its pixels count against `DECODE_BUDGET` until the context ends."""
+def open_pixels(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> Iterator[np.ndarray]:
+    """Yields the pixels that `decode` returns. They count against `DECODE_BUDGET` until the context ends."""
     if isinstance(photo, str | Path):
         require_regular_file(photo)
     with ExitStack() as stack:
@@ -104,7 +105,7 @@ def decoded(photo: "str | Path | IO[bytes] | PIL.Image.Image") -> Iterator[np.nd
             if _is_heif(photo) and "HEIF" not in formats():
                 advice = "pip install pillow-heif to read HEIC, or give a JPEG or PNG"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if type(error).__name__ == "UnidentifiedImageError":  # by Pillow, with the path in its text
+            if type(error).__name__ == "UnidentifiedImageError":  # Pillow's text repeats the path
                 reason = "unknown format"
             raise UserError(f"{photo} cannot be read as an image ({reason}); {advice}") from error
         yield pixels
@@ -174,12 +175,12 @@ def open_image(photo: str | Path | IO[bytes]) -> "PIL.Image.Image":
 
 
 def _is_text_limit(error: ValueError) -> bool:
-    """Returns whether Pillow refuses a PNG for the size of its texts or of its ICC profile."""
+    """Returns whether Pillow refuses a PNG because its text chunks or its ICC profile are too large."""
     return "MAX_TEXT_" in str(error)
 
 
 def _without_text(photo: str | Path | IO[bytes]) -> io.BytesIO:
-    """Returns a PNG file without its texts, and without an ICC profile that is larger than Pillow allows."""
+    """Returns a PNG file without its text chunks, and without an ICC profile that is larger than Pillow allows."""
     from PIL import PngImagePlugin
 
     result = io.BytesIO()
@@ -204,7 +205,7 @@ def _without_text(photo: str | Path | IO[bytes]) -> io.BytesIO:
 
 
 def _check_size(photo: object, file: "PIL.Image.Image") -> None:
-    """Has Pillow decode a large JPEG at half its size; raises UserError if an image has too many pixels."""
+    """Has Pillow decode a large JPEG at half its width and height; raises UserError if an image is too large."""
     width, height = file.size
     if width * height > MAX_PIXELS and file.format in ("JPEG", "MPO"):
         file.draft(None, (width // 2, height // 2))  # takes a quarter of the memory
@@ -279,7 +280,7 @@ def _has_zero_alpha(image: "PIL.Image.Image") -> bool:
 
 
 def _warn_of_zero_alpha(photo: object) -> None:
-    """Warns on standard error of the first images; the worker processes leave that to the main process."""
+    """Prints a warning, for at most `MAX_ALPHA_WARNINGS` images. Worker processes print none."""
     name = str(photo) if isinstance(photo, str | Path) else "an image"
     if multiprocessing.parent_process() or name in _alpha_warnings or len(_alpha_warnings) == MAX_ALPHA_WARNINGS:
         return
@@ -317,9 +318,13 @@ def _to_srgb(profile: bytes | None, mode: str) -> Any | None:
 
 
 def _gray16_converter(photo: object, image: "PIL.Image.Image") -> Callable[["PIL.Image.Image"], np.ndarray]:
-    """Returns a function that converts strips of gray to 8-bit RGB: 16-bit integers, floats in [0, 1], or 0–255.
+    """Returns a function that converts strips of an image in 16-bit, 32-bit or float gray to 8-bit RGB.
 
-    Pillow reads some 16-bit files as 32-bit integers, so the largest value decides between 8 and 16 bits.
+    White is 65535 for 16-bit integers. For 32-bit integers, as which Pillow reads some 16-bit files, it is 65535 if a
+    pixel of the image exceeds 255, and 255 otherwise. For floats, it is 255 if a pixel exceeds 1, and 1 otherwise.
+
+    Raises:
+      UserError: if a pixel is NaN or infinite.
     """
     largest = 0.0
     dtype = np.dtype(np.uint8)

@@ -29,14 +29,14 @@ from flaxresnet.data.read_options import ReadOptions
 from flaxresnet.runtime.errors import UserError
 
 MAX_LABEL_BYTES = 2**30  # of labels or class names; far more than any dataset has
-MAX_CLASSES = 100_000  # without list_classes
+MAX_CLASSES = 100_000  # in a file without list_classes
 MAX_CHUNK = 2**30  # bytes of a decompressed chunk; a small file may declare any size
 MAX_COMPRESSION = 1100  # bytes for each stored byte; DEFLATE, the usual filter, reaches 1032
 MIN_CHECKED_BYTES = 2**26  # smaller arrays may declare more than they store
 MAX_LINKS = 16  # soft links in a row
 CHUNK_CACHE = 2**26  # bytes; neighboring images of a chunk are decompressed once
-CHUNK_IMAGES = 256  # images that are written at once
-MAX_BLOCK_BYTES = 2**26  # pixels that are checked at once
+CHUNK_IMAGES = 256  # images written at once
+MAX_BLOCK_BYTES = 2**26  # bytes of pixels checked at once
 
 EXTERNAL_LINK_MSG = "is stored in another file, which is not opened; store the values in this file"
 
@@ -108,7 +108,7 @@ def read_hdf5(files: Sequence[Path], source: str, options: ReadOptions) -> Split
       options: streaming, and the handling of unreadable images. Images keep their size.
 
     Raises:
-      UserError: if a file cannot be read or is malformed, a split is missing from all files or in two of them, the
+      UserError: if a file cannot be read or is malformed, the files hold neither split or one split twice, the
         splits differ in image size or class names, too many images are unreadable, or the images do not fit in memory.
     """
     paths: dict[str, Path] = {}
@@ -290,7 +290,7 @@ def _read_class_names(path: Path, file: h5py.File) -> tuple[str, ...] | None:
 
 
 def _check_agreement(source: str, splits: dict[str, Dataset]) -> None:
-    """Raises UserError if the splits differ; gives both the class names of one if only one has names."""
+    """Raises UserError if the splits do not match; gives both the names of one unless both files name the classes."""
     train = splits["train"]
     test = splits["test"]
     if train.image_size != test.image_size:

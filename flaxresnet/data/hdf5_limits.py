@@ -22,8 +22,8 @@ FLETCHER32 = 3
 LZF = 32000
 COMPRESSION_FILTERS = (DEFLATE, LZF)
 KNOWN_FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)
-MAX_CHECKSUM_BYTES = 8  # that a chunk holds besides its values
-MAX_DEFLATE_RATIO = 1032  # of DEFLATE's format (zlib.net/zlib_tech.html)
+MAX_CHECKSUM_BYTES = 8  # in a chunk besides its values
+MAX_DEFLATE_RATIO = 1032  # decompressed bytes for each compressed byte (zlib.net/zlib_tech.html)
 MAX_TRUSTED_BYTES = 2**28  # chunks that cannot decompress to more are not checked
 MAX_LZF_CHUNK = 2**23  # bytes; LZF's ratio is at most 88, and nothing here decompresses LZF to check it
 INCOMPRESSIBLE_OVERHEAD = 2**16  # bytes by which compression may enlarge incompressible data
@@ -32,7 +32,7 @@ REPACK = "`h5repack -f GZIP=4` compresses it again"
 
 
 def unsupported_reason(array: h5py.Dataset) -> str | None:
-    """Returns why an array is not decompressed, as a predicate after its name; None if it can be."""
+    """Returns why an array is rejected, as a predicate to put after its name; None if it is supported."""
     filters = filters_of(array)
     unknown = set(filters) - set(KNOWN_FILTERS)
     if unknown:
@@ -59,7 +59,7 @@ def chunk_nbytes(array: h5py.Dataset) -> int:
 
 
 def max_chunk_nbytes(array: h5py.Dataset) -> int:
-    """Returns the most bytes that a chunk can have in the file, if compression enlarged it."""
+    """Returns the largest valid size of a stored chunk, in bytes: compression may enlarge incompressible values."""
     return chunk_nbytes(array) * 9 // 8 + INCOMPRESSIBLE_OVERHEAD
 
 
@@ -132,6 +132,6 @@ def is_oversized(array: h5py.Dataset, offset: ChunkOffset) -> bool:
             while block and remaining >= 0 and not decompressor.eof:  # a checksum may follow the stream
                 remaining -= len(decompressor.decompress(block, CHUNK_BYTES))
                 block = decompressor.unconsumed_tail
-    except zlib.error:  # damaged, or stored without this filter; the library raises an error or reads it
+    except zlib.error:  # damaged, or stored without this filter: HDF5 raises an error or reads it
         return False
     return remaining < 0

@@ -10,7 +10,7 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
 }
-# Files with these suffixes are no images. Files with any other suffix are images if their first bytes say so.
+# Files with these suffixes are not images. A file with any other suffix is an image if it starts like one.
 OTHER_SUFFIXES = {
     *(".txt", ".md", ".rst", ".pdf", ".html", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg"),
     *(".csv", ".tsv", ".xls", ".xlsx", ".parquet", ".npy", ".npz", ".mat", ".pkl", ".pt", ".pth", ".h5", ".hdf5"),
@@ -29,7 +29,7 @@ SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder name is hidden (".…") or belongs to a system."""
+    """Returns whether a name starts with a dot or is in `SYSTEM_FOLDERS` or `SYSTEM_FILES`."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
 
 
@@ -59,14 +59,14 @@ def _has_image_signature(path: str) -> bool:
 
 
 def find_images(folder: str | Path, other_files: Counter[str] | None = None) -> Iterator[str]:
-    """Yields the images in a folder and its subfolders, sorted by path.
+    """Yields the paths of the images in a folder, sorted by name, and then those in each of its subfolders.
 
-    Skips run folders: the figures of a report are no data. Follows links, except to a folder's own parents: such a
-    link is a cycle, or adds the images of other classes.
+    Skips run folders, because the figures of a report are not data. Follows links, except links to a folder's own
+    parents, which would form a cycle or add the images of other classes.
 
     Args:
       folder: path of the folder.
-      other_files: counts the files that are no images, by suffix.
+      other_files: updated in place with the number of other files by suffix.
     """
     parents = frozenset(map(_inode, Path(folder).resolve().parents))
     yield from _walk(str(folder), parents, Counter() if other_files is None else other_files)

@@ -2,7 +2,7 @@
 
 Splits may be folders named train and test, or similar (see `split_folders.py`). Without such folders, a hash of class
 and file name assigns each image to a split, one in five to test. An image stays in its split if others are added or
-removed, except in a class with few images, of which at least one is for training and one for test.
+removed, except in a class with few images, of which at least one is for training and, if there are two, one for test.
 """
 
 import hashlib
@@ -104,7 +104,8 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
       options: image size, streaming, and the handling of unreadable images.
 
     Returns:
-      The splits, with images of shape (*image_size, 3). The classes are the sorted names of the training folders.
+      The splits, with images of shape (*image_size, 3). The classes are the sorted names of the training
+        folders, or of the test folders if there is no training split.
 
     Raises:
       UserError: if the image size is out of range, the folders look like splits but have other names, the test split
@@ -180,7 +181,7 @@ def _hash_split(files: list[ImageFile], notes: list[str]) -> tuple[list[ImageFil
 
 
 def _image_files(split: Path | None, folder: Path, other_files: Counter[str], notes: list[str]) -> list[ImageFile]:
-    """Returns the images of a split's classes, sorted by path, with paths relative to `folder`."""
+    """Returns the images of a split, class by class, with paths relative to `folder`."""
     files: list[ImageFile] = []
     if split is None:
         return files

@@ -1,7 +1,7 @@
-"""Finds the images of a dataset that cannot be read, before training starts, and hashes their files.
+"""Finds unreadable images in a dataset before training starts, and hashes the files of all readable ones.
 
-The processes of a run share the reading of streamed images. The result is cached, because reading a million images
-takes minutes.
+If the images are streamed, each process of a run reads a part of them, and the result is cached, because reading a
+million images takes minutes.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from flaxresnet.runtime.errors import UserError, listed
 from flaxresnet.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 MAX_NAMED = 5  # unreadable images that a message names
+# Rounds to two significant digits, upward, so that the fraction in a message is large enough.
+ROUND_UP = Context(prec=2, rounding=ROUND_CEILING)
 
 
 def drop_unreadable(
     source: str | Path, splits: Sequence[Dataset], options: ReadOptions
 ) -> tuple[list[Dataset | None], str]:
-    """Removes unreadable images, and reads the others into memory unless they are streamed.
+    """Removes unreadable images, and reads the readable ones into memory unless they are streamed.
 
     Collective: an image that one process cannot read is removed in all of them.
 
@@ -54,18 +57,20 @@ def drop_unreadable(
     if not messages:
         return readable, ""
     count = sum(map(len, splits))
-    if len(messages) > options.max_corrupt_fraction * count:
-        summary = f"{len(messages)} of {count} images in {source} cannot be read; repair or remove them, or give "
-        summary += "--max-corrupt-fraction with the fraction to skip:"
-        lines = [summary, *messages[:MAX_NAMED]]
+    if len(messages) / count > options.max_corrupt_fraction:
+        remedy = "repair or remove them"
+        fraction = ROUND_UP.divide(len(messages), count)
+        if fraction < 1:
+            remedy += f", or give --max-corrupt-fraction {fraction:f} to skip them"
+        lines = [f"{len(messages):,} of {count:,} images in {source} cannot be read; {remedy}:", *messages[:MAX_NAMED]]
         if len(messages) > MAX_NAMED:
             lines.append(f"and {len(messages) - MAX_NAMED:,} more")
         raise UserError("\n  ".join(lines))
-    return readable, f"; skipped {len(messages)} unreadable: {listed(messages, MAX_NAMED)}"
+    return readable, f"; skipped {len(messages):,} unreadable: {listed(messages, MAX_NAMED)}"
 
 
 def _drop_unreadable(split: Dataset, streamed: bool, options: ReadOptions) -> tuple[Dataset, dict[int, str]]:
-    """Returns the readable part of a split, and the messages of the others by index."""
+    """Returns the readable images of a split, and the error message of each unreadable one by index."""
     lazy = split.images
     if not isinstance(lazy, LazyImages):
         raise TypeError(f"images in memory are not scanned; give LazyImages, not {type(lazy).__name__}")
@@ -89,7 +94,7 @@ class ScanResult:
 
     Attributes:
       errors: dict from the index of each unreadable image to the error message.
-      contents: `ContentHash.total` of the readable images; 0 if the images are not separate files.
+      contents: `ContentHash.total` of the readable images; 0 if the images are not stored one by one.
     """
 
     errors: dict[int, str] = field(default_factory=dict)
@@ -115,8 +120,8 @@ def scan(
     Args:
       images: the images to read.
       identity: the cached result is valid as long as this string, the location and the shape stay the same.
-      processes: each process reads its share.
-      rescan: ignore the cache.
+      processes: each process reads a part of the images.
+      rescan: read all images again, and ignore the cached result.
     """
     path = _cache_path(images, identity)
     cached = None if rescan else _load_cached(path)
@@ -126,7 +131,7 @@ def scan(
     unread = processes.local_indices(len(images))
     known_contents = 0
     if cached:
-        # Earlier errors may have come from the network, so these images are read again.
+        # An earlier error may have been temporary, as on a network drive, so these images are read again.
         unread = unread[np.isin(unread, list(cached.errors))]
         known_contents = cached.contents
     content_hash = ContentHash()

@@ -16,7 +16,7 @@ from flaxresnet.data.preprocess import Part
 from flaxresnet.runtime.errors import UserError
 
 SAMPLE_SIZE = 200  # images whose headers are read
-QUEUE_SIZE = 4096  # reads that wait for a thread
+QUEUE_SIZE = 4096  # reads that are submitted to the threads at once
 
 
 class ContentHash:
@@ -66,7 +66,7 @@ class LazyImages(abc.ABC):
     def _read(self, index: int, part: Part | None) -> np.ndarray: ...
 
     def read(self, index: int, part: Part | None = None) -> np.ndarray:
-        """Returns an image, or a part of it resized to the same size: (height, width, 3) uint8.
+        """Returns an image, or a part of it resized to the dataset's image size: (height, width, 3) uint8.
 
         Raises:
           UserError: if the image cannot be read.
@@ -132,7 +132,7 @@ class LazyImages(abc.ABC):
         return ""
 
     def with_hashing(self, content_hash: ContentHash) -> Self:
-        """Returns the same images; reading one also adds its file to the hash, if each image has its own file."""
+        """Returns these images. If they are stored one by one, reading one also adds its bytes to the hash."""
         return self
 
 

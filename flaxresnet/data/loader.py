@@ -1,7 +1,7 @@
 """The data loader: batches of a dataset in device memory or streamed from disk, sharded over devices.
 
-The images of a training step depend only on the seed and the number of the step, not on streaming, the number of
-processes that read, or an interruption. So the number of the step is the loader's full state.
+For a given dataset and batch size, the images of a training step depend only on the seed and the step's number, not on
+streaming, the number of processes that read, or an interruption. So the step's number is the loader's full state.
 """
 
 from collections.abc import Generator, Iterator
@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flaxresnet.data.dataset import Dataset
 from flaxresnet.data.shuffle import ORDER_STREAM, step_indices
 
-DEVICE_MEMORY_FRACTION = 0.25  # that images may take; the network needs the rest
+DEVICE_MEMORY_FRACTION = 0.25  # of a device, for images; the network needs the rest
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -55,7 +55,7 @@ class Loader:
     """Batches of a dataset for training, evaluation and batch-norm statistics."""
 
     def __init__(self, source: BatchSource, dataset: Dataset, batch_size: int, sharding: Any) -> None:
-        """Sets the loader up.
+        """Stores the source of batches and their sizes.
 
         Args:
           source: reads the batches of `dataset`.
@@ -71,7 +71,7 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of an epoch. Each epoch leaves out other images of the last, incomplete batch."""
+        """Number of full batches in an epoch. Each epoch drops its last, incomplete batch of other images."""
         return self.count // self.batch_size
 
     def shapes(self) -> Batch:
@@ -100,7 +100,7 @@ class Loader:
           seed: selects the images.
 
         Returns:
-          (k, batch, height, width, 3) uint8, with k · batch at most the size of the dataset, which must hold a batch.
+          (k, batch, height, width, 3) uint8, with k · batch ≤ n, where n ≥ batch is the size of the dataset.
         """
         batches = max(1, min(count, self.count) // self.batch_size)
         order = np.random.default_rng((ORDER_STREAM, seed)).permutation(self.count)[: batches * self.batch_size]

@@ -12,7 +12,7 @@ DEFAULT_FOLDER = Path("datasets")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 ARCHIVE = "an archive; unpack it, and give the folder"
 LIST = "a list of files; sort the images into one folder for each class, and give that folder"
-# By suffix, what a file is that holds no dataset which can be read.
+# Descriptions, with the remedy, of files that are not datasets, by suffix.
 UNREADABLE_FORMATS = {
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".xz"), ARCHIVE),
     **dict.fromkeys((".csv", ".tsv", ".xlsx", ".xls", ".json", ".txt"), LIST),
@@ -86,7 +86,7 @@ def open_dataset(path: str | Path | None = None, options: ReadOptions = DEFAULT_
 
 
 def holds_examples(path: Path) -> bool:
-    """Returns whether an HDF5 file has a training or test split, or cannot be opened to see that."""
+    """Returns whether an HDF5 file has a training or test split, or cannot be opened: reading it reports the error."""
     import h5py
 
     try:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxresnet.data.decode import MAX_PIXELS, decoded
+from flaxresnet.data.decode import MAX_PIXELS, open_pixels
 from flaxresnet.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Preprocessing:
         """
         if isinstance(photo, np.ndarray):
             return self._crop_and_resize(photo, part)
-        with decoded(photo) as image:
+        with open_pixels(photo) as image:
             return self._crop_and_resize(image, part)
 
     def _crop_and_resize(self, image: np.ndarray, part: Part | None) -> np.ndarray:

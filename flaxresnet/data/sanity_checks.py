@@ -12,11 +12,11 @@ from flaxresnet.runtime.errors import listed
 Images = np.ndarray | LazyImages
 
 MAX_NAMED = 10  # classes that a warning names
-SAMPLE = 256  # images of a split whose pixels are checked
-STREAMED_SAMPLE = 16  # of streamed images, which are read from disk for it at every start
-MAX_PAIRS = 10**9  # of training and test images that are compared for near duplicates
-CHUNK_IMAGES = 2048  # training images that are compared at once
-CHUNK_BYTES = 2**28  # bytes of pixels that are read at once
+SAMPLE = 256  # images of a split in memory whose pixels are checked
+STREAMED_SAMPLE = 16  # images of a streamed split; every start of a run reads them from disk
+MAX_PAIRS = 10**9  # of training and test images to compare for near duplicates
+CHUNK_IMAGES = 2048  # images read and compared at once
+CHUNK_BYTES = 2**28  # bytes of pixels read at once
 HASH_SIDE = 16  # a difference hash has 2 · HASH_SIDE² bits
 MAX_HASH_DISTANCE = 0.04  # fraction of differing bits of near duplicates; unrelated images differ in about half
 MIN_CONTRAST = 2.0  # standard deviation in gray levels; the hash of a flatter image is noise
@@ -28,7 +28,7 @@ def data_warnings(splits: Splits, thorough: bool = False) -> Iterator[str]:
 
     Args:
       splits: either split may be None.
-      thorough: also read all images, and list the test images that are training images, or nearly are. Otherwise,
+      thorough: also read all images, and list the test images that equal or resemble training images. Otherwise,
         exact duplicates are counted if the images are in memory and take at most `MAX_HASHED_BYTES`.
     """
     yield from splits.notes
@@ -83,7 +83,7 @@ def count_duplicates(train: Dataset, test: Dataset) -> Iterator[str]:
 
 
 def find_leakage(train: Dataset, test: Dataset) -> Iterator[str]:
-    """Yields a warning that lists all pairs of equal images, and one that lists all pairs of similar images."""
+    """Yields a warning that lists the test images that equal a training image, and one that lists similar ones."""
     compares_pairs = len(train) * len(test) <= MAX_PAIRS
     equal, similar = duplicates(train.images, test.images, nearly=compares_pairs)
     for relation, pairs in (("are training images too", equal), ("are nearly training images", similar)):
@@ -115,8 +115,8 @@ def duplicates(train: Images, test: Images, nearly: bool = True) -> tuple[list[t
         `MAX_HASH_DISTANCE` of the bits. This compares all n · m pairs.
 
     Returns:
-      Pairs (test index, training index) of equal images, and of near duplicates, both sorted. Of several equal
-      training images, the first counts.
+      Pairs (test index, training index) of equal images, and of near duplicates, both sorted. Each test
+      image is in one pair at most, with the first equal, or else the most similar, training image.
     """
     test_digests: list[bytes] = []
     test_hashes = []

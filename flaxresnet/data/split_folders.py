@@ -6,7 +6,7 @@ from pathlib import Path
 from flaxresnet.data.image_files import find_images, is_hidden, is_image_file, is_run_folder
 from flaxresnet.runtime.errors import UserError, listed
 
-# Names of split folders, in any case, without the parts in `AFFIXES`.
+# Lowercase names of split folders, without the parts in `AFFIXES`.
 ROLES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev", "development", "eval", "evaluation"),
@@ -35,7 +35,7 @@ class FolderLayout:
 
 
 def split_role(name: str) -> str | None:
-    """Returns "train", "val" or "test" for the name of a split folder, such as "Training_set"; None for others."""
+    """Returns "train", "val" or "test" for the name of a split folder, such as "Training_set"; None for other names."""
     words = name.lower().replace("-", "_").replace(" ", "_").split("_")
     core = "_".join(word for word in words if word not in AFFIXES)
     for role, names in ROLES.items():
@@ -65,13 +65,14 @@ def has_direct_images(folder: Path) -> bool:
 def find_layout(folder: Path) -> FolderLayout:
     """Finds the split folders. Without any, the class folders are directly in `folder`.
 
-    A split folder has the name of a split and contains class folders. In its stead, a folder with the name of a split
-    and images but no class folders is a class like others. With test and validation folders, the test folder is used
-    if its classes are those of training.
+    A split folder has the name of a split and contains class folders. A folder that has the name of a split and holds
+    images, but no class folders, is a class if there are no split folders, and is not used otherwise. If there are a
+    test and a validation folder, the test folder is used if training has all of its classes, and the validation folder
+    otherwise.
 
     Raises:
-      UserError: folders look like splits but have other names, two folders are the same split, or there is one folder
-        too many.
+      UserError: if folders look like splits but have other names, two folders have names of the same split, or a
+        single folder holds all class or split folders.
     """
     splits: dict[str, Path] = {}
     flat: list[Path] = []  # named like splits, with images outside of class folders

@@ -21,7 +21,7 @@ from flaxresnet.data.shuffle import step_indices
 from flaxresnet.data.worker_import import next_or_import_error, require_script_file
 
 CROP_STREAM = 0xC209  # separates the random numbers of crops from those of the order of images
-MAX_STEPS = 2**40  # of a run; Grain needs a finite number
+MAX_STEPS = 2**40  # in a run; Grain needs a finite number
 MAX_WORKERS = 16
 MAX_CORES_WITHOUT_WORKERS = 2
 PREFETCH_BATCHES = 2  # of a worker process
@@ -39,12 +39,12 @@ def default_num_workers() -> int:
 
 
 class StreamSource:
-    """Batches of a dataset of which each process reads its own rows."""
+    """Batches of a dataset; each process reads its own rows of a batch."""
 
     def __init__(
         self, dataset: Dataset, batch_size: int, sharding: Any, workers: int, crop_min_area: float = 1.0
     ) -> None:
-        """Sets the source up. Reads nothing yet.
+        """Stores the parameters. Reads no image yet.
 
         Args:
           dataset: images on disk, or in memory if they do not fit on a device.
@@ -164,7 +164,7 @@ def read_images(stored: np.ndarray | LazyImages, indices: np.ndarray, parts: Seq
     Args:
       stored: n images, in memory or on disk.
       indices: (k,) integers.
-      parts: for each index, the box to crop; None reads the image as `stored` gives it. Ignored in memory.
+      parts: for each index, the box to crop; None reads the image as `stored` gives it. Ignored for images in memory.
 
     Returns:
       (k, height, width, 3) uint8, in the order of `indices`.

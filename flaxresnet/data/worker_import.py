@@ -33,11 +33,11 @@ def next_or_import_error(batches: Iterator[Any]) -> Any:
     """Returns the next item, or None at the end.
 
     Raises:
-      UserError: a worker process could not import the main script.
+      UserError: if a worker process could not import the main script.
     """
     try:
         return next(batches, None)
-    except RuntimeError as error:  # of Grain, if a worker ended
+    except RuntimeError as error:  # from Grain, if a worker ended
         if f"exit code {EXIT_NO_GUARD}." in str(error):
             raise UserError(
                 f"{_script()} trains without a main guard, so its worker processes would train, too; put the lines "

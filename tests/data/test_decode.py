@@ -459,7 +459,7 @@ def test_decoding_acquires_pixel_budget(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", RGB)
     decode(path)
     Preprocessing(4, 4).load(path)
-    with decoding.decoded(path):
+    with decoding.open_pixels(path):
         assert decoding.DECODE_BUDGET._free == 65
     assert acquired == [35, 35, 35]
 

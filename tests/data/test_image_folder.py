@@ -98,7 +98,7 @@ def test_unreadable_images_are_named(tmp_path):
     (tmp_path / "train" / "red" / "damaged.jpg").write_text("not an image")
     with pytest.raises(fr.UserError) as caught:
         fr.open_dataset(tmp_path)
-    for text in ("1 of 31 images in", "--max-corrupt-fraction", "damaged.jpg cannot be read as an image"):
+    for text in ("1 of 31 images in", "--max-corrupt-fraction 0.033 ", "damaged.jpg cannot be read as an image"):
         assert text in str(caught.value)
     splits = fr.open_dataset(tmp_path, fr.ReadOptions(max_corrupt_fraction=0.05))
     assert splits.train.class_counts().tolist() == [10, 10, 10]

@@ -58,7 +58,7 @@ def rewrite(path, content=None):
 
 
 def test_scan_names_unreadable_images(folder, scan_calls):
-    with pytest.raises(fr.UserError, match=r"(?s)1 of 13 images .* --max-corrupt-fraction .*7\.png cannot be read"):
+    with pytest.raises(fr.UserError, match=r"(?s)1 of 13 images .* 0\.077 to skip .*7\.png cannot be read"):
         stream(folder, 0.0)
     splits = stream(folder)
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6

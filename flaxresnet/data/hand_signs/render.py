@@ -18,7 +18,7 @@ from flaxresnet.data.hand_signs.hand_model import GESTURES, SKIN_TONES, Bone, po
 
 SUPERSAMPLING = 2  # the hand is rendered at twice the resolution, then averaged for smooth outlines
 DEFAULT_VARIETY = 0.1  # a network learns it from a thousand images in 20 epochs; 1 takes several times as many
-DEFAULT_SEED = 0  # of the default dataset; a run's own seed does not change its data
+DEFAULT_SEED = 0  # of the default dataset, which does not depend on a run's seed
 
 
 class Scene(NamedTuple):
@@ -33,7 +33,7 @@ class Scene(NamedTuple):
 
 
 def rotation(*turns: tuple[float, int, int]) -> np.ndarray:
-    """Returns the (3, 3) matrix of successive rotations, each by an angle in degrees from one axis to another."""
+    """Returns the (3, 3) matrix of successive rotations, each (angle in degrees, from axis, to axis)."""
     matrix = np.eye(3)
     for angle, i, j in turns:
         turn = np.eye(3)
@@ -83,10 +83,12 @@ def candidates(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 def raycast_bones(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Intersects the camera's rays with the bones.
 
-    A rounded cone is the union of balls with radius r(t) around c(t), 0 ≤ t ≤ 1. Along the ray through the pixel p, the
-    ball at t extends to z(t) + sqrt(q(t)) with q(t) = r² - |p - c|² = a t² + b t + c. The height is the maximum over t.
-    The function is concave, so the root of its derivative is clamped to [0, 1]. All bones are computed at once, because
-    they are many and small.
+    A rounded cone is the union of balls with radius r(t) around (x(t), y(t), z(t)), 0 ≤ t ≤ 1, all linear in t. On the
+    ray through the pixel (u, v), the ball at t extends to the height z(t) + sqrt(q(t)), with
+    q(t) = r(t)² - (u - x(t))² - (v - y(t))² = a t² + b t + c. The cone's height is the maximum over t. The function is
+    concave if a < 0, so the code limits a to at most -0.01, and clamps the root of the derivative to [0, 1]. Tubes have
+    flat ends: a pixel for which the root is outside of [0, 1] does not hit them. All bones are computed at once,
+    because they are many and small.
 
     Returns:
       For each of m hits, (m,) each: the index of the bone, t, the pixel y · size + x, and the height.
@@ -138,7 +140,7 @@ def render_height_field(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray
 
 
 def box_blur(field: np.ndarray, radius: int) -> np.ndarray:
-    """Returns means over squares of 2 · radius + 1 pixels, smaller at the edges; the field is (…, n, n) float32."""
+    """Returns means over squares with sides of 2 · radius + 1 pixels, cut off at the edges; (…, n, n) float32."""
     positions = np.arange(field.shape[-1])
     high = np.minimum(positions + radius, positions[-1])
     low = np.maximum(positions - radius, 0)
@@ -150,7 +152,7 @@ def box_blur(field: np.ndarray, radius: int) -> np.ndarray:
 
 
 def shift(field: np.ndarray, dx: float, dy: float) -> np.ndarray:
-    """Shifts a field (n, n) by the nearest integer of pixels, and repeats its edges."""
+    """Shifts a field, (n, n), by dx and dy pixels, each rounded to an integer, and repeats its edges."""
     last = len(field) - 1
     rows = np.clip(np.arange(len(field)) - round(dy), 0, last)
     columns = np.clip(np.arange(len(field)) - round(dx), 0, last)
@@ -192,7 +194,7 @@ def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render_background(size: int, skin: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns a wall with a pattern and clutter, in linear colors: (3, size, size) float32."""
+    """Draws a random wall, with a gradient, a pattern and rectangles at random: linear (3, size, size) float32."""
     is_plain = rng.random() < 1 - 0.25 * variety
     darkest, lightest, hue = (0.95 - 0.4 * variety, 0.95, 0.02) if is_plain else (0.1, 0.9, 0.14)
     color = rng.uniform(darkest, lightest) + tint(hue, rng)

@@ -62,25 +62,28 @@ PER_PROCESS_OPTIONS = (
 def fit(config: TrainConfig, *, quiet: bool = False, cache_executables: bool = False) -> TrainResult:
     """Trains a network, or resumes the run in `config.workdir`.
 
-    Two settings make steps on a CPU faster and outlast the call, on Linux with glibc: the process keeps freed memory,
-    and JAX's asynchronous dispatch on CPUs is off. The second one takes effect only if JAX has not computed anything
-    before (see `runtime/malloc_tuning.py`). `fit` also sets up JAX's persistent compilation cache.
+    The call has side effects that last until the process ends. On Linux with glibc, the process keeps freed memory, and
+    JAX's asynchronous dispatch on CPUs is off, which makes training steps on a CPU faster (see
+    `runtime/malloc_tuning.py`). JAX ignores the second setting after its first computation. `fit` also turns JAX's
+    persistent compilation cache on or off.
 
     Args:
-      config: the options. An option that is None takes the default of the recipe, of `init`, or of the machine.
+      config: the options. An option that is None has a default that depends on the recipe, the weights of `init`, the
+        data or the machine.
       quiet: print nothing.
       cache_executables: on CPUs, store compiled programs, so that the next run with the same options compiles nothing.
         The cache does not detect modules that were patched in memory. The command line passes True;
         `--no-compilation-cache` turns this cache off as well.
 
     Returns:
-      The finished run. Its folder holds `config.json`, `metrics.jsonl`, `checkpoints/` and, unless `--no-report`,
+      The finished run. Its folder holds `config.json`, `metrics.jsonl`, `checkpoints/` and, if `config.report`,
       `report/`.
 
     Raises:
       UserError: an option is invalid, the data or the weights do not fit, the folder is in use or holds another run,
         memory runs out, or a loss is not finite.
-      TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP stopped training; the state is saved.
+      TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP stopped training. The state is saved if training had begun, unless
+        a second signal arrived.
     """
     exit_if_imported_by_worker()
     config.check()
@@ -180,7 +183,7 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
             _note_old_report(workdir, logger)
         if config.report or config.tensorboard:
             distributed.run_on_process_zero(lambda: _write_report(result, config, splits, output))
-        elif result.test_accuracy < 0.5:  # with more correct answers, the labels cannot be shifted
+        elif result.test_accuracy < 0.5:  # above this accuracy, the labels cannot be shifted
             distributed.run_on_process_zero(lambda: _warn_label_shift(result, test_data, logger))
     return result
 

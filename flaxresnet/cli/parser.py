@@ -56,6 +56,12 @@ def positional(metavar: str, default: Any = dataclasses.MISSING) -> Any:
 def parse(arguments: type[T], argv: Sequence[str], prog: str, layout: HelpLayout | None = None) -> T:
     """Parses the words of a command line into an instance of the dataclass `arguments`.
 
+    Args:
+      arguments: the dataclass.
+      argv: the words after the command's name.
+      prog: the command, for the usage line and errors, such as "flaxresnet train".
+      layout: layout of the help of a command with many flags.
+
     Raises:
       UserError: a flag is unknown, its value is invalid, or there are too few or too many arguments.
       SystemExit: `--help` or, with a layout, `--help-all` was given, and the help has been printed.

@@ -73,7 +73,7 @@ class ReportData:
     def updates_calibration(self) -> bool:
         """Whether the run may store the calibration, which must be of the run's latest weights and own test images.
 
-        Converted weights have no test images of their own, so all test images qualify. An adapted run keeps the
+        Converted weights come without test images, so all test images qualify. An adapted run keeps the
         calibration of its source run.
         """
         return not self.folder_suffix and not self.info.is_adapted
@@ -171,7 +171,13 @@ def _sample(count: int, max_size: int, info: RunMetadata) -> np.ndarray:
 def most_confident_mistakes(
     dataset: Dataset, probabilities: np.ndarray, max_mistakes: int = MAX_MISTAKES
 ) -> list[Mistake]:
-    """Returns the misclassified images with the highest confidence, given (n, classes) probabilities."""
+    """Returns the misclassified images with the highest confidence, in descending order.
+
+    Args:
+      dataset: n images.
+      probabilities: (n, classes) float.
+      max_mistakes: maximum number of images to return.
+    """
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     misclassified = np.flatnonzero(predicted != dataset.labels)

@@ -123,7 +123,7 @@ def _subtitle(data: ReportData) -> str:
     if data.rows:
         text += f", {data.rows[-1]['epoch']} epochs"
     if data.checkpoint == "best":
-        text += ", weights of the epoch with the best test accuracy (an optimistic choice)"
+        text += ", weights of the epoch with the highest test accuracy (the metrics are optimistic)"
     elif data.rows:
         text += f", weights after epoch {data.rows[-1]['epoch']}"
     return f"{text}; tested on {data.result.count:,} images of {data.result.source}"

@@ -58,10 +58,13 @@ def compile_low_memory(lowered: Lowered, runs_once: bool = False) -> Compiled:
 
 
 def with_sharding(shapes: Any, sharding: NamedSharding, zero1: bool = False) -> Any:
-    """Returns a pytree of `jax.ShapeDtypeStruct` with shardings: replicated, or divided over all devices.
+    """Returns a pytree of `jax.ShapeDtypeStruct` with shardings.
 
-    With `zero1`, each array is divided along the first axis whose length is a multiple of the number of devices, as in
-    ZeRO, stage 1 (Rajbhandari et al. 2020, arXiv:1910.02054). An array without such an axis stays replicated.
+    Args:
+      shapes: a pytree of leaves with `shape` and `dtype`.
+      sharding: its mesh has one axis, "data", over all devices.
+      zero1: False replicates each array. True divides it along the first axis whose length is a multiple of the number
+        of devices, as in ZeRO, stage 1 (Rajbhandari et al. 2020, arXiv:1910.02054), or replicates it if there is none.
     """
     devices = sharding.mesh.size
 

@@ -146,7 +146,10 @@ def jax_cache_hits() -> int:
 
 
 def cache_key(metadata: RunMetadata, *shapes: Any) -> str:
-    """Returns the SHA-256 of everything that the programs of a run depend on."""
+    """Returns the SHA-256, in hexadecimal, of everything that the programs of a run depend on.
+
+    `shapes` are pytrees of leaves with `shape` and `dtype`, or None.
+    """
     values = metadata.to_json()
     options = {name: value for name, value in values["config"].items() if name not in CACHE_KEY_EXCLUDES}
     versions = [module.__version__ for module in (jax, jaxlib, flax, optax, np)]

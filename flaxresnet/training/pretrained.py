@@ -66,6 +66,11 @@ def load_pretrained(
     The last layer is included if its shape matches and the weights name the same classes, in any order, or name none.
     Otherwise it keeps its random initialization.
 
+    Args:
+      state: the state before the first step.
+      weights: the pretrained weights.
+      class_names: the class names of the training data, in the order of their labels.
+
     Raises:
       UserError: names or shapes differ from the network's. This cannot happen after `merge_pretrained_config`.
     """

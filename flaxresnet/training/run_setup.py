@@ -110,7 +110,15 @@ def describe_run(
     test: Dataset,
     pretrained_preprocessing: Preprocessing | None = None,
 ) -> RunMetadata:
-    """Returns the metadata for `config.json`. Photos are resized and normalized as for the pretrained weights."""
+    """Returns the metadata for `config.json`.
+
+    Args:
+      config: the options, with the defaults filled in.
+      splits: the data, for their origin.
+      train: the training split of `splits`.
+      test: the test split of `splits`.
+      pretrained_preprocessing: gives resizing and normalization; None for the default, pixels divided by 255.
+    """
     height, width = train.image_size
     pretrained_preprocessing = pretrained_preprocessing or Preprocessing(height, width)
     return RunMetadata(
@@ -140,6 +148,11 @@ def describe_device() -> str:
 
 def prepare_folder(metadata: RunMetadata, lock: WorkdirLock, note: Callable[[str], None]) -> RunDir:
     """Locks the workdir, writes `config.json`, and returns the folder.
+
+    Args:
+      metadata: the run.
+      lock: the lock to acquire.
+      note: prints a line about each renamed file or folder, and about changed options and versions.
 
     Raises:
       UserError: the workdir is in use, cannot be written, or holds a run that this run cannot resume.

@@ -106,6 +106,11 @@ class Progress:
 def init_or_restore(session: Session, weights: PretrainedWeights | None, class_names: tuple[str, ...]) -> Progress:
     """Returns the progress of the newest checkpoint, or an initial state with the given weights.
 
+    Args:
+      session: the run.
+      weights: the pretrained weights of an initial state; None for random weights.
+      class_names: the class names of the training data, in the order of their labels.
+
     Raises:
       UserError: no checkpoint is intact, or the weights do not fit the network.
     """

@@ -171,7 +171,7 @@ def test_report_of_best_weights(finished_run, tmp_path, report, capsys):
     assert "the run's calibration is unchanged" in capsys.readouterr().out
     assert not (run / "calibration.safetensors").exists()
     text = (run / "report-best" / "index.html").read_text()
-    assert "weights of the epoch with the best test accuracy (an optimistic choice)" in text
+    assert "weights of the epoch with the highest test accuracy (the metrics are optimistic)" in text
     assert (
         "and not stored with the run: the report is not about the run&#x27;s own test images and latest weights."
         in text

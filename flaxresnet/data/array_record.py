@@ -1,7 +1,7 @@
 """Reads and writes images in ArrayRecord files: a few large files that support fast random access.
 
 A folder holds
-- `index.json`: format, class names, the shards of each split, and the image size, or null if the records are image files;
+- `index.json`: format, class names, the shards of each split, and the image size (null for image files);
 - `train-labels.npy` and `test-labels.npy`: (n,) int32;
 - `train-names.json` and `test-names.json`: list of original file names, if the records are image files;
 - `train-00000-of-00016.array_record`, …: shards, in which a record is the encoded bytes of an image.

@@ -127,7 +127,7 @@ def read_folder(folder: Path, options: ReadOptions) -> Splits:
         origin = HASH_SPLIT
     if other_files:
         counts = listed([f"{count} {suffix or 'without a suffix'}" for suffix, count in other_files.most_common()])
-        notes.append(f"{sum(other_files.values()):,} files in the class folders are no images: {counts}")
+        notes.append(f"{sum(other_files.values()):,} files in the class folders are not images: {counts}")
     class_names = _class_names(folder, train, test)
     datasets = [
         _label_images(folder, train, class_names, train_preprocessing),
@@ -198,7 +198,7 @@ def _image_files(split: Path | None, folder: Path, other_files: Counter[str], no
             files.append(ImageFile(class_folder.name, os.path.relpath(path, folder), nbytes, mtime_ns))
         holds_runs = any(path.is_dir() and is_run_folder(path) for path in class_folder.iterdir())
         if is_empty and not holds_runs:
-            notes.append(f"the folder {class_folder} has no images, so it is no class")
+            notes.append(f"the folder {class_folder} has no images, so it is not a class")
     return files
 
 

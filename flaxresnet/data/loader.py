@@ -61,7 +61,7 @@ class Loader:
           source: reads the batches of `dataset`.
           dataset: n images.
           batch_size: images in a batch, over all processes.
-          sharding: of a batch's leading axis.
+          sharding: sharding of a batch's leading axis.
         """
         self._source = source
         self._sharding = sharding
@@ -100,7 +100,7 @@ class Loader:
           seed: selects the images.
 
         Returns:
-          (k, batch, height, width, 3) uint8, with k · batch ≤ n, where n ≥ batch is the size of the dataset.
+          (k, batch, height, width, 3) uint8, with k · batch ≤ n. Requires batch ≤ n, for n images in the dataset.
         """
         batches = max(1, min(count, self.count) // self.batch_size)
         order = np.random.default_rng((ORDER_STREAM, seed)).permutation(self.count)[: batches * self.batch_size]
@@ -124,7 +124,7 @@ class DeviceSource:
           dataset: images in memory, or on disk.
           batch_size: images in a batch, over all processes.
           replicated: sharding of the dataset.
-          sharding: of a batch's leading axis.
+          sharding: sharding of a batch's leading axis.
         """
         self._count = len(dataset)
         self._batch_size = batch_size

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's
 MAX_SIDE = 2**16  # pixels
 MAX_INPUT_PIXELS = 2**24  # of an image after resizing: 4096 × 4096; a batch of 32 takes 6 GiB as float32
-MAX_NUMBER = 1e30  # of a scale or a mean; float32 holds it
+MAX_NUMBER = 1e30  # of scale, mean and std; float32 can represent it
 ResizeMode = Literal["stretch", "crop", "pad"]
 Box = tuple[float, float, float, float]  # left, upper, right and lower edge in pixels
 Part = Callable[[float, float], Box]  # (height, width) of an image → the box to crop
@@ -47,10 +47,10 @@ class Preprocessing:
       resize: name of the Pillow filter that resizes an image.
       scale: factor of pixel values in [0, 255].
       mean: subtracted from each channel after scaling, in the network's channel order.
-      std: divides each channel after that.
+      std: divisor of each channel after that; above 0.
       channels: the network's channel order.
       crop_pct: fraction, in (0, 1], of the largest centered box with the input's aspect ratio; the box is cropped
-        before resizing. 0.875 equals resizing the shorter side to 256 and cropping the center 224 × 224.
+        before resizing. For 224 × 224, 0.875 equals resizing the shorter side to 256 and cropping the center.
         1 with the `resize_mode` "stretch" resizes the full image.
       resize_mode: handling of images with another aspect ratio than the input. "stretch" resizes height and width
         independently, as the tutorials' `load_img` does. "crop" resizes the shorter side and crops the center. "pad"

@@ -13,11 +13,11 @@ Input = Literal["auto", "memory", "stream"]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How `open_dataset` reads images.
+    """Options that control how `open_dataset` reads images.
 
     Attributes:
-      image_size: height and width in pixels to which images in folders are resized. Images in HDF5 files, and images
-        of one size in ArrayRecord files, stay as they are.
+      image_size: height and width in pixels to which images in folders are resized. Images in HDF5 files, and in
+        ArrayRecord files whose index gives an image size, keep their size.
       input: "memory" reads all images now; "stream" reads an image when it is needed; "auto" reads them into memory
         if they take at most a quarter of it. With several machines, the one with the least memory decides for all.
       max_corrupt_fraction: the largest fraction of unreadable images to skip, in [0, 1).

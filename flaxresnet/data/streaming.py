@@ -49,7 +49,7 @@ class StreamSource:
         Args:
           dataset: images on disk, or in memory if they do not fit on a device.
           batch_size: images in a batch, over all processes.
-          sharding: of a batch's leading axis.
+          sharding: sharding of a batch's leading axis.
           workers: processes that read training images; 0 reads in threads. Evaluation always reads in threads.
           crop_min_area: smallest area of a random crop of a training image, as a fraction of the image; 1 turns random
             crops off.

@@ -128,7 +128,7 @@ def test_unusual_suffix_is_read(tmp_path, suffix):
     splits = open_folder(tmp_path)
     assert len(splits.train) + len(splits.test) == 10
     assert len(splits.notes) == 1
-    assert splits.notes[0].startswith("2 files in the class folders are no images: ")
+    assert splits.notes[0].startswith("2 files in the class folders are not images: ")
     assert "1 .txt" in splits.notes[0]
     assert next(iter(data_warnings(splits))) == splits.notes[0]
 
@@ -136,7 +136,7 @@ def test_unusual_suffix_is_read(tmp_path, suffix):
 def test_empty_class_folder_is_reported(tmp_path):
     fill(tmp_path, ["cat", "dog"], 5)
     (tmp_path / "bird").mkdir()
-    assert open_folder(tmp_path).notes == (f"the folder {tmp_path / 'bird'} has no images, so it is no class",)
+    assert open_folder(tmp_path).notes == (f"the folder {tmp_path / 'bird'} has no images, so it is not a class",)
 
 
 def test_weight_file_does_not_hide_images(tmp_path):

@@ -29,7 +29,7 @@ FINGER_BENDS = {
     "folded": ((78, 98, 48), (7, 7, 8)),
     "round": ((48, 52, 34), (5, 6, 6)),
 }
-# Direction of the thumb's three bones: angle from the y axis toward x, and elevation out of the palm.
+# Directions of the thumb's three bones: angles from the y axis toward x, and elevations out of the palm.
 THUMB_TURNS = {
     "out": ((50, 40, 47), (22, 8, 4)),
     "across": ((28, -55, -72), (26, -2, -10)),
@@ -42,7 +42,7 @@ class Gesture(NamedTuple):
     """A way to show a sign: the pose of the fingers and the thumb, and the range of views.
 
     Attributes:
-      probability: of this gesture among those of the same sign.
+      probability: probability of this gesture among those of the same sign.
       fingers: keys of `FINGER_BENDS`, from index to little finger.
       thumb: key of `THUMB_TURNS`.
       spread: range of the factor of the spread angles in `FINGERS`.
@@ -87,10 +87,10 @@ class Bone(NamedTuple):
     """A rounded cone between two points; all parts of the hand and the arm are such cones.
 
     Attributes:
-      start: (3,) float.
-      end: (3,) float.
-      radii: at the start and at the end.
-      color: (3,) float.
+      start: (3,) float, one end of the axis.
+      end: (3,) float, the other end of the axis.
+      radii: radius at the start and at the end.
+      color: (3,) float, sRGB in [0, 1].
       crease: darkness of the skin crease at the start, in [0, 1].
       is_tube: whether the ends are flat, like a sleeve's, and not rounded.
       is_arm: whether the bone is part of the arm, which may extend beyond the image.
@@ -192,7 +192,7 @@ def pose_arm(skin: np.ndarray, rng: np.random.Generator) -> list[Bone]:
     thickness = rng.uniform(0.9, 1.1)
 
     def segment(near: float, far: float, padding: float, color: np.ndarray, is_tube: bool = True) -> Bone:
-        """Returns the arm from `near` to `far` below the wrist, with a radius larger than the skin's by `padding`."""
+        """Returns the arm from `near` to `far` below the wrist, with a radius `padding` larger than the skin's."""
         radii = [thickness * (0.125 + 0.05 * min(distance, 1.0)) + padding for distance in (near, far)]
         start, end = (direction * distance + (0, 0.01, -0.03) for distance in (near, far))
         return Bone(start, end, (radii[0], radii[1]), color, is_tube=is_tube, is_arm=True)

@@ -194,7 +194,7 @@ def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render_background(size: int, skin: np.ndarray, variety: float, rng: np.random.Generator) -> np.ndarray:
-    """Draws a random wall, with a gradient, a pattern and rectangles at random: linear (3, size, size) float32."""
+    """Draws a random background, with or without patterns and objects: linear (3, size, size) float32."""
     is_plain = rng.random() < 1 - 0.25 * variety
     darkest, lightest, hue = (0.95 - 0.4 * variety, 0.95, 0.02) if is_plain else (0.1, 0.9, 0.14)
     color = rng.uniform(darkest, lightest) + tint(hue, rng)
@@ -285,7 +285,7 @@ def render_signs(
 
     Args:
       count: number of images.
-      seed: of all random numbers.
+      seed: seed of all random numbers.
       image_size: height and width in pixels.
       variety: variation of backgrounds and cameras, from 0 (bright, plain walls) to 1. Hands, poses, sizes and lamps
         vary in any case.
@@ -312,7 +312,7 @@ def hand_signs(
     """Returns rendered hand signs; by default as many and as large as the tutorials' SIGNS dataset.
 
     Args:
-      seed: of all random numbers.
+      seed: seed of all random numbers.
       train: number of training images.
       test: number of test images.
       image_size: height and width in pixels.

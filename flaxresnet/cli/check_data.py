@@ -16,7 +16,7 @@ class Arguments:
     """Reads a dataset as training does, and lists its splits and classes.
 
     Warns of likely mistakes, such as test images that equal, or nearly equal, a training image. Exits with status 2 if
-    the dataset cannot be read, or if its two splits are unfit for training. A missing split is reported, but no error.
+    the dataset cannot be read, or if its two splits are unfit for training. A missing split is not an error.
 
     Example: flaxresnet check-data datasets
     """

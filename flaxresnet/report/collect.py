@@ -49,7 +49,7 @@ class ReportData:
 
     Attributes:
       info: the run's metadata.
-      rows: rows of `metrics.jsonl`; empty for converted weights.
+      rows: rows of `metrics.jsonl`; empty for converted and for adapted runs.
       result: metrics on the test images.
       calibration_report: the calibration that was fitted on the test images, and its cross-fitted metrics.
       robustness: accuracy on corrupted test images.

@@ -93,7 +93,7 @@ class Progress:
     """How far a run has trained.
 
     Attributes:
-      state: parameters and optimizer.
+      state: the training state after the last finished step.
       metrics: sums over the current epoch so far.
       history: rows of the finished epochs.
     """

@@ -80,7 +80,7 @@ class Layer:
       channels: of the input.
       kernel: height and width of the kernel.
       features: channels of the output.
-      window: strides and padding.
+      params: strides and padding.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Layer:
     channels: int
     kernel: int
     features: int
-    window: ConvParams
+    params: ConvParams
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -98,7 +98,7 @@ class Layer:
     @property
     def output_side(self) -> int:
         """Height and width of the output."""
-        return (self.side + sum(self.window.pads[0]) - self.kernel) // self.window.strides[0] + 1
+        return (self.side + sum(self.params.pads[0]) - self.kernel) // self.params.strides[0] + 1
 
 
 def layers(image_size: int, pointwise: bool, strided: bool) -> list[Layer]:
@@ -133,7 +133,7 @@ def fits(algorithm: str, layer: Layer) -> bool:
     if algorithm == "conv1x1_gemm":
         return layer.kernel == 1
     if algorithm == "winograd":
-        return layer.kernel == 3 and layer.window.strides == (1, 1)
+        return layer.kernel == 3 and layer.params.strides == (1, 1)
     return algorithm == "native" or layer.kernel > 1
 
 
@@ -149,7 +149,7 @@ def training_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[],
     g = random(batch, layer.output_side, layer.output_side, layer.features)
 
     def program(function: Callable[..., Any], *arrays: jax.Array) -> Callable[[], Any]:
-        compiled = jax.jit(lambda *arrays: function(*arrays, layer.window)).lower(*arrays).compile()
+        compiled = jax.jit(lambda *arrays: function(*arrays, layer.params)).lower(*arrays).compile()
         return lambda: jax.block_until_ready(compiled(*arrays))
 
     cases = {OUTPUT: {name: program(f, x, kernel) for name, f in FORWARD.items() if fits(name, layer)}}
@@ -169,7 +169,7 @@ def inference_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[]
     ohwi_copies = [jnp.array(ohwi_kernel) for _ in range(count)]
 
     def program(function: Callable[..., Any], kernels: list[jax.Array]) -> Callable[[], Any]:
-        compiled = jax.jit(lambda x, kernel: function(x, kernel, layer.window)).lower(x, kernels[0]).compile()
+        compiled = jax.jit(lambda x, kernel: function(x, kernel, layer.params)).lower(x, kernels[0]).compile()
         turns = itertools.cycle(kernels)
         return lambda: jax.block_until_ready(compiled(x, next(turns)))
 
@@ -182,7 +182,7 @@ def inference_cases(layer: Layer, batch: int) -> dict[str, dict[str, Callable[[]
 
 def heuristic_choice(layer: Layer, batch: int) -> dict[str, str]:
     """Returns the algorithm that the networks use, by pass."""
-    case = (batch, layer.side, layer.side, layer.channels), layer.shape, layer.window
+    case = (batch, layer.side, layer.side, layer.channels), layer.shape, layer.params
     inference = choose_for_inference(*case).forward
     if use_ohwi_layout(layer.shape):
         if inference == "per_offset_gemm":

@@ -71,7 +71,7 @@ __version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public attribute from its module. Raises AttributeError if there is none of this name."""
+    """Imports a public attribute from its module. Raises AttributeError if no public attribute has this name."""
     if name not in _MODULES:
         raise AttributeError(f"module 'flaxresnet' has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)
@@ -80,5 +80,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Returns the module's attributes, with those that are not imported yet."""
+    """Returns the names of the module's attributes, including public ones that are not imported yet."""
     return sorted([*globals(), *_MODULES])

@@ -1,7 +1,8 @@
 """Batch norm over the batch, height and width of images (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-The layer computes the same as `nn.BatchNorm`. It consists of small compiled functions with the gradient of the paper's
-section 3, which makes the program of a network with fifty of these layers a quarter shorter and faster to trace.
+Without ghost batches (`group=None`), the layer computes the results of `nn.BatchNorm` up to rounding. Its functions are
+wrapped in `jax.jit`, and the gradient is written out as in section 3 of the paper. The program of a network with fifty
+of these layers is therefore a quarter shorter and faster to trace.
 """
 
 from functools import partial
@@ -21,16 +22,16 @@ class BatchNorm(nn.Module):
     """Batch norm with `nn.BatchNorm`'s parameters (`scale`, `bias`) and statistics (`mean`, `var` in `batch_stats`).
 
     `__call__(x, use_running_average)` takes and returns (batch, height, width, channels). If `use_running_average` is
-    False, it normalizes with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
-    statistics.
+    False, it normalizes with the batch's own statistics and updates the running statistics. `apply` then needs
+    `mutable=["batch_stats"]`; without it, Flax raises ModifyScopeVariableError.
 
     Attributes:
       momentum: decay of the running statistics: new = momentum · old + (1 - momentum) · batch statistics.
       epsilon: number added to the variance.
       group: number of consecutive images that share batch statistics ("ghost batch norm", Hoffer et al. 2017,
-        arXiv:1705.08741). The running statistics take the mean over the groups. The full batch is one group if `group`
-        is None or does not divide the batch.
-      dtype: dtype of the result; None for that of `x`. Statistics and arithmetic are at least float32 in any case.
+        arXiv:1705.08741). The running statistics are updated with the mean of the groups' statistics. If `group` is
+        None or does not divide the batch size, the full batch is one group.
+      dtype: dtype of the result; None for the dtype of `x`. Statistics and arithmetic are always at least float32.
       scale_init, bias_init: initializers of the parameters.
     """
 
@@ -72,7 +73,8 @@ def normalize_batch(
 
     Returns:
       (x - mean) · scale / √(var + ε) + bias, with the shape of x and at least float32; the mean, (channels,); and the
-      biased variance, (channels,). No gradient flows through mean and variance.
+      biased variance, (channels,). The gradients of the two returned statistics are ignored. The gradient of the
+      normalized images includes the terms that come from their mean and variance.
     """
     mean, var = _statistics(x)
     return _normalize(x, mean, var, scale, bias, epsilon), mean, var
@@ -95,7 +97,15 @@ normalize_batch.defvjp(_forward, _backward)
 def normalize_groups(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, group: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Applies `normalize_batch` to every `group` consecutive images; returns the mean of the groups' statistics."""
+    """Applies `normalize_batch` to groups of consecutive images.
+
+    Args:
+      x, scale, bias, epsilon: as in `normalize_batch`.
+      group: number of images in a group, a divisor of the batch size.
+
+    Returns:
+      The normalized images, and the means over the groups of their means and of their variances.
+    """
     if group == len(x):
         return normalize_batch(x, scale, bias, epsilon)
     groups = x.reshape(-1, group, *x.shape[1:])  # (groups, group, height, width, channels)
@@ -103,12 +113,12 @@ def normalize_groups(
     return y.reshape(x.shape), means.mean(0), variances.mean(0)
 
 
-# The functions below are compiled on their own, so that JAX traces layers of the same shape once.
+# `jax.jit` lets JAX reuse one trace of each function below for all layers of the same shape.
 @jax.jit
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = x.mean(REDUCTION_AXES)
-    # This form computes both sums in one pass over x. Rounding may leave the variance just below zero.
+    # E[x²] - E[x]² takes one pass over x. Rounding can make the difference slightly negative.
     return mean, jnp.maximum((x * x).mean(REDUCTION_AXES) - mean * mean, 0)
 
 

@@ -23,10 +23,11 @@ batch_norm = partial(BatchNorm, epsilon=1e-3)
 
 
 class ConvSpec(NamedTuple):
-    """A convolution of a block.
+    """A convolution of a block or of the stem.
 
     Attributes:
-      branch: end of the layer's name: `"2a"`, `"2b"` or `"2c"` on the main path, `"1"` in the shortcut.
+      branch: end of the layer's name: `"2a"`, `"2b"` or `"2c"` on the main path, `"1"` in the shortcut, `""` in the
+        stem.
       features: output channels.
       size: height and width of the kernel, in pixels.
       strides: step in both directions, in pixels.
@@ -117,7 +118,7 @@ class ResidualBlock(nn.Module):
     def conv_norm(self, x: jax.Array, spec: ConvSpec, train: bool, gamma: float = 1.0) -> jax.Array:
         """Applies a convolution and its batch norm, whose scale starts at `gamma`."""
         name = f"{self.label}_branch{spec.branch}"
-        # Symmetric zeros as in the tutorials. With a stride, "SAME" would pad only after the image.
+        # Symmetric zeros as in the tutorials. With stride 2, "SAME" would pad images of even size only at the end.
         padding = [((spec.size - 1) // 2, spec.size // 2)] * 2
         grouped = {"feature_group_count": spec.groups} if spec.groups > 1 else {}
         size = (spec.size, spec.size)
@@ -128,11 +129,11 @@ class ResidualBlock(nn.Module):
 
 
 class IdentityBlock(ResidualBlock):
-    """The tutorials' `identity_block`: relu(x + main path(x)), which keeps the shape.
+    """The tutorials' `identity_block`: act(x + main path(x)). The shape stays the same.
 
     `__call__(x, train=False)` takes and returns (batch, height, width, filters[-1]). `train=True` normalizes with
-    the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running statistics. Raises ValueError if
-    x has another number of channels.
+    the batch's own statistics and updates the running statistics. `apply` then needs `mutable=["batch_stats"]`; without
+    it, Flax raises ModifyScopeVariableError. Raises ValueError if x has another number of channels.
     """
 
     @nn.compact
@@ -146,7 +147,7 @@ class IdentityBlock(ResidualBlock):
 
 
 class ConvolutionalBlock(ResidualBlock):
-    """The tutorials' `convolutional_block`: relu(main path(x) + 1×1 convolution of x).
+    """The tutorials' `convolutional_block`: act(main path(x) + batch norm(1×1 convolution(x))).
 
     `__call__(x, train=False)` takes (batch, height, width, channels) and returns
     (batch, ⌈height / strides⌉, ⌈width / strides⌉, filters[-1]). `train` is as in `IdentityBlock`.

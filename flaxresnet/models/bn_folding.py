@@ -11,7 +11,7 @@ from flaxresnet.models.resnet import ResNet
 
 
 def identity_norm(**_: Any) -> Any:
-    """Returns a layer that passes its input on; it accepts the arguments of `nn.BatchNorm`."""
+    """Returns a layer that returns its input. It accepts the arguments of `nn.BatchNorm`."""
     return lambda x, **_: x
 
 
@@ -24,19 +24,19 @@ def fold_batch_norm(model: ResNet, variables: Any, conv: LayerDef = FoldedConv) 
 
     Args:
       model: a network whose layers have the tutorials' names.
-      variables: its {"params": …, "batch_stats": …}. They are not changed.
+      variables: the network's {"params": …, "batch_stats": …}. The function does not change them.
       conv: the convolution layer of the folded network, with the fields and parameters of `nn.Conv`. The default,
         `FoldedConv`, is fast on CPUs.
 
     Returns:
-      A model and its variables {"params": …}. They give the same logits for `train=False`, up to rounding.
+      A model and its variables {"params": …}. With `train=False`, the model returns the same logits up to rounding.
     """
     params = _fold(variables["params"], variables["batch_stats"], model.epsilon, conv is FoldedConv)
     return model.clone(norm=identity_norm, conv=conv, conv_bias=True), {"params": params}
 
 
 def _fold(params: Any, stats: Any, epsilon: float, ohwi: bool) -> Any:
-    """Folds one level of the tree, and the blocks in it.
+    """Folds one level of the parameter tree and the blocks in it.
 
     Args:
       params, stats: the level's parameters and batch-norm statistics.

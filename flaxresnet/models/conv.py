@@ -1,9 +1,9 @@
 """A convolution layer that uses the fastest algorithm for each platform and shape.
 
-XLA's convolution is fast on GPUs and TPUs. On CPUs it is fast for large images, slow for 1×1 kernels, and slower for
-the kernel's gradient. It is slowest on very small images: a 3×3 convolution of 2×2 images takes fifty times as long as
-the same arithmetic as a matrix product. A ResNet has 1×1 kernels in every block, and very small images in its last
-stages.
+XLA's convolution is fast on GPUs and TPUs. On CPUs, it is fast for large images, slow for 1×1 kernels, and slower still
+for gradients with respect to the kernel. It is slowest for very small images: a 3×3 convolution of 2×2 images takes
+fifty times as long as the same arithmetic in a matrix product. A bottleneck ResNet has 1×1 kernels in every block and,
+for small inputs, very small feature maps in its last stages.
 """
 
 import functools
@@ -36,7 +36,8 @@ from flaxresnet.models.cpu.conv_heuristics import (
 )
 from flaxresnet.models.sharding import is_explicit, psum_to_match
 
-# Options of `lax.conv_general_dilated` that the algorithms honor or `_is_supported` checks. XLA handles all others.
+# Options of `lax.conv_general_dilated` that the algorithms honor or `_is_supported` checks. Any other option selects
+# XLA's convolution.
 SUPPORTED_OPTIONS = {
     "lhs_dilation",
     "rhs_dilation",
@@ -51,41 +52,41 @@ MIN_OHWI_ELEMENTS = 200_000  # from this kernel size on, the memory layout decid
 Padding = str | Sequence[tuple[int, int]]
 
 
-# The functions below are compiled on their own, so that JAX traces layers of the same shape once.
-@functools.partial(jax.jit, static_argnames=("window", "algorithms"))
-def _output(x: jax.Array, kernel: jax.Array, window: ConvParams, algorithms: ConvAlgorithms) -> jax.Array:
+# `jax.jit` lets JAX reuse one trace of `_output` and `_gradients` for all layers of the same shape.
+@functools.partial(jax.jit, static_argnames=("params", "algorithms"))
+def _output(x: jax.Array, kernel: jax.Array, params: ConvParams, algorithms: ConvAlgorithms) -> jax.Array:
     forward = FORWARD[algorithms.forward]
     return lax.platform_dependent(
-        x, kernel, cpu=lambda x, k: forward(x, k, window), default=lambda x, k: native(x, k, window)
+        x, kernel, cpu=lambda x, k: forward(x, k, params), default=lambda x, k: native(x, k, params)
     )
 
 
-@functools.partial(jax.jit, static_argnames=("window", "algorithms"))
+@functools.partial(jax.jit, static_argnames=("params", "algorithms"))
 def _gradients(
-    x: jax.Array, kernel: jax.Array, g: jax.Array, window: ConvParams, algorithms: ConvAlgorithms
+    x: jax.Array, kernel: jax.Array, g: jax.Array, params: ConvParams, algorithms: ConvAlgorithms
 ) -> tuple[jax.Array, jax.Array]:
     def both(algorithms: ConvAlgorithms) -> Any:
         return lambda x, kernel, g: (
-            psum_to_match(x, INPUT_GRADIENT[algorithms.input_gradient](x, kernel, g, window)),
-            psum_to_match(kernel, KERNEL_GRADIENT[algorithms.kernel_gradient](x, kernel, g, window)),
+            psum_to_match(x, INPUT_GRADIENT[algorithms.input_gradient](x, kernel, g, params)),
+            psum_to_match(kernel, KERNEL_GRADIENT[algorithms.kernel_gradient](x, kernel, g, params)),
         )
 
     return lax.platform_dependent(x, kernel, g, cpu=both(algorithms), default=both(NATIVE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: jax.Array, kernel: jax.Array, window: ConvParams, algorithms: ConvAlgorithms) -> jax.Array:
-    return _output(x, kernel, window, algorithms)
+def _convolve(x: jax.Array, kernel: jax.Array, params: ConvParams, algorithms: ConvAlgorithms) -> jax.Array:
+    return _output(x, kernel, params, algorithms)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, window: ConvParams, algorithms: ConvAlgorithms) -> tuple[jax.Array, Any]:
-    return _output(x, kernel, window, algorithms), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, params: ConvParams, algorithms: ConvAlgorithms) -> tuple[jax.Array, Any]:
+    return _output(x, kernel, params, algorithms), (x, kernel)
 
 
 def _backward(
-    window: ConvParams, algorithms: ConvAlgorithms, residuals: Any, g: jax.Array
+    params: ConvParams, algorithms: ConvAlgorithms, residuals: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    return _gradients(*residuals, g, window, algorithms)
+    return _gradients(*residuals, g, params, algorithms)
 
 
 _convolve.defvjp(_forward, _backward)
@@ -96,11 +97,12 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Computes `lax.conv_general_dilated` with the fastest algorithm for the platform it is compiled for.
 
-    It supports reverse-mode differentiation (`jax.grad`, `jax.vjp`), also twice, but not `jax.jvp`. `nn.Conv` supports
-    both.
+    It supports reverse-mode differentiation (`jax.grad`, `jax.vjp`), including second derivatives. Unlike `nn.Conv`, it
+    does not support forward mode (`jax.jvp`).
 
     Args:
-      lhs: images, (batch, height, width, channels), as `nn.Conv` passes them.
+      lhs: images, (batch, height, width, channels) with the `dimension_numbers` that `nn.Conv` passes. Other layouts
+        and ranks use XLA's convolution.
       rhs: kernel, (kernel height, kernel width, channels, features).
       window_strides: the stride in each spatial dimension.
       padding: `"SAME"`, `"VALID"` or explicit (low, high) pairs, one for each spatial dimension.
@@ -122,7 +124,7 @@ def _convolve_with(
     padding: Padding,
     **options: Any,
 ) -> jax.Array:
-    """Computes `conv_general_dilated` with the algorithms that a heuristic chooses."""
+    """Computes `conv_general_dilated` with the algorithms that `choose_algorithms` returns."""
     lhs, padding = _pre_pad(lhs, rhs, padding, options)
     if not _is_supported(lhs, rhs, options):
         return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
@@ -131,17 +133,17 @@ def _convolve_with(
     precision = options.get("precision")
     if isinstance(precision, list):
         precision = tuple(precision)
-    window = ConvParams((down, right), pads, precision)
-    if min(output_size(lhs.shape, rhs.shape, window)) <= 0:
-        return native(lhs, rhs, window)
-    return _convolve(lhs, rhs, window, choose_algorithms(lhs.shape, rhs.shape, window, bits=8 * lhs.dtype.itemsize))
+    params = ConvParams((down, right), pads, precision)
+    if min(output_size(lhs.shape, rhs.shape, params)) <= 0:
+        return native(lhs, rhs, params)
+    return _convolve(lhs, rhs, params, choose_algorithms(lhs.shape, rhs.shape, params, bits=8 * lhs.dtype.itemsize))
 
 
 class Conv(nn.Conv):
     """`nn.Conv` with this module's `conv_general_dilated`; fields, parameters, shapes and initializers are the same.
 
-    Checkpoints of the two layers are interchangeable. The layers differ only in speed on CPUs, and in that this one
-    supports reverse-mode differentiation only.
+    Checkpoints of the two layers are interchangeable. The layers differ only in two respects: `Conv` is faster on CPUs,
+    and it supports only reverse-mode differentiation.
     """
 
     conv_general_dilated: Any = conv_general_dilated
@@ -150,8 +152,8 @@ class Conv(nn.Conv):
 def use_ohwi_layout(shape: Sequence[int]) -> bool:
     """Returns whether to store a kernel of shape (h, w, channels, features) as (features, h, w, channels).
 
-    The layout is faster for large kernels and one image at a time, when reading the kernel takes as long as the matrix
-    product.
+    This layout is faster for large kernels and one image at a time, because reading the kernel then takes as long as
+    the matrix product.
     """
     return math.prod(shape) >= MIN_OHWI_ELEMENTS
 
@@ -187,11 +189,11 @@ class FoldedConv(nn.Module):
         return _convolve_with(choose_for_inference, x, kernel, self.strides, pads, **options) + bias
 
 
-@functools.partial(jax.jit, static_argnames="window")
-def _convolve_ohwi(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="params")
+def _convolve_ohwi(x: jax.Array, kernel: jax.Array, params: ConvParams) -> jax.Array:
     """Convolves images with a kernel (features, h, w, channels)."""
     shape = (*kernel.shape[1:], kernel.shape[0])
-    down, right, cropped = crop_kernel_to_support(x.shape, shape, window)  # one of nine offsets for 1×1 images
+    down, right, cropped = crop_kernel_to_support(x.shape, shape, params)  # one of nine offsets for 1×1 images
     cropped_shape = (down.stop - down.start, right.stop - right.start, *shape[2:])
     algorithm = choose_for_inference(x.shape, cropped_shape, cropped, bits=8 * x.dtype.itemsize).forward
     if algorithm == "per_offset_gemm":
@@ -205,7 +207,7 @@ def _convolve_ohwi(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.A
 
     def on_accelerator(x: jax.Array, kernel: jax.Array) -> jax.Array:
         layout = ("NHWC", "OHWI", "NHWC")
-        return lax.conv_general_dilated(x, kernel, window.strides, window.pads, dimension_numbers=layout)
+        return lax.conv_general_dilated(x, kernel, params.strides, params.pads, dimension_numbers=layout)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=on_accelerator)
 
@@ -213,8 +215,8 @@ def _convolve_ohwi(x: jax.Array, kernel: jax.Array, window: ConvParams) -> jax.A
 def _pre_pad(lhs: jax.Array, rhs: jax.Array, padding: Padding, options: dict[str, Any]) -> tuple[jax.Array, Padding]:
     """Pads explicitly along axes with negative padding, or with more padding than the kernel reaches.
 
-    XLA (jaxlib 0.10, CPU) computes a wrong result if the low padding of an axis is negative and the high padding
-    positive. It computes a wrong gradient also if the low padding exceeds the kernel's reach.
+    XLA (jaxlib 0.10, CPU) computes a wrong result if the low padding of an axis is negative and the high padding is
+    positive. It also computes a wrong gradient if the low padding exceeds the kernel's reach.
 
     Returns:
       The images and the remaining padding.
@@ -239,8 +241,9 @@ def _pre_pad(lhs: jax.Array, rhs: jax.Array, padding: Padding, options: dict[str
 def _is_supported(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bool:
     """Returns whether the algorithms apply and agree with XLA's convolution.
 
-    They take two spatial dimensions in Flax's layout, without groups, dilation or another result type. They do not
-    take a mesh with explicit axes, for which every intermediate result would need a sharding.
+    The algorithms take nonempty floating-point images of fixed size with two spatial dimensions in Flax's layout. They
+    do not support groups, dilation, another result type, or a mesh with explicit axes, for which every intermediate
+    result would need a sharding.
     """
     if is_explicit(lhs) or is_explicit(rhs) or options.keys() - SUPPORTED_OPTIONS:
         return False
@@ -260,6 +263,6 @@ def _is_supported(lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> bo
 
 
 def _explicit_padding(image: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Padding) -> Any:
-    """Returns ((low, high), (low, high)) from the sizes of image and kernel."""
+    """Returns ((top, bottom), (left, right)) from the sizes (height, width) of image and kernel."""
     pads = lax.padtype_to_pads(image, kernel, strides, padding) if isinstance(padding, str) else padding
     return tuple((int(low), int(high)) for low, high in pads)

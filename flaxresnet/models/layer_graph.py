@@ -1,7 +1,7 @@
 """A ResNet as a list of layers with their inputs, for summaries, diagrams and other frameworks.
 
-Kinds and options are those of `keras.layers`, which readers of the tutorials know, and `CHANNEL_PADDING`.
-`tests/weights` compares the list with the real Keras.
+Readers of the tutorials know Keras, so the layers' kinds and options are those of `keras.layers`. The one addition is
+`CHANNEL_PADDING`.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from flaxresnet.models.blocks import ConvSpec, channel_padding, main_path_convs
 from flaxresnet.models.resnet import BlockSpec, ResNet, block_specs, stem_conv
 
-# Kind of the layer that pads channels with zeros, which Keras lacks. Its "padding" is the numbers of channels before
-# and after.
+# Kind of the layer that pads channels with zeros, which Keras lacks. Its option "padding" holds the
+# numbers of channels before and after.
 CHANNEL_PADDING = "ChannelPadding"
 
 
@@ -19,12 +19,13 @@ class Layer(NamedTuple):
     """A layer of a network.
 
     Attributes:
-      name: its name.
-      kind: its class in `keras.layers`.
-      options: its configuration, without the name.
-      inputs: names of the layers whose outputs it takes.
-      param_name: its name in the parameters if it has weights, else None. The last layer's is `fc`.
-      block: label of its block, such as "2a"; "" outside of blocks.
+      name: name of the layer.
+      kind: class in `keras.layers`, or `CHANNEL_PADDING`.
+      options: configuration of the layer, without the name.
+      inputs: names of the layers whose outputs the layer takes.
+      param_name: name in the parameters if the layer has weights, else None. For the last layer, it is `fc` without the
+        number of classes.
+      block: label of the layer's block, such as "2a"; "" outside of blocks.
     """
 
     name: str
@@ -53,11 +54,11 @@ PARAMETER_NAMES = LayerNaming()
 
 
 def graph(model: ResNet, image_size: tuple[int, int], names: LayerNaming = PARAMETER_NAMES) -> list[Layer]:
-    """Returns the network's layers, each after its inputs.
+    """Returns the network's layers, each after its inputs. The last layer includes the softmax, as in the tutorials.
 
     Args:
       model: a network.
-      image_size: height and width of its images, in pixels.
+      image_size: height and width of the network's images, in pixels.
       names: naming scheme of the layers.
     """
     builder = _Builder(model, names)
@@ -110,7 +111,7 @@ class _Builder:
             "groups": spec.groups,
             "use_bias": self.model.conv_bias,
         }
-        if spec.size == 3 and spec.strides > 1:  # with a stride, "same" pads only after the image
+        if spec.size == 3 and spec.strides > 1:  # with stride 2, "same" pads even sizes only at the end
             x = self.add(f"{self.names.layer(conv)}_pad", "ZeroPadding2D", {"padding": [[1, 1], [1, 1]]}, x)
         x = self.add(self.names.layer(conv), "Conv2D", options, x, param_name=conv)
         options = {"epsilon": self.model.epsilon, "momentum": self.model.momentum}

@@ -57,7 +57,7 @@ _pool.defvjp(_forward, _backward)
 
 
 def _gather_gradient(x: jax.Array, gradient: jax.Array, window: int, stride: int) -> jax.Array:
-    """Returns the gradient with respect to x. Each pixel sums the gradients of the windows in which it is the largest.
+    """Returns the gradient with respect to x. Each pixel sums the gradients of the windows in which it is the maximum.
 
     All pixels with the same row and column modulo the stride have the same position in their windows. The gradient
     therefore consists of stride² interleaved arrays, and each is a sum of a few shifted arrays.

@@ -1,8 +1,8 @@
 """Precise batch norm: statistics measured from training images for the current weights.
 
-Running averages lag behind weights that change fast. After few steps an epoch, a network that has learned its training
-set can still evaluate at chance. Measuring the statistics for the current weights from a few hundred training images
-corrects this (Wu & Johnson 2021, arXiv:2105.07576, section 3).
+Running averages lag behind weights that change fast. With few steps per epoch, a network that fits its training set can
+still have chance accuracy in evaluation. Statistics of a few hundred training images, measured with the current
+weights, correct this (Wu & Johnson 2021, arXiv:2105.07576, section 3).
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def measure_batch_stats(
       model: a module with a `momentum` field, such as `ResNet`, whose `batch_stats` hold `mean` and `var`. A
         `ghost_batch_size` is ignored, because statistics of full batches are closer to those of all images (section
         3.3 of the paper).
-      params: its parameters.
+      params: the module's parameters.
       batches: (k, batch, height, width, 3), scaled as for training. With `prepare`, a pytree of arrays (k, …). Each
         batch is normalized with its own statistics.
       batch_stats: statistics of frozen layers, which stay as they are. Only frozen layers read them.

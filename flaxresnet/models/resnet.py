@@ -37,8 +37,8 @@ CIFAR: dict[str, Any] = {
     "conv_bias": False,
 }
 
-# Fields of `ResNet` by size. Table 1 of the paper lists 18 to 152, and table 6 lists 20 to 110. 14 and 26 are additions
-# for small data sets.
+# Fields of `ResNet` by size. He et al. list depths 18 to 152 in table 1 and 20 to 110 in table 6. Depths 14 and 26 are
+# additions for small data sets.
 SIZES: dict[str, dict[str, Any]] = {
     "resnet14": {"stage_sizes": (1, 1, 1, 1)},
     "resnet18": {"stage_sizes": (2, 2, 2, 2), "bottleneck": False},
@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "torchvision": {"pool_padding": 1, "head": "average", "epsilon": 1e-5, "strided": 1, "conv_bias": False},
 }
 
-MIN_IMAGE_SIZE = 32  # pixels; the network divides height and width by 32
+MIN_IMAGE_SIZE = 32  # pixels; a network with the ImageNet stem and four stages divides height and width by 32
 
 
 class ResNet(nn.Module):
@@ -73,13 +73,15 @@ class ResNet(nn.Module):
     (the tutorials scale to [0, 1]). Height and width are at least 32. It returns logits (batch, num_classes), float32,
     without a softmax.
 
-    `train=True` normalizes with the batch's own statistics and, with `mutable=["batch_stats"]`, updates the running
-    statistics. `features=True` returns a dict of intermediate results instead: `"stem"`, `"stage2"`, …, `"stage5"`
-    (each (batch, h, w, channels), in `dtype`), `"embedding"` (batch, n), which is the input of the last layer, and
-    `"logits"`.
+    `train=True` normalizes with the batch's own statistics and updates the running statistics. `apply` then needs
+    `mutable=["batch_stats"]`; without it, Flax raises ModifyScopeVariableError.
 
-    `__call__` raises ValueError if the images' shape or dtype, `num_classes` or `groups` does not fit, and UserError if
-    the parameters belong to another image size.
+    `features=True` returns a dict of intermediate results instead: `"stem"`, `"stage2"`, `"stage3"`, … (each
+    (batch, h, w, channels), in `dtype`), `"embedding"` (the last layer's input, (batch, n), float32), and `"logits"`.
+
+    `__call__` raises ValueError if the images have another shape or dtype, `num_classes` is below 2, or `groups` does
+    not divide `width · widen`. It raises UserError if the images' size gives the last layer another number of inputs
+    than its parameters have.
 
     Attributes:
       num_classes: number of classes, at least 2. The last layer is named `fc{num_classes}`.
@@ -106,13 +108,13 @@ class ResNet(nn.Module):
       norm: creates a normalization layer, as `flax.linen.BatchNorm` and its partials do.
       act: activation function.
       zero_init_residual: whether each block starts as its shortcut alone (zero-init); see `ResidualBlock`.
-      dtype: dtype of the computation between the first convolution and the last pooling. Parameters, statistics and
-        logits are always float32.
+      dtype: dtype of the computation from the first convolution to the last block. Parameters, statistics, the last
+        pooling and the logits are always float32.
       ghost_batch_size: number of images that share batch statistics with `train=True`; see `BatchNorm.group`. None
         takes the full batch.
       frozen: stages (`"stem"`, `"stage2"`, …, as `stage_of` names them) whose batch norm uses its running statistics
         and does not update them, even with `train=True`.
-      freeze_bn_stats: whether batch norm of all stages does so, while the parameters learn.
+      freeze_bn_stats: whether batch norm in all stages uses its running statistics and does not update them.
     """
 
     num_classes: int
@@ -184,7 +186,7 @@ class ResNet(nn.Module):
         return outputs | {"embedding": x, "logits": logits} if features else logits
 
     def updates_bn(self, stage: str) -> bool:
-        """Returns whether a stage's batch norm uses and updates its statistics in training."""
+        """Returns whether a stage's batch norm uses the batch's statistics and updates the running ones in training."""
         return not self.freeze_bn_stats and stage not in self.frozen
 
 
@@ -266,8 +268,9 @@ def ResNet50(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
     He et al. 2015, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, table 1.
 
     The module takes float images (batch, height, width, 3), height and width at least 32, and returns float32 logits
-    (batch, num_classes). The default variant is the network of the Keras tutorials. Its dense layer fits one image
-    size: images of another size raise UserError. The other two variants take images of any size.
+    (batch, num_classes). The default variant is the network of the Keras tutorials. Its dense layer
+    depends on the image size: images that give it another number of inputs raise UserError. The other two variants take
+    images of any size from 32×32 on.
 
         model = ResNet50(num_classes=6)
         variables = model.init(jax.random.key(0), images)  # {"params": …, "batch_stats": …}
@@ -301,7 +304,7 @@ def ResNet20(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
     global average pooling and no biases in convolutions. It takes images of any size from 32×32 on.
 
     Args:
-      variant: as in `ResNet50`. It decides only batch norm's epsilon, and the preprocessing of pretrained weights.
+      variant: as in `ResNet50`. For this network, the variants differ only in batch norm's epsilon.
       **fields: fields of `ResNet`. `num_classes` is required.
 
     Raises:
@@ -331,20 +334,20 @@ def ResNet110(variant: str = "tutorial", **fields: Any) -> ResNet:  # noqa: N802
 
 
 def width_step(size: str) -> int:
-    """Returns the number that divides every valid width of a size, so that its channel groups are equal."""
+    """Returns the smallest valid width of a size. Its multiples are valid, because their channel groups are equal."""
     groups = SIZES[size].get("groups", 1)
     return groups // math.gcd(groups, SIZES[size].get("widen", 1))
 
 
 def stage_of(layer: str) -> str:
-    """Returns the stage of a layer or block at the top of the parameters: `"stem"`, `"stage2"`, …, or `"head"`."""
+    """Returns the stage of a top-level layer or block in the parameters: `"stem"`, `"stage2"`, …, or `"head"`."""
     if layer in ("conv1", "bn_conv1"):
         return "stem"
     return f"stage{layer[3]}" if layer.startswith("res") else "head"
 
 
 def block_names(count: int) -> list[str]:
-    """Returns the names of a stage's blocks: a, b, c, …, or a, b1, b2, …, as the authors write, if letters run out."""
+    """Returns the names of a stage's blocks: a, b, c, …; or, for more than 26 blocks, a, b1, b2, …, as He et al. do."""
     if count <= 26:
         return list(ascii_lowercase[:count])
     return ["a", *(f"b{index}" for index in range(1, count))]
@@ -352,7 +355,7 @@ def block_names(count: int) -> list[str]:
 
 def avg_pool_flatten(x: jax.Array) -> jax.Array:
     """Applies 2×2 average pooling and flattens each image in Keras's order: rows, columns, channels."""
-    window = (min(2, x.shape[1]), min(2, x.shape[2]))  # a 32×32 image is 1×1 here
+    window = (min(2, x.shape[1]), min(2, x.shape[2]))  # with the ImageNet stem, a 32×32 image is 1×1 here
     return nn.avg_pool(x, window_shape=window, strides=window).reshape(x.shape[0], -1)
 
 

@@ -10,14 +10,14 @@ from jax.sharding import AxisType
 def psum_to_match(primal: jax.Array, gradient: jax.Array) -> jax.Array:
     """Returns a gradient summed over the axes of `jax.shard_map` along which it varies and its primal does not.
 
-    JAX does so in its own operations: if all devices share a kernel, its gradient is the sum over the devices.
+    JAX's own operations do the same: if all devices share a kernel, its gradient is the sum over the devices.
     """
     axes = _varying_axes(gradient) - _varying_axes(primal)
     return lax.psum(gradient, tuple(axes)) if axes else gradient
 
 
 def is_explicit(x: jax.Array) -> bool:
-    """Returns whether the array's mesh has explicit axes, for which every operation has to give its sharding."""
+    """Returns whether the array's mesh has explicit axes, with which some operations need an output sharding."""
     return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 

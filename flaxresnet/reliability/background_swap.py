@@ -1,4 +1,4 @@
-"""The background-replacement corruption: segments the object in a test photo and replaces the background.
+"""Background replacement as a corruption: segments the object in a test photo and replaces the background.
 
 The code is independent of `augment/background.py`, but both separate the background by hue and Otsu's threshold. A
 photo for which this criterion fails therefore fails in both.
@@ -17,8 +17,12 @@ def background(image: Photo, clutter: float, random: Random) -> np.ndarray:
 
     Args:
       image: (height, width, 3), uint8.
-      clutter: 0 for a background of one color, 1 for two colors, 2 for eight random rectangles on top of them.
+      clutter: 0 for a background of one color, 1 for two colors, 2 for two colors with eight random rectangles on top.
+        Each color has a linear brightness gradient.
       random: draws the background.
+
+    Returns:
+      (height, width, 3), float; `image` itself, uint8, if `foreground` returns None.
     """
     mask = foreground(image)
     if mask is None:
@@ -29,8 +33,8 @@ def background(image: Photo, clutter: float, random: Random) -> np.ndarray:
 def foreground(image: Photo) -> np.ndarray | None:
     """Segments the object in front of a plain background.
 
-    The background's color is the median of the border's upper half, because an arm usually enters from below. Pixels
-    whose distance from it exceeds Otsu's threshold are the object.
+    The background's color is the median of the border's upper half, because an arm usually enters from below. A pixel
+    belongs to the object if its distance from this color exceeds Otsu's threshold.
 
     Returns:
       A soft mask (height, width, 1) in [0, 1], 1 on the object; None if the background is not plain or the object's
@@ -45,7 +49,7 @@ def foreground(image: Photo) -> np.ndarray | None:
     low, high = np.percentile(border, (25, 75), axis=0)
     if (high - low).max() > MAX_BORDER_SPREAD:
         return None
-    # Lamplight brightens a part of the background and keeps its hue, so brightness above the median does not count.
+    # Lamplight brightens a part of the background but keeps its hue, so brightness above the median does not count.
     hue_difference = pixels / (pixels.mean(axis=2, keepdims=True) + 8) - median / (median.mean() + 8)
     darkness = np.maximum(0, 0.8 - pixels.mean(axis=2) / (median.mean() + 8))
     distance = np.sqrt((hue_difference**2).sum(axis=2) + darkness**2)

@@ -12,14 +12,14 @@ BINS = 10  # of confidence, equally wide
 
 
 def softmax(logits: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
-    """Returns softmax(logits / temperature), float32.
+    """Returns softmax(logits / temperature).
 
     Args:
       logits: (n, classes).
-      temperature: a number, or (n,) for one per row.
+      temperature: a positive number, or (n,) with one for each row.
 
     Returns:
-      (n, classes) float32, each row sums to 1.
+      (n, classes), float32; each row sums to 1.
     """
     scaled = logits.astype(np.float64) / np.reshape(temperature, (-1, 1))
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -30,14 +30,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Fits the temperature that maximizes the likelihood of held-out labels.
 
     Targets are smoothed as in Platt 1999: an image's class gets (n + 1) / (n + 2), and the other classes divide the
-    rest equally. Without smoothing, a network that classifies a few images without an error would get confidence 1.
+    rest equally. Without smoothing, a network that classifies a few images without an error would get the lowest
+    temperature.
 
     Args:
       logits: (n, classes), of images that the network was not trained on.
       labels: (n,) int.
 
     Returns:
-      A number in `TEMPERATURES`; 1 if n is 0.
+      A number in the range `TEMPERATURES`; 1 if n is 0.
     """
     count, classes = logits.shape
     if not count:
@@ -45,7 +46,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     targets = np.full(logits.shape, 1 / (count + 2) / (classes - 1))
     targets[np.arange(count), labels] = (count + 1) / (count + 2)
     target_mean = (targets * logits).sum(axis=1).mean()
-    # Bisection: the loss is convex in 1 / T, and its slope is the mean logit under the softmax less `target_mean`.
+    # Bisection: the loss is convex in 1 / T. Its slope is the mean logit under the softmax minus `target_mean`.
     low = 1 / TEMPERATURES[1]
     high = 1 / TEMPERATURES[0]
     for _ in range(60):

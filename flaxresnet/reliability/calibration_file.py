@@ -26,8 +26,8 @@ class Calibration:
       weights: `digest` of the parameters.
       temperature: divides the logits before the softmax; see `calibration.py`.
       references: (m, features) float16, normalized embeddings of training images; m may be 0.
-      threshold: of `ood_score`; a photo above it is flagged as out-of-distribution. Infinite if there were too few
-        test images to compute it.
+      threshold: a photo is flagged as out-of-distribution if its `ood_score` exceeds this number. Infinite if there
+        were too few test images to compute a threshold.
     """
 
     weights: str
@@ -66,7 +66,7 @@ class Calibration:
           The calibration; None if there is no file, or if it belongs to other weights.
 
         Raises:
-          UserError: the file is damaged.
+          UserError: the file is damaged or cannot be read.
         """
         path = Path(run) / FILE
         if not path.exists():
@@ -84,7 +84,7 @@ class Calibration:
 
 
 def digest(params: Any) -> str:
-    """Returns a fingerprint of parameters {layer: …}: a hash of the last layer, which every training step changes."""
+    """Returns a fingerprint of parameters {layer: …}: a hash of the last layer, which changes in every step."""
     (head,) = (layer for name, layer in params.items() if name.startswith("fc"))
     content = np.asarray(head["kernel"]).tobytes() + np.asarray(head["bias"]).tobytes()
     return hashlib.sha256(content).hexdigest()[:16]

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts pairs of true and predicted class.
+    """Counts the images of each pair of true and predicted class.
 
     Args:
       labels: (n,) int, true classes.
@@ -12,6 +12,6 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
       classes: number of classes.
 
     Returns:
-      (classes, classes) int; row = true class, column = predicted class.
+      (classes, classes) int; rows are true classes, columns are predicted classes.
     """
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

@@ -10,7 +10,7 @@ import numpy as np
 
 Photo = np.ndarray  # (height, width, 3), uint8
 Random = np.random.Generator
-MARGIN = 1.0  # padding with the edge's pixels before a geometric operation, as a fraction of the side
+MARGIN = 1.0  # width of the padding with edge pixels before a geometric operation, as a fraction of the side
 
 
 def axes(image: Photo) -> tuple[np.ndarray, np.ndarray]:
@@ -37,12 +37,12 @@ def _directional_ramp(image: Photo, random: Random) -> np.ndarray:
     return np.cos(angle) * x + np.sin(angle) * y
 
 
-# Geometry. A matrix is (3, 3). It maps positions (x, y, 1) in the new photo, in sides from the center, to positions in
-# the old photo, up to a factor.
+# Geometry. Each matrix (3, 3) maps homogeneous coordinates (x, y, 1) in the new photo to those in the old photo. The
+# origin is the center, and the units of x and y are the photo's width and height.
 
 
 def warp_perspective(image: Photo, matrix: np.ndarray) -> Photo:
-    """Applies a projective map with bicubic sampling; pixels outside the photo repeat its edge."""
+    """Applies a projective map with bicubic interpolation; pixels outside the photo repeat its edge."""
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -60,7 +60,7 @@ def warp_perspective(image: Photo, matrix: np.ndarray) -> Photo:
 def rotation(image: Photo, degrees: float, random: Random) -> Photo:
     """Rotates by this angle, clockwise or counterclockwise."""
     angle = np.radians(degrees * _random_sign(random))
-    aspect = image.shape[0] / image.shape[1]  # the matrix is in sides, and a rotation is one in pixels
+    aspect = image.shape[0] / image.shape[1]  # x and y have different units if the photo is not square
     cos = np.cos(angle)
     sin = np.sin(angle)
     return warp_perspective(image, np.array([[cos, -sin * aspect, 0], [sin / aspect, cos, 0], [0, 0, 1]]))
@@ -73,7 +73,7 @@ def scale(image: Photo, factor: float, random: Random) -> Photo:
 
 
 def shift(image: Photo, fraction: float, random: Random) -> Photo:
-    """Shifts by this fraction of the side, in a random direction."""
+    """Shifts by this fraction of the width and height, in a random direction."""
     angle = random.uniform(0, 2 * np.pi)
     x = fraction * np.cos(angle)
     y = fraction * np.sin(angle)
@@ -127,7 +127,7 @@ def color_temperature(image: Photo, fraction: float, random: Random) -> np.ndarr
 
 
 def grayscale(image: Photo, fraction: float, random: Random) -> np.ndarray:
-    """Blends with the luma (ITU-R 601); 1 leaves no color."""
+    """Replaces this fraction of the color by the luma (ITU-R BT.601); 1 leaves no color."""
     luma = image @ np.array([0.299, 0.587, 0.114])
     return (1 - fraction) * image + fraction * luma[..., None]
 
@@ -149,7 +149,7 @@ def shadow(image: Photo, fraction: float, random: Random) -> np.ndarray:
 
 
 def blur(image: Photo, sigma: float, random: Random) -> np.ndarray:
-    """Applies a Gaussian blur with this standard deviation, in 64ths of the longer side."""
+    """Applies a Gaussian blur with this standard deviation, in units of 1/64 of the longer side."""
     from PIL import Image, ImageFilter
 
     radius = sigma * max(image.shape[:2]) / 64
@@ -157,7 +157,7 @@ def blur(image: Photo, sigma: float, random: Random) -> np.ndarray:
 
 
 def noise(image: Photo, deviation: float, random: Random) -> np.ndarray:
-    """Adds Gaussian noise with this standard deviation, in levels of 256."""
+    """Adds Gaussian noise with this standard deviation, in pixel values of 0 to 255."""
     return image + deviation * random.standard_normal(image.shape)
 
 

@@ -1,8 +1,8 @@
 """Corruptions of test images, as in photos that other people take: a fixed, seeded set in three strengths.
 
-Corruptions measure a network and never train it. Their code is therefore independent of `augment/` and uses other
-tools: NumPy and Pillow, on one uint8 image at a time. An error in one of them does not hide the same error in the
-other. Corruptions by kind and strength follow Hendrycks & Dietterich 2019, arXiv:1903.12261.
+Corruptions evaluate a network and never train it. Their code is therefore independent of `augment/` and uses other
+tools: NumPy and Pillow, on one uint8 image at a time. An error in the augmentations thus cannot recur here and go
+unnoticed. The idea of corruptions by kind and strength is from Hendrycks & Dietterich 2019, arXiv:1903.12261.
 """
 
 import zlib
@@ -22,7 +22,7 @@ class Corruption(NamedTuple):
     """A kind of corruption.
 
     Attributes:
-      amounts: for the three strengths, in the units of `operation`.
+      amounts: the amount for each of the three strengths, in the units of `operation`.
       operation: a function from a photo, an amount and a random generator to a photo of the same shape.
     """
 
@@ -37,7 +37,7 @@ class Corruption(NamedTuple):
         return np.clip(np.rint(corrupted), 0, 255).astype(np.uint8)
 
 
-# The names also seed the draws of `corrupt`: another name changes the corrupted images, and with them recorded results.
+# The names also seed the draws of `corrupt`. A new name changes the corrupted images and therefore recorded results.
 CORRUPTIONS: dict[str, Corruption] = {
     "rotation": Corruption((10, 25, 40), corruption_ops.rotation),
     "scale": Corruption((1.15, 1.35, 1.6), corruption_ops.scale),
@@ -62,13 +62,13 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def corrupt(images: np.ndarray, name: str, strength: str, seed: int = 0) -> np.ndarray:
-    """Applies one corruption to each photo, with draws that depend on the name, the seed and the photo's index alone.
+    """Applies one corruption to each photo. The draws depend only on the name, the seed and the photo's index.
 
     Args:
       images: (n, height, width, 3), uint8.
       name: one of `CORRUPTIONS`.
-      strength: one of `STRENGTHS`; the draws are the same for all three, which differ in the amount only.
-      seed: of the draws.
+      strength: one of `STRENGTHS`. The draws are the same for all three; only the amount differs.
+      seed: seed of the draws.
 
     Returns:
       Photos of the same shape, uint8.
@@ -92,14 +92,14 @@ def iter_corruptions(
 
 
 def compose_corruptions(images: np.ndarray, count: int, strength: str, seed: int = 0) -> np.ndarray:
-    """Applies several random corruptions to each photo, as photos by other people differ in several ways at once.
+    """Applies several random corruptions to each photo, because photos by other people differ in several ways at once.
 
     Args:
       images: (n, height, width, 3), uint8.
-      count: number of corruptions for each photo, drawn from `CORRUPTIONS`. Background and occlusion come first,
-        because the camera also sees them through the others.
+      count: number of different corruptions for each photo, at most the number of `CORRUPTIONS`. Occlusion and
+        background come first, because changes of the view, the light and the camera apply to them too.
       strength: one of `STRENGTHS`.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Returns:
       Photos of the same shape, uint8.

@@ -19,11 +19,11 @@ class CalibrationReport:
     The metrics `after` and `false_alarms` are cross-fitted, so they hold for further images.
 
     Attributes:
-      calibration: fitted on all images, for the run's folder.
-      temperatures: (n,), for each image the temperature fitted on the other half.
+      calibration: the calibration to store in the run's folder, fitted on all images.
+      temperatures: (n,), the temperature for each image, fitted on the other half.
       before: reliability bins of softmax(logits).
       after: reliability bins of softmax(logits / temperatures).
-      false_alarms: number of images flagged as out-of-distribution, of `num_scored`.
+      false_alarms: number of images among `num_scored` that are flagged as out-of-distribution.
       num_scored: number of images for which a threshold could be computed.
     """
 
@@ -42,9 +42,9 @@ def assess(
 
     Args:
       weights: `digest` of the parameters.
-      logits: (n, classes), of these images.
+      logits: (n, classes), logits of these images.
       labels: (n,) int.
-      embeddings: (n, features), of these images.
+      embeddings: (n, features), embeddings of these images.
       references: (m, features), embeddings of training images; m may be 0.
     """
     references = normalized_features(references).astype(np.float16)
@@ -80,6 +80,6 @@ def split_halves(labels: np.ndarray) -> np.ndarray:
     first = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         indices = np.flatnonzero(labels == label)
-        count = (len(indices) + int(label) % 2) // 2  # of an odd number, odd labels put one more into the first half
+        count = (len(indices) + int(label) % 2) // 2  # odd labels put the extra image of an odd number first
         first[indices[:count]] = True
     return first

@@ -20,7 +20,7 @@ def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[floa
     weight = z * z / count
     center = (proportion + weight / 2) / (1 + weight)
     half = z * math.sqrt(proportion * (1 - proportion) / count + weight / (4 * count)) / (1 + weight)
-    # At proportions of 0 and 1 the bound is exact, which rounding would miss.
+    # For proportions of 0 and 1, one bound is exactly 0 or 1. The formula would miss it by a rounding error.
     low = 0.0 if correct == 0 else center - half
     high = 1.0 if correct == count else center + half
     return low, high

@@ -1,12 +1,12 @@
 """Out-of-distribution (OOD) detection by the distance of a photo's embedding from those of training images.
 
-The score is the distance to the k-th nearest of normalized embeddings: Sun et al. 2022, "Out-of-Distribution Detection
+The score is the distance to the k-th nearest normalized embedding: Sun et al. 2022, "Out-of-Distribution Detection
 with Deep Nearest Neighbors", arXiv:2204.06507.
 """
 
 import numpy as np
 
-K = 5  # the neighbor whose distance counts; with a smaller K, one atypical training image can decide
+K = 5  # rank of the neighbor whose distance is the score; with K = 1, one atypical training image could decide
 REFERENCES = 1024  # training images whose embeddings are stored
 TARGET_FPR = 0.05  # target false-positive rate: fraction of in-distribution photos that are flagged
 
@@ -21,7 +21,7 @@ def knn_distance(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Computes the OOD score: the cosine distance to the `K`-th nearest reference.
 
     Args:
-      embeddings: (n, features), the network's "embedding".
+      embeddings: (n, features), the `"embedding"` that `ResNet` returns.
       references: (m, features), normalized embeddings of training images, m at least 1.
 
     Returns:
@@ -33,13 +33,13 @@ def knn_distance(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def conformal_threshold(scores: np.ndarray, target_fpr: float = TARGET_FPR) -> float:
-    """Returns the OOD score above which at most this fraction of in-distribution photos lies.
+    """Returns the OOD score that at most a fraction `target_fpr` of in-distribution photos is expected to exceed.
 
-    It is the ⌈(n + 1)(1 - target_fpr)⌉-th smallest score, which guarantees the rate on average over further photos
-    (conformal prediction: Vovk et al. 2005).
+    The threshold is the ⌈(n + 1)(1 - target_fpr)⌉-th smallest score (conformal prediction: Vovk et al. 2005). The
+    expectation is over draws of the n images and further photos from the same distribution.
 
     Args:
-      scores: (n,), of in-distribution images that the network was not trained on.
+      scores: (n,), OOD scores of in-distribution images that the network was not trained on.
       target_fpr: target false-positive rate.
 
     Returns:

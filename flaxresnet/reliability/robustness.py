@@ -16,7 +16,7 @@ class CorruptionResult(NamedTuple):
     """Result on images under one corruption.
 
     Attributes:
-      corruption: its name.
+      corruption: name of the corruption; "none" for unchanged images.
       images: number of images.
       correct: number of images that are classified correctly.
     """
@@ -35,11 +35,11 @@ class Failure(NamedTuple):
     """The most confident error that a corruption causes.
 
     Attributes:
-      corruption: its name.
+      corruption: name of the corruption.
       image: (height, width, 3) uint8, the corrupted photo.
       true: the true class.
       predicted: the predicted class.
-      probability: of the predicted class.
+      probability: probability of the predicted class, after temperature scaling.
     """
 
     corruption: str
@@ -51,15 +51,15 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Robustness:
-    """Results on test images under each of `CORRUPTIONS` at the middle strength.
+    """Results on test images under several of `CORRUPTIONS` at the middle strength.
 
     Attributes:
-      rows: one result per corruption, the lowest accuracy first.
+      rows: one result for each corruption, in order of increasing accuracy.
       clean: the result on the unchanged images.
       before: reliability bins of softmax(logits), over all corrupted images.
-      after: the same of softmax(logits / temperatures).
-      failures: at most one per corruption, the highest probability first. Images that are misclassified without a
-        corruption do not count.
+      after: reliability bins of softmax(logits / temperatures), over all corrupted images.
+      failures: at most one for each corruption, in order of decreasing probability. Images that are misclassified
+        without a corruption do not count.
     """
 
     rows: list[CorruptionResult]
@@ -87,8 +87,8 @@ def robustness(
       logits_of: a function from photos (n, height, width, 3) uint8 to logits (n, classes).
       images: (n, height, width, 3), uint8; n at least 1.
       labels: (n,) int.
-      temperatures: (n,), for each image a temperature that was fitted without it.
-      without: names of corruptions to skip.
+      temperatures: (n,), a temperature for each image that was fitted without that image.
+      without: names of corruptions to skip; at least one corruption must remain.
     """
     clean_correct = logits_of(images).argmax(axis=1) == labels
     rows = []

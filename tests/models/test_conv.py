@@ -142,7 +142,7 @@ def test_conv_matches_numpy(case):
     assert_close(results, numpy_conv(x, kernel, strides, padding, g), NAMES, rtol=1e-10, atol=1e-10)
 
 
-# Shape of the images, size of the kernel, and window: rectangular, odd, tiny, and with one-sided padding.
+# Shape of the images, size of the kernel, and parameters: rectangular, odd, tiny, and with one-sided padding.
 ALGORITHM_CASES = {
     "winograd": [
         ((2, 1, 1, 3), (3, 3), SAME_3X3),
@@ -166,15 +166,15 @@ ALGORITHM_CASES = {
 }
 
 
-def apply_algorithm(algorithm, x, kernel, g, window):
+def apply_algorithm(algorithm, x, kernel, g, params):
     """Returns the output and the gradients of an algorithm, as far as it has them, by name."""
     results = {}
     if algorithm in FORWARD:
-        results["output"] = FORWARD[algorithm](x, kernel, window)
+        results["output"] = FORWARD[algorithm](x, kernel, params)
     if algorithm in INPUT_GRADIENT:
-        results["input gradient"] = INPUT_GRADIENT[algorithm](x, kernel, g, window)
+        results["input gradient"] = INPUT_GRADIENT[algorithm](x, kernel, g, params)
     if algorithm in KERNEL_GRADIENT:
-        results["kernel gradient"] = KERNEL_GRADIENT[algorithm](x, kernel, g, window)
+        results["kernel gradient"] = KERNEL_GRADIENT[algorithm](x, kernel, g, params)
     return results
 
 
@@ -184,12 +184,12 @@ def test_conv_algorithm_matches_numpy(algorithm):
     cases = ALGORITHM_CASES[algorithm]
     arrays = []
     expected = []
-    for shape, size, window in cases:
+    for shape, size, params in cases:
         x = rng.normal(size=shape)
         kernel = rng.normal(size=(*size, shape[-1], 4))
-        g = rng.normal(size=numpy_conv(x, kernel, *window[:2]).shape)
+        g = rng.normal(size=numpy_conv(x, kernel, *params[:2]).shape)
         arrays.append((x, kernel, g))
-        expected.append(dict(zip(NAMES, numpy_conv(x, kernel, *window[:2], g), strict=True)))
+        expected.append(dict(zip(NAMES, numpy_conv(x, kernel, *params[:2], g), strict=True)))
 
     @jax.jit  # one program for all cases
     def all_cases(arrays):
@@ -234,7 +234,7 @@ def test_choose_transform_minimizes_products(size, tile):
 
 
 @pytest.mark.parametrize(
-    ("image", "kernel", "window", "expected"),
+    ("image", "kernel", "params", "expected"),
     [
         ((32, 15, 15, 256), (1, 1, 256, 64), ConvParams((1, 1), ((0, 0), (0, 0))), CONV1X1_GEMM),
         ((32, 2, 2, 512), (3, 3, 512, 512), SAME_3X3, PER_OFFSET_GEMM),
@@ -250,8 +250,8 @@ def test_choose_transform_minimizes_products(size, tile):
         ((32, 15, 15, 64), (3, 3, 64, 64), ConvParams((1, 1), ((3, 0), (1, 1))), ("native", "native", "im2col")),
     ],
 )
-def test_choose_for_training(image, kernel, window, expected):
-    assert choose(image, kernel, window) == expected
+def test_choose_for_training(image, kernel, params, expected):
+    assert choose(image, kernel, params) == expected
 
 
 @pytest.mark.parametrize(

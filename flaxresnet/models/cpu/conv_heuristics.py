@@ -1,4 +1,4 @@
-"""Choice of the fastest convolution algorithm (`conv_algorithms.py`, `winograd.py`) on a CPU from the shapes.
+"""Heuristics that choose the convolution algorithm (`conv_algorithms.py`, `winograd.py`) on a CPU from the shapes.
 
 `benchmarks/conv_lowering.py` measures the algorithms. `benchmarks/RESULTS.md` lists the results.
 """
@@ -60,36 +60,38 @@ IM2COL = ConvAlgorithms("im2col", "im2col", "im2col")
 PER_OFFSET_GEMM = ConvAlgorithms("per_offset_gemm", "per_offset_gemm", "per_offset_gemm")
 WINOGRAD = ConvAlgorithms("winograd", "winograd", "winograd")
 
-MAX_KERNEL_AREA = 49  # pixels; the program grows with the area, by an operation for each offset
-MAX_VALID_FRACTION = 0.5  # up to here per_offset_gemm beats im2col, which multiplies at least as many zeros as pixels
-MAX_IM2COL_PIXELS = 36  # of an image's output; up to here im2col is fastest for the output and both gradients
-MIN_WINOGRAD_CHANNELS = 32  # and features; from here on Winograd's savings exceed the cost of its transforms
-MIN_WINOGRAD_PIXELS = 500  # of all outputs; from here on they also exceed the cost of the kernel's transform
-MAX_KERNEL_RATIO = 32  # channels × features for each output pixel, up to which this also holds in inference
-MAX_ROW_GEMM_CHANNELS = 8  # up to here row_gemm beats im2col for the kernel's gradient
-MAX_PATCH_ELEMENTS = 400_000  # of an image (pixels × area × channels); up to here im2col pays for the kernel's gradient
+MAX_KERNEL_AREA = 49  # pixels; larger kernels use XLA, because the program grows by an operation for each pixel
+MAX_VALID_FRACTION = 0.5  # up to here im2col multiplies at least as many zeros as pixels, so per_offset_gemm is faster
+MAX_IM2COL_PIXELS = 36  # of an image's output; up to this number, im2col is fastest for output and gradients
+MIN_WINOGRAD_CHANNELS = 32  # and features; from this number on, Winograd saves more than its transforms cost
+MIN_WINOGRAD_PIXELS = (
+    500  # of the batch's output; from here on, Winograd also saves more than its kernel transform costs
+)
+MAX_KERNEL_RATIO = 32  # channels · features / output pixels; the highest ratio for which inference uses Winograd
+MAX_ROW_GEMM_CHANNELS = 8  # up to this number, row_gemm is faster than im2col for the kernel's gradient
+MAX_PATCH_ELEMENTS = 400_000  # output pixels · area · channels; up to here, im2col is faster for the kernel's gradient
 
 
-def choose(image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits: int = 32) -> ConvAlgorithms:
+def choose(image: Sequence[int], kernel: Sequence[int], params: ConvParams, bits: int = 32) -> ConvAlgorithms:
     """Returns the fastest algorithms for training on a CPU.
 
     Args:
       image: shape of the images, (batch, h, w, channels). The batch may be symbolic.
       kernel: shape of the kernel, (kh, kw, channels, features).
-      window: strides and padding.
-      bits: bits of a number. Winograd's algorithm needs 32 or more.
+      params: strides and padding.
+      bits: bits of the dtype. Winograd's algorithm needs 32 or more.
     """
     area = kernel[0] * kernel[1]
     channels, features = kernel[2:]
-    pixels = math.prod(output_size(image, kernel, window))
-    pads = {*window.pads[0], *window.pads[1]}
+    pixels = math.prod(output_size(image, kernel, params))
+    pads = {*params.pads[0], *params.pads[1]}
     if area == 1 and pads == {0}:
         return CONV1X1_GEMM
     if area > MAX_KERNEL_AREA:
         return NATIVE
-    if valid_fraction(image, kernel, window) <= MAX_VALID_FRACTION:
+    if valid_fraction(image, kernel, params) <= MAX_VALID_FRACTION:
         return PER_OFFSET_GEMM
-    winograd_applies = (*kernel[:2], *window.strides) == (3, 3, 1, 1) and pads <= {0, 1, 2} and bits >= 32
+    winograd_applies = (*kernel[:2], *params.strides) == (3, 3, 1, 1) and pads <= {0, 1, 2} and bits >= 32
     has_many_pixels = isinstance(image[0], int) and image[0] * pixels >= MIN_WINOGRAD_PIXELS
     if winograd_applies and min(channels, features) >= MIN_WINOGRAD_CHANNELS and has_many_pixels:
         return WINOGRAD
@@ -103,15 +105,15 @@ def choose(image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits
 
 
 def choose_for_inference(
-    image: Sequence[int], kernel: Sequence[int], window: ConvParams, bits: int = 32
+    image: Sequence[int], kernel: Sequence[int], params: ConvParams, bits: int = 32
 ) -> ConvAlgorithms:
-    """Returns the fastest algorithms for inference on a CPU, for the arguments of `choose`.
+    """Returns the fastest algorithms for inference on a CPU. The arguments are as in `choose`.
 
     With few output pixels, reading the kernel dominates, so an algorithm that reads it once is fastest.
     """
-    algorithms = choose(image, kernel, window, bits)
+    algorithms = choose(image, kernel, params, bits)
     channels, features = kernel[2:]
-    pixels = image[0] * math.prod(output_size(image, kernel, window))
+    pixels = image[0] * math.prod(output_size(image, kernel, params))
     if algorithms == WINOGRAD and channels * features > MAX_KERNEL_RATIO * pixels:
         return PER_OFFSET_GEMM
     is_small = kernel[0] * kernel[1] <= MAX_KERNEL_AREA and is_at_most(pixels, MIN_WINOGRAD_PIXELS)

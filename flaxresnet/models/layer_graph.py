@@ -1,7 +1,7 @@
 """A ResNet as a list of layers with their inputs, for summaries, diagrams and other frameworks.
 
 Readers of the tutorials know Keras, so the layers' kinds and options are those of `keras.layers`. The one addition is
-`CHANNEL_PADDING`.
+`CHANNEL_PADDING`. `tests/weights/test_keras_files.py` compares the layers with those of Keras.
 """
 
 from collections.abc import Callable

@@ -64,9 +64,7 @@ MAX_KERNEL_AREA = 49  # pixels; larger kernels use XLA, because the program grow
 MAX_VALID_FRACTION = 0.5  # up to here im2col multiplies at least as many zeros as pixels, so per_offset_gemm is faster
 MAX_IM2COL_PIXELS = 36  # of an image's output; up to this number, im2col is fastest for output and gradients
 MIN_WINOGRAD_CHANNELS = 32  # and features; from this number on, Winograd saves more than its transforms cost
-MIN_WINOGRAD_PIXELS = (
-    500  # of the batch's output; from here on, Winograd also saves more than its kernel transform costs
-)
+MIN_WINOGRAD_PIXELS = 500  # of the batch's output; from here on, Winograd the kernel's transform also pays off
 MAX_KERNEL_RATIO = 32  # channels · features / output pixels; the highest ratio for which inference uses Winograd
 MAX_ROW_GEMM_CHANNELS = 8  # up to this number, row_gemm is faster than im2col for the kernel's gradient
 MAX_PATCH_ELEMENTS = 400_000  # output pixels · area · channels; up to here, im2col is faster for the kernel's gradient

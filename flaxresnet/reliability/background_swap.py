@@ -18,7 +18,7 @@ def background(image: Photo, clutter: float, random: Random) -> np.ndarray:
     Args:
       image: (height, width, 3), uint8.
       clutter: 0 for a background of one color, 1 for two colors, 2 for two colors with eight random rectangles on top.
-        Each color has a linear brightness gradient.
+        A linear brightness gradient covers the colors, but not the rectangles.
       random: draws the background.
 
     Returns:

@@ -48,7 +48,7 @@ def adapt(
 
     Returns:
       A warning if nearly all photos are predicted as one class, because statistics of one class bias predictions
-      toward it. None otherwise, and also if most photos are out of distribution or the run is not calibrated.
+      toward it. None otherwise, and also if most photos are out of distribution or the run has no OOD threshold.
 
     Raises:
       UserError: the run cannot be read, there are too few images, they have another shape or dtype, or `target` exists.

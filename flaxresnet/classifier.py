@@ -41,7 +41,7 @@ class Prediction:
       label: name of the most probable class.
       probability: its probability, in [0, 1].
       probabilities: probability of every class by name, in the order of the classes.
-      ood_score: distance from the training images, from 0; None if the run is not calibrated.
+      ood_score: distance from the training images, 0 or more; None if the run has no reference embeddings.
       is_ood: whether the score is above the run's OOD threshold; None if the run has none.
     """
 
@@ -58,7 +58,7 @@ class BatchPrediction:
 
     Attributes:
       probabilities: (n, classes) float32; each row sums to 1.
-      ood_score: (n,) float32; see `reliability/ood.py`. None if the run is not calibrated.
+      ood_score: (n,) float32; see `reliability/ood.py`. None if the run has no reference embeddings.
       is_ood: (n,) bool: whether the score is above the run's OOD threshold. None if the run has none.
     """
 
@@ -75,8 +75,8 @@ class Classifier:
     Attributes:
       model: the module, before folding.
       variables: {"params", "batch_stats"} of the module.
-      class_names: a name for each class, in the order of the logits.
-      preprocessing: from a photo to the network's input.
+      class_names: the name of each class, in the order of the logits.
+      preprocessing: conversion of a photo to the network's input.
       calibration: temperature, OOD threshold and reference embeddings; None if the run is not calibrated.
       uses_hflip: whether training flipped images horizontally; test-time augmentation does the same.
     """

@@ -76,8 +76,8 @@ class Evaluation:
     def per_class(self) -> list[dict[str, Any]]:
         """Returns a row for each class: name, images, precision, recall and F1 with 95% intervals; None if undefined.
 
-        Intervals are Wilson's. F1 = 2J / (1 + J) is a monotonic function of the Jaccard index J = hits / (hits, misses
-        and false alarms), so the interval of F1 is that of J, mapped.
+        Intervals are Wilson intervals. F1 = 2J / (1 + J) increases with the Jaccard index
+        J = hits / (hits + misses + false alarms), so the same formula maps the interval of J to that of F1.
         """
         rows = []
         for index, name in enumerate(self.class_names):
@@ -176,9 +176,10 @@ def load_test_data(run: str | Path, data: str | Path | None, max_corrupt_fractio
 
 
 def default_split(run: str | Path, data: str | Path | None, splits: Splits) -> Split:
-    """Returns "all" for data that only a hash of the file names splits and the run was not trained on, else "test".
+    """Returns the split to evaluate on if the user names none.
 
-    All images of such data are new to the run, so none needs to be left out.
+    Returns "all" if the run was not trained on `data` and only a hash of the file names splits them, because all images
+    are then new to the run. Returns "test" otherwise.
     """
     trained_on = RunDir(run).read_metadata().data
     is_training_data = splits.train is not None and is_same_data(

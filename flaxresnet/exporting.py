@@ -50,7 +50,8 @@ def metadata(classifier: Classifier, preprocessing: bool) -> dict[str, Any]:
 def export_stablehlo(classifier: Classifier, path: str | Path, preprocessing: bool = True) -> None:
     """Writes a zip archive of a program for CPUs, CUDA GPUs and TPUs, and its metadata.
 
-    The program takes any number of images. `jax.export.deserialize` reads it, with jax and flatbuffers alone.
+    The program takes any number of images. `jax.export.deserialize` reads it from the archive's program.stablehlo; it
+    needs only jax and flatbuffers.
 
     Args:
       classifier: the classifier to export.

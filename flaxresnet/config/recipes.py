@@ -1,4 +1,4 @@
-"""Recipes of training: default values of the options that `TrainConfig` leaves at None."""
+"""Training recipes: default values of the options that `TrainConfig` leaves at None."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ AugmentPolicy = Literal["none", "trivialaugment", "randaugment"]
 
 @dataclass(frozen=True)
 class Network:
-    """Default values of the options of the network without `--init`. `TrainConfig` describes the options."""
+    """Default network options of a run without `--init`. `TrainConfig` describes the options."""
 
     model: Model = "resnet50"
     variant: Variant = "tutorial"
@@ -39,7 +39,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default values of the options of training; here, the Keras tutorials'. `TrainConfig` describes the options."""
+    """Default training options. Those of this class follow the Keras tutorials. `TrainConfig` describes the options."""
 
     optimizer: Optimizer = "adam"
     learning_rate: float = 1e-3

@@ -42,7 +42,7 @@ STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
 EPOCHS = at_least(0), at_most(MAX_EPOCHS)
 POSITIVE_COUNT = at_least(1), at_most(MAX_STEPS)
 MIX_ALPHA = at_least(0), at_most(1000)
-IMAGE_SIZE: Check = (lambda value: min(value) >= 32 and max(value) <= 2**16, "two numbers of 32 or more")
+IMAGE_SIZE: Check = (lambda value: min(value) >= 32 and max(value) <= 2**16, "two numbers between 32 and 65536")
 NOT_EMPTY: Check = (lambda value: value != ""), "a name"
 LOCAL: Check = (
     (lambda value: not is_url(value)),
@@ -73,7 +73,7 @@ class TrainConfig:
     """Training data: HDF5 or ArrayRecord files, or a folder with one subfolder of images per class."""
 
     image_size: tuple[int, int] | None = field_with_checks(None, IMAGE_SIZE)
-    """Height and width in pixels, each 32 or more, to resize image files to."""
+    """Height and width in pixels, each 32 to 65536, to resize image files to."""
 
     resize: Literal["stretch", "crop", "pad"] | None = None
     """Handling of image files with another aspect ratio. stretch changes the ratio; crop resizes the shorter side and
@@ -103,7 +103,8 @@ class TrainConfig:
     norm normalizes each part separately."""
 
     ghost_batch_size: int | None = field_with_checks(None, *POSITIVE_COUNT)
-    """Number of images, 1 or more, that batch norm computes its training statistics over."""
+    """Number of images, 1 or more, that batch norm computes its training statistics over. The default is all images
+    that go through the network at once."""
 
     seed: int = field_with_checks(0, between(0, 2**32 - 1))
     """Random seed for initialization, shuffling and augmentation, 0 to 4294967295."""
@@ -202,8 +203,8 @@ class TrainConfig:
     it off."""
 
     hflip: bool = True
-    """Flip half of the images horizontally if any augmentation moves pixels. Turn it off if mirror images belong to
-    other classes."""
+    """Flip half of the images horizontally if --aug-strength, --crop-min-area or --auto-augment is on. Turn it off if
+    mirror images belong to other classes."""
 
     bn_momentum: float | None = field_with_checks(None, UNIT_CLOSED_OPEN)
     """Momentum of batch norm's running averages, at least 0 and below 1."""
@@ -324,7 +325,7 @@ class TrainConfig:
 
     @property
     def uses_hflip(self) -> bool:
-        """Returns whether half of the images are flipped: if `hflip` is on and any augmentation moves pixels."""
+        """Returns whether half of the images are flipped: `hflip` and strength, crop or auto-augment are on."""
         recipe = self.resolved_recipe
         return self.hflip and (recipe.aug_strength > 0 or recipe.crop_min_area < 1 or recipe.auto_augment != "none")
 
@@ -368,7 +369,7 @@ class TrainConfig:
         return dataclasses.replace(self, **dataclasses.asdict(self.resolved_recipe), **dataclasses.asdict(self.network))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns option → value; JSON can represent all values."""
+        """Returns a dictionary from option names to values that JSON can represent."""
         return dataclasses.asdict(self)
 
     @classmethod

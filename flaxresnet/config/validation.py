@@ -45,7 +45,7 @@ def check_value(name: str, value: Any, hint: Any, checks: Sequence[Check] = ()) 
       name: the option, for the message.
       value: the value, which may be a NumPy scalar.
       hint: the option's type annotation.
-      checks: conditions on the value as plain Python.
+      checks: pairs of a condition on the plain Python value and its description.
 
     Returns:
       The value as plain Python: numbers become int or float, as `hint` requires.

@@ -20,7 +20,8 @@ class CorruptCheckpointError(UserError):
 def checkpoint_read_errors(path: Path) -> Iterator[None]:
     """Turns an exception into a UserError that names the checkpoint.
 
-    The UserError is a `CorruptCheckpointError` unless the system denies access or lacks resources.
+    The UserError is a `CorruptCheckpointError` unless the system denies access or lacks resources. Errors of exhausted
+    memory pass through unchanged.
     """
     try:
         yield

@@ -231,7 +231,7 @@ class EpochCheckpoints(_Checkpoints):
           which: "latest" or "best".
 
         Raises:
-          UserError: there is no checkpoint, or its arrays have other shapes.
+          UserError: `which` is invalid, there is no checkpoint, or it is corrupt or has arrays of other shapes.
         """
         if which not in ("latest", "best"):
             raise UserError(f"checkpoint is {which!r}; give 'latest' or 'best'")
@@ -251,7 +251,7 @@ def load_run(run: str | Path, which: CheckpointChoice = "latest") -> tuple[RunMe
       which: "latest" or "best".
 
     Raises:
-      UserError: the folder holds no run or no finished checkpoint, or the checkpoint is corrupt.
+      UserError: the folder holds no run or no finished checkpoint, `which` is invalid, or the checkpoint is corrupt.
     """
     folder = RunDir(run)
     info = folder.read_metadata()

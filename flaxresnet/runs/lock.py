@@ -1,4 +1,4 @@
-"""A lock on a run's folder, which the system releases when its process ends."""
+"""A lock on a run's folder. The system releases the lock when the process that holds it ends."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ class WorkdirLock:
         self.release()
 
     def acquire(self, folder: Path) -> None:
-        """Locks an existing folder.
+        """Locks an existing folder. Does nothing on Windows, or after a note if the file system does not support locks.
 
         Raises:
           UserError: another process holds the lock.

@@ -17,7 +17,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Readers see either the old content or the new content, also after a crash or a power failure.
 
     Raises:
-      UserError: the folder or the file cannot be written.
+      UserError: the path is a URL, or the folder or the file cannot be written.
     """
     require_local(path)
     path = Path(path)

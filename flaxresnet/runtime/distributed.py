@@ -35,7 +35,9 @@ def join_processes(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Joins the other processes of the run, if any argument is given. The arguments are options of `TrainConfig`.
+    """Joins the other processes of the run, if any argument is given and this process has not joined yet.
+
+    The arguments are options of `TrainConfig`.
 
     If the others do not join within `JOIN_TIMEOUT`, prints an error and exits with status `EXIT_TEMPFAIL`. JAX would
     abort the process with a stack trace.
@@ -153,7 +155,7 @@ def require_equal_across_processes(**values: object) -> None:
 
 
 def preemption_requested(call_number: int) -> bool:
-    """Returns whether some process received SIGTERM. All processes get the same answer for the same call number.
+    """Returns whether any process received SIGTERM. All processes get the same answer for the same call number.
 
     Args:
       call_number: the number of calls in this process, including this one. After a SIGTERM, JAX picks the first number

@@ -25,7 +25,7 @@ SCALING: dict[str, dict[str, Any]] = {
     "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
 }
 # Height and width of images, in pixels, for files that do not store them.
-DEFAULT_SIDE = 224  # for networks that take any size, and 32 for those of them with a small stem
+DEFAULT_SIDE = 224  # for networks that take any size; those with a small stem use MIN_IMAGE_SIZE
 # For networks whose last layer fits one size only, the likeliest first.
 CANDIDATE_SIDES = (64, *range(32, 513, 32))
 ALWAYS_ALLOWED = 2**22  # elements that a file of any size may declare: 16 MiB of float32
@@ -40,8 +40,8 @@ class PretrainedWeights:
       network: the architecture.
       num_classes: number of classes; None if the last layer is missing, as in files for fine-tuning.
       arrays: float32 arrays by flat name; see `flat_params.py`.
-      preprocessing: from a photo to the network's input.
-      class_names: a name for each class, or None if the file has none.
+      preprocessing: conversion of a photo to the network's input.
+      class_names: the name of each class, in the order of the logits, or None if the file has none.
       assumed: facts that the file does not store, so that defaults apply: `"preprocessing"`, fields of `network`.
     """
 

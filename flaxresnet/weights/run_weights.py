@@ -22,7 +22,7 @@ from flaxresnet.weights.pretrained_weights import PretrainedWeights
 def read_run(run: str | Path, checkpoint: CheckpointChoice = "latest") -> PretrainedWeights:
     """Reads a run's weights, with the batch norm statistics that its evaluation used.
 
-    Raises UserError as `Classifier.load` does.
+    Raises UserError if the folder contains no run, no complete checkpoint, or a corrupt file.
     """
     info, variables = load_run(run, checkpoint)
     return PretrainedWeights(
@@ -59,7 +59,7 @@ def write_run(weights: PretrainedWeights, run: str | Path, source: str) -> None:
 
 
 def require_absent(run: str | Path) -> None:
-    """Raises UserError if the path exists or cannot exist, such as a name that is too long."""
+    """Raises UserError if the path exists, is a URL, or is invalid, such as a name that is too long."""
     require_local(run)
     with oserror_as_user_error(run):
         exists = Path(run).exists()

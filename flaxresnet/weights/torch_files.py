@@ -104,8 +104,8 @@ def state_dict(weights: PretrainedWeights, key_format: str) -> FlatParams:
 def strip_prefix(entries: Entries) -> Entries:
     """Returns the entries without the key prefix of wrappers such as DataParallel, torch.compile and Lightning.
 
-    Hugging Face's model without its last layer leaves out `resnet.`, which this function adds. Networks for CIFAR often
-    call the layers of a shortcut `shortcut` instead of `downsample`, which this function renames.
+    Also adds the prefix `resnet.` that Hugging Face's model without its last layer leaves out, and renames `shortcut`,
+    as networks for CIFAR often call the layers of a shortcut, to `downsample`.
     """
     stem_keys = [key_format.stem_key for key_format in KEY_FORMATS.values() if key_format.torch]
     if not any(key in entries for key in stem_keys):

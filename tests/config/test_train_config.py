@@ -505,7 +505,7 @@ INVALID_VALUES = [
     ("bn_momentum", NAN, "--bn-momentum must be at least 0 and below 1, not nan"),
     ("precise_bn_images", -1, "--precise-bn-images must be at least 0, not -1"),
     ("precise_bn_images", False, "--precise-bn-images must be a whole number, not False"),
-    ("image_size", (64, 16), "--image-size must be two numbers of 32 or more, not (64, 16)"),
+    ("image_size", (64, 16), "--image-size must be two numbers between 32 and 65536, not (64, 16)"),
     ("image_size", (64.0, 64), "--image-size must be two whole numbers, not (64.0, 64)"),
     ("resize", "fill", "--resize must be 'stretch' or 'crop' or 'pad', not 'fill'"),
     ("image_size", 64, "--image-size must be two whole numbers, not 64"),

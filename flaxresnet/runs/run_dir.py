@@ -15,7 +15,7 @@ from flaxresnet.runtime.local_path import require_local
 
 
 class RunFormatError(UserError):
-    """The run has a format that another version of the package wrote and that this version does not read."""
+    """Another version of the package wrote the run, in a format that this version does not read."""
 
 
 class RunDir:
@@ -28,6 +28,7 @@ class RunDir:
     """
 
     def __init__(self, path: str | Path) -> None:
+        """Prepares access to a run's folder; raises UserError if the path is a URL."""
         require_local(path)
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"

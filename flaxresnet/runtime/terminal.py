@@ -87,7 +87,7 @@ def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> s
 
     Args:
       names: the class names.
-      counts: by the heading of a column, such as "train", the number of images of each class.
+      counts: column heading, such as "train" → number of images of each class.
     """
     rows = [["class", *counts]]
     for index, name in enumerate(names[:MAX_CLASSES]):

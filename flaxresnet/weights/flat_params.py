@@ -25,8 +25,8 @@ class LazyArray(NamedTuple):
     """An array in a file that has not been read yet.
 
     Attributes:
-      shape: its shape in the file.
-      load: reads it.
+      shape: the array's shape in the file.
+      load: reads and returns the array.
     """
 
     shape: tuple[int, ...]

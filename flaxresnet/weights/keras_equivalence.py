@@ -25,7 +25,7 @@ NodeKey = tuple[Any, ...]
 def require_equivalent(
     config: dict[str, Any], layers: list[Layer], feature_map_size: tuple[int, int], title: str
 ) -> None:
-    """Raises UserError unless a Keras model computes the same as the given layers.
+    """Raises UserError unless a Keras model computes the same function as the given layers.
 
     Args:
       config: the model's configuration, as Keras writes it.

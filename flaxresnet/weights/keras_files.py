@@ -281,7 +281,7 @@ def _is_supported(item: h5py.Dataset) -> bool:
 def _check_plain(h5: h5py.File, nbytes: int) -> None:
     """Raises UserError for links, compressed arrays, and arrays that `nbytes` bytes cannot hold.
 
-    These can point outside the file, or take far more memory than the file is large.
+    Links can point outside the file, and such arrays can take far more memory than the file has bytes.
     """
     total = 0
     seen = set()

@@ -29,7 +29,7 @@ class ReadOptions:
       processes: the processes that open the dataset together. Each checks its part of the streamed images.
 
     Raises:
-      UserError: if `input` or `max_corrupt_fraction` is out of range.
+      UserError: if `input`, `max_corrupt_fraction`, `crop_pct` or `resize` is out of range.
     """
 
     image_size: tuple[int, int] = USUAL_SIZE
@@ -46,6 +46,10 @@ class ReadOptions:
             raise UserError(f"--input is {self.input!r}; give 'auto', 'memory' or 'stream'")
         if not 0 <= self.max_corrupt_fraction < 1:
             raise UserError(f"--max-corrupt-fraction must be at least 0 and below 1, not {self.max_corrupt_fraction}")
+        if self.resize not in get_args(ResizeMode):
+            raise UserError(f"--resize is {self.resize!r}; give 'stretch', 'crop' or 'pad'")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"--crop-pct must be above 0 and at most 1, not {self.crop_pct}")
 
     @property
     def train_crop_pct(self) -> float:

@@ -122,6 +122,8 @@ def test_unknown_test_class_is_rejected(tmp_path):
         ({"image_size": (60_000, 60_000)}, r"--image-size must be two numbers .*, not \(60000, 60000\)"),
         ({"image_size": (1, 65_537)}, r"--image-size must be two numbers .*, not \(1, 65537\)"),
         ({"max_corrupt_fraction": 1.0}, r"--max-corrupt-fraction must be at least 0 and below 1, not 1\.0"),
+        ({"resize": "squeeze"}, "--resize is 'squeeze'; give 'stretch', 'crop' or 'pad'"),
+        ({"crop_pct": 0.0}, r"--crop-pct must be above 0 and at most 1, not 0\.0"),
     ],
 )
 def test_invalid_option_is_named(tmp_path, options, message):

@@ -81,4 +81,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Returns the names of the module's attributes, including public ones that are not imported yet."""
-    return sorted([*globals(), *_MODULES])
+    return sorted({*globals(), *_MODULES})

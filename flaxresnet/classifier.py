@@ -19,7 +19,7 @@ from flaxresnet.models.bn_folding import fold_batch_norm
 from flaxresnet.models.resnet import ResNet
 from flaxresnet.reliability.calibration import softmax
 from flaxresnet.reliability.calibration_file import Calibration, digest
-from flaxresnet.runs.checkpoint_manager import load_run
+from flaxresnet.runs.checkpoint_io import load_run
 from flaxresnet.runtime.devices import warn_of_fallback
 from flaxresnet.runtime.errors import UserError
 from flaxresnet.runtime.x64 import x64_disabled

@@ -27,10 +27,10 @@ from flaxresnet.runtime.malloc_tuning import disable_malloc_trim
 from flaxresnet.runtime.x64 import x64_disabled
 from flaxresnet.training.compiled_steps import CompiledSteps
 from flaxresnet.training.executable_cache import open_executable_cache
+from flaxresnet.training.finetuning import merge_pretrained_config, resumable_run
 from flaxresnet.training.input_pipeline import InputPipeline
 from flaxresnet.training.oom import oom_as_user_error
 from flaxresnet.training.preemption import PreemptionHandler
-from flaxresnet.training.pretrained import merge_pretrained_config, resumable_run
 from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.training.progress import ProgressLogger
 from flaxresnet.training.run_setup import (
@@ -257,9 +257,8 @@ def _write_report(result: TrainResult, config: TrainConfig, splits: Splits, outp
             logger.note(f"report: {path}")
     except Exception as error:
         if config.report:
-            logger.note(
-                f"could not write the report ({_reason(error)}); `flaxresnet report {result.workdir}` tries again"
-            )
+            command = f"flaxresnet report {shlex.quote(str(result.workdir))}"
+            logger.note(f"could not write the report ({_reason(error)}); `{command}` tries again")
         else:
             logger.note(f"could not write TensorBoard's images of mistakes ({_reason(error)})")
 

@@ -18,7 +18,7 @@ import flaxresnet as fr
 from flaxresnet.adabn import compute_bn_stats
 from flaxresnet.data.dataset import Splits
 from flaxresnet.data.hdf5 import write_hdf5
-from flaxresnet.runs.checkpoint_manager import load_run
+from flaxresnet.runs.checkpoint_io import load_run
 
 
 def foggy_blobs(count: int, seed: int) -> fr.Dataset:

@@ -338,7 +338,7 @@ def test_predict_reports_empty_folder(run_cli, finished_run, photo, tmp_path):
     status, out, err = run_cli("predict", finished_run, "empty", "no/*.png", "red.png")
     assert status == 1
     assert out.splitlines()[1].startswith("red.png  ")
-    assert "error: empty contains no images (.avif, .bmp" in err
+    assert "error: empty contains no images (.apng, .avif, .bmp" in err
     assert "error: no/*.png matches no file" in err
     assert run_cli("predict", finished_run, "empty")[::2] == (2, err.splitlines()[0] + "\n")
 

@@ -8,7 +8,7 @@ object would cover too little or too much of it.
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.rng import draw_flat
+from flaxresnet.augment.rng import draw_flat
 
 MAX_BORDER_DISTANCE = 0.06  # mean distance of the border from its median color; above it, the background is not plain
 OBJECT_AREAS = (0.05, 0.7)  # allowed range of the object's area, as a fraction of the image

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from flaxresnet.data.rng import draw_flat
+from flaxresnet.augment.rng import draw_flat
 
 # Largest values at strength 1. Each image has no blur with probability 1/2 and, independently, no noise with 1/2.
 BLUR = 1.0  # standard deviation of a Gaussian, in 64ths of the side

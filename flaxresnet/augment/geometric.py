@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flaxresnet.augment.blur_noise import blur_and_noise
 from flaxresnet.augment.color_jitter import jitter_colors, random_shadow
 from flaxresnet.augment.crop_erase import random_resized_crop
-from flaxresnet.data.rng import draw_flat
+from flaxresnet.augment.rng import draw_flat
 
 # Half-widths of the ranges at strength 1.
 ROTATION = 20.0  # degrees

@@ -50,7 +50,7 @@ def files_of(pattern: str) -> list[str]:
 
 def _images_in(folder: str) -> list[str]:
     """Returns the sorted paths of the images below a folder, without those that `explain` wrote."""
-    return [path for path in find_images(folder) if not path.endswith(EXPLAINED)]
+    return sorted(path for path in find_images(folder) if not path.endswith(EXPLAINED))
 
 
 @dataclass(frozen=True)

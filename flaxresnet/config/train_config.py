@@ -153,7 +153,7 @@ class TrainConfig:
     """Schedule of the learning rate after the warm-up: constant, or cosine decay to zero."""
 
     warmup_epochs: float | None = field_with_checks(None, *EPOCHS)
-    """Number of epochs, 0 or more, in which the learning rate rises linearly from zero."""
+    """Number of epochs, 0 or more, in which the learning rate rises linearly to its peak."""
 
     weight_decay: float | None = field_with_checks(None, at_least(0))
     """Weight decay of the kernels, 0 or more; biases and batch norm have none. It adds an L2 term to the gradient of

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from flaxresnet.runs.checkpoint_errors import CorruptCheckpointError
 from flaxresnet.runs.checkpoint_files import checkpoint_paths, unreadable_checkpoints
-from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, Items, MidEpochCheckpoints
+from flaxresnet.runs.checkpoint_io import EpochCheckpoints, Items, MidEpochCheckpoints
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.distributed import all_gather_json, is_process_zero, run_on_process_zero
 from flaxresnet.runtime.errors import UserError

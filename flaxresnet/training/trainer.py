@@ -19,10 +19,10 @@ from flaxresnet.runtime import distributed
 from flaxresnet.runtime.errors import TrainingInterrupted, UserError
 from flaxresnet.runtime.malloc_tuning import malloc_trim
 from flaxresnet.training.compiled_steps import CompiledSteps
+from flaxresnet.training.finetuning import describe_frozen, describe_start, load_pretrained
 from flaxresnet.training.input_pipeline import InputPipeline
 from flaxresnet.training.metrics import NO_STEP, Metrics
 from flaxresnet.training.preemption import PreemptionHandler
-from flaxresnet.training.pretrained import describe_frozen, describe_start, load_pretrained
 from flaxresnet.training.profiler import StepProfiler
 from flaxresnet.training.progress import ProgressLogger
 from flaxresnet.training.tensorboard import TensorBoardWriter

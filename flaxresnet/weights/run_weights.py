@@ -10,7 +10,7 @@ import numpy as np
 from flaxresnet.config.train_config import CheckpointChoice, TrainConfig
 from flaxresnet.reliability.calibration_file import Calibration
 from flaxresnet.runs.checkpoint_errors import short_reason
-from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
+from flaxresnet.runs.checkpoint_io import EpochCheckpoints, load_run
 from flaxresnet.runs.metadata import RunMetadata, package_versions
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.runtime.errors import UserError, oserror_as_user_error

@@ -100,14 +100,10 @@ def _check_writable(weights: PretrainedWeights, suffix: str, key_format: str) ->
             f"Keras has no layer that pads channels, so {suffix} cannot hold a {network.model}; train one "
             "with --variant torchvision, and use .safetensors or .pth"
         )
-    if key_format == "huggingface" and network.stem == "small":
+    if key_format == "huggingface" and (network.stem == "small" or weights.model.shortcut == "pad"):
         raise UserError(
-            f"Hugging Face's ResNet has a 7×7 stem, so it cannot hold {title} with the stem small; use torchvision"
-        )
-    if key_format == "huggingface" and weights.model.shortcut == "pad":
-        raise UserError(
-            f"Hugging Face's ResNet has convolutions in its shortcuts, so it cannot hold a {network.model}; use "
-            "torchvision"
+            "Hugging Face's ResNet has a 7×7 stem and convolutions in its shortcuts, so it cannot hold "
+            f"{title} with the stem {network.stem}; use torchvision"
         )
     if key_format == "huggingface" and (weights.model.groups, weights.model.widen) != (1, 1):
         raise UserError(

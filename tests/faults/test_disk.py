@@ -21,7 +21,7 @@ import pytest
 from conftest import TINY_CONFIG
 
 import flaxresnet as fr
-from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
+from flaxresnet.runs.checkpoint_io import EpochCheckpoints
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import trainer
 

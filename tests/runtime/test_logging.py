@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
+from flaxresnet.runs.checkpoint_io import EpochCheckpoints
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from flaxresnet import fitting
 from flaxresnet.augment.geometric import augment
 from flaxresnet.data.hdf5 import write_hdf5
 from flaxresnet.data.shuffle import ORDER_STREAM
-from flaxresnet.runs.checkpoint_manager import EpochCheckpoints, load_run
+from flaxresnet.runs.checkpoint_io import EpochCheckpoints, load_run
 from flaxresnet.runs.run_dir import RunDir
 from flaxresnet.training import compiled_steps, trainer
 from flaxresnet.training.optimizer import make_optimizer

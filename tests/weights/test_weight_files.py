@@ -115,7 +115,7 @@ def test_read_weights_rejects_other_files(tmp_path, write, name, message):
         ("resnet18", "keras", "w.pth", None, r"variant keras cannot .* \.pth; use one of \.weights\.h5, \.h5, \.keras"),
         ("resnet18", "keras", "w.h5", "tutorial", r"cannot be written in the key format tutorial; use keras"),
         ("wide_resnet50_2", "torchvision", "w.pth", "huggingface", r"no grouped or wide blocks, .* wide_resnet50_2"),
-        ("resnet20", "torchvision", "w.pth", "huggingface", r"7×7 stem, .* resnet20"),
+        ("resnet20", "torchvision", "w.pth", "huggingface", "Hugging Face's ResNet has a 7×7 stem and convolutions"),
         ("resnet20", "tutorial", "w.keras", None, r"no layer that pads channels, .* resnet20; .*--variant torchvision"),
         ("resnet18", "keras", "weights", None, r"weights has no suffix of a weight file; use one of \.weights\.h5"),
         ("resnet18", "torchvision", "w.pth", "torchvision", r"without a ReLU .*: that of torchvision and timm has one"),

@@ -13,7 +13,7 @@ import pytest
 
 import flaxresnet as fr
 from flaxresnet.runs.checkpoint_files import checkpoint_paths
-from flaxresnet.runs.checkpoint_manager import EpochCheckpoints
+from flaxresnet.runs.checkpoint_io import EpochCheckpoints
 from flaxresnet.training.train_state import TrainState
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxresnet.data.rng import draw_flat
+from flaxresnet.augment.rng import draw_flat
 
 DRAWS = {
     "uniform": jax.random.uniform,

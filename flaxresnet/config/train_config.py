@@ -103,8 +103,7 @@ class TrainConfig:
     norm normalizes each part separately."""
 
     ghost_batch_size: int | None = field_with_checks(None, *POSITIVE_COUNT)
-    """Number of images, 1 or more, that batch norm computes its training statistics over. The default is all images
-    that go through the network at once."""
+    """Number of images, 1 or more, that batch norm computes its training statistics over (ghost batch norm)."""
 
     seed: int = field_with_checks(0, between(0, 2**32 - 1))
     """Random seed for initialization, shuffling and augmentation, 0 to 4294967295."""

@@ -284,7 +284,7 @@ def test_describe_reports_shrinking(tmp_path):
     for size in ((96, 96), (75, 100)):
         assert fr.open_dataset(data, fr.ReadOptions(image_size=size)).shrink_advice() is None
     for path in images_in(data):
-        Image.new("RGB", (4000, 3000)).save(path)
+        Image.new("RGB", (1200, 1000)).save(path)
     assert "--image-size 224 224" in fr.open_dataset(data).shrink_advice()
     large = fr.open_dataset(data, fr.ReadOptions(image_size=(224, 224)))
     assert large.shrink_advice().endswith("; a larger --image-size preserves more detail")

@@ -3,7 +3,6 @@
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -149,8 +148,6 @@ def _fit(config: TrainConfig, lock: WorkdirLock, logger: ProgressLogger, cache_e
     config = config.resolve()
     check_network(config)
     metadata = describe_run(config, splits, train_data, test_data, pretrained_preprocessing)
-    preprocessing = replace(metadata.preprocessing, resize_mode=read_options.resize)
-    metadata = replace(metadata, preprocessing=preprocessing)
     _require_equal_runs(metadata)
 
     # Train.

@@ -63,6 +63,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "torchvision": {"pool_padding": 1, "head": "average", "epsilon": 1e-5, "strided": 1, "conv_bias": False},
 }
 
+# The values of the fields of `ResNet` that select a part of the architecture.
+CHOICES = {"stem": ("imagenet", "small"), "shortcut": ("projection", "pad"), "head": ("flatten", "average")}
+
 MIN_IMAGE_SIZE = 32  # pixels; a network with the ImageNet stem and four stages divides height and width by 32
 
 
@@ -79,9 +82,9 @@ class ResNet(nn.Module):
     `features=True` returns a dict of intermediate results instead: `"stem"`, `"stage2"`, `"stage3"`, … (each
     (batch, h, w, channels), in `dtype`), `"embedding"` (the last layer's input, (batch, n), float32), and `"logits"`.
 
-    `__call__` raises ValueError if the images have another shape or dtype, `num_classes` is below 2, or `groups` does
-    not divide `width · widen`. It raises UserError if the images' size gives the last layer another number of inputs
-    than its parameters have.
+    `__call__` raises ValueError if the images have another shape or dtype, `num_classes` is below 2, `groups` does not
+    divide `width · widen`, or `stem`, `shortcut` or `head` has a value that is not listed below. It raises UserError if
+    the images' size gives the last layer another number of inputs than its parameters have.
 
     Attributes:
       num_classes: number of classes, at least 2. The last layer is named `fc{num_classes}`.
@@ -148,6 +151,10 @@ class ResNet(nn.Module):
             raise ValueError(f"num_classes is {self.num_classes}; a classifier needs two or more")
         if self.width * self.widen % self.groups:
             raise ValueError(f"width {self.width} · widen {self.widen} cannot be divided into {self.groups} groups")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; give one of {', '.join(choices)}")
         conv = partial(self.conv, use_bias=self.conv_bias, dtype=self.dtype)
         # `flax.linen.BatchNorm` has no field `group`.
         grouped = {} if self.ghost_batch_size is None else {"group": self.ghost_batch_size}

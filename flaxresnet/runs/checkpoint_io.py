@@ -147,7 +147,8 @@ class MidEpochCheckpoints(_Checkpoints):
           sums: the same for the sums.
           step: one of `steps()`; None for the latest.
         """
-        restored = self._restore(step or self.latest_step(), **expected, sums=sums)
+        step = self.latest_step() if step is None else step
+        restored = self._restore(step, **expected, sums=sums)
         return {name: restored[name] for name in expected}, restored["sums"]
 
     def clear(self) -> None:
@@ -201,7 +202,7 @@ class EpochCheckpoints(_Checkpoints):
           expected: pytrees of arrays, or of shapes with shardings. The result has the same shardings.
           step: one of `steps()`; None for the latest.
         """
-        step = step or self.latest_step()
+        step = self.latest_step() if step is None else step
         restored = self._restore(step, **expected)
         return {name: restored[name] for name in expected}, self.metrics(step)
 

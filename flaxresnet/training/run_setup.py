@@ -120,11 +120,17 @@ def describe_run(
       pretrained_preprocessing: gives resizing and normalization; None for the default, pixels divided by 255.
     """
     height, width = train.image_size
-    pretrained_preprocessing = pretrained_preprocessing or Preprocessing(height, width)
+    preprocessing = replace(
+        pretrained_preprocessing or Preprocessing(height, width),
+        height=height,
+        width=width,
+        crop_pct=splits.crop_pct,
+        resize_mode=resolve_resize(config, pretrained_preprocessing),
+    )
     return RunMetadata(
         config=config,
         class_names=train.class_names,
-        preprocessing=replace(pretrained_preprocessing, height=height, width=width, crop_pct=splits.crop_pct),
+        preprocessing=preprocessing,
         data={
             "source": splits.source,
             "path": splits.path,

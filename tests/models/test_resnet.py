@@ -402,3 +402,10 @@ def test_tutorial_variant_rejects_other_image_size(small_init):
     message = r"images of shape \(1, 64, 64, 3\) give \d+ inputs to fc3, .*; resize the images to"
     with pytest.raises(fr.UserError, match=message):
         model.apply(variables, np.zeros((1, 64, 64, 3), np.float32))
+
+
+@pytest.mark.parametrize("name", ["stem", "shortcut", "head"])
+def test_unknown_choice_raises(name):
+    model = fr.ResNet(num_classes=3, stage_sizes=(1,), bottleneck=False, width=4, **{name: "other"})
+    with pytest.raises(ValueError, match=rf"{name} is 'other'; give one of \w+, \w+"):
+        model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
